@@ -1,0 +1,55 @@
+# Everything runs in .venv, which `make setup` makes. PYTHON chooses the interpreter: 3.11 to 3.13.
+PYTHON ?= python3
+EXTRAS ?= test
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed-$(EXTRAS)
+QUICKSTART := runs/quickstart
+WORKERS ?= 2
+
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: help setup quickstart test test-full lint mutants clean
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+setup: $(STAMP)  ## make .venv and install everything
+
+$(STAMP): setup.py
+	$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else 'idode_gin needs Python 3.11 to 3.13, this is %d.%d. Name another: make setup PYTHON=python3.12' % v)"
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --editable '.[$(EXTRAS)]'
+	touch $@
+
+quickstart: setup  ## train, evaluate and sample on handwritten digits; minutes on 2 cores
+	$(RUN) -m idode_gin.train --gin_file=gin_configs/experiments/digits.gin \
+		--gin.MODEL_DIR="'$(QUICKSTART)/train'"
+	$(RUN) -m idode_gin.eval --gin_file=gin_configs/experiments/digits_eval.gin \
+		--gin.CHECKPOINT_PATH="'$(QUICKSTART)/train'" --gin.EVAL_OUTPUT_DIR="'$(QUICKSTART)/eval'"
+	$(RUN) -m idode_gin.sample --gin_file=gin_configs/experiments/digits_sample.gin \
+		--gin.CHECKPOINT_PATH="'$(QUICKSTART)/train'" --gin.SAMPLE_OUTPUT_DIR="'$(QUICKSTART)/samples'"
+	@echo
+	@cat $(QUICKSTART)/eval/table.txt
+	@echo "Look at $(QUICKSTART)/samples/grid.png and $(QUICKSTART)/train/train/*.png"
+
+test: setup lint  ## lint, and all tests but the long ones
+	$(RUN) -m pytest -n $(WORKERS) -m "not full"
+
+test-full: setup lint  ## lint, all tests, and the mutants
+	$(RUN) -m pytest -n $(WORKERS)
+	$(RUN) tests/mutants.py
+
+lint: setup  ## ruff, layers, types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(VENV)/bin/lint-imports
+	$(RUN) -m mypy
+
+mutants: setup  ## break one formula at a time: every break must turn a test red
+	$(RUN) tests/mutants.py
+
+clean:  ## remove .venv and caches; runs/ stays
+	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache .mypy_cache .import_linter_cache build *.egg-info

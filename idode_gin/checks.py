@@ -1,0 +1,43 @@
+"""Errors that carry an exit code, and small argument checks shared by every layer."""
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_DONE = 0
+EXIT_BAD_INPUT = 2
+EXIT_NON_FINITE = 3
+EXIT_PREEMPTED = 75
+
+
+class NonFiniteError(RuntimeError):
+    """A loss, gradient or log-density became NaN or infinite. Programs exit with 3."""
+
+
+class Preempted(Exception):
+    """The process was asked to stop and has saved what it had. Programs exit with 75."""
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises ValueError unless `value` is greater than zero."""
+    if not value > 0:
+        raise ValueError(f"`{name}` must be greater than zero, got {name}={value}.")
+
+
+def check_multiple(name: str, size: int, unit_name: str, unit: int) -> None:
+    """Raises ValueError, naming the next valid size, unless `size` is a multiple of `unit`."""
+    if size % unit:
+        next_valid = size - size % unit + unit
+        raise ValueError(
+            f"`{name}` must be a multiple of `{unit_name}`, got {name}={size} and "
+            f"{unit_name}={unit}. The next valid `{name}` is {next_valid}."
+        )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint that names the closest known name, or the first few where none is close."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    shown = ", ".join(repr(each) for each in names[:10]) or "nothing"
+    return f"Known: {shown}{', …' if len(names) > 10 else ''}."

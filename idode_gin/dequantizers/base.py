@@ -1,0 +1,86 @@
+"""The contract of a dequantizer: integers to the start of the ODE, with the density it adds."""
+
+import abc
+import dataclasses
+from typing import final
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from idode_gin import numerics, types
+from idode_gin.encoding import Encoding
+from idode_gin.schedules.base import AbstractSchedule
+
+Scalar = Float[Array, ""]
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CleanEnd:
+    """What the clean end of the path looks like: all a dequantizer needs to know.
+
+    Args:
+        schedule: the path.
+        encoding: levels and bins.
+        gamma_min: gamma at the clean end, nats.
+    """
+
+    schedule: AbstractSchedule
+    encoding: Encoding
+    gamma_min: float
+
+    @property
+    def gamma(self) -> Scalar:
+        """gamma_min as an array."""
+        return jnp.asarray(self.gamma_min, numerics.float_dtype())
+
+    @property
+    def alpha(self) -> Scalar:
+        """alpha_0, the signal amplitude there."""
+        return self.schedule.alpha(self.gamma)
+
+    @property
+    def sigma(self) -> Scalar:
+        """sigma_0, the noise amplitude there."""
+        return self.schedule.sigma(self.gamma)
+
+    @property
+    def tau(self) -> Scalar:
+        """Half a bin in units of the noise, alpha_0 / (sigma_0 V)."""
+        return jnp.exp(-self.gamma / 2) / self.encoding.levels
+
+
+class AbstractDequantizer(abc.ABC):
+    """A density q(z | x) at the start of the ODE, so that
+
+        log P(x) >= E_q[log p(z) + log P(x | z) - log q(z | x)].
+
+    `log P(x | z)` is zero, and the bound the exact probability of the bin in the limit of many
+    importance samples, where q lives inside the bin of x.
+    """
+
+    @abc.abstractmethod
+    def gamma_start(self, end: CleanEnd) -> float:
+        """gamma at which the ODE starts, nats."""
+
+    @abc.abstractmethod
+    def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...], end: CleanEnd) -> types.Images:
+        """The noise behind z, one image of `shape` (H, W, C) per key."""
+
+    @abc.abstractmethod
+    def start(self, x: types.Pixels, noise: types.Images, end: CleanEnd) -> types.Images:
+        """z, the start of the ODE."""
+
+    @abc.abstractmethod
+    def neg_log_q(self, noise: types.Images, end: CleanEnd) -> types.PerExample:
+        """-log q(z | x) of these draws, nats per image."""
+
+    @abc.abstractmethod
+    def entropy(self, dims: int, end: CleanEnd) -> Scalar:
+        """The mean of -log q over q, nats for an image of `dims` dimensions; closed form."""
+
+    @abc.abstractmethod
+    def log_reconstruction(
+        self, x: types.Pixels, z: types.Images, end: CleanEnd
+    ) -> types.PerExample:
+        """log P(x | z), nats per image; zero where z determines x."""

@@ -1,0 +1,46 @@
+"""Scores a checkpoint on one split: bits per dim of every image, under several bounds.
+
+    python -m idode_gin.eval --gin_file=gin_configs/experiments/digits_eval.gin
+
+Set the checkpoint and where results go with
+
+    --gin.CHECKPOINT_PATH="'runs/a'" --gin.EVAL_OUTPUT_DIR="'runs/a/eval'"
+"""
+
+if __name__ == "__main__":
+    # Above the imports, so that --help and a misspelt flag answer at once; and what runs is the
+    # module that gin files import, not this second copy of it.
+    import sys
+
+    from idode_gin import gin_utils
+
+    sys.exit(gin_utils.run("idode_gin.eval", "evaluate", __doc__))
+
+from idode_gin import gin_utils
+from idode_gin.evaluator import Evaluator
+from idode_gin.models import DiffusionODE
+from idode_gin.runtime import checkpoints
+from idode_gin.runtime.data import DatasetConfig
+
+
+def evaluate(
+    *,
+    model: DiffusionODE,
+    dataset_cfg: DatasetConfig,
+    evaluator: Evaluator,
+    dry_run: bool = False,
+) -> None:
+    """Evaluates a checkpoint.
+
+    Args:
+        model: what was trained.
+        dataset_cfg: the images to score; each is scored once, whatever the batch size.
+        evaluator: checkpoint, bounds and output directory.
+        dry_run: only say what would be done. Set by the flag --dry_run.
+    """
+    if dry_run:
+        found = checkpoints.find(evaluator.checkpoint_path)
+        print(f"Would evaluate {found} on {dataset_cfg.mixture_or_task_name}, {dataset_cfg.split}.")
+        return
+    gin_utils.write_configs(evaluator.output_dir)
+    evaluator.run(model, dataset_cfg)

@@ -1,0 +1,243 @@
+"""Evaluation: bits per dim of every image of a split, exactly once, under several bounds."""
+
+import dataclasses
+import json
+import pathlib
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+import jax
+import numpy as np
+
+from idode_gin import baselines, checks, types
+from idode_gin.likelihood import ImageLikelihood, ODELikelihood
+from idode_gin.losses.base import AbstractBound
+from idode_gin.losses.bound import VariationalBound
+from idode_gin.models import DiffusionODE
+from idode_gin.runtime import checkpoints, data, files, fingerprints
+from idode_gin.runtime.partitioning import PjitPartitioner
+from idode_gin.runtime.preemption import StopRequest
+
+VARIATIONAL_BOUND = "variational_bound"
+Scores = dict[str, np.ndarray]
+Scorer = Callable[[types.Params, types.Batch], Mapping[str, jax.Array]]
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """Scores a checkpoint on one split and writes a table, `summary.json` and `results.npz`.
+
+    Every figure of an image is a pure function of the parameters, the image, its place in the split
+    and `seed`: batch size, order, devices and neighbours do not matter.
+
+    Args:
+        output_dir: where the files go.
+        checkpoint_path: a run directory (its latest checkpoint) or one `checkpoint_<step>` in it.
+        likelihoods: ODE likelihoods by the name they have in the results.
+        variational_bound: the bound that needs no ODE.
+        histogram_split: split on which the histogram to beat is fitted; None for no histogram.
+        use_ema: score the averaged parameters rather than the last ones.
+        seed: of dequantization noise and probes.
+        partitioner: devices.
+    """
+
+    output_dir: str
+    checkpoint_path: str
+    likelihoods: dict[str, ODELikelihood]
+    variational_bound: AbstractBound = dataclasses.field(default_factory=VariationalBound)
+    histogram_split: str | None = "train"
+    use_ema: bool = True
+    seed: int = 0
+    partitioner: PjitPartitioner = dataclasses.field(default_factory=PjitPartitioner)
+
+    def __post_init__(self) -> None:
+        """Checks the names of the likelihoods."""
+        if VARIATIONAL_BOUND in self.likelihoods:
+            raise ValueError(
+                f"`likelihoods` cannot use the name {VARIATIONAL_BOUND!r}: it is taken."
+            )
+
+    def run(self, model: DiffusionODE, dataset: data.DatasetConfig) -> dict[str, Any]:
+        """Evaluates and returns what it wrote to `summary.json`.
+
+        Raises:
+            ValueError: for an unknown task or split, images that do not fit the model, or a
+                checkpoint that is missing or of another architecture.
+            checks.NonFiniteError: if an image's figure is not finite or a solve did not arrive.
+            checks.Preempted: when asked to stop; nothing is written.
+        """
+        self.partitioner.check_batch_size("batch_size", dataset.batch_size)
+        began = time.monotonic()
+        split = data.load_split(dataset)
+        data.check_images(split, model.encoding.levels)
+        params, step = load_params(model, split.image_shape, self.checkpoint_path, self.use_ema)
+        print(
+            f"Scoring {split.num_images} images of {split.name} / {split.split} with "
+            f"{self.checkpoint_path}, step {step}, {'EMA' if self.use_ema else 'raw'} parameters.",
+            flush=True,
+        )
+        scores = {}
+        with StopRequest() as stop:
+            for name, scorer in self._scorers(model).items():
+                scores[name] = self._score(name, scorer, params, split, dataset.batch_size, stop)
+        histogram = self._histogram(dataset, split, model.encoding.levels)
+        summary = {
+            "dataset": split.name,
+            "split": split.split,
+            "num_images": split.num_images,
+            "image_shape": list(split.image_shape),
+            "levels": model.encoding.levels,
+            "dataset_sha256": split.sha256,
+            "checkpoint": self.checkpoint_path,
+            "step": step,
+            "parameters": "ema" if self.use_ema else "raw",
+            "params_sha256": fingerprints.sha256(params),
+            "seed": self.seed,
+            "histogram_bpd": None if histogram is None else float(np.mean(histogram)),
+            **{name: _summarize(each) for name, each in scores.items()},
+            "wall_seconds": time.monotonic() - began,
+        }
+        self._write(summary, scores, histogram)
+        print(table(summary, histogram), flush=True)
+        return summary
+
+    def _scorers(self, model: DiffusionODE) -> dict[str, Scorer]:
+        """One compiled function `(params, batch) -> scores [B]` per bound."""
+
+        def bound(params: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
+            key = _key(self.seed, VARIATIONAL_BOUND)
+            parts = model.bound_fn(params, batch, key, self.variational_bound)
+            evaluations = np.full(batch["index"].shape, self.variational_bound.num_evaluations())
+            return {**parts, "nfe": jax.numpy.asarray(evaluations)}
+
+        def ode(name: str, estimator: ODELikelihood) -> Scorer:
+            def score(params: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
+                found: ImageLikelihood = model.likelihood_fn(
+                    params, batch, _key(self.seed, name), estimator
+                )
+                dims = int(np.prod(batch["image"].shape[1:]))
+                return {
+                    "bpd": found.bits_per_dim(dims),
+                    "nfe": found.num_evaluations,
+                    "success": found.success,
+                }
+
+            return score
+
+        scorers: dict[str, Scorer] = {VARIATIONAL_BOUND: bound}
+        scorers |= {name: ode(name, each) for name, each in self.likelihoods.items()}
+        return {name: jax.jit(each) for name, each in scorers.items()}
+
+    def _score(
+        self,
+        name: str,
+        scorer: Scorer,
+        params: types.Params,
+        split: data.ImageSplit,
+        batch_size: int,
+        stop: StopRequest,
+    ) -> Scores:
+        """Scores of all images in the order of the split, `[N]` each."""
+        import tqdm
+
+        collected: list[Scores] = []
+        batches = -(-split.num_images // batch_size)
+        bar = tqdm.tqdm(total=batches, desc=name, unit="batch", disable=None)
+        with bar:
+            for batch in data.prefetch(data.eval_batches(split, batch_size)):
+                if stop.requested:
+                    raise checks.Preempted(
+                        f"Stopped by {stop.reason} while scoring {name}; nothing was written."
+                    )
+                scores = self.partitioner.fetch(scorer(params, self.partitioner.put_batch(batch)))
+                real = batch["mask"] > 0
+                collected.append({key: each[real] for key, each in scores.items()})
+                bar.update()
+        merged = {key: np.concatenate([each[key] for each in collected]) for key in collected[0]}
+        _check_scores(name, merged)
+        return merged
+
+    def _histogram(
+        self, dataset: data.DatasetConfig, split: data.ImageSplit, levels: int
+    ) -> np.ndarray | None:
+        if self.histogram_split is None:
+            return None
+        train = data.load_split(dataclasses.replace(dataset, split=self.histogram_split))
+        return baselines.HistogramModel.fit(train.images, levels).bits_per_dim(split.images)
+
+    def _write(
+        self, summary: Mapping[str, Any], scores: dict[str, Scores], histogram: np.ndarray | None
+    ) -> None:
+        if jax.process_index() != 0:
+            return
+        arrays = {f"{name}/{key}": v for name, each in scores.items() for key, v in each.items()}
+        if histogram is not None:
+            arrays["histogram/bpd"] = histogram
+        directory = pathlib.Path(self.output_dir)
+        files.write_npz_atomically(directory / "results.npz", arrays)
+        files.write_atomically(directory / "table.txt", table(summary, histogram) + "\n")
+        files.write_atomically(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def load_params(
+    model: DiffusionODE, image_shape: tuple[int, int, int], path: str, use_ema: bool
+) -> tuple[types.Params, int]:
+    """Parameters of a checkpoint for images of this shape, and the step it was saved at."""
+    abstract = jax.eval_shape(lambda key: model.init(key, image_shape), jax.random.key(0))
+    return checkpoints.restore_params(path, abstract, ema=use_ema)
+
+
+def table(summary: Mapping[str, Any], histogram: np.ndarray | None = None) -> str:
+    """The results as text: one line per bound."""
+    lines = [
+        f"{summary['dataset']} / {summary['split']}: {summary['num_images']} images of "
+        f"{'x'.join(str(each) for each in summary['image_shape'])}, {summary['levels']} levels, "
+        f"step {summary['step']}",
+        f"{'bound':<20}{'bpd':>10}{'std. error':>12}{'NFE':>8}",
+    ]
+    for name, each in summary.items():
+        if isinstance(each, Mapping):
+            lines.append(
+                f"{name:<20}{each['mean']:>10.4f}{each['stderr']:>12.4f}{each['nfe']:>8.0f}"
+            )
+    if histogram is not None:
+        error = standard_error(histogram)
+        lines.append(f"{'histogram':<20}{np.mean(histogram):>10.4f}{error:>12.4f}{'-':>8}")
+    return "\n".join(lines)
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Standard error of the mean over images; NaN for a single one."""
+    if len(values) < 2:
+        return float("nan")
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def _summarize(scores: Scores) -> dict[str, float]:
+    found = {
+        "mean": float(np.mean(scores["bpd"], dtype=np.float64)),
+        "stderr": standard_error(scores["bpd"].astype(np.float64)),
+        "nfe": float(np.mean(scores["nfe"])),
+    }
+    parts = set(scores) - {"bpd", "nfe", "success"}
+    return found | {part: float(np.mean(scores[part], dtype=np.float64)) for part in sorted(parts)}
+
+
+def _check_scores(name: str, scores: Scores) -> None:
+    failed = ~np.isfinite(scores["bpd"]) | ~scores.get("success", np.ones(1, bool))
+    if failed.any():
+        first = np.flatnonzero(failed)
+        raise checks.NonFiniteError(
+            f"{name}: {first.size} of {failed.size} images have no finite bits per dim, the first "
+            f"at index {first[0]}. The solver did not reach the end within its step limit, or the "
+            "network gave NaN. Raise the solver's max_steps or its tolerances, or evaluate an "
+            "earlier checkpoint."
+        )
+
+
+def _key(seed: int, name: str) -> jax.Array:
+    """A key of this bound's own, so that adding a bound does not change the others."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))

@@ -1,0 +1,270 @@
+"""Parameters and checkpoints of the published i-DODE code, read and written.
+
+The published tree maps to ours leaf by leaf; shapes are the same and only names change:
+
+    score_model/dense0                    dense_0
+    score_model/conv_in, conv_out         conv_in, conv_out
+    score_model/GroupNorm_0               norm_out
+    score_model/down.block_3, down.attn_3 down_3/block, down_3/attention      (`up` likewise)
+    score_model/mid.block_1, mid.attn_1   middle_0/block, middle_0/attention
+    score_model/mid.block_2               middle_1/block
+
+What the published programs compute differently is in `official_parity`.
+"""
+
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from flax import serialization, traverse_util
+
+from idode_gin import types
+from idode_gin.networks.unet import UNet
+
+Path: TypeAlias = tuple[str, ...]
+
+_ROOT = "score_model"
+_OUTSIDE_BLOCKS = {
+    "dense0": "dense_0",
+    "dense1": "dense_1",
+    "conv_in": "conv_in",
+    "conv_out": "conv_out",
+    "GroupNorm_0": "norm_out",
+}
+_IN_BLOCK = {
+    "GroupNorm_0": "norm_1",
+    "conv1": "conv_1",
+    "cond_proj": "conditioning",
+    "GroupNorm_1": "norm_2",
+    "conv2": "conv_2",
+    "nin_shortcut": "shortcut",
+}
+_IN_ATTENTION = {
+    "GroupNorm_0": "norm",
+    "q": "query",
+    "k": "key",
+    "v": "value",
+    "proj_out": "out",
+}
+_MIDDLE = {
+    "mid.block_1": ("middle_0", "block"),
+    "mid.attn_1": ("middle_0", "attention"),
+    "mid.block_2": ("middle_1", "block"),
+}
+
+
+def from_official(tree: Mapping[str, Any], network: UNet | None = None) -> types.Params:
+    """Our parameters from a published tree.
+
+    Args:
+        tree: nested, or flat with names such as "score_model/down.block_0/conv1/kernel".
+        network: what the parameters must fit; None reads the sizes off the tree.
+
+    Raises:
+        ValueError: if leaves are missing, unexpected or of another shape; all are named.
+    """
+    leaves = flatten(tree)
+    network = network_of(leaves) if network is None else network
+    expected = _official_shapes(network, _image_channels(leaves))
+    _check_leaves({path: np.shape(leaf) for path, leaf in leaves.items()}, expected)
+    return traverse_util.unflatten_dict({_our_path(path): leaves[path] for path in leaves})
+
+
+def to_official(params: types.Params) -> dict[str, Any]:
+    """The published, nested tree from our parameters: the inverse of `from_official`.
+
+    Raises:
+        ValueError: if a leaf has no published counterpart.
+    """
+    leaves = traverse_util.flatten_dict(params)
+    return traverse_util.unflatten_dict({_official_path(path): leaves[path] for path in leaves})
+
+
+def network_of(tree: Mapping[str, Any]) -> UNet:
+    """The network a published tree belongs to, its sizes read off the leaves.
+
+    Groups are 32 and exponents (6, 7), or none, as published; `min_channels_per_group` is 1.
+    Published networks have one attention head and one number of conditioning.
+
+    Raises:
+        ValueError: if a leaf that tells a size is missing, or the Fourier channels are not 0 or 4
+            per channel of the image.
+    """
+    leaves = flatten(tree)
+    kernel = leaves.get((_ROOT, "conv_in", "kernel"))
+    if kernel is None:
+        raise ValueError(
+            f"A published tree needs the leaf `{_ROOT}/conv_in/kernel`; the names given begin with "
+            f"{sorted({path[0] for path in leaves})[:5]}."
+        )
+    inputs, channels = np.shape(kernel)[-2:]
+    image_channels = _image_channels(leaves)
+    if inputs not in (image_channels, 5 * image_channels):
+        raise ValueError(
+            f"`{_ROOT}/conv_in/kernel` takes {inputs} channels; a published network for images of "
+            f"{image_channels} takes {image_channels}, or {5 * image_channels} with Fourier "
+            "features."
+        )
+    blocks = {path[1] for path in leaves if len(path) > 1}
+    return UNet(
+        channels=channels,
+        levels=sum(name.startswith("down.block_") for name in blocks),
+        min_channels_per_group=1,
+        fourier_exponents=() if inputs == image_channels else (6, 7),
+        attention_everywhere="up.attn_0" in blocks,
+    )
+
+
+def load_official_checkpoint(path: str | pathlib.Path) -> dict[str, Any]:
+    """A checkpoint of the published training program, in our parameter names.
+
+    Args:
+        path: a `ckpt-<n>.flax` file, or the folder that holds them (the newest is read).
+
+    Returns:
+        "step": int; "params" and "ema_params": parameters; "opt_state": dict with Adam's "count"
+        (int), "mu" and "nu" (trees like the parameters); "network": the `UNet` they fit.
+
+    Raises:
+        ValueError: if there is no such file, or it does not hold these trees.
+    """
+    file = _checkpoint_file(pathlib.Path(path))
+    state = serialization.msgpack_restore(file.read_bytes())
+    missing = [name for name in ("step", "params", "ema_params", "opt_state") if name not in state]
+    if missing:
+        raise ValueError(f"{file} is not a published checkpoint: it has no {missing}.")
+    adam = _find_adam(state["opt_state"])
+    if adam is None:
+        raise ValueError(f"{file} holds no Adam moments (`mu`, `nu`) in its optimizer state.")
+    network = network_of(state["params"])
+    return {
+        "step": int(state["step"]),
+        "params": from_official(state["params"], network),
+        "ema_params": from_official(state["ema_params"], network),
+        "opt_state": {
+            "count": int(adam["count"]),
+            "mu": from_official(adam["mu"], network),
+            "nu": from_official(adam["nu"], network),
+        },
+        "network": network,
+    }
+
+
+def our_name(official_name: str) -> str:
+    """Our name of a published leaf: "score_model/dense0/bias" -> "dense_0/bias".
+
+    Raises:
+        ValueError: if no published network has such a leaf.
+    """
+    return "/".join(_our_path(tuple(official_name.split("/"))))
+
+
+def _our_path(path: Path) -> Path:
+    if len(path) == 3 and path[0] == _ROOT and path[1] in _OUTSIDE_BLOCKS:
+        return (_OUTSIDE_BLOCKS[path[1]], path[2])
+    if len(path) == 4 and path[0] == _ROOT:
+        match = re.fullmatch(r"(down|up)\.(block|attn)_(\d+)", path[1])
+        if match:
+            part, kind, number = match.groups()
+            place: Path = (f"{part}_{number}", "block" if kind == "block" else "attention")
+        else:
+            place = _MIDDLE.get(path[1], ())
+        if place:
+            inside = _IN_BLOCK if place[1] == "block" else _IN_ATTENTION
+            if path[2] in inside:
+                return (*place, inside[path[2]], path[3])
+    raise ValueError(f"`{'/'.join(path)}` is not a parameter of a published network.")
+
+
+def _official_path(path: Path) -> Path:
+    if len(path) == 2 and path[0] in _OUTSIDE_BLOCKS.values():
+        return (_ROOT, _inverse(_OUTSIDE_BLOCKS)[path[0]], path[1])
+    if len(path) == 4 and path[1] in ("block", "attention"):
+        inside = _inverse(_IN_BLOCK if path[1] == "block" else _IN_ATTENTION)
+        match = re.fullmatch(r"(down|up)_(\d+)", path[0])
+        if match:
+            kind = "block" if path[1] == "block" else "attn"
+            place = f"{match[1]}.{kind}_{match[2]}"
+        else:
+            place = _inverse(_MIDDLE).get((path[0], path[1]), "")
+        if place and path[2] in inside:
+            return (_ROOT, place, inside[path[2]], path[3])
+    raise ValueError(f"`{'/'.join(path)}` has no counterpart in the published networks.")
+
+
+def _inverse(table: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {value: key for key, value in table.items()}
+
+
+def flatten(tree: Mapping[Any, Any]) -> dict[Path, Any]:
+    """Leaves by path, from a nested tree, a flat one, or one that is flat already."""
+    leaves: dict[Path, Any] = {}
+    for name, value in tree.items():
+        prefix = name if isinstance(name, tuple) else tuple(name.split("/"))
+        if isinstance(value, Mapping):
+            leaves |= {(*prefix, *path): leaf for path, leaf in flatten(value).items()}
+        else:
+            leaves[prefix] = value
+    return leaves
+
+
+def _image_channels(leaves: Mapping[Path, Any]) -> int:
+    bias = leaves.get((_ROOT, "conv_out", "bias"))
+    if bias is None:
+        raise ValueError(f"The published tree is missing the leaf `{_ROOT}/conv_out/bias`.")
+    return np.shape(bias)[0]
+
+
+def _official_shapes(network: UNet, image_channels: int) -> dict[Path, tuple[int, ...]]:
+    params = jax.eval_shape(lambda: network.init(jax.random.key(0), (8, 8, image_channels)))
+    return {path: leaf.shape for path, leaf in flatten(to_official(params)).items()}
+
+
+def _check_leaves(
+    found: Mapping[Path, tuple[int, ...]], expected: Mapping[Path, tuple[int, ...]]
+) -> None:
+    wrong = [f"missing `{_name(path)}`" for path in expected if path not in found]
+    wrong += [f"unexpected `{_name(path)}`" for path in found if path not in expected]
+    wrong += [
+        f"`{_name(path)}` of shape {found[path]} where {expected[path]} was expected"
+        for path in expected
+        if path in found and found[path] != expected[path]
+    ]
+    if wrong:
+        raise ValueError(
+            "The published parameters do not fit the network: "
+            + "; ".join(wrong)
+            + ". Take the network from `network_of(tree)`, or correct its sizes."
+        )
+
+
+def _name(path: Path) -> str:
+    return "/".join(path)
+
+
+def _checkpoint_file(path: pathlib.Path) -> pathlib.Path:
+    if path.is_file():
+        return path
+    numbered = {
+        int(match[1]): file
+        for file in path.glob("ckpt-*.flax")
+        if (match := re.fullmatch(r"ckpt-(\d+)\.flax", file.name))
+    }
+    if not numbered:
+        raise ValueError(
+            f"No published checkpoint at {path}: expected a file `ckpt-<n>.flax`, or a folder with "
+            "such files, usually called `checkpoints-0`."
+        )
+    return numbered[max(numbered)]
+
+
+def _find_adam(state: Any) -> Mapping[str, Any] | None:
+    """The part of an optimizer state that holds Adam's moments, however deep optax nested it."""
+    if not isinstance(state, Mapping):
+        return None
+    if {"count", "mu", "nu"} <= set(state):
+        return state
+    return next((adam for value in state.values() if (adam := _find_adam(value))), None)

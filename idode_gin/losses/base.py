@@ -1,0 +1,127 @@
+"""The contracts of training losses and of bounds, and the two terms every bound shares."""
+
+import abc
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from idode_gin import numerics, ode, types
+from idode_gin.dequantizers.base import CleanEnd
+from idode_gin.schedules.time.base import AbstractTime
+
+
+class LossDraws(NamedTuple):
+    """The random arrays a loss consumes, so that they can be given as well as drawn."""
+
+    noise: types.Images
+    """eps, standard normal `[B, H, W, C]`."""
+    probes: Float[Array, "probes batch height width channels"]
+    """Hutchinson probes; `[0, B, H, W, C]` where the loss needs none."""
+
+
+class LossTerms(NamedTuple):
+    """The objective of each example, in nats, by terms; what is minimized is their sum."""
+
+    diffusion: types.PerExample
+    """The estimate of the bound's diffusion term."""
+    second_order: types.PerExample
+    """What the loss adds to it; zero for first-order losses."""
+
+
+class AbstractLoss(abc.ABC):
+    """One training objective per example."""
+
+    @abc.abstractmethod
+    def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...]) -> LossDraws:
+        """The noise for images of `shape` (H, W, C), one example per key."""
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        field: ode.Field,
+        f: types.Images,
+        gamma: types.PerExample,
+        density: types.PerExample,
+        draws: LossDraws,
+    ) -> LossTerms:
+        """The objective at each example's gamma, which was drawn with this `density` per nat."""
+
+
+class BoundTerms(NamedTuple):
+    """The three terms of the variational bound on -log P(x), nats per image."""
+
+    reconstruction: types.PerExample
+    prior: types.PerExample
+    diffusion: types.PerExample
+
+    @property
+    def total(self) -> types.PerExample:
+        """Their sum: an upper bound on -log P(x)."""
+        return self.reconstruction + self.prior + self.diffusion
+
+
+class AbstractBound(abc.ABC):
+    """An unbiased estimate of a variational bound, image by image."""
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        field: ode.Field,
+        end: CleanEnd,
+        time: AbstractTime,
+        x: types.Pixels,
+        keys: types.PRNGKeys,
+    ) -> BoundTerms:
+        """The bound's terms with the noise of each image's own key; nats."""
+
+    @abc.abstractmethod
+    def num_evaluations(self) -> int:
+        """Network evaluations per image."""
+
+
+def prior_term(field: ode.Field, time: AbstractTime, f: types.Images) -> types.PerExample:
+    """KL(q(z_1 | x) || N(0, I)) = 1/2 sum(alpha_1^2 f^2 + sigma_1^2 - log sigma_1^2 - 1); nats."""
+    gamma = jnp.asarray(time.gamma_max, f.dtype)
+    alpha, sigma = field.schedule.alpha(gamma), field.schedule.sigma(gamma)
+    constant = sigma**2 - 2 * jnp.log(sigma) - 1
+    return 0.5 * numerics.sum_pixels((alpha * f) ** 2 + constant)
+
+
+def reconstruction_term(end: CleanEnd, x: types.Pixels, noise: types.Images) -> types.PerExample:
+    """-log P(x | z_0) at z_0 / alpha_0 = f + e^{gamma_min / 2} eps; nats."""
+    y = end.encoding.encode(x) + jnp.exp(end.gamma / 2) * noise
+    return -end.encoding.log_prob(x, y, end.gamma)
+
+
+def stratified_bound(
+    field: ode.Field,
+    end: CleanEnd,
+    time: AbstractTime,
+    x: types.Pixels,
+    keys: types.PRNGKeys,
+    num_times: int,
+    diffusion: Callable[[types.Images, types.PerExample, types.Images], types.PerExample],
+) -> BoundTerms:
+    """A bound whose diffusion term is the mean of `diffusion(f, u, noise)` over u in [0, 1).
+
+    The `num_times` quantiles u of an image are spread evenly behind one random offset, so that an
+    image's figure is a pure function of its own key.
+    """
+    keys_offset, keys_reconstruction, keys_noise = numerics.split_each(keys, 3)
+    f, shape = end.encoding.encode(x), x.shape[1:]
+    offset = jax.vmap(lambda key: jax.random.uniform(key, dtype=f.dtype))(keys_offset)
+
+    def one(number: Array) -> types.PerExample:
+        keys_here = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_noise)
+        noise = numerics.normal_each(keys_here, shape)
+        return diffusion(f, (offset + number) / num_times, noise)
+
+    noise = numerics.normal_each(keys_reconstruction, shape)
+    return BoundTerms(
+        reconstruction=reconstruction_term(end, x, noise),
+        prior=prior_term(field, time, f),
+        diffusion=jnp.mean(jax.lax.map(one, jnp.arange(num_times)), axis=0),
+    )

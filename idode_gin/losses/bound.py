@@ -1,0 +1,67 @@
+"""The continuous-time variational bound, also called the SDE likelihood."""
+
+import dataclasses
+from typing import final
+
+from idode_gin import checks, numerics, ode, types
+from idode_gin.dequantizers.base import CleanEnd
+from idode_gin.losses import base
+from idode_gin.schedules.time.base import AbstractTime
+from idode_gin.time_samplers.base import AbstractTimeSampler
+from idode_gin.time_samplers.uniform import Uniform
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VariationalBound(base.AbstractBound):
+    """-log P(x) <= reconstruction + prior + integral of 1/2 |eps - eps_hat|^2 d gamma.
+
+    The integral is estimated at `num_times` gammas per image, spread evenly over the quantiles of
+    the time sampler with one random offset per image, so that an image's figure is a pure function
+    of its own key. Only the sampler's density is used; its own quantiles are not.
+
+    Args:
+        num_times: gammas per image.
+        time_sampler: where they lie.
+    Refs: VDM, continuous-time bound; maximum-likelihood training of score-based models.
+    """
+
+    num_times: int = 16
+    time_sampler: AbstractTimeSampler = dataclasses.field(default_factory=Uniform)
+
+    def __post_init__(self) -> None:
+        """Checks the number of times."""
+        checks.check_positive("num_times", self.num_times)
+
+    def num_evaluations(self) -> int:
+        """One per gamma."""
+        return self.num_times
+
+    def __call__(
+        self,
+        field: ode.Field,
+        end: CleanEnd,
+        time: AbstractTime,
+        x: types.Pixels,
+        keys: types.PRNGKeys,
+    ) -> base.BoundTerms:
+        """The bound's terms with the noise of each image's own key; nats."""
+
+        def weight(gamma: types.Gamma) -> types.Gamma:
+            return field.parameterization.weight(field.schedule, gamma)
+
+        def diffusion(
+            f: types.Images, u: types.PerExample, noise: types.Images
+        ) -> types.PerExample:
+            gamma, density = self.time_sampler.gamma_and_density(u, time, weight)
+            return integrand(field, f, gamma, noise) / density
+
+        return base.stratified_bound(field, end, time, x, keys, self.num_times, diffusion)
+
+
+def integrand(
+    field: ode.Field, f: types.Images, gamma: types.PerExample, noise: types.Images
+) -> types.PerExample:
+    """1/2 |eps - eps_hat|^2, nats per nat of gamma."""
+    z = ode.noised(field.schedule, f, gamma, noise)
+    return 0.5 * numerics.sum_pixels((noise - field.noise_hat(z, gamma)) ** 2)

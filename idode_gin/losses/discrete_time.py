@@ -1,0 +1,66 @@
+"""The discrete-time variational bound of a diffusion with T steps."""
+
+import dataclasses
+from typing import final
+
+import jax.numpy as jnp
+
+from idode_gin import checks, numerics, ode, types
+from idode_gin.dequantizers.base import CleanEnd
+from idode_gin.losses import base
+from idode_gin.schedules.time.base import AbstractTime
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiscreteTime(base.AbstractBound):
+    """The bound of the T-step chain, t = i / T and s = (i - 1) / T:
+
+        sum over steps of 1/2 expm1(gamma_t - gamma_s) |eps - eps_hat|^2
+
+    Each image takes `num_times` random steps, spread evenly;
+    with `num_times = T` it takes every step once. It falls towards the continuous bound as T grows.
+
+    Args:
+        steps: T.
+        num_times: steps evaluated per image, T scaled accordingly.
+    Refs: VDM, discrete-time loss.
+    """
+
+    steps: int
+    num_times: int = 16
+
+    def __post_init__(self) -> None:
+        """Checks the arguments."""
+        checks.check_positive("steps", self.steps)
+        checks.check_positive("num_times", self.num_times)
+        if self.num_times > self.steps:
+            raise ValueError(
+                f"`num_times` must be at most `steps`, got num_times={self.num_times} and "
+                f"steps={self.steps}: with num_times = steps every step is taken once."
+            )
+
+    def num_evaluations(self) -> int:
+        """One per step taken."""
+        return self.num_times
+
+    def __call__(
+        self,
+        field: ode.Field,
+        end: CleanEnd,
+        time: AbstractTime,
+        x: types.Pixels,
+        keys: types.PRNGKeys,
+    ) -> base.BoundTerms:
+        """The bound's terms with the noise of each image's own key; nats."""
+
+        def diffusion(
+            f: types.Images, u: types.PerExample, noise: types.Images
+        ) -> types.PerExample:
+            step = jnp.clip(jnp.floor(u * self.steps), 0, self.steps - 1)
+            gamma_s, gamma_t = time.gamma(step / self.steps), time.gamma((step + 1) / self.steps)
+            z = ode.noised(field.schedule, f, gamma_t, noise)
+            error = numerics.sum_pixels((noise - field.noise_hat(z, gamma_t)) ** 2)
+            return 0.5 * self.steps * jnp.expm1(gamma_t - gamma_s) * error
+
+        return base.stratified_bound(field, end, time, x, keys, self.num_times, diffusion)

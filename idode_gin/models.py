@@ -1,0 +1,234 @@
+"""The model: the one object that holds the maths and that a gin file builds."""
+
+import dataclasses
+from typing import NamedTuple, final
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from idode_gin import numerics, ode, types
+from idode_gin.dequantizers.base import CleanEnd
+from idode_gin.encoding import Encoding
+from idode_gin.likelihood import ImageLikelihood, ODELikelihood
+from idode_gin.losses import base as losses
+from idode_gin.losses import bound
+from idode_gin.networks.base import AbstractNetwork
+from idode_gin.parameterizations.base import AbstractParameterization
+from idode_gin.sampling import ODESampler, Samples
+from idode_gin.schedules.base import AbstractSchedule
+from idode_gin.schedules.time.base import AbstractTime
+from idode_gin.time_samplers.base import AbstractTimeSampler
+
+
+class Draws(NamedTuple):
+    """All random arrays of one training step, so that they can be given as well as drawn."""
+
+    u: types.PerExample
+    """Quantiles of time."""
+    loss: losses.LossDraws
+    reconstruction: types.Images
+    """Noise of the reconstruction term, which has no gradient and is only watched."""
+    dropout: types.PRNGKeys | None
+    """One key per example, or None for no dropout."""
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionODE:
+    """A diffusion ODE: network, path, meaning of the output, and how it is trained.
+
+    Every method is a pure function of its arguments; parameters are passed in.
+
+    Args:
+        network: `(params, z, time, conditioning, key) -> F`.
+        schedule: alpha and sigma as functions of gamma.
+        time: gamma(t) and its two ends.
+        parameterization: what F means.
+        time_sampler: how training draws gamma.
+        loss: what training minimizes.
+        encoding: pixel levels and their bins.
+        image_shape: (height, width, channels) of the images it is for; None accepts any, and then
+            it cannot sample.
+    """
+
+    network: AbstractNetwork
+    schedule: AbstractSchedule
+    time: AbstractTime
+    parameterization: AbstractParameterization
+    time_sampler: AbstractTimeSampler
+    loss: losses.AbstractLoss
+    encoding: Encoding
+    image_shape: tuple[int, int, int] | None = None
+
+    @property
+    def end(self) -> CleanEnd:
+        """The clean end of the path."""
+        return CleanEnd(
+            schedule=self.schedule, encoding=self.encoding, gamma_min=self.time.gamma_min
+        )
+
+    def init(self, key: types.PRNGKey, image_shape: tuple[int, int, int]) -> types.Params:
+        """Fresh parameters for images of (height, width, channels).
+
+        Raises:
+            ValueError: if the model is for images of another shape.
+        """
+        self.encoding.check(image_shape)
+        if self.image_shape is not None and image_shape != tuple(self.image_shape):
+            raise ValueError(
+                f"The images are {image_shape}, but the model is for `image_shape` "
+                f"{tuple(self.image_shape)} (height, width, channels). Bind IMAGE_SHAPE to the "
+                "dataset's, or choose the dataset the model was meant for."
+            )
+        return self.network.init(key, image_shape)
+
+    def field(
+        self,
+        params: types.Params,
+        conditioning: Float[Array, "batch bits"],
+        dropout: types.PRNGKeys | None = None,
+    ) -> ode.Field:
+        """The network bound to parameters, conditioning and dropout keys, with its meaning."""
+
+        def network(z: types.Images, gamma: types.PerExample) -> types.Images:
+            return self.network(params, z, self.time.rescale(gamma), conditioning, dropout)
+
+        return ode.Field(
+            schedule=self.schedule, parameterization=self.parameterization, network=network
+        )
+
+    def loss_fn(
+        self,
+        params: types.Params,
+        batch: types.Batch,
+        key: types.PRNGKey,
+        global_batch_size: int | None = None,
+    ) -> tuple[Float[Array, ""], dict[str, types.PerExample]]:
+        """Mean training loss in bits per dim, and its parts per example in bits per dim.
+
+        Args:
+            params: network parameters.
+            batch: `image` integers, `conditioning`, and `position` in the global batch, which keys
+                each example's random numbers.
+            key: of this step, the same for every slice of the global batch.
+            global_batch_size: over all slices; the size of `batch` if not given.
+        """
+        position = batch["position"]
+        size = global_batch_size or position.shape[0]
+        return self.objective(
+            params, batch, self.draw(key, position, batch["image"].shape[1:], size)
+        )
+
+    def draw(
+        self, key: types.PRNGKey, position: Array, shape: tuple[int, ...], global_batch_size: int
+    ) -> Draws:
+        """All random arrays of one training step for examples at `position`."""
+        key_time, key_examples = jax.random.split(key)
+        keys = numerics.fold_in_each(key_examples, position)
+        keys_loss, keys_reconstruction, keys_dropout = numerics.split_each(keys, 3)
+        return Draws(
+            u=self.time_sampler.quantiles.draw(key_time, position, global_batch_size),
+            loss=self.loss.draw(keys_loss, shape),
+            reconstruction=numerics.normal_each(keys_reconstruction, shape),
+            dropout=keys_dropout,
+        )
+
+    def objective(
+        self, params: types.Params, batch: types.Batch, draws: Draws
+    ) -> tuple[Float[Array, ""], dict[str, types.PerExample]]:
+        """The training loss for given random arrays: see `loss_fn`."""
+        x = batch["image"]
+        field = self.field(params, batch["conditioning"], draws.dropout)
+        f = self.encoding.encode(x)
+        gamma, density = self.time_sampler.gamma_and_density(draws.u, self.time, self._weight)
+        terms = self.loss(field, f, gamma, density, draws.loss)
+        bound_terms = losses.BoundTerms(
+            reconstruction=losses.reconstruction_term(self.end, x, draws.reconstruction),
+            prior=losses.prior_term(field, self.time, f),
+            diffusion=terms.diffusion,
+        )
+        parts = _bound_parts(bound_terms, numerics.num_dims(f))
+        parts["second_order"] = numerics.nats_to_bpd(terms.second_order, numerics.num_dims(f))
+        parts["loss"] = parts["bpd"] + parts["second_order"]
+        return jnp.mean(parts["loss"]), parts
+
+    def bound_fn(
+        self,
+        params: types.Params,
+        batch: types.Batch,
+        key: types.PRNGKey,
+        estimator: losses.AbstractBound,
+    ) -> dict[str, types.PerExample]:
+        """A variational bound of every image and its three terms, bits per dim.
+
+        Random numbers are keyed by the image's `index`.
+        """
+        keys = numerics.fold_in_each(key, batch["index"])
+        field = self.field(params, batch["conditioning"])
+        terms = estimator(field, self.end, self.time, batch["image"], keys)
+        return _bound_parts(terms, numerics.num_dims(batch["image"]))
+
+    def eval_fn(
+        self, params: types.Params, batch: types.Batch, key: types.PRNGKey
+    ) -> dict[str, types.PerExample]:
+        """`bound_fn` at 8 gammas per image: the figure watched during training."""
+        estimator = bound.VariationalBound(num_times=8, time_sampler=self.time_sampler)
+        return self.bound_fn(params, batch, key, estimator)
+
+    def likelihood_fn(
+        self,
+        params: types.Params,
+        batch: types.Batch,
+        key: types.PRNGKey,
+        estimator: ODELikelihood,
+    ) -> ImageLikelihood:
+        """The ODE's likelihood of every image, keyed by its `index`."""
+        keys = numerics.fold_in_each(key, batch["index"])
+        field = self.field(params, batch["conditioning"])
+        return estimator(field, self.end, self.time.gamma_max, batch["image"], keys)
+
+    def sample_fn(
+        self,
+        params: types.Params,
+        batch: types.Batch,
+        key: types.PRNGKey,
+        sampler: ODESampler,
+    ) -> Samples:
+        """One image per `index` of `batch`, which also holds `conditioning`.
+
+        Raises:
+            ValueError: if the model has no `image_shape`.
+        """
+        if self.image_shape is None:
+            raise ValueError("Sampling needs `DiffusionODE.image_shape`; bind IMAGE_SHAPE.")
+        keys = numerics.fold_in_each(key, batch["index"])
+        field = self.field(params, batch["conditioning"])
+        return sampler(field, self.end, self.time.gamma_max, self.image_shape, keys)
+
+    def integrand(
+        self, params: types.Params, batch: types.Batch, key: types.PRNGKey, gammas: Array
+    ) -> Float[Array, " gammas"]:
+        """Mean of 1/2 |eps - eps_hat|^2 over the batch at each of `gammas`: bits per dim per nat.
+
+        Its integral over [gamma_min, gamma_max] is the diffusion term of the bound.
+        """
+        keys = numerics.fold_in_each(key, batch["index"])
+        f = self.encoding.encode(batch["image"])
+        field = self.field(params, batch["conditioning"])
+        noise = numerics.normal_each(keys, f.shape[1:])
+
+        def at(gamma: Array) -> Array:
+            each = jnp.broadcast_to(gamma, f.shape[:1]).astype(f.dtype)
+            nats = bound.integrand(field, f, each, noise)
+            return jnp.mean(numerics.nats_to_bpd(nats, numerics.num_dims(f)))
+
+        return jax.lax.map(at, gammas)
+
+    def _weight(self, gamma: types.Gamma) -> types.Gamma:
+        return self.parameterization.weight(self.schedule, gamma)
+
+
+def _bound_parts(terms: losses.BoundTerms, dims: int) -> dict[str, types.PerExample]:
+    parts = {**terms._asdict(), "bpd": terms.total}
+    return {name: numerics.nats_to_bpd(nats, dims) for name, nats in parts.items()}

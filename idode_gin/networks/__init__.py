@@ -1,0 +1,1 @@
+"""Networks: latent, time and conditioning to raw output."""

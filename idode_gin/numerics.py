@@ -1,0 +1,55 @@
+"""Small numerical helpers without a layer above them."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from idode_gin import types
+
+
+def expand(per_example: types.PerExample, like: Array) -> Array:
+    """Appends unit axes to `[B]` so that it broadcasts against `[B, ...]`."""
+    return per_example.reshape(per_example.shape + (1,) * (like.ndim - per_example.ndim))
+
+
+def sum_pixels(values: Array) -> types.PerExample:
+    """Sums everything but the batch axis: `[B, ...] -> [B]`."""
+    return jnp.sum(values, axis=tuple(range(1, values.ndim)))
+
+
+def num_dims(values: Array) -> int:
+    """Dimensions d of one example of `[B, ...]`."""
+    return math.prod(values.shape[1:])
+
+
+def nats_to_bpd(nats: Array, dims: int) -> Array:
+    """Bits per dim of `nats`: `nats / (d log 2)`, same sign."""
+    return nats / (dims * math.log(2.0))
+
+
+def log_mean_exp(values: Float[Array, "draws batch"]) -> types.PerExample:
+    """log of the mean of exp over the first axis; `log K` is subtracted."""
+    return jax.nn.logsumexp(values, axis=0) - math.log(values.shape[0])
+
+
+def fold_in_each(key: types.PRNGKey, numbers: Array) -> types.PRNGKeys:
+    """One key per number: `[B] integers -> [B] keys`."""
+    return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
+
+
+def split_each(keys: types.PRNGKeys, count: int) -> tuple[types.PRNGKeys, ...]:
+    """Splits every key of `[B]` into `count`: a tuple of `count` arrays `[B]` of keys."""
+    return tuple(jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, count))(keys), 1, 0))
+
+
+def float_dtype() -> jnp.dtype:
+    """float32, or float64 where `jax_enable_x64` is set."""
+    return jnp.zeros(()).dtype
+
+
+def normal_each(keys: types.PRNGKeys, shape: tuple[int, ...]) -> types.Images:
+    """Standard normal images of `shape` (H, W, C), one per key."""
+    sample = jax.vmap(lambda key: jax.random.normal(key, shape, dtype=float_dtype()))
+    return sample(keys)

@@ -1,0 +1,1 @@
+"""What the network's output means: affine maps from output to noise."""

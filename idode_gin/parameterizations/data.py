@@ -1,0 +1,24 @@
+"""Data prediction."""
+
+import dataclasses
+from typing import final
+
+import jax.numpy as jnp
+
+from idode_gin import types
+from idode_gin.parameterizations import base
+from idode_gin.schedules.base import AbstractSchedule
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data(base.AbstractParameterization):
+    """The network predicts the clean image: F* = f, so a = -alpha/sigma and b = 1/sigma."""
+
+    def noise_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
+        """a = -alpha / sigma = -exp(-gamma / 2)."""
+        return -jnp.exp(-gamma / 2)
+
+    def latent_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
+        """b = 1 / sigma."""
+        return 1 / schedule.sigma(gamma)

@@ -1,0 +1,27 @@
+"""Noise prediction."""
+
+import dataclasses
+from typing import final
+
+import jax.numpy as jnp
+
+from idode_gin import types
+from idode_gin.parameterizations import base
+from idode_gin.schedules.base import AbstractSchedule
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Noise(base.AbstractParameterization):
+    """The network predicts the noise itself: F* = eps, so a = 1 and b = 0.
+
+    Refs: VDM; DDPM.
+    """
+
+    def noise_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
+        """a = 1."""
+        return jnp.ones_like(gamma)
+
+    def latent_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
+        """b = 0."""
+        return jnp.zeros_like(gamma)

@@ -1,0 +1,68 @@
+"""What a training run starts from: checked images, shapes, and the facts that identify it."""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+from idode_gin import types
+from idode_gin.models import DiffusionODE
+from idode_gin.runtime import data
+
+
+def describe(model: DiffusionODE, params: types.Params) -> str:
+    """The model and a table of its parameters, of which the shapes suffice."""
+    from clu import parameter_overview
+
+    table = parameter_overview.get_parameter_overview(params, include_stats=False)
+    return f"{model}\n\n{table}\n"
+
+
+def load(dataset: data.DatasetConfig, model: DiffusionODE) -> data.ImageSplit:
+    """The split, in memory. Raises ValueError if its pixels are none of the model's levels."""
+    split = data.load_split(dataset)
+    data.check_images(split, model.encoding.levels)
+    return split
+
+
+def check_same_shape(train: data.ImageSplit, other: data.ImageSplit | None) -> None:
+    """Raises ValueError unless the images of both splits have one shape."""
+    if other is not None and train.image_shape != other.image_shape:
+        raise ValueError(
+            f"Images for training and evaluation must have one shape, but {train} has "
+            f"{train.image_shape} and {other} has {other.image_shape}."
+        )
+
+
+def blank_batch(model: DiffusionODE, image_shape: tuple[int, ...], size: int) -> types.Batch:
+    """Shapes and dtypes of a training batch of `size` images, where none was read."""
+    width = getattr(model.network, "conditioning_size", 1)
+    dtype = np.uint8 if model.encoding.levels <= 256 else np.int32
+    return {
+        "image": jax.ShapeDtypeStruct((size, *image_shape), dtype),
+        "conditioning": jax.ShapeDtypeStruct((size, width), np.float32),
+        "position": jax.ShapeDtypeStruct((size,), np.int32),
+        "index": jax.ShapeDtypeStruct((size,), np.int32),
+        "mask": jax.ShapeDtypeStruct((size,), np.float32),
+    }
+
+
+def facts(
+    model: DiffusionODE, split: data.ImageSplit, dataset: data.DatasetConfig, **others: Any
+) -> dict[str, Any]:
+    """What decides the course of a run: kept in its checkpoints, compared when it is resumed."""
+    return {
+        "model": shortened(model),
+        "dataset": str(split),
+        "dataset_sha256": split.sha256,
+        "dataset_seed": dataset.seed,
+        "shuffle": dataset.shuffle,
+        "batch_size": dataset.batch_size,
+        **others,
+    }
+
+
+def shortened(value: Any) -> str:
+    """`repr` without the addresses of functions, which differ from process to process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

@@ -1,0 +1,1 @@
+"""Plumbing: data, devices, optimizer, checkpoints, metrics, signals."""

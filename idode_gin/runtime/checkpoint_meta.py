@@ -1,0 +1,162 @@
+"""The JSON beside saved pytrees: names, shapes, dtypes and checksums of their leaves.
+
+With it a checkpoint of another architecture, or a damaged one, is told apart from a good one, leaf
+by leaf and whatever the version of the library that wrote the files.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from idode_gin.runtime import fingerprints, partitioning
+
+FORMAT = 1
+_SHOWN = 5
+
+
+class DamagedError(ValueError):
+    """A checkpoint's files are missing, cut short or altered."""
+
+
+def describe(
+    parts: Mapping[str, Any], sums: Mapping[str, Any], *, step: int, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The JSON that lies beside `parts`.
+
+    Args:
+        parts: trees of arrays, by the name of the directory each is saved in.
+        sums: `fingerprints.checksums` of each.
+        step: of the training run.
+        facts: about the run.
+    """
+    trees = {
+        name: {path: [str(leaf.dtype), *leaf.shape] for path, leaf in _named(part).items()}
+        for name, part in parts.items()
+    }
+    checksums = {name: np.asarray(each).tolist() for name, each in sums.items()}
+    return {
+        "format": FORMAT,
+        "step": step,
+        "facts": dict(facts),
+        "trees": trees,
+        "checksums": checksums,
+    }
+
+
+def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
+    """What `describe` said when the checkpoint was written.
+
+    Raises:
+        DamagedError: if it cannot be read.
+        ValueError: if it was written by a newer version of this library.
+    """
+    path = checkpoint / "meta" / "metadata"
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        version = meta["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(
+            f"{checkpoint} is no whole checkpoint of this library: cannot read meta/metadata "
+            f"({error})."
+        ) from error
+    if version != FORMAT:
+        raise ValueError(
+            f"{checkpoint} has format {version}, and this version of idode_gin reads format "
+            f"{FORMAT}. Read it with the version that wrote it."
+        )
+    return meta
+
+
+def as_saved(checkpoint: pathlib.Path, meta: Mapping[str, Any], part: str, wanted: Any) -> Any:
+    """The tree `wanted` with the dtypes that were saved, each leaf with a sharding.
+
+    Leaves that come without one are replicated over all devices.
+
+    Raises:
+        ValueError: if the leaves are float64 and JAX is not.
+    """
+    saved = meta["trees"][part]
+    replicated = partitioning.PjitPartitioner().replicated
+
+    def leaf_as_saved(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        dtype = jnp.dtype(saved[_path_name(path)][0])
+        if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+            raise ValueError(
+                f"{checkpoint} holds {dtype} numbers and JAX is in its 32-bit mode. Set "
+                "JAX_ENABLE_X64=1 to read it."
+            )
+        sharding = getattr(leaf, "sharding", None) or replicated
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(leaf_as_saved, wanted)
+
+
+def check_sums(
+    checkpoint: pathlib.Path, meta: Mapping[str, Any], part: str, sums: Any, tree: Any
+) -> None:
+    """Raises DamagedError unless `sums`, those of the leaves as read, are those that were saved."""
+    altered = [
+        name
+        for name, ours, theirs in zip(
+            _named(tree), np.asarray(sums).tolist(), meta["checksums"][part], strict=True
+        )
+        if ours != theirs
+    ]
+    if altered:
+        others = f", nor do those of {len(altered) - 1} other leaves" if altered[1:] else ""
+        raise DamagedError(
+            f"{checkpoint} is damaged: the checksum of {part}/{altered[0]} does not match{others}."
+        )
+
+
+def check_same_leaves(
+    checkpoint: pathlib.Path, meta: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> None:
+    """Raises ValueError, with the first leaves that differ, unless names and shapes agree.
+
+    Args:
+        checkpoint: its directory.
+        meta: what `read_meta` gave.
+        wanted: trees of shapes and dtypes, by the name of the part.
+    """
+    problems = []
+    for name, abstract in wanted.items():
+        saved = {path: tuple(entry[1:]) for path, entry in meta["trees"][name].items()}
+        ours = {path: tuple(leaf.shape) for path, leaf in _named(abstract).items()}
+        for path in sorted(saved.keys() | ours.keys()):
+            if path not in saved:
+                problems.append(f"{name}/{path}: missing from the checkpoint")
+            elif path not in ours:
+                problems.append(f"{name}/{path}: in the checkpoint, unknown to this run")
+            elif saved[path] != ours[path]:
+                problems.append(
+                    f"{name}/{path}: shape {list(saved[path])} in the checkpoint, "
+                    f"{list(ours[path])} here"
+                )
+    if not problems:
+        return
+    if all(each.startswith("training/") for each in problems):
+        way_out = (
+            "The parameters fit; the optimizer or the metrics differ. Use the optimizer it was "
+            "trained with, or, in a new MODEL_DIR, RestoreCheckpointConfig.fresh_start = True."
+        )
+    else:
+        way_out = "Use the network it was trained with, or choose another MODEL_DIR or path."
+    more = f"\n  … and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    shown = "".join(f"\n  {each}" for each in problems[:_SHOWN])
+    raise ValueError(
+        f"{checkpoint} does not fit: {len(problems)} leaves differ.{shown}{more}\n{way_out}"
+    )
+
+
+def _path_name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    return dict(fingerprints.paths_and_leaves(tree))

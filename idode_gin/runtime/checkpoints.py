@@ -1,0 +1,373 @@
+"""Saving a run and finding it again. The only owner of orbax.
+
+A checkpoint is a directory `checkpoint_<step>` with four parts: `params`, `ema`, `training` (step,
+optimizer state, window of metrics) and `meta`, a JSON file that describes the other three and holds
+a checksum of every leaf. orbax writes it under another name and renames it when it is complete;
+the checksums catch what happens to the files afterwards.
+"""
+
+import dataclasses
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, final
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+
+from idode_gin import checks, types
+from idode_gin.runtime import checkpoint_meta, fingerprints
+from idode_gin.runtime.train_state import TrainState
+
+PREFIX = "checkpoint"
+DAMAGED_PREFIX = "damaged_"
+_STEP_DIRECTORY = re.compile(rf"{PREFIX}_(\d+)")
+_MODES = ("latest", "specific")
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SaveCheckpointConfig:
+    """When to save, and how much of it to keep.
+
+    Args:
+        period: steps between checkpoints; the last step of a run is saved in any case. None saves
+            nothing but that.
+        keep: the newest so many checkpoints stay, older ones are deleted; None keeps all. With 1
+            there is none to fall back on if the only one is damaged.
+
+    Raises:
+        ValueError: if a number is not positive.
+    """
+
+    period: int | None = 1000
+    keep: int | None = 3
+
+    def __post_init__(self) -> None:
+        for name in ("period", "keep"):
+            if (value := getattr(self, name)) is not None:
+                checks.check_positive(f"SaveCheckpointConfig.{name}", value)
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RestoreCheckpointConfig:
+    """What a run starts from while its own directory holds no checkpoint.
+
+    Args:
+        path: a run directory (its newest checkpoint) or one `checkpoint_<step>` directory. None or
+            "" starts from scratch.
+        mode: "latest" insists that `path` is a run directory, "specific" that it is one
+            checkpoint; None takes either.
+        fresh_start: take the parameters and their EMA only: step 0, a new optimizer. Otherwise
+            the run goes on from the checkpoint's step with its optimizer.
+
+    Raises:
+        ValueError: if `mode` is unknown.
+    """
+
+    path: str | None = None
+    mode: str | None = None
+    fresh_start: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode is not None and self.mode not in _MODES:
+            raise ValueError(
+                f"`mode` must be one of {_MODES} or None, got mode={self.mode!r}. "
+                f"{checks.nearest(str(self.mode), _MODES)}"
+            )
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Saving and restoring.
+
+    Args:
+        save: when and how much.
+        restore: what to start from.
+    """
+
+    save: SaveCheckpointConfig = SaveCheckpointConfig()
+    restore: RestoreCheckpointConfig = RestoreCheckpointConfig()
+
+
+def saved_steps(directory: str | pathlib.Path) -> list[int]:
+    """Steps of the complete checkpoints of a run directory, rising; [] if there is no directory."""
+    directory = pathlib.Path(directory)
+    if not directory.is_dir():
+        return []
+    found = [_STEP_DIRECTORY.fullmatch(each.name) for each in directory.iterdir()]
+    return sorted(int(match[1]) for match in found if match)
+
+
+def checkpoint_path(directory: str | pathlib.Path, step: int) -> pathlib.Path:
+    """Where the checkpoint of `step` lies in a run directory."""
+    return pathlib.Path(directory).absolute() / f"{PREFIX}_{step}"
+
+
+def find(path: str | pathlib.Path, mode: str | None = None) -> pathlib.Path:
+    """The one checkpoint that `path` stands for: itself, or the newest of a run directory.
+
+    Args:
+        path: a `checkpoint_<step>` directory or a run directory.
+        mode: as in `RestoreCheckpointConfig`.
+
+    Raises:
+        ValueError: if there is none; with what the directory holds instead.
+    """
+    path = pathlib.Path(path).expanduser().absolute()
+    is_specific = _STEP_DIRECTORY.fullmatch(path.name) is not None
+    if not path.is_dir():
+        beside = saved_steps(path.parent) if is_specific else []
+        hint = f" Saved steps beside it: {beside}." if beside else ""
+        raise ValueError(f"No checkpoint at {path}: there is no such directory.{hint}")
+    if mode is not None and is_specific != (mode == "specific"):
+        raise ValueError(
+            f"mode={mode!r} asks for a {'checkpoint' if mode == 'specific' else 'run'} directory, "
+            f"got {path}. Leave `mode` at None to take either."
+        )
+    if is_specific:
+        return path
+    steps = saved_steps(path)
+    if not steps:
+        names = sorted(each.name for each in path.iterdir())
+        shown = ", ".join(names[:8]) or "nothing"
+        raise ValueError(
+            f"No checkpoint in {path}: it holds {shown}. Give a run directory that holds "
+            f"{PREFIX}_<step> directories, or one of those."
+        )
+    return checkpoint_path(path, steps[-1])
+
+
+def restore_params(
+    path: str | pathlib.Path, abstract_params: Any, *, ema: bool = True
+) -> tuple[types.Params, int]:
+    """Parameters of a checkpoint, and its step.
+
+    Args:
+        path: a run directory (its newest checkpoint) or a `checkpoint_<step>` directory.
+        abstract_params: shapes and dtypes, such as `jax.eval_shape` gives; leaves with a sharding
+            are placed accordingly, the others are replicated over all devices.
+        ema: the moving average, or else the last parameters themselves.
+
+    Raises:
+        ValueError: if there is no checkpoint, it is damaged, or another network's.
+    """
+    found = find(path)
+    meta = checkpoint_meta.read_meta(found)
+    part = "ema" if ema else "params"
+    return _load_parts(found, meta, {part: abstract_params})[part], int(meta["step"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Restored:
+    """A state, the checkpoint it came from, and what the run that wrote it said of itself."""
+
+    state: TrainState
+    path: pathlib.Path
+    facts: dict[str, Any]
+
+    def differences(self, facts: Mapping[str, Any]) -> list[str]:
+        """In words, every one of `facts` that was different when the checkpoint was saved."""
+        return [
+            f"{name} was {self.facts.get(name)} when {self.path.name} was saved and is {value} now"
+            for name, value in sorted(facts.items())
+            if self.facts.get(name) != value
+        ]
+
+
+class Checkpoints:
+    """The checkpoints of one run directory. A context: leaving it waits for the last save.
+
+    Args:
+        directory: the run directory.
+        config: when to save, what to restore.
+        facts: JSON-able numbers and strings that describe the run, kept in every checkpoint.
+    """
+
+    def __init__(
+        self, directory: str | pathlib.Path, config: CheckpointConfig, facts: Mapping[str, Any]
+    ) -> None:
+        self._directory = pathlib.Path(directory).absolute()
+        self._config = config
+        self._facts = dict(facts)
+        self._lazy_manager: ocp.CheckpointManager | None = None
+
+    @property
+    def _manager(self) -> ocp.CheckpointManager:
+        # Not before restoring: a damaged checkpoint has then been moved out of orbax's sight.
+        if self._lazy_manager is None:
+            self._lazy_manager = ocp.CheckpointManager(
+                self._directory,
+                options=ocp.CheckpointManagerOptions(
+                    step_prefix=PREFIX,
+                    max_to_keep=self._config.save.keep,
+                    cleanup_tmp_directories=True,
+                ),
+            )
+        return self._lazy_manager
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._lazy_manager is not None:
+            self._lazy_manager.close()
+
+    def is_due(self, step: int) -> bool:
+        """Whether the period asks for a checkpoint of `step`."""
+        period = self._config.save.period
+        return period is not None and step % period == 0
+
+    def save(self, state: TrainState) -> None:
+        """Saves the state, once per step; the files are written while training goes on.
+
+        Raises:
+            checks.NonFiniteError: if the state holds a NaN or an infinity. Nothing is written.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        parts = _parts(state)
+        finite, sums = _inspect(parts)
+        if not finite:
+            raise checks.NonFiniteError(f"The state after step {step} holds a NaN or an infinity.")
+        meta = checkpoint_meta.describe(parts, sums, step=step, facts=self._facts)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                meta=ocp.args.JsonSave(meta),
+                **{name: ocp.args.StandardSave(part) for name, part in parts.items()},
+            ),
+            force=True,
+        )
+
+    def last_good(self) -> pathlib.Path | None:
+        """The newest checkpoint, after waiting for it to be complete."""
+        if self._lazy_manager is not None:
+            self._lazy_manager.wait_until_finished()
+        steps = saved_steps(self._directory)
+        return checkpoint_path(self._directory, steps[-1]) if steps else None
+
+    def restore(
+        self, abstract_state: TrainState, fresh: Callable[[], TrainState]
+    ) -> tuple[TrainState, Restored | None]:
+        """The newest whole checkpoint of the directory, else the one asked for, else `fresh()`.
+
+        A damaged checkpoint of the directory is moved aside, with a warning, and the one before
+        it is taken.
+
+        Args:
+            abstract_state: shapes, dtypes and shardings.
+            fresh: makes the state of a run from scratch.
+
+        Returns:
+            The state to go on from, and what it was restored from if it was.
+
+        Raises:
+            ValueError: if a checkpoint is another architecture's, all of them are damaged, or the
+                one asked for is not there.
+        """
+        own = self._restore_own(abstract_state)
+        if own is not None:
+            return own.state, own
+        restore = self._config.restore
+        if not restore.path:
+            return fresh(), None
+        found = find(restore.path, restore.mode)
+        if not restore.fresh_start:
+            given = _load(found, abstract_state)
+            return given.state, given
+        meta = checkpoint_meta.read_meta(found)
+        wanted = {"params": abstract_state.params, "ema": abstract_state.ema}
+        state = dataclasses.replace(fresh(), **_load_parts(found, meta, wanted))
+        return state, Restored(state=state, path=found, facts=meta["facts"])
+
+    def plan(self, abstract_state: TrainState) -> str:
+        """What `restore` would do, in words; reads no arrays, so that damage goes unseen.
+
+        Raises:
+            ValueError: as `restore` would.
+        """
+        restore = self._config.restore
+        if steps := saved_steps(self._directory):
+            found = checkpoint_path(self._directory, steps[-1])
+        elif restore.path:
+            found = find(restore.path, restore.mode)
+        else:
+            return "from scratch"
+        wanted = _parts(abstract_state)
+        parameters_only = restore.fresh_start and not steps
+        if parameters_only:
+            del wanted["training"]
+        checkpoint_meta.check_same_leaves(found, checkpoint_meta.read_meta(found), wanted)
+        return f"from {'the parameters of ' if parameters_only else ''}{found}"
+
+    def _restore_own(self, abstract_state: TrainState) -> Restored | None:
+        steps = saved_steps(self._directory)
+        for step in reversed(steps):
+            path = checkpoint_path(self._directory, step)
+            try:
+                return _load(path, abstract_state)
+            except checkpoint_meta.DamagedError as error:
+                aside = path.with_name(DAMAGED_PREFIX + path.name)
+                logging.warning("%s Moved to %s; trying the one before it.", error, aside.name)
+                if jax.process_index() == 0:
+                    shutil.rmtree(aside, ignore_errors=True)
+                    path.rename(aside)
+        if steps:
+            raise ValueError(
+                f"Every checkpoint of {self._directory} is damaged (steps {steps}). They were "
+                f"renamed to {DAMAGED_PREFIX}{PREFIX}_<step>. Start again to train from scratch."
+            )
+        return None
+
+
+def _load(path: pathlib.Path, abstract_state: TrainState) -> Restored:
+    meta = checkpoint_meta.read_meta(path)
+    loaded = _load_parts(path, meta, _parts(abstract_state))
+    state = TrainState(params=loaded["params"], ema=loaded["ema"], **loaded["training"])
+    return Restored(state=state, path=path, facts=meta["facts"])
+
+
+def _load_parts(
+    checkpoint: pathlib.Path, meta: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Parts of a checkpoint as trees like `wanted`, checked leaf by leaf."""
+    checkpoint_meta.check_same_leaves(checkpoint, meta, wanted)
+    loaded = {}
+    for name, abstract in wanted.items():
+        target = checkpoint_meta.as_saved(checkpoint, meta, name, abstract)
+        try:
+            with ocp.StandardCheckpointer() as reader:
+                tree = reader.restore(checkpoint / name, target)
+        except Exception as error:  # orbax and tensorstore raise whatever they like
+            first_line = (str(error).splitlines() or [""])[0][:200]
+            raise checkpoint_meta.DamagedError(
+                f"{checkpoint} is damaged: reading {name} failed with {type(error).__name__}: "
+                f"{first_line}"
+            ) from error
+        sums = jax.jit(fingerprints.checksums)(tree)
+        checkpoint_meta.check_sums(checkpoint, meta, name, sums, tree)
+        loaded[name] = jax.tree.map(lambda leaf, want: leaf.astype(want.dtype), tree, abstract)
+    return loaded
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    training = {"step": state.step, "opt_state": state.opt_state, "window": state.window}
+    return {"params": state.params, "ema": state.ema, "training": training}
+
+
+@jax.jit
+def _inspect(parts: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    sums = {name: fingerprints.checksums(part) for name, part in parts.items()}
+    return fingerprints.all_finite(parts), sums

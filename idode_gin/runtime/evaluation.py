@@ -1,0 +1,75 @@
+"""Means over a split, every image once, with a standard error."""
+
+import collections
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from idode_gin import types
+from idode_gin.runtime import data
+
+LOOK_AHEAD = 2
+"""Batches that may be in flight on the device."""
+
+
+class MaskedMeans:
+    """Means over the images of a split, batch by batch, padding left out.
+
+    Sums are in float64, over the images in the order of the split, whatever the batch size.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[np.ndarray]] = {}
+
+    def add(self, values: Mapping[str, Any], mask: Any) -> None:
+        """Adds per-image values `[B]` where `mask` `[B]` is one."""
+        real = np.asarray(mask) > 0
+        for name, each in values.items():
+            self._values.setdefault(name, []).append(np.asarray(each, np.float64)[real])
+
+    @property
+    def images(self) -> int:
+        """Images seen so far."""
+        return sum(each.size for each in next(iter(self._values.values()), []))
+
+    def means(self) -> dict[str, float]:
+        """The mean of everything added, by name."""
+        return {name: float(np.mean(self._all(name))) for name in sorted(self._values)}
+
+    def standard_error(self, name: str) -> float:
+        """Standard error of one mean; zero for a single image."""
+        values = self._all(name)
+        return float(np.std(values, ddof=1) / np.sqrt(values.size)) if values.size > 1 else 0.0
+
+    def _all(self, name: str) -> np.ndarray:
+        return np.concatenate(self._values[name])
+
+
+def over_batches(
+    evaluate: Callable[[types.Batch], Mapping[str, jax.Array]],
+    batches: Iterable[data.Batch],
+    is_asked_to_stop: Callable[[], bool],
+) -> MaskedMeans | None:
+    """Evaluates batch after batch, a few in flight; None if asked to stop meanwhile.
+
+    Args:
+        evaluate: per-image values `[B]` of one batch, the same on every process.
+        batches: with their `mask`.
+        is_asked_to_stop: polled before every batch.
+    """
+    means = MaskedMeans()
+    in_flight: collections.deque[tuple[Mapping[str, jax.Array], np.ndarray]] = collections.deque()
+    with contextlib.closing(data.prefetch(batches)) as ready:
+        for batch in ready:
+            if is_asked_to_stop():
+                return None
+            in_flight.append((evaluate(batch), batch["mask"]))
+            if len(in_flight) > LOOK_AHEAD:
+                values, mask = in_flight.popleft()
+                means.add(jax.device_get(values), mask)
+    for values, mask in in_flight:
+        means.add(jax.device_get(values), mask)
+    return means

@@ -1,0 +1,112 @@
+"""AdamW as published, with its learning-rate schedule inside."""
+
+import dataclasses
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Integer
+
+from idode_gin import checks
+
+WARMUP_START = 1e-8
+"""Where the learning rate starts from and, with decay, ends. Published."""
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """Adam with decoupled weight decay, linear warm-up and, on request, linear decay.
+
+        rate(s) = 1e-8 + (learning_rate - 1e-8) * s / warmup_steps      while s < warmup_steps
+        then constant, or with decay_steps linearly back to 1e-8 at s = decay_steps
+
+    All steps are steps of training, with accumulation too. Biases are not decayed; everything
+    else is, normalization scales included, as published.
+
+    Args:
+        learning_rate: reached after the warm-up.
+        b1: decay of the mean of the gradients.
+        b2: decay of the mean of their squares.
+        eps: added to the root of the latter.
+        weight_decay: strength of the decay, multiplied by the learning rate.
+        warmup_steps: length of the warm-up; 0 starts at `learning_rate`.
+        decay_steps: the step, counted from zero, at which the rate has come down to 1e-8; usually
+            TRAIN_STEPS. None keeps the rate.
+        clip_norm: largest global norm of a gradient; longer ones are scaled down. None: no limit.
+        accumulation_steps: the parameters move once in so many steps, by the mean gradient.
+
+    Raises:
+        ValueError: if a number is out of range, or the decay ends before the warm-up.
+    Refs: i-DODE, experimental settings.
+    """
+
+    learning_rate: float = 2e-4
+    b1: float = 0.9
+    b2: float = 0.99
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+    decay_steps: int | None = None
+    clip_norm: float | None = None
+    accumulation_steps: int = 1
+
+    def __post_init__(self) -> None:
+        checks.check_positive("learning_rate", self.learning_rate)
+        checks.check_positive("eps", self.eps)
+        checks.check_positive("accumulation_steps", self.accumulation_steps)
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be in [0, 1), got {name}={getattr(self, name)}.")
+        for name in ("weight_decay", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        if self.clip_norm is not None:
+            checks.check_positive("clip_norm", self.clip_norm)
+        if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
+            raise ValueError(
+                f"`decay_steps` must lie beyond `warmup_steps`, got decay_steps={self.decay_steps} "
+                f"and warmup_steps={self.warmup_steps}. It is the step, counted from zero, at "
+                "which the decay ends: usually TRAIN_STEPS. None keeps the learning rate constant."
+            )
+
+    def learning_rate_at(self, step: int | Integer[Array, ""]) -> Float[Array, ""]:
+        """The learning rate of the update made at `step`, the updates before it."""
+        height = jnp.ones(())
+        if self.warmup_steps:
+            height = jnp.minimum(height, step / self.warmup_steps)
+        if self.decay_steps is not None:
+            span = self.decay_steps - self.warmup_steps
+            height = jnp.minimum(height, jnp.maximum((self.decay_steps - step) / span, 0.0))
+        return WARMUP_START * (1 - height) + self.learning_rate * height
+
+    def build(self) -> optax.GradientTransformation:
+        """The optax transformation."""
+        every = self.accumulation_steps
+
+        def rate(updates: Integer[Array, ""]) -> Float[Array, ""]:
+            return self.learning_rate_at(every * updates + every - 1)
+
+        adamw = optax.adamw(
+            rate,
+            b1=self.b1,
+            b2=self.b2,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            mask=decayed,
+        )
+        if self.clip_norm is not None:
+            adamw = optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw)
+        if every == 1:
+            return adamw
+        return optax.MultiSteps(adamw, every).gradient_transformation()
+
+
+def decayed(params: Any) -> Any:
+    """True for every leaf that weight decay shrinks: all but those named `bias`."""
+
+    def is_decayed(path: tuple[Any, ...], _: Any) -> bool:
+        return jax.tree_util.keystr(path[-1:], simple=True) != "bias"
+
+    return jax.tree_util.tree_map_with_path(is_decayed, params)

@@ -1,0 +1,98 @@
+"""Where arrays live: the device mesh, and which axis of what lies along it."""
+
+import dataclasses
+from typing import Any, final
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from idode_gin import checks, types
+
+DATA_AXIS = "data"
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PjitPartitioner:
+    """Data parallelism: batches split over all devices, the state on every one of them.
+
+    Args:
+        num_partitions: devices that share one copy of the model.
+
+    Raises:
+        ValueError: if `num_partitions` is not 1; a model on several devices is not supported.
+    """
+
+    num_partitions: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_partitions != 1:
+            raise ValueError(
+                "`num_partitions` must be 1: every device holds the whole model and the batch is "
+                f"split over all of them. Got num_partitions={self.num_partitions}. To save "
+                "memory, raise Trainer.num_microbatches instead."
+            )
+
+    @property
+    def mesh(self) -> Mesh:
+        """All devices of all processes, along one axis."""
+        # Not jax.make_mesh: its axes are explicit since jax 0.10, and flax's convolutions raise.
+        return Mesh(np.array(jax.devices()).reshape(-1), (DATA_AXIS,))
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        """Of every array of a batch: split along its first axis."""
+        return NamedSharding(self.mesh, PartitionSpec(DATA_AXIS))
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """Of what every device holds whole."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def state_sharding(self, abstract_state: Any) -> Any:
+        """One sharding per leaf of the state, in a tree of the same structure."""
+        return jax.tree.map(lambda _: self.replicated, abstract_state)
+
+    def check_batch_size(self, name: str, batch_size: int, num_microbatches: int = 1) -> None:
+        """Raises ValueError, naming the next valid size, unless every device gets equal parts."""
+        checks.check_positive(name, batch_size)
+        devices = self.mesh.size
+        unit_name = "number of devices"
+        if num_microbatches > 1:
+            unit_name += " * num_microbatches"
+        checks.check_multiple(name, batch_size, unit_name, devices * num_microbatches)
+
+    def put_batch(self, batch: types.Batch) -> types.Batch:
+        """The global batch as global arrays; each process uploads its own devices' rows.
+
+        Args:
+            batch: NumPy arrays of the whole global batch, the same on every process: a batch is a
+                pure function of the step, so every process has any row at hand.
+        """
+        sharding = self.batch_sharding
+
+        def put(array: np.ndarray) -> jax.Array:
+            return jax.make_array_from_callback(array.shape, sharding, lambda rows: array[rows])
+
+        return {name: put(np.asarray(array)) for name, array in batch.items()}
+
+    def fetch(self, tree: Any) -> Any:
+        """Global arrays as whole NumPy arrays, the same on every process.
+
+        Every process must take part.
+        """
+        if jax.process_count() == 1:
+            return jax.device_get(tree)
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def abstract(tree: Any, shardings: Any) -> Any:
+    """Shapes and dtypes of `tree` with the given shardings: what a restore is aimed at."""
+    return jax.tree.map(
+        lambda each, sharding: jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )

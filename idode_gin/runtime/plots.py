@@ -1,0 +1,194 @@
+"""Pictures of a run: PNG files that appear whole or not at all.
+
+matplotlib and Pillow are imported by the functions that draw. Figures are made through matplotlib's
+object interface: no pyplot, no global state, no display.
+"""
+
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+_TILE_PIXELS = 64  # a smaller image is enlarged to at least this
+_GAP_PIXELS = 2
+
+
+def plot_bpd_curve(
+    rows: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike[str],
+    *,
+    baselines: Mapping[str, float] | None = None,
+) -> None:
+    """Draws bits per dimension against the training step.
+
+    Args:
+      rows: metrics, one dict per report, each with "step". Every key named "bpd" or ".../bpd" gives
+        a curve through the rows that have a finite value for it.
+      path: the PNG to write.
+      baselines: name -> bits per dimension, each drawn as a dashed line.
+
+    Raises:
+      ValueError: when no row holds a finite bits per dimension.
+    """
+    curves = _bpd_curves(rows)
+    if not curves:
+        raise ValueError(
+            f"A curve needs a row with a finite value named 'bpd' or '.../bpd', got {len(rows)} "
+            "rows without one."
+        )
+    figure, axes = _new_figure("training step", "bits per dimension")
+    for name, points in sorted(curves.items()):
+        steps, values = zip(*points, strict=True)
+        sparse = len(points) < 50
+        axes.plot(steps, values, label=name, marker="o" if sparse else None, markersize=3.5)
+    for number, (name, value) in enumerate((baselines or {}).items()):
+        style = ("--", ":", "-.")[number % 3]
+        axes.axhline(value, color="0.35", linestyle=style, label=f"{name}: {value:.3f}")
+    # The first steps are so much worse that they would flatten everything after them.
+    shown = [value for points in curves.values() for _, value in points]
+    shown += list((baselines or {}).values())
+    if max(shown) > 10 * min(shown) > 0:
+        axes.set_yscale("log")
+    axes.legend(frameon=False)
+    _save_figure(figure, path)
+
+
+def plot_integrand(gammas: ArrayLike, values: ArrayLike, path: str | os.PathLike[str]) -> None:
+    """Draws what each noise level adds to the bound, and the area under it.
+
+    Args:
+      gammas: log(sigma^2 / alpha^2), `[G]`, increasing.
+      values: `½ |eps - eps_hat|^2 / (d log 2)` at each, `[G]`, in bits per dimension per unit of
+        gamma.
+      path: the PNG to write.
+
+    Raises:
+      ValueError: unless both are `[G]` with G of two or more, finite, and `gammas` increases.
+    """
+    gammas, values = np.asarray(gammas, np.float64), np.asarray(values, np.float64)
+    if gammas.ndim != 1 or gammas.shape != values.shape or len(gammas) < 2:
+        raise ValueError(
+            "`gammas` and `values` must both be [G] with G of two or more, got "
+            f"{list(gammas.shape)} and {list(values.shape)}."
+        )
+    if not (np.isfinite(values).all() and np.all(np.diff(gammas) > 0)):
+        raise ValueError("`values` must be finite and `gammas` finite and increasing.")
+    area = np.trapezoid(values, gammas)
+    figure, axes = _new_figure(
+        "γ = log(σ²/α²): clean on the left, noise on the right", "bits per dimension per unit of γ"
+    )
+    axes.fill_between(gammas, values, alpha=0.25)
+    axes.plot(gammas, values)
+    axes.set_title(f"area: {area:.3f} bits per dimension", loc="left", fontsize="medium")
+    axes.set_xlim(gammas[0], gammas[-1])
+    axes.set_ylim(bottom=0)
+    _save_figure(figure, path)
+
+
+def image_grid(
+    images: np.ndarray,
+    levels: int,
+    path: str | os.PathLike[str],
+    columns: int | None = None,
+) -> None:
+    """Writes images side by side, small ones enlarged without smoothing.
+
+    One channel is drawn grey, three as red, green and blue; with any other number each channel is
+    a grey tile of its own, an image's channels next to each other.
+
+    Args:
+      images: integers `[N, H, W, C]` in `0..levels-1`; 0 is drawn black.
+      levels: how many values a pixel can have.
+      path: the PNG to write.
+      columns: tiles per row; None makes the grid about square.
+
+    Raises:
+      ValueError: for images of another rank or type or range, none at all, or fewer columns than 1.
+    """
+    from PIL import Image
+
+    tiles = _tiles(images, levels)
+    if columns is None:
+        tiles_per_image = len(tiles) // len(images)
+        columns = tiles_per_image * max(1, round((len(images) / tiles_per_image) ** 0.5))
+    if columns < 1:
+        raise ValueError(f"`columns` must be one or more, got columns={columns}.")
+    canvas = _lay_out(tiles, min(columns, len(tiles)))
+    picture = Image.fromarray(canvas[..., 0] if canvas.shape[2] == 1 else canvas)
+    write_atomically(path, lambda file: picture.save(file, format="PNG"))
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], Any]) -> None:
+    """Calls `write` on a temporary file beside `path`, then renames it: readers see all or nothing.
+
+    Missing parent folders are made. After an exception `path` is what it was before.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _bpd_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for row in sorted(rows, key=lambda row: row["step"]):
+        for name, value in row.items():
+            if name.rpartition("/")[2] == "bpd" and value is not None and np.isfinite(value):
+                curves.setdefault(name, []).append((int(row["step"]), float(value)))
+    return curves
+
+
+def _new_figure(x_label: str, y_label: str) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
+    axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def _save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
+    write_atomically(path, lambda file: figure.savefig(file, format="png"))
+
+
+def _tiles(images: np.ndarray, levels: int) -> np.ndarray:
+    """Integers `[N, H, W, C]` -> uint8 tiles `[M, H, W, 1 or 3]`, 0..255."""
+    if images.ndim != 4 or images.dtype.kind not in "iu" or images.size == 0:
+        raise ValueError(
+            "Images must be integers [N, H, W, C] with N of one or more, got "
+            f"{images.dtype} {list(images.shape)}."
+        )
+    if images.min() < 0 or images.max() >= levels:
+        raise ValueError(
+            f"Pixels must be in 0..{levels - 1}, because levels={levels}, got values from "
+            f"{images.min()} to {images.max()}."
+        )
+    shades = np.rint(images * (255 / (levels - 1))).astype(np.uint8)
+    if images.shape[3] in (1, 3):
+        return shades
+    return np.concatenate(np.moveaxis(shades, 3, 1), axis=0)[..., None]
+
+
+def _lay_out(tiles: np.ndarray, columns: int) -> np.ndarray:
+    """Tiles `[M, H, W, C]` -> one canvas, row by row, enlarged, with a mid-grey gap around each."""
+    number, height, width, channels = tiles.shape
+    scale = max(1, -(-_TILE_PIXELS // max(height, width)))
+    tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
+    height, width = height * scale + _GAP_PIXELS, width * scale + _GAP_PIXELS
+    rows = -(-number // columns)
+    shape = (rows * height + _GAP_PIXELS, columns * width + _GAP_PIXELS, channels)
+    canvas = np.full(shape, 128, np.uint8)
+    for place, tile in enumerate(tiles):
+        top = place // columns * height + _GAP_PIXELS
+        left = place % columns * width + _GAP_PIXELS
+        canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+    return canvas

@@ -1,0 +1,96 @@
+"""Stopping when asked: the signals of schedulers and of Ctrl-C, polled between steps."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from types import FrameType, TracebackType
+
+import jax
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequest:
+    """A context in which SIGTERM and SIGINT set `requested` instead of ending the process.
+
+    Training, evaluation and sampling alike poll it, save what they have and raise
+    `checks.Preempted`. A second signal ends the process at once, with exit code 128 + signal.
+
+    The signals reach a thread through a socket that C code writes to, so that they count even
+    while the main thread is inside a compilation that lasts for minutes.
+
+    With several processes SIGTERM is left to jax's own preemption service: it agrees with every
+    process on one step to stop at, which `stop_at` asks for. Outside the main thread, where Python
+    allows no handlers, nothing is installed and nothing is ever requested.
+    """
+
+    def __init__(self) -> None:
+        self._signal = 0
+        self._previous: dict[signal.Signals, object] = {}
+        self._previous_fd = -1
+
+    @property
+    def requested(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self._signal != 0
+
+    @property
+    def reason(self) -> str:
+        """The name of the signal, for messages."""
+        return signal.Signals(self._signal).name if self._signal else "preemption"
+
+    def stop_at(self, step: int) -> bool:
+        """Whether to stop after `step`; with several processes, the same answer on all of them."""
+        if jax.process_count() == 1:
+            return self.requested
+        from jax.experimental import multihost_utils
+
+        return bool(multihost_utils.reached_preemption_sync_point(step))
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+            return self
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        for each in SIGNALS:
+            self._previous[each] = signal.signal(each, _ignore)
+        threading.Thread(target=self._watch, args=(self._reader,), daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._previous:
+            return
+        for each, handler in self._previous.items():
+            # None: a handler that C code installed, which Python cannot put back.
+            signal.signal(each, signal.SIG_DFL if handler is None else handler)  # type: ignore
+        self._previous = {}
+        signal.set_wakeup_fd(self._previous_fd)
+        self._writer.close()  # ends the watching thread
+
+    def _watch(self, reader: socket.socket) -> None:
+        with reader:
+            while numbers := reader.recv(64):
+                for number in numbers:
+                    if number not in SIGNALS:
+                        continue
+                    if self.requested:
+                        os._exit(128 + number)
+                    self._signal = number
+                    name = signal.Signals(number).name
+                    print(
+                        f"\n{name}: stopping after this step. Again to stop at once, unsaved.",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Does nothing: with a Python handler in place, C code writes the number to the socket."""

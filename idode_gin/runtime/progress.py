@@ -1,0 +1,123 @@
+"""How far training is, and how fast."""
+
+import math
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+import jax
+
+LINE_PERIOD = 10.0
+"""Seconds between plain lines, where the output is not a terminal."""
+
+
+class Progress:
+    """A live bar on a terminal; elsewhere a plain line now and then.
+
+    Args:
+        start: step that training starts from.
+        stop: step that training ends at.
+        batch_size: images of one step.
+        enabled: False shows nothing.
+    """
+
+    def __init__(self, start: int, stop: int, batch_size: int, *, enabled: bool = True) -> None:
+        self._stop, self._batch_size = stop, batch_size
+        self._enabled = enabled
+        self._began: tuple[float, int] | None = None
+        self._last_line = -math.inf
+        self._bar: Any = None
+        if enabled and sys.stderr.isatty():
+            import tqdm
+
+            self._bar = tqdm.tqdm(
+                initial=start, total=stop, unit="step", dynamic_ncols=True, smoothing=0.1
+            )
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def say(self, text: str) -> None:
+        """Prints a line without tearing the bar."""
+        if self._bar is not None:
+            self._bar.write(text)
+        elif self._enabled:
+            print(text, flush=True)
+
+    def update(self, step: int, bpd: float) -> None:
+        """Shows that `step` is done, with a recent training loss in bits per dimension."""
+        now = time.monotonic()
+        if self._began is None:
+            self._began = (now, step)  # the first step compiled: it says nothing about speed
+        seconds, steps = now - self._began[0], step - self._began[1]
+        rate = steps / seconds if steps and seconds > 0 else 0.0
+        if self._bar is not None:
+            self._bar.set_postfix_str(
+                f"{bpd:.4f} bpd, {rate * self._batch_size:.0f} images/s", refresh=False
+            )
+            self._bar.update(step - self._bar.n)
+        elif (
+            self._enabled and rate and (now - self._last_line >= LINE_PERIOD or step == self._stop)
+        ):
+            self._last_line = now
+            left = _duration((self._stop - step) / rate)
+            print(
+                f"step {step}/{self._stop}  {bpd:.4f} bpd  {rate * self._batch_size:.0f} images/s  "
+                f"{left} left",
+                flush=True,
+            )
+
+
+class Stopwatch:
+    """Images per second of training: compilation and evaluations are left out.
+
+    Args:
+        batch_size: images of one step.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._mark: tuple[float, int] | None = None
+        self._steps, self._seconds = 0, 0.0
+
+    def after_first(self, step: int, outputs: Any) -> None:
+        """Starts after this process's first step, the one that compiles; later calls do nothing."""
+        if self._mark is None:
+            jax.block_until_ready(outputs)
+            self.resume(step)
+
+    def resume(self, step: int) -> None:
+        """Starts a lap at `step`."""
+        self._mark = (time.monotonic(), step)
+
+    def lap(self, step: int) -> dict[str, float]:
+        """Ends the lap at `step`, which the device must have finished; its speed, for a row."""
+        if self._mark is None or step == self._mark[1]:
+            return {}
+        seconds, steps = time.monotonic() - self._mark[0], step - self._mark[1]
+        self._seconds += seconds
+        self._steps += steps
+        return {
+            "time/images_per_second": steps * self._batch_size / seconds,
+            "time/step_seconds": seconds / steps,
+        }
+
+    def images_per_second(self) -> float | None:
+        """Over all laps; None before there is one."""
+        return self._steps * self._batch_size / self._seconds if self._seconds else None
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

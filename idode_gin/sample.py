@@ -1,0 +1,38 @@
+"""Draws images from a checkpoint: an `.npz` for FID tools and a grid to look at.
+
+    python -m idode_gin.sample --gin_file=gin_configs/experiments/digits_sample.gin
+
+Set the checkpoint and where images go with
+
+    --gin.CHECKPOINT_PATH="'runs/a'" --gin.SAMPLE_OUTPUT_DIR="'runs/a/samples'"
+"""
+
+if __name__ == "__main__":
+    # Above the imports, so that --help and a misspelt flag answer at once; and what runs is the
+    # module that gin files import, not this second copy of it.
+    import sys
+
+    from idode_gin import gin_utils
+
+    sys.exit(gin_utils.run("idode_gin.sample", "sample", __doc__))
+
+from idode_gin import gin_utils
+from idode_gin.models import DiffusionODE
+from idode_gin.runtime import checkpoints
+from idode_gin.sampler import Sampler
+
+
+def sample(*, model: DiffusionODE, sampler: Sampler, dry_run: bool = False) -> None:
+    """Samples from a checkpoint.
+
+    Args:
+        model: what was trained.
+        sampler: checkpoint, numbers and output directory.
+        dry_run: only say what would be done. Set by the flag --dry_run.
+    """
+    if dry_run:
+        found = checkpoints.find(sampler.checkpoint_path)
+        print(f"Would draw {sampler.num_samples} images from {found}.")
+        return
+    gin_utils.write_configs(sampler.output_dir)
+    sampler.run(model)

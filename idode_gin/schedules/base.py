@@ -1,0 +1,34 @@
+"""The contract of a noise schedule (a path from data to noise)."""
+
+import abc
+
+from idode_gin import types
+
+
+class AbstractSchedule(abc.ABC):
+    """Signal and noise amplitudes as functions of gamma = log(sigma^2 / alpha^2).
+
+    Contract, elementwise on gamma of any shape:
+        z_gamma = alpha(gamma) f + sigma(gamma) eps
+        gamma = 2 (log sigma - log alpha)
+        dlog_sigma - dlog_alpha = 1/2
+
+    The two derivatives are separate methods because each has a closed form that keeps its relative
+    accuracy where their difference from the other would cancel.
+    """
+
+    @abc.abstractmethod
+    def alpha(self, gamma: types.Gamma) -> types.Gamma:
+        """Signal amplitude."""
+
+    @abc.abstractmethod
+    def sigma(self, gamma: types.Gamma) -> types.Gamma:
+        """Noise amplitude (standard deviation)."""
+
+    @abc.abstractmethod
+    def dlog_alpha(self, gamma: types.Gamma) -> types.Gamma:
+        """d log alpha / d gamma, per nat."""
+
+    @abc.abstractmethod
+    def dlog_sigma(self, gamma: types.Gamma) -> types.Gamma:
+        """d log sigma / d gamma, per nat."""

@@ -1,0 +1,38 @@
+"""The straight-path schedule."""
+
+import dataclasses
+from typing import final
+
+import jax
+
+from idode_gin import types
+from idode_gin.schedules import base
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StraightPath(base.AbstractSchedule):
+    """Signal and noise amplitudes sum to one: alpha + sigma = 1.
+
+        alpha(gamma) = sigmoid(-gamma / 2)      sigma(gamma) = sigmoid(gamma / 2)
+
+    It is the conditional optimal-transport path of flow matching.
+    Shapes: elementwise.  Units: gamma in nats.
+    Refs: i-DODE, the straight-path schedule.
+    """
+
+    def alpha(self, gamma: types.Gamma) -> types.Gamma:
+        """Signal amplitude."""
+        return jax.nn.sigmoid(-gamma / 2)
+
+    def sigma(self, gamma: types.Gamma) -> types.Gamma:
+        """Noise amplitude."""
+        return jax.nn.sigmoid(gamma / 2)
+
+    def dlog_alpha(self, gamma: types.Gamma) -> types.Gamma:
+        """-sigma / 2."""
+        return -jax.nn.sigmoid(gamma / 2) / 2
+
+    def dlog_sigma(self, gamma: types.Gamma) -> types.Gamma:
+        """alpha / 2."""
+        return jax.nn.sigmoid(-gamma / 2) / 2

@@ -1,0 +1,1 @@
+"""How fast time runs along a path: gamma(t)."""

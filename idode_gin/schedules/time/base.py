@@ -1,0 +1,37 @@
+"""The contract of gamma(t): how fast time runs along a schedule."""
+
+import abc
+
+import jax
+
+from idode_gin import types
+
+
+class AbstractTime(abc.ABC):
+    """A strictly increasing map from t in [0, 1] to gamma in [gamma_min, gamma_max].
+
+    The continuous-time bound depends on it only through its two ends; what lies between changes
+    the variance of its estimates, not their mean.
+    """
+
+    @property
+    @abc.abstractmethod
+    def gamma_min(self) -> float:
+        """gamma at t = 0, the clean end; nats."""
+
+    @property
+    @abc.abstractmethod
+    def gamma_max(self) -> float:
+        """gamma at t = 1, the noise end; nats."""
+
+    @abc.abstractmethod
+    def gamma(self, t: types.Gamma) -> types.Gamma:
+        """gamma(t), elementwise."""
+
+    def dgamma(self, t: types.PerExample) -> types.PerExample:
+        """d gamma / dt at `[B]` times."""
+        return jax.vmap(jax.grad(self.gamma))(t)
+
+    def rescale(self, gamma: types.Gamma) -> types.Gamma:
+        """gamma as a fraction of its range, in [0, 1]: the network's time input."""
+        return (gamma - self.gamma_min) / (self.gamma_max - self.gamma_min)

@@ -1,0 +1,51 @@
+"""gamma(t) linear in t, with fixed ends."""
+
+import dataclasses
+import math
+from typing import final
+
+from idode_gin import types
+from idode_gin.schedules.time import base
+
+
+def gamma_min_for_levels(levels: int) -> float:
+    """The clean end that keeps tau = alpha / (sigma V) near 3 for `levels` = V pixel levels.
+
+        gamma_min = -2 log(3 V)        -13.29 for 256 levels, -7.86 for 17
+
+    Raises:
+        ValueError: if there are fewer than two levels.
+    """
+    if levels < 2:
+        raise ValueError(f"`levels` must be at least 2, got levels={levels}.")
+    return -2 * math.log(3 * levels)
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Linear(base.AbstractTime):
+    """gamma(t) = gamma_min + (gamma_max - gamma_min) t.
+
+    Args:
+        gamma_min: the clean end, nats; the published value for 256 levels is -13.3.
+        gamma_max: the noise end, nats; published 5.
+
+    Raises:
+        ValueError: unless gamma_min < gamma_max.
+    Refs: i-DODE, experimental settings; VDM, fixed linear schedule.
+    """
+
+    gamma_min: float = -13.3
+    gamma_max: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Checks the ends."""
+        if not self.gamma_min < self.gamma_max:
+            raise ValueError(
+                f"`gamma_min` must be below `gamma_max`, got gamma_min={self.gamma_min} and "
+                f"gamma_max={self.gamma_max}. The published ends are -13.3 and 5.0."
+            )
+
+    def gamma(self, t: types.Gamma) -> types.Gamma:
+        """gamma(t), elementwise."""
+        return self.gamma_min + (self.gamma_max - self.gamma_min) * t

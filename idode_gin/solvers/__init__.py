@@ -1,0 +1,1 @@
+"""Initial-value solvers and Jacobian traces. Nothing here knows diffusion."""

@@ -1,0 +1,125 @@
+"""Traces of Jacobians: exact, or Hutchinson's estimate. Knows no diffusion.
+
+All take the trace in forward mode (`jax.jvp`) from the same linearization that gives the value: one
+pass through the function serves both.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import TypeAlias, final
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from idode_gin import checks, numerics, types
+from idode_gin.solvers import probes as probe_lib
+
+Function: TypeAlias = Callable[[Array], Array]
+"""`[B, ...] -> [B, ...]`, each example by itself (so the Jacobian is block diagonal)."""
+
+Probes: TypeAlias = Float[Array, "probes batch height width channels"]
+
+
+def jvp_each(fn: Function, x: Array, vectors: Probes) -> tuple[Array, Array]:
+    """`fn(x)` and its Jacobian times each of `vectors`, `[n, B, ...]`, from one linearization."""
+
+    def push(vector: Array) -> tuple[Array, Array]:
+        return jax.jvp(fn, (x,), (vector,))
+
+    return jax.vmap(push, out_axes=(None, 0))(vectors)
+
+
+class AbstractDivergence(abc.ABC):
+    """How the trace of a Jacobian is taken."""
+
+    @abc.abstractmethod
+    def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...]) -> Probes:
+        """Probes for images of `shape` (H, W, C), one set per key: `[n, B, H, W, C]`.
+
+        They are drawn once and held fixed along a path, so that the path stays smooth.
+        """
+
+    @abc.abstractmethod
+    def value_and_trace(
+        self, fn: Function, x: Array, probes: Probes
+    ) -> tuple[Array, types.PerExample]:
+        """`fn(x)` and the trace of each example's Jacobian, `[B]`."""
+
+    @abc.abstractmethod
+    def cost(self, dims: int) -> int:
+        """Directions pushed forward for one trace in `dims` dimensions."""
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hutchinson(AbstractDivergence):
+    """The unbiased estimate mean_n v_n^T J v_n.
+
+    Args:
+        num_probes: n, vectors per image.
+        probe: their distribution.
+    Refs: Hutchinson 1990; FFJORD.
+    """
+
+    num_probes: int = 1
+    probe: probe_lib.AbstractProbe = dataclasses.field(default_factory=probe_lib.Rademacher)
+
+    def __post_init__(self) -> None:
+        """Checks the number of probes."""
+        checks.check_positive("num_probes", self.num_probes)
+
+    def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...]) -> Probes:
+        """Independent probes, `[n, B, H, W, C]`."""
+        sample = jax.vmap(lambda key: self.probe.sample(key, (self.num_probes, *shape)))
+        return jnp.moveaxis(sample(keys), 1, 0)
+
+    def value_and_trace(
+        self, fn: Function, x: Array, probes: Probes
+    ) -> tuple[Array, types.PerExample]:
+        """`fn(x)` and the estimate."""
+        value, pushed = jvp_each(fn, x, probes)
+        return value, jnp.mean(jax.vmap(numerics.sum_pixels)(probes * pushed), axis=0)
+
+    def cost(self, dims: int) -> int:
+        """One direction per probe."""
+        return self.num_probes
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Exact(AbstractDivergence):
+    """The trace itself, by pushing every unit vector forward; for small images.
+
+    Args:
+        chunk: unit vectors pushed at once: memory against speed.
+    """
+
+    chunk: int = 64
+
+    def __post_init__(self) -> None:
+        """Checks the chunk size."""
+        checks.check_positive("chunk", self.chunk)
+
+    def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...]) -> Probes:
+        """No probes: `[0, B, H, W, C]`."""
+        return jnp.zeros((0, keys.shape[0], *shape), numerics.float_dtype())
+
+    def value_and_trace(
+        self, fn: Function, x: Array, probes: Probes
+    ) -> tuple[Array, types.PerExample]:
+        """`fn(x)` and the exact trace; `probes` does not matter."""
+        value, push = jax.linearize(fn, x)
+
+        def diagonal(index: Array) -> types.PerExample:
+            unit = jax.nn.one_hot(index, numerics.num_dims(x), dtype=x.dtype).reshape(x.shape[1:])
+            return numerics.sum_pixels(push(jnp.broadcast_to(unit, x.shape)) * unit)
+
+        dims = numerics.num_dims(x)
+        diagonals = jax.lax.map(diagonal, jnp.arange(dims), batch_size=min(self.chunk, dims))
+        return value, jnp.sum(diagonals, axis=0)
+
+    def cost(self, dims: int) -> int:
+        """One direction per dimension."""
+        return dims

@@ -1,0 +1,85 @@
+"""Butcher tableaus of explicit Runge-Kutta methods."""
+
+import dataclasses
+from typing import final
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tableau:
+    """An explicit Runge-Kutta method: k_i = f(t + c_i h, y + h sum_j a_ij k_j), y + h sum b_i k_i.
+
+    Args:
+        name: for results and messages.
+        order: of the solution.
+        c: nodes, one per stage, the first zero.
+        a: rows of the strictly lower triangle, the first empty.
+        b: weights of the solution.
+        b_error: `b` minus the embedded weights; empty where there is no error estimate.
+    """
+
+    name: str
+    order: int
+    c: tuple[float, ...]
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    b_error: tuple[float, ...] = ()
+
+
+def euler() -> Tableau:
+    """Order 1, one evaluation a step."""
+    return Tableau(name="euler", order=1, c=(0.0,), a=((),), b=(1.0,))
+
+
+def midpoint() -> Tableau:
+    """Order 2, two evaluations a step."""
+    return Tableau(name="midpoint", order=2, c=(0.0, 0.5), a=((), (0.5,)), b=(0.0, 1.0))
+
+
+def heun() -> Tableau:
+    """Order 2, two evaluations a step (the trapezoidal rule with an Euler predictor)."""
+    return Tableau(name="heun", order=2, c=(0.0, 1.0), a=((), (1.0,)), b=(0.5, 0.5))
+
+
+def runge_kutta_4() -> Tableau:
+    """The classical method of order 4, four evaluations a step."""
+    return Tableau(
+        name="runge_kutta_4",
+        order=4,
+        c=(0.0, 0.5, 0.5, 1.0),
+        a=((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
+        b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
+    )
+
+
+def dormand_prince() -> Tableau:
+    """Order 5 with an embedded order 4; the last stage is the next step's first.
+
+    Refs: Dormand and Prince 1980; the coefficients of RK45 in SciPy and ode45 in MATLAB.
+    """
+    b = (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0)
+    b_embedded = (
+        5179 / 57600,
+        0.0,
+        7571 / 16695,
+        393 / 640,
+        -92097 / 339200,
+        187 / 2100,
+        1 / 40,
+    )
+    return Tableau(
+        name="dormand_prince",
+        order=5,
+        c=(0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
+        a=(
+            (),
+            (1 / 5,),
+            (3 / 40, 9 / 40),
+            (44 / 45, -56 / 15, 32 / 9),
+            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+            b[:-1],
+        ),
+        b=b,
+        b_error=tuple(x - y for x, y in zip(b, b_embedded, strict=True)),
+    )

@@ -1,0 +1,1 @@
+"""How training draws gamma, and with what density."""

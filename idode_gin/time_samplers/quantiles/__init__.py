@@ -1,0 +1,1 @@
+"""The uniform numbers behind a batch of times."""

@@ -1,0 +1,81 @@
+"""Trains a diffusion ODE, from wherever its run directory says it had come.
+
+    python -m idode_gin.train --gin_file=gin_configs/experiments/digits.gin
+
+Any macro or parameter of the gin files can be set on the command line; text in quotes of its own:
+
+    --gin.TRAIN_STEPS=100 --gin.MODEL_DIR="'runs/a'" --gin.Trainer.num_microbatches=2
+"""
+
+if __name__ == "__main__":
+    # Above the imports, so that --help and a misspelt flag answer at once; and what runs is the
+    # module that gin files import, not this second copy of it.
+    import sys
+
+    from idode_gin import gin_utils
+
+    sys.exit(gin_utils.run("idode_gin.train", "train", __doc__))
+
+from collections.abc import Callable
+
+import optax
+
+from idode_gin import gin_utils
+from idode_gin.models import DiffusionODE
+from idode_gin.runtime.checkpoints import CheckpointConfig
+from idode_gin.runtime.data import DatasetConfig
+from idode_gin.runtime.optimizers import AdamW
+from idode_gin.runtime.partitioning import PjitPartitioner
+from idode_gin.trainer import Trainer
+
+
+def train(
+    *,
+    model: DiffusionODE,
+    model_dir: str,
+    train_dataset_cfg: DatasetConfig,
+    train_eval_dataset_cfg: DatasetConfig | None,
+    checkpoint_cfg: CheckpointConfig,
+    optimizer: AdamW | optax.GradientTransformation,
+    partitioner: PjitPartitioner,
+    total_steps: int,
+    eval_period: int | None,
+    eval_steps: int | None,
+    random_seed: int,
+    trainer_cls: Callable[..., Trainer] = Trainer,
+    dry_run: bool = False,
+) -> None:
+    """Trains `model`; the parameters' names are t5x's.
+
+    Args:
+        model: what is trained.
+        model_dir: the run directory; holds everything that is written.
+        train_dataset_cfg: images to train on.
+        train_eval_dataset_cfg: images to evaluate on meanwhile; None for no evaluation.
+        checkpoint_cfg: when to save, what to start from.
+        optimizer: an `AdamW`, or any optax transformation.
+        partitioner: devices.
+        total_steps: the step at which training ends.
+        eval_period: steps between evaluations; None evaluates at the end only.
+        eval_steps: batches of one evaluation; None takes the whole split.
+        random_seed: of initial parameters and noise.
+        trainer_cls: builds the loop; what is not passed on from here, gin binds to it.
+        dry_run: only describe what would be done. Set by the flag --dry_run.
+    """
+    passed_on = {
+        "model_dir": model_dir,
+        "train_steps": total_steps,
+        "optimizer": optimizer,
+        "checkpoints": checkpoint_cfg,
+        "partitioner": partitioner,
+        "eval_period": eval_period,
+        "eval_steps": eval_steps,
+        "seed": random_seed,
+    }
+    gin_utils.refuse_bindings(Trainer, passed_on, "those of `train` are passed on to it")
+    trainer = trainer_cls(**passed_on)
+    if dry_run:
+        print(trainer.dry_run(model, train_dataset_cfg, train_eval_dataset_cfg))
+        return
+    gin_utils.write_configs(model_dir)
+    trainer.run(model, train_dataset_cfg, train_eval_dataset_cfg)

@@ -1,0 +1,398 @@
+"""The training loop: steps, logs, evaluations, checkpoints, and the files of a run directory."""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import math
+import pathlib
+import time
+from typing import Any, NoReturn, final
+
+import jax
+import numpy as np
+import optax
+from absl import logging
+
+from idode_gin import checks, run_inputs, types
+from idode_gin.models import DiffusionODE
+from idode_gin.runtime import (
+    data,
+    evaluation,
+    files,
+    fingerprints,
+    metrics,
+    plots,
+    programs,
+    progress,
+    train_state,
+    train_step,
+)
+from idode_gin.runtime.checkpoints import CheckpointConfig, Checkpoints, Restored
+from idode_gin.runtime.optimizers import AdamW
+from idode_gin.runtime.partitioning import PjitPartitioner
+from idode_gin.runtime.preemption import StopRequest
+
+INTEGRAND_POINTS = 41
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """Trains a model and leaves a run directory behind.
+
+        checkpoint_<step>/       parameters, EMA, optimizer state
+        metrics.jsonl            a row per log and evaluation; bits per dimension
+        summary.json             the outcome, see `run`
+        model-info.txt           the model and its parameters
+        train/, training_eval/   TensorBoard events, curves as PNG
+
+    A run is a pure function of its configuration: stopped anywhere, even killed while it saves, and
+    started again, it ends with the same parameters and the same metrics, bit for bit (all but the
+    fields named `time/…`), on a backend whose kernels are deterministic.
+
+    Args:
+        model_dir: the run directory.
+        train_steps: step at which training ends, counted from zero, resumed or not.
+        optimizer: an `AdamW`, or any optax transformation.
+        checkpoints: when to save, what to restore.
+        partitioner: devices.
+        eval_period: steps between evaluations of the variational bound with the EMA parameters;
+            None evaluates at the end only.
+        eval_steps: batches of one evaluation; None takes every image of the split once.
+        log_period: steps between logs, and the window that logged means are over.
+        seed: of initial parameters and of all noise; the order of images has a seed of its own.
+        num_microbatches: parts a batch is worked through in, to save memory.
+        ema_rate: of the moving average of the parameters, in [0, 1).
+        tensorboard: write event files.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    model_dir: str
+    train_steps: int
+    optimizer: AdamW | optax.GradientTransformation = AdamW()
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    partitioner: PjitPartitioner = PjitPartitioner()
+    eval_period: int | None = 1000
+    eval_steps: int | None = None
+    log_period: int = 100
+    seed: int = 0
+    num_microbatches: int = 1
+    ema_rate: float = 0.9999
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("train_steps", "log_period", "num_microbatches"):
+            checks.check_positive(name, getattr(self, name))
+        for name in ("eval_period", "eval_steps"):
+            if (value := getattr(self, name)) is not None:
+                checks.check_positive(name, value)
+        if not 0 <= self.ema_rate < 1:
+            raise ValueError(f"`ema_rate` must be in [0, 1), got ema_rate={self.ema_rate}.")
+        if not self.model_dir:
+            raise ValueError("`model_dir` must name a directory, got an empty string.")
+
+    def run(
+        self,
+        model: DiffusionODE,
+        train_dataset: data.DatasetConfig,
+        eval_dataset: data.DatasetConfig | None = None,
+    ) -> dict[str, Any]:
+        """Trains up to `train_steps`, from wherever the run directory says it had come.
+
+        Returns:
+            What summary.json holds: `exit_reason`, `step`, `bpd` (variational bound of the EMA
+            parameters on the evaluation split, bits per dimension) and its `bpd_stderr`,
+            `params_sha256` and `ema_sha256` (see `fingerprints.sha256`), `num_params`,
+            `checkpoint`, and of this process `images_per_second` (training alone, compilation left
+            out) and `wall_seconds`.
+
+        Raises:
+            ValueError: for images, batch sizes or checkpoints that do not fit.
+            checks.NonFiniteError: if training diverges. The checkpoints stay as they were.
+            checks.Preempted: when asked to stop, once the state is saved.
+        """
+        self._check_batch_sizes(train_dataset, eval_dataset)
+        with StopRequest() as stop, contextlib.ExitStack() as stack:
+            return _Run(self, model, train_dataset, eval_dataset, stop, stack).run()
+
+    def dry_run(
+        self,
+        model: DiffusionODE,
+        train_dataset: data.DatasetConfig,
+        eval_dataset: data.DatasetConfig | None = None,
+    ) -> str:
+        """Checks all that can be checked without computing, and describes the run in words.
+
+        Traces the update and the evaluation with shapes alone. Reads images only where the model
+        does not say their shape, and writes nothing.
+
+        Raises:
+            ValueError: for batch sizes, shapes or checkpoints that do not fit.
+        """
+        self._check_batch_sizes(train_dataset, eval_dataset)
+        shape = model.image_shape or run_inputs.load(train_dataset, model).image_shape
+        batch = run_inputs.blank_batch(model, shape, train_dataset.batch_size)
+        program = self.program(model, shape, batch)
+        jax.eval_shape(program.step, program.abstract_state, batch)
+        jax.eval_shape(program.evaluate, program.abstract_state.params, batch)
+        plan = Checkpoints(self.model_dir, self.checkpoints, {}).plan(program.abstract_state)
+        return f"{run_inputs.describe(model, program.abstract_state.params)}\nWould train {plan}."
+
+    def program(
+        self, model: DiffusionODE, image_shape: tuple[int, int, int], batch: types.Batch
+    ) -> programs.Program:
+        """The compiled functions of the run, for images and batches of these shapes."""
+        optimizer = self.optimizer
+        return programs.build(
+            lambda key: model.init(key, image_shape),
+            model.loss_fn,
+            model.eval_fn,
+            optimizer.build() if isinstance(optimizer, AdamW) else optimizer,
+            batch=batch,
+            seed=self.seed,
+            ema_rate=self.ema_rate,
+            log_period=self.log_period,
+            num_microbatches=self.num_microbatches,
+            partitioner=self.partitioner,
+        )
+
+    def _check_batch_sizes(
+        self, train_dataset: data.DatasetConfig, eval_dataset: data.DatasetConfig | None
+    ) -> None:
+        check = self.partitioner.check_batch_size
+        check("batch_size", train_dataset.batch_size, self.num_microbatches)
+        if eval_dataset is not None:
+            check("batch_size of evaluation", eval_dataset.batch_size)
+
+
+class _Run:
+    """One process's part of a run."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        model: DiffusionODE,
+        train_dataset: data.DatasetConfig,
+        eval_dataset: data.DatasetConfig | None,
+        stop: StopRequest,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self._began = time.monotonic()
+        self._trainer, self._model, self._stop = trainer, model, stop
+        self._dataset, self._eval_dataset = train_dataset, eval_dataset
+        self._directory = pathlib.Path(trainer.model_dir).absolute()
+        self._is_writer = jax.process_index() == 0
+        self._split = run_inputs.load(train_dataset, model)
+        self._eval_split = None if eval_dataset is None else run_inputs.load(eval_dataset, model)
+        run_inputs.check_same_shape(self._split, self._eval_split)
+        batch = data.train_batch(self._split, train_dataset, 0)
+        self._program = trainer.program(model, self._split.image_shape, batch)
+
+        facts = run_inputs.facts(
+            model,
+            self._split,
+            train_dataset,
+            optimizer=run_inputs.shortened(trainer.optimizer),
+            seed=trainer.seed,
+            ema_rate=trainer.ema_rate,
+            num_microbatches=trainer.num_microbatches,
+        )
+        self._saved = stack.enter_context(Checkpoints(self._directory, trainer.checkpoints, facts))
+        self._state, restored = self._saved.restore(
+            self._program.abstract_state, self._program.init
+        )
+        self._start = int(self._state.step)
+        self._is_resumed = restored is not None and restored.path.parent == self._directory
+
+        self._log = metrics.MetricsLog(
+            self._directory / "metrics.jsonl" if self._is_writer else None,
+            keep_up_to=self._start if self._is_resumed else -1,
+        )
+        writes_events = trainer.tensorboard and self._is_writer
+        self._board = metrics.TensorBoard(
+            self._directory if writes_events else None,
+            None if self._eval_split is None else self._eval_split.name,
+        )
+        stack.callback(self._board.close)
+        self._watch = train_step.FiniteWatch()
+        self._stopwatch = progress.Stopwatch(train_dataset.batch_size)
+        self._bar = stack.enter_context(
+            progress.Progress(
+                self._start, trainer.train_steps, train_dataset.batch_size, enabled=self._is_writer
+            )
+        )
+        self._announce(restored, facts)
+
+    def run(self) -> dict[str, Any]:
+        """Trains to the end and returns the summary."""
+        try:
+            self._train()
+        except checks.NonFiniteError as error:
+            self._fail(error)
+        summary = self._write_summary("done")
+        if self._is_writer:
+            self._plot()
+        return summary
+
+    def _announce(self, restored: Restored | None, facts: dict[str, Any]) -> None:
+        """Says where training starts from, and in what it differs from what was there."""
+        if self._is_writer:
+            text = run_inputs.describe(self._model, self._state.params)
+            files.write_atomically(self._directory / "model-info.txt", text)
+        last = self._trainer.train_steps
+        source = "scratch" if restored is None else f"{restored.path}, step {self._start},"
+        self._bar.say(f"Training from {source} to step {last} in {self._directory}.")
+        if self._start >= last:
+            self._bar.say(f"Nothing left to train: the run is at step {self._start} of {last}.")
+        for difference in restored.differences(facts) if restored and self._is_resumed else ():
+            logging.warning(
+                "%s. Training goes on, but no single configuration gives this run any more; "
+                "to start anew, choose another MODEL_DIR.",
+                difference,
+            )
+
+    def _train(self) -> None:
+        step, last = self._start, self._trainer.train_steps
+        if self._is_resumed:
+            self._report(step)  # a row that the process before this one did not get to write
+        batches = (self._batch(each) for each in range(step, last))
+        with contextlib.closing(data.prefetch(batches)) as ready:
+            self._leave_if(self._stop.requested)
+            for batch in ready:
+                self._state, health = self._program.step(self._state, batch)
+                step += 1
+                self._watch.push(step, health)
+                self._stopwatch.after_first(step, health)
+                is_asked = self._stop.stop_at(step)
+                # Saved before the row is written: whatever a kill leaves out of the row, the next
+                # process computes again from the state.
+                if self._saved.is_due(step) or step == last or is_asked:
+                    self._save()
+                if not is_asked:
+                    self._report(step)
+                self._bar.update(step, self._watch.loss)
+                self._leave_if(is_asked or self._stop.requested)
+
+    def _batch(self, step: int) -> types.Batch:
+        batch = data.train_batch(self._split, self._dataset, step)
+        return self._trainer.partitioner.put_batch(batch)
+
+    def _save(self) -> None:
+        self._watch.drain()
+        self._saved.save(self._state)
+
+    def _report(self, step: int) -> None:
+        """Writes the row of this step, if one is due and was not written already."""
+        trainer, is_last = self._trainer, step == self._trainer.train_steps
+        log_due = is_last or step % trainer.log_period == 0
+        period = trainer.eval_period
+        eval_due = self._eval_split is not None and (
+            is_last or (period is not None and step % period == 0)
+        )
+        if step == 0 or not (log_due or eval_due) or self._log.row(step) is not None:
+            return
+        self._watch.drain()
+        timing = self._stopwatch.lap(step)
+        row: dict[str, Any] = {}
+        if log_due:
+            means = train_state.window_means(self._state)
+            row |= {f"train/{name}": each for name, each in means.items()}
+            if isinstance(trainer.optimizer, AdamW):
+                rate = trainer.optimizer.learning_rate_at(step - 1)
+                row["train/learning_rate"] = float(rate)
+        if eval_due:
+            began = time.monotonic()
+            evaluated = self._evaluate(step)
+            if evaluated is None:
+                return
+            row |= evaluated
+            timing["time/eval_seconds"] = time.monotonic() - began
+        timing["time/wall_seconds"] = time.monotonic() - self._began
+        self._board.write(step, self._log.write(step, row | timing))
+        self._stopwatch.resume(step)
+
+    def _evaluate(self, step: int) -> dict[str, float] | None:
+        """The variational bound of the EMA parameters; None if asked to stop meanwhile."""
+        assert self._eval_split is not None
+        assert self._eval_dataset is not None
+        ema, put = self._state.ema, self._trainer.partitioner.put_batch
+        batches = data.eval_batches(self._eval_split, self._eval_dataset.batch_size)
+        means = evaluation.over_batches(
+            lambda batch: self._program.evaluate(ema, put(batch)),
+            itertools.islice(batches, self._trainer.eval_steps),
+            lambda: self._stop.requested,
+        )
+        if means is None:
+            return None
+        found = {f"eval/{name}": each for name, each in means.means().items()}
+        if not all(math.isfinite(each) for each in found.values()):
+            raise checks.NonFiniteError(f"The evaluation at step {step} is not finite: {found}.")
+        found["eval/bpd_stderr"] = means.standard_error("bpd")
+        self._bar.say(
+            f"step {step}: {found['eval/bpd']:.4f} ± {found['eval/bpd_stderr']:.4f} bits per "
+            f"dimension on {means.images} images of {self._eval_split.name}, "
+            f"{self._eval_split.split} (variational bound, EMA parameters)"
+        )
+        return {**found, "eval/images": means.images}
+
+    def _leave_if(self, is_asked: bool) -> None:
+        if not is_asked:
+            return
+        self._save()
+        summary = self._write_summary("preempted")
+        raise checks.Preempted(
+            f"Stopped by {self._stop.reason} after step {summary['step']} of "
+            f"{self._trainer.train_steps}. Saved {summary['checkpoint']}: the same command goes on "
+            "from there."
+        )
+
+    def _fail(self, error: checks.NonFiniteError) -> NoReturn:
+        path = self._write_summary("non_finite")["checkpoint"]
+        good = f"The last good checkpoint is {path}" if path else "No checkpoint had been saved yet"
+        way_out = f" from INITIAL_CHECKPOINT_PATH = {path!r}" if path else ""
+        raise checks.NonFiniteError(
+            f"{error} {good}. Lower the learning rate, lengthen its warm-up or set clip_norm, and "
+            f"start again in a new MODEL_DIR{way_out}."
+        ) from error
+
+    def _write_summary(self, exit_reason: str) -> dict[str, Any]:
+        is_finite = exit_reason != "non_finite"
+        state, step = self._state, int(self._state.step)
+        row = self._log.row(step) or {}
+        path = self._saved.last_good()
+        summary = {
+            "exit_reason": exit_reason,
+            "step": step,
+            "train_steps": self._trainer.train_steps,
+            "bpd": row.get("eval/bpd"),
+            "bpd_stderr": row.get("eval/bpd_stderr"),
+            "bpd_of": "variational bound of the EMA parameters on the evaluation split, bits/dim",
+            "params_sha256": fingerprints.sha256(state.params) if is_finite else None,
+            "ema_sha256": fingerprints.sha256(state.ema) if is_finite else None,
+            "num_params": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            "images_per_second": self._stopwatch.images_per_second(),
+            "wall_seconds": time.monotonic() - self._began,
+            "checkpoint": None if path is None else str(path),
+        }
+        if self._is_writer:
+            text = json.dumps(summary, indent=2) + "\n"
+            files.write_atomically(self._directory / "summary.json", text)
+        return summary
+
+    def _plot(self) -> None:
+        folder = self._directory / "train"
+        plots.plot_bpd_curve(self._log.rows, folder / "bpd.png")
+        split, dataset = self._split, self._dataset
+        if self._eval_split is not None and self._eval_dataset is not None:
+            split, dataset = self._eval_split, self._eval_dataset
+        # A batch as in training, which has no padding, and the first images of the split.
+        batch = data.train_batch(split, dataclasses.replace(dataset, shuffle=False), 0)
+        gammas = np.linspace(
+            self._model.time.gamma_min, self._model.time.gamma_max, INTEGRAND_POINTS
+        )
+        ema, key = jax.device_get(self._state.ema), jax.random.key(0)
+        values = jax.jit(self._model.integrand)(ema, batch, key, gammas)
+        plots.plot_integrand(gammas, np.asarray(values), folder / "integrand.png")

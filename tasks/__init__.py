@@ -1,0 +1,47 @@
+"""Datasets as seqio tasks, one per file: importing this package registers them all.
+
+To add a dataset, add a file `tasks/<dataset>.py` that registers one task when it is imported, with
+`register_images` for arrays or `seqio.TaskRegistry.add` for anything else. It is found by itself.
+A task yields a dict with "image", integers `[H, W, C]` in `0..V-1`, and optionally "conditioning",
+`[K]`. Registering reads, writes and downloads nothing: any number of processes may do it at once.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+
+def register_images(
+    name: str, split_sizes: Mapping[str, int], load_split: Callable[[str], np.ndarray]
+) -> None:
+    """Registers a seqio task over images that fit in memory; does nothing when it is known already.
+
+    Args:
+      name: the task's name.
+      split_sizes: how many images each split holds.
+      load_split: split name -> images, uint8 `[N, H, W, C]`, always in the same order. Called when
+        the task is read, never when it is registered.
+    """
+    if name in seqio.TaskRegistry.names():
+        return
+
+    def dataset_fn(split: str, shuffle_files: bool = False) -> tf.data.Dataset:
+        del shuffle_files  # one array: there are no files whose order could change
+        return tf.data.Dataset.from_tensor_slices({"image": load_split(split)})
+
+    seqio.TaskRegistry.add(
+        name,
+        source=seqio.FunctionDataSource(
+            dataset_fn, splits=tuple(split_sizes), num_input_examples=dict(split_sizes)
+        ),
+        preprocessors=[],
+        output_features={"image": seqio.ContinuousFeature(dtype=tf.uint8, rank=3)},
+    )
+
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,297 @@
+"""The detector: everything gin would leave silent is an error, and nothing else is."""
+
+import functools
+import pathlib
+from collections.abc import Callable
+
+import pytest
+import toy_program
+import toys
+from gin import config
+
+from idode_gin import gin_checks, gin_utils
+from idode_gin.gin_loading import ConfigError, Key
+
+Load = Callable[..., gin_checks.Reach]
+H = toys.HEADER
+
+
+@pytest.fixture
+def load(tmp_path: pathlib.Path) -> Load:
+    return functools.partial(toys.load, tmp_path)
+
+
+def error(load: Load, more: str = "", *bindings: str) -> list[str]:
+    """The findings of the ConfigError that loading ends in."""
+    with pytest.raises(ConfigError) as caught:
+        load(more, bindings)
+    return [line.strip() for line in str(caught.value).split("\n")]
+
+
+def test_right_configuration_passes_and_is_what_gin_uses(load: Load) -> None:
+    reach = load()
+    arguments = gin_utils.build(toy_program.main)
+    assert arguments["steps"] == 10
+    assert arguments["wheel"] == toy_program.Wheel(size=4)
+    assert {str(key) for key in reach.used} == {
+        *("STEPS", "FOLDER", "WHEEL", "WHEEL/Wheel.size", "Engine.power"),
+        *("main.steps", "main.folder", "main.wheel", "main.engine"),
+    }
+
+
+def test_misspelt_macro(load: Load) -> None:
+    assert error(load, "", "STEP = 7") == [
+        "STEP is not used by anything [--gin.STEP=7]. Did you mean 'STEPS'?"
+    ]
+    assert error(load, "FOLDR = 'runs/b'") == [
+        "FOLDR is not used by anything [experiment.gin:10]. Did you mean 'FOLDER'?"
+    ]
+
+
+def test_macro_without_value(load: Load) -> None:
+    assert error(load, "toy.main.steps = %STEPZ\ntoy.Wheel.grip = 1.0") == [
+        "%STEPZ is used but has no value. Did you mean 'STEPS'?"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("binding", "near"),
+    [
+        ("WHEL/Wheel.size = 7", "Did you mean 'WHEEL/Wheel.size'?"),
+        ("WHEEL/toy/Wheel.size = 7", "Did you mean 'WHEEL/Wheel.size'?"),
+        ("Wheel.size = 7", "Every use has its own: WHEEL/Wheel.size."),
+        ("WHEEL/Engine.power = 7.0", "Did you mean 'Engine.power'?"),
+        ("WHEEL/main.steps = 7", "Did you mean 'main.steps'?"),
+    ],
+)
+def test_binding_that_nothing_reads(load: Load, binding: str, near: str) -> None:
+    name = binding.split()[0]
+    flag = f"--gin.{binding.replace(' ', '')}"
+    assert error(load, "", binding) == [f"{name} is not used by anything [{flag}]. {near}"]
+
+
+def test_class_that_nothing_builds(load: Load) -> None:
+    found = error(load, "SPARE = @toy.Crate()\n")
+    assert found == [
+        "SPARE is not used by anything [experiment.gin:10]. Known: 'FOLDER', 'STEPS', 'WHEEL'."
+    ]
+
+
+def test_all_missing_values_at_once(tmp_path: pathlib.Path) -> None:
+    toys.write(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        gin_utils.load_and_check(toy_program.main, ["run.gin"], [], [str(tmp_path)])
+    assert str(caught.value) == (
+        "These need a value: STEPS [run.gin:5], FOLDER [run.gin:6], WHEEL [run.gin:7]."
+    )
+
+
+def test_missing_parameters_of_what_is_built(load: Load) -> None:
+    found = error(load, "toy.main.spare = @spare/toy.Engine()\ntoy.Engine.power = %gin.REQUIRED")
+    assert found == ["These need a value: Engine.power [experiment.gin:11]."]
+    found = error(load, "WHEEL = @toy.Engine()\nWHEEL/toy.Engine.fuel = 'oil'\nPOWER = 1.0")
+    assert found == ["POWER is not used by anything [experiment.gin:12]. Did you mean 'FOLDER'?"]
+
+
+def test_parameter_without_default_or_binding(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "bare.gin").write_text(f"{H}toy.main.engine = @toy.Engine()")
+    with pytest.raises(ConfigError) as caught:
+        gin_utils.load_and_check(toy_program.main, ["bare.gin"], [], [str(tmp_path)])
+    assert str(caught.value) == (
+        "These need a value: main.steps, main.folder, main.wheel, Engine.power."
+    )
+
+
+def test_uncalled_reference_needs_no_arguments_yet(load: Load) -> None:
+    load("toy.Engine.governor = @toy.limited")
+    assert gin_utils.build(toy_program.main)["engine"].governor(0.5) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("binding", "found"),
+    [
+        ("STEPS = 'ten'", "main.steps must be int, got 'ten' (str), through STEPS"),
+        ("STEPS = 1e3", "main.steps must be int, got 1000.0 (float), through STEPS"),
+        ("main.steps = True", "main.steps must be int, got True (bool)"),
+        ("main.steps = None", "main.steps must be int, got None"),
+        ("FOLDER = 5", "main.folder must be str, got 5 (int), through FOLDER"),
+        ("main.loud = 1", "main.loud must be bool, got 1 (int)"),
+        ("Engine.power = '2'", "Engine.power must be float, got '2' (str)"),
+        ("WHEEL/Wheel.spokes = [1, 2]", "WHEEL/Wheel.spokes must be tuple[int, ...], got [1, 2]"),
+        (
+            "WHEEL/Wheel.spokes = (1, 'a')",
+            "WHEEL/Wheel.spokes must be tuple[int, ...], got (1, 'a')",
+        ),
+        (
+            "WHEEL/Wheel.spokes = (1, %FOLDER)",
+            "WHEEL/Wheel.spokes must be tuple[int, ...], got (1, '",
+        ),
+        ("main.parts = {'a': %WHEEL, 'b': 3}", "main.parts must be dict[str, AbstractPart] | None"),
+        ("WHEEL = 3", "main.wheel must be AbstractPart, got 3 (int), through WHEEL"),
+        (
+            "WHEEL = @Engine",
+            "main.wheel must be AbstractPart, got @Engine, without (), through WHEEL",
+        ),
+    ],
+)
+def test_wrong_type(load: Load, binding: str, found: str) -> None:
+    more = "toy.main.spare = @spare/toy.Wheel()" if "WHEEL = " not in binding else ""
+    lines = error(load, more, binding)
+    assert len(lines) == 1, lines
+    assert lines[0].startswith(found)
+    assert f"[--gin.{binding.replace(' = ', '=')}]" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "found"),
+    [
+        (
+            "toy.main.spare = @toy.Crate()",
+            "main.spare must be AbstractPart | None, got @toy.Crate()",
+        ),
+        ("WHEEL = @toy.Crate()", "main.wheel must be AbstractPart, got @toy.Crate()"),
+        (
+            "toy.Engine.governor = @toy.half()",
+            "Engine.governor must be a function | None, got @toy",
+        ),
+        ("toy.main.steps = @toy.half()", "main.steps must be int, got @toy.half(), which is float"),
+        ("toy.Engine.fuel = 'wood'", "Engine.fuel must be one of 'coal', 'oil', got 'wood' (str)"),
+    ],
+)
+def test_wrong_type_of_reference(load: Load, more: str, found: str) -> None:
+    assert any(line.startswith(found) for line in error(load, f"toy.half.value = 2.0\n{more}\n"))
+
+
+def test_right_types_of_references(load: Load) -> None:
+    load(
+        "toy.half.value = 2\ntoy.Engine.power = @toy.half()\ntoy.main.steps = @toy.count()\n"
+        "toy.Engine.governor = @toy.limited\ntoy.limited.limit = 0.25\n"
+        "toy.main.parts = {'a': %WHEEL, 'b': @toy.Engine()}\n"
+    )
+    arguments = gin_utils.build(toy_program.main)
+    assert arguments["steps"] == 3
+    assert arguments["engine"].power == 1.0
+    assert arguments["engine"].governor(1.0) == 0.25
+    assert arguments["parts"]["a"] == toy_program.Wheel(size=4)
+
+
+def test_several_findings_are_told_at_once(load: Load) -> None:
+    found = error(load, "", "STEP = 7", "FOLDER = 5", "WHEL/Wheel.size = 1")
+    assert [line.split()[0] for line in found] == ["STEP", "WHEL/Wheel.size", "main.folder"]
+
+
+def test_what_a_later_line_put_out_of_use_is_no_error_and_is_dropped(load: Load) -> None:
+    load("WHEEL = @toy.Engine()\n")  # the toy experiment's WHEEL/Wheel.size is now out of use
+    assert "Wheel.size" not in config.config_str()
+    load("", ["WHEEL = @Engine()"])
+    assert "Wheel.size" not in config.config_str()
+    load("toy.main.steps = 5\n")  # and so is STEPS
+    assert "STEPS" not in config.config_str()
+
+
+def test_included_files_may_bind_what_other_programs_use(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "gin_configs").mkdir()
+    (tmp_path / "gin_configs" / "other.gin").write_text("# %GEAR, for another program")
+    (tmp_path / "task.gin").write_text(f"{H}GEAR = @toy.Crate()\nWHEEL/toy.Wheel.grip = 0.1\n")
+    toys.load(tmp_path, "include 'task.gin'\n")
+    with pytest.raises(ConfigError, match=r"GEAR is not used by anything \[experiment"):
+        toys.load(tmp_path, "include 'task.gin'\nGEAR = @toy.Wheel()\n")
+    with pytest.raises(ConfigError, match=r"GEAR is not used by anything \[--gin.GEAR"):
+        toys.load(tmp_path, "include 'task.gin'\n", ["GEAR = 1"])
+    (tmp_path / "gin_configs" / "other.gin").write_text("# %GEARS")
+    with pytest.raises(ConfigError, match=r"GEAR is not used by anything \[task"):
+        toys.load(tmp_path, "include 'task.gin'\n")
+
+
+def test_what_was_out_of_use_when_it_was_written_is_an_error(load: Load) -> None:
+    found = error(load, "toy.main.steps = 5\nSTEPS = 6\n")
+    assert found[0].startswith("STEPS is not used by anything [experiment.gin:11].")
+    found = error(load, "toy.main.steps = 5\n", "STEPS = 6")
+    assert found[0].startswith("STEPS is not used by anything [--gin.STEPS=6].")
+    found = error(load, "WHEEL = @toy.Engine()\n", "WHEEL/Wheel.size = 6")
+    assert found[0].startswith("WHEEL/Wheel.size is not used by anything [--gin.WHEEL/")
+
+
+SCOPES = {
+    "inner scope wins": ("a/b/toy.Wheel.size = 3\na/toy.Wheel.size = 2", "@a/b/toy.Wheel()"),
+    "outer scope serves": ("a/toy.Wheel.size = 2", "@a/b/toy.Wheel()"),
+    "no scope serves": ("toy.Wheel.grip = 0.25", "@a/b/toy.Wheel()"),
+    "a reference's scope replaces the one around it": (
+        "a/toy.Wheel.size = 2\nM = @a/toy.Wheel()",
+        "%M",
+    ),
+    "a macro's value is built in the macro's scope": (
+        "M/toy.Wheel.size = 2\nM = @toy.Wheel()",
+        "%M",
+    ),
+    "a macro of a macro": ("N/toy.Wheel.size = 2\nM = %N\nN = @toy.Wheel()", "%M"),
+    "a scoped macro falls back to its outer name": (
+        "a = @toy.Wheel()\na/b/toy.Wheel.size = 2",
+        "%a/b",
+    ),
+    "a singleton is built in its own scope": (
+        "one/gin.singleton.constructor = @toy.Wheel\none/toy.Wheel.size = 2",
+        "@one/gin.singleton()",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCOPES)
+def test_reach_is_what_gin_uses(load: Load, name: str) -> None:
+    lines, spare = SCOPES[name]
+    reachable_only = lines.replace("a/toy.Wheel.size = 2", "") if "inner" in name else lines
+    reach = load(f"toy.main.spare = {spare}\n{reachable_only}\n")
+    assert _calls(reach, deferred=False) <= _dynamic() <= _calls(reach, deferred=True)
+    assert gin_utils.build(toy_program.main)["spare"] != toy_program.Wheel()
+
+
+def test_shadowed_in_every_scope_is_an_error(load: Load) -> None:
+    lines, spare = SCOPES["inner scope wins"]
+    found = error(load, f"toy.main.spare = {spare}\n{lines}\n")
+    assert found[0].startswith("a/Wheel.size is not used by anything")
+
+
+def test_deferred_call_in_the_scope_of_its_consumer_or_around_it(load: Load) -> None:
+    more = "toy.main.spare = @a/toy.Engine()\na/toy.Engine.governor = @toy.limited\n"
+    load(more + "a/toy.limited.limit = 0.5\n")
+    load(more + "toy.limited.limit = 0.5\n")
+    found = error(load, more + "b/toy.limited.limit = 0.5\n")
+    assert "Did you mean" in found[0]
+
+
+def test_what_python_itself_made_configurable_is_never_reported(load: Load) -> None:
+    config.external_configurable(_decorated, "decorated", module="tests")
+    load("", ["decorated.amount = 3", "deep/decorated.amount = %STEPS"])
+
+
+def test_required_in_a_container(load: Load) -> None:
+    found = error(load, "toy.main.parts = {'a': %gin.REQUIRED}\n")
+    assert found == ["These need a value: main.parts [experiment.gin:10]."]
+
+
+def _decorated(amount: int) -> None: ...
+
+
+def _calls(reach: gin_checks.Reach, *, deferred: bool) -> set[tuple[str, str, frozenset[str]]]:
+    """Every call that building makes, perhaps also those it may make, with what gin binds."""
+    return {
+        ("/".join(call.scope), call.selector, frozenset(keys))
+        for call, keys in reach.calls.items()
+        if not call.selector.endswith("main") and deferred >= call.deferred
+    }
+
+
+def _dynamic() -> set[tuple[str, str, frozenset[str]]]:
+    """The same from gin's own books, after building."""
+    gin_utils.build(toy_program.main)
+    found = set()
+    for (scope, selector), values in config._OPERATIVE_CONFIG.items():
+        bound = config._get_bindings(selector, scope.split("/") if scope else [])
+        found.add((scope, selector, frozenset(set(values) & set(bound))))
+    return found
+
+
+def test_key_is_written_as_in_a_gin_file(load: Load) -> None:
+    load()
+    assert str(Key("STEPS", "gin.macro", "value")) == "STEPS"
+    assert str(Key("a/b", "toy.Wheel", "size")) == "a/b/Wheel.size"

@@ -1,0 +1,164 @@
+"""Reading gin files: what they bind, where it was written, and what is said when they are wrong."""
+
+import pathlib
+
+import gin
+import pytest
+import toys
+from gin import config
+
+from idode_gin import gin_loading
+from idode_gin.gin_loading import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _clean() -> None:
+    config.clear_config()
+
+
+def error(folder: pathlib.Path, text: str, bindings: tuple[str, ...] = ()) -> str:
+    """The message of the ConfigError that a file of this text ends in."""
+    (folder / "wrong.gin").write_text(text)
+    with pytest.raises((ConfigError, SyntaxError)) as caught:
+        gin_loading.load(["wrong.gin"], bindings, [str(folder)])
+    return str(caught.value)
+
+
+def test_binds_what_gin_itself_would_bind(tmp_path: pathlib.Path) -> None:
+    toys.write(tmp_path)
+    bindings = ["STEPS = 11", "Wheel.grip = 0.25"]
+    gin_loading.load(["experiment.gin"], bindings, [str(tmp_path)])
+    ours = config.config_str()
+    config.clear_config()
+    gin.add_config_file_search_path(str(tmp_path))
+    gin.parse_config_files_and_bindings(["experiment.gin"], bindings)
+    assert ours == config.config_str()
+    assert "STEPS = 11" in ours
+
+
+def test_remembers_where_and_in_what_order(tmp_path: pathlib.Path) -> None:
+    toys.write(tmp_path)
+    bindings = gin_loading.load(["experiment.gin"], ["STEPS = 11"], [str(tmp_path)])
+    steps = [each for each in bindings if str(each.key) == "STEPS"]
+    assert [each.where for each in steps] == ["run.gin:5", "experiment.gin:6", "--gin.STEPS=11"]
+    assert [each.value for each in steps[1:]] == [10, 11]
+    assert "WHEEL/Wheel.size" in [str(each.key) for each in bindings]
+
+
+def test_later_file_wins(tmp_path: pathlib.Path) -> None:
+    toys.write(tmp_path)
+    (tmp_path / "later.gin").write_text("STEPS = 3")
+    gin_loading.load(["experiment.gin", "later.gin"], [], [str(tmp_path)])
+    assert gin.query_parameter("STEPS/gin.macro.value") == 3
+
+
+def test_first_search_path_wins_for_includes_too(tmp_path: pathlib.Path) -> None:
+    ours, users = tmp_path / "ours", tmp_path / "users"
+    for folder, steps in ((ours, 1), (users, 2)):
+        folder.mkdir()
+        (folder / "part.gin").write_text(f"STEPS = {steps}")
+    (ours / "whole.gin").write_text("include 'part.gin'")
+    gin_loading.load(["whole.gin"], [], [str(users), str(ours)])
+    assert gin.query_parameter("STEPS/gin.macro.value") == 2
+
+
+def test_missing_file_names_folders_and_nearest(tmp_path: pathlib.Path) -> None:
+    toys.write(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        gin_loading.load(["experimnt.gin"], [], [str(tmp_path)])
+    assert str(tmp_path) in str(caught.value)
+    assert "Did you mean 'experiment.gin'?" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"Did you mean 'gin_configs/models/unet_tiny.gin'\?"):
+        gin_loading.load(["models/unet_tiny.gin"], [], [str(pathlib.Path(__file__).parents[2])])
+
+
+def test_missing_include_names_the_file_that_wants_it(tmp_path: pathlib.Path) -> None:
+    message = error(tmp_path, "\ninclude 'gone.gin'")
+    assert "'gone.gin'" in message
+    assert "wrong.gin" in message
+    assert "line 2" in message
+
+
+def test_file_that_includes_itself(tmp_path: pathlib.Path) -> None:
+    assert "includes itself" in error(tmp_path, "include 'wrong.gin'")
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("STEPS = ", "line 4"),
+        ("STEPS = runs/a", "line 4"),
+        ("STEPS = (1, 2", "wrong.gin"),
+        ("import toy_programme", "There is no module 'toy_programme'. Is it on PYTHONPATH?"),
+        (
+            "from idode_gin.schedules import variance_preservin",
+            "Did you mean 'variance_preserving'?",
+        ),
+        (
+            "from toy_program import Wheel",
+            "write `import toy_program` and then `toy_program.Wheel`",
+        ),
+        ("from idode_gin.encoding import Encoding", "write `from idode_gin import encoding` and"),
+        (
+            "toi.Wheel.size = 3",
+            "'toi' in 'toi.Wheel' is not imported in this file. Did you mean 'toy'?",
+        ),
+        ("toy.Whel.size = 3", "'toy' has no 'Whel'. Did you mean 'Wheel'?"),
+        ("toy.Wheel.siz = 3", "'toy.Wheel' has no parameter 'siz'. Did you mean 'size'?"),
+        ("WHEEL = @toy.Whel()", "'toy' has no 'Whel'. Did you mean 'Wheel'?"),
+        ("WHEEL = @toy()", "'toy' is a module, not a function or class."),
+        ("toy.CALLS.size = 3", "'CALLS' is a list, not a function or class."),
+    ],
+)
+def test_wrong_line_is_named(tmp_path: pathlib.Path, lines: str, expected: str) -> None:
+    assert expected in error(tmp_path, toys.HEADER + lines)
+
+
+@pytest.mark.parametrize(
+    ("binding", "expected"),
+    [
+        (
+            "FOLDER=runs/a",
+            "Text needs quotes of its own inside the shell's: --gin.FOLDER=\"'runs/a'\"",
+        ),
+        ("FOLDER=digits", "--gin.FOLDER=\"'digits'\""),
+        ("FOLDER=/tmp/a b", "--gin.FOLDER=\"'/tmp/a b'\""),
+        ("LOUD=true", "Write --gin.LOUD=True"),
+        ("WHEEL=none", "Write --gin.WHEEL=None"),
+        ("STEPS=", "Write --gin.NAME=VALUE"),
+        ("ST EPS=3", "Write --gin.NAME=VALUE"),
+        ("Wheel.siz=3", "'Wheel' has no parameter 'siz'. Did you mean 'size'?"),
+        ("Whel.size=3", "No gin file uses a function or class named 'Whel'. Did you mean 'Wheel'?"),
+        (
+            "WHEEL=@Whel()",
+            "No gin file uses a function or class named 'Whel'. Did you mean 'Wheel'?",
+        ),
+    ],
+)
+def test_wrong_binding_is_named(tmp_path: pathlib.Path, binding: str, expected: str) -> None:
+    message = error(tmp_path, toys.HEADER + "toy.Wheel.size = 1", (binding,))
+    assert message.startswith(f"--gin.{binding}: ")
+    assert expected in message
+    assert "bindings string" not in message
+
+
+def test_ambiguous_short_name_lists_the_long_ones(tmp_path: pathlib.Path) -> None:
+    text = """
+from __gin__ import dynamic_registration
+from idode_gin.dequantizers import uniform as dequantizer
+from idode_gin.time_samplers import uniform
+A = @dequantizer.Uniform()
+B = @uniform.Uniform()
+"""
+    message = error(tmp_path, text, ("Uniform.start_gamma=1.0",))
+    assert "'Uniform' means more than one thing" in message
+    assert "dequantizer.Uniform or uniform.Uniform" in message
+    config.clear_config()
+    gin_loading.load(["wrong.gin"], ["dequantizer.Uniform.start_gamma=1.0"], [str(tmp_path)])
+
+
+def test_module_that_cannot_be_imported_tells_why(tmp_path: pathlib.Path, monkeypatch) -> None:
+    (tmp_path / "needs_more.py").write_text("import not_installed_anywhere")
+    monkeypatch.syspath_prepend(tmp_path)
+    message = error(tmp_path, toys.HEADER + "import needs_more")
+    assert "Cannot import 'needs_more': No module named 'not_installed_anywhere'" in message

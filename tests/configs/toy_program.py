@@ -1,0 +1,80 @@
+"""A small program with every kind of parameter, for the tests of flags, checks and exit codes."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any, Literal
+
+if __name__ == "__main__":
+    from idode_gin import gin_utils
+
+    sys.exit(
+        gin_utils.run("toy_program", "main", "Toys.\n\n    python -m toy_program --gin_file=F")
+    )
+
+CALLS: list[dict[str, Any]] = []
+
+
+class AbstractPart:
+    """What a machine is made of."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wheel(AbstractPart):
+    size: int = 1
+    grip: float = 0.5
+    spokes: tuple[int, ...] = (3, 4)
+    name: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Engine(AbstractPart):
+    power: float
+    fuel: Literal["coal", "oil"] = "coal"
+    governor: Callable[[float], float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.power <= 0:
+            raise ValueError(f"`power` must be positive, got {self.power}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Crate:
+    """No part."""
+
+
+def half(value: float) -> float:
+    return value / 2
+
+
+def count() -> int:
+    return 3
+
+
+def limited(value: float, limit: float = 1.0) -> float:
+    return min(value, limit)
+
+
+def main(
+    *,
+    steps: int,
+    folder: str,
+    wheel: AbstractPart,
+    engine: AbstractPart,
+    spare: AbstractPart | None = None,
+    loud: bool = False,
+    parts: dict[str, AbstractPart] | None = None,
+    fail: Callable[[], None] | None = None,
+    dry_run: bool = False,
+) -> None:
+    CALLS.append({"steps": steps, "folder": folder, "wheel": wheel, "engine": engine})
+    CALLS[-1]["dry_run"] = dry_run
+    CALLS[-1] |= {"spare": spare, "loud": loud, "parts": parts}
+    if isinstance(engine, Engine) and engine.governor is not None:
+        CALLS[-1]["governed"] = engine.governor(engine.power)
+    if fail is not None:
+        fail()
+
+
+def other() -> None:
+    """A second function that gin files can bind."""

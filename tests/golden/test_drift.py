@@ -1,0 +1,47 @@
+"""The probability-flow field and its divergence."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from idode_gin.interop import official_config
+from idode_gin.solvers.divergence import Exact, Hutchinson
+
+from . import cases
+
+
+@pytest.mark.parametrize("name", cases.of_kind("drift"))
+def test_drift_and_divergence(name, dtype):
+    case = cases.load(name)
+    model = official_config.model_of(case.model)
+    inputs = {key: jnp.asarray(value, dtype) for key, value in case.inputs.items()}
+    field = model.field(cases.params(case, dtype), inputs["conditioning"][:, None])
+
+    @jax.jit
+    def at(gamma):
+        each = jnp.full(inputs["x"].shape[0], gamma)
+        probes = inputs["epsilon"][None]
+        return field.drift_and_divergence(inputs["x"], each, Hutchinson(), probes)
+
+    drift, divergence = zip(*map(at, inputs["gamma"]), strict=True)
+    computed = {"drift": jnp.stack(drift), "div": jnp.stack(divergence)}
+    cases.assert_all(case, computed, elsewhere=["div_exact"])
+
+
+@pytest.mark.parametrize("name", cases.of_kind("drift"))
+def test_exact_divergence(name, float64):
+    case = cases.load(name)
+    model = official_config.model_of(case.model)
+    inputs = {key: jnp.asarray(value, "float64") for key, value in case.inputs.items()}
+    field = model.field(cases.params(case, "float64"), inputs["conditioning"][:, None])
+
+    @jax.jit
+    def at(gamma):
+        each = jnp.full(inputs["x"].shape[0], gamma)
+        probes = jnp.zeros((0, *inputs["x"].shape))
+        return field.drift_and_divergence(inputs["x"], each, Exact(), probes)[1]
+
+    for number in (0, 5):
+        found = at(inputs["gamma"][number])
+        np.testing.assert_allclose(found, case.f64["div_exact"][number], rtol=1e-9)

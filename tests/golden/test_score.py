@@ -1,0 +1,42 @@
+"""The network: outputs for given parameters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from idode_gin.interop import official, official_config
+
+from . import cases
+
+
+@pytest.mark.parametrize("name", cases.of_kind("score"))
+def test_network_output(name, dtype):
+    case = cases.load(name)
+    model = official_config.model_of(case.model)
+    params = cases.params(case, dtype)
+    inputs = {key: jnp.asarray(value, dtype) for key, value in case.inputs.items()}
+
+    @jax.jit
+    def output(z, gamma, conditioning):
+        return model.field(params, conditioning[:, None]).network(z, gamma)
+
+    z, gamma, conditioning = inputs["z"], inputs["g_t"], inputs["conditioning"]
+    computed = {
+        "F": output(z, gamma, conditioning),
+        "F_scalar_g": output(z, jnp.full_like(gamma, inputs["g_scalar"]), conditioning),
+        "F_cond_flipped": output(z, gamma, 1 - conditioning),
+    }
+    cases.assert_all(case, computed)
+
+
+@pytest.mark.parametrize("name", cases.of_kind("score"))
+def test_parameters_map_one_to_one(name):
+    case = cases.load(name)
+    published = cases.published_params(case)
+    ours = official.from_official(published, official_config.network_of(case.model))
+    back = official.flatten(official.to_official(ours))
+    assert {"/".join(path) for path in back} == set(published)
+    for path, leaf in back.items():
+        np.testing.assert_array_equal(leaf, published["/".join(path)])
+    assert official.network_of(published) == official_config.network_of(case.model)

@@ -1,0 +1,171 @@
+"""Training steps: the optimizer, its schedule, the moving average, and whole published runs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from idode_gin import numerics
+from idode_gin.interop import official, official_config, official_parity
+from idode_gin.losses import first_order
+from idode_gin.losses.base import LossDraws
+from idode_gin.models import Draws
+from idode_gin.runtime import fingerprints, optimizers, train_state, train_step
+
+from . import cases
+
+TERMS = {"recon": "recon", "latent": "prior", "diff": "diffusion", "diff2": "second_order"}
+
+
+def optimizer_of(case):
+    opt = case.config["opt"]
+    return optimizers.AdamW(
+        learning_rate=opt["learning_rate"],
+        b1=opt["b1"],
+        b2=opt["b2"],
+        eps=opt["eps"],
+        weight_decay=opt["weight_decay"],
+        warmup_steps=opt["warmup"],
+        decay_steps=opt["num_steps_train"] if opt["lr_decay"] else None,
+        clip_norm=opt["clip"],
+        accumulation_steps=opt["accum"],
+    )
+
+
+def batch_of(case, step, dtype):
+    """The images of a step, and beside them the random arrays the published code consumed."""
+    inputs = {name: array[step] for name, array in case.inputs.items()}
+    size = inputs["images"].shape[0]
+    offsets = np.arange(size) / size if case.model["antithetic_time_sampling"] else 0.0
+    noise = jnp.asarray(inputs["eps"], dtype)
+    probes = inputs["v"][None] if "v" in inputs else np.zeros((0, *noise.shape))
+    return {
+        "image": jnp.asarray(inputs["images"]),
+        "conditioning": jnp.asarray(inputs["conditioning"], dtype)[:, None],
+        "draws": Draws(
+            u=jnp.mod(jnp.asarray(inputs["t"], dtype) + jnp.asarray(offsets, dtype), 1.0),
+            loss=LossDraws(noise=noise, probes=jnp.asarray(probes, dtype)),
+            reconstruction=jnp.asarray(inputs["eps_0"], dtype),
+            dropout=None,
+        ),
+    }
+
+
+def loss_fn_of(model):
+    """Our loss at given random arrays; beside it the published reconstruction term."""
+
+    def loss_fn(params, batch, key, global_batch_size):
+        del key, global_batch_size
+        loss, parts = model.objective(params, batch, batch["draws"])
+        published = official_parity.reconstruction_term(
+            model.end, batch["image"], batch["draws"].reconstruction
+        )
+        dims = int(np.prod(batch["image"].shape[1:]))
+        return loss, parts | {"recon": numerics.nats_to_bpd(published, dims)}
+
+    return loss_fn
+
+
+def adam_of(opt_state):
+    """Adam's moments, wherever optax nests them."""
+    found = jax.tree.leaves(
+        opt_state, is_leaf=lambda each: isinstance(each, optax.ScaleByAdamState)
+    )
+    return next(each for each in found if isinstance(each, optax.ScaleByAdamState))
+
+
+def in_recorded_order(case, tree):
+    leaves = official.flatten(official.to_official(tree))
+    return [np.asarray(leaves[tuple(key.split("/"))]) for key in case.keys]
+
+
+def norms(case, tree):
+    leaves = in_recorded_order(case, tree)
+    return np.array([np.linalg.norm(leaf.astype(np.float64)) for leaf in leaves])
+
+
+def slices(case, tree):
+    return np.stack([cases.slice16(leaf) for leaf in in_recorded_order(case, tree)])
+
+
+def minus(tree, other):
+    return jax.tree.map(lambda a, b: np.asarray(a, np.float64) - np.asarray(b), tree, other)
+
+
+@functools.cache
+def trained(name, dtype):
+    """Runs a case from its recorded start with the real update; what it recorded, computed."""
+    case = cases.load(name)
+    model, optimizer = official_config.model_of(case.model), optimizer_of(case)
+    transformation = optimizer.build()
+    loss_fn = loss_fn_of(model)
+    start = jax.tree.map(jnp.asarray, cases.params(case, dtype))
+    names = train_step.metric_names(loss_fn, start, batch_of(case, 0, dtype), jax.random.key(0))
+    state = train_state.create(start, transformation, names)
+    update = jax.jit(
+        train_step.make_train_step(
+            loss_fn,
+            transformation,
+            key=jax.random.key(0),
+            ema_rate=case.config["opt"]["ema_rate"],
+            log_period=1,
+        )
+    )
+    rows = []
+    for step in range(case.config["steps"]):
+        rate = optimizer.learning_rate_at(step)
+        state, _ = update(state, batch_of(case, step, dtype))
+        rows.append(row_of(case, state, start) | {"lr": np.asarray(rate)})
+    computed = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    adam = adam_of(state.opt_state)
+    computed |= {
+        "delta_slice16": slices(case, minus(state.params, start)),
+        "ema_delta_slice16": slices(case, minus(state.ema, start)),
+        "mu_slice16": slices(case, adam.mu),
+        "nu_slice16": slices(case, adam.nu),
+        "adam_count": np.asarray(adam.count),
+        "state_step": np.asarray(state.step),
+    }
+    return case, state, computed
+
+
+def row_of(case, state, start):
+    means = train_state.window_means(state)
+    published = {term: means[ours] for term, ours in TERMS.items()} | {"recon": means["recon"]}
+    adam = adam_of(state.opt_state)
+    return {
+        "train_bpd": sum(published.values()),
+        **{f"train_bpd_{term}": value for term, value in published.items()},
+        "delta_norm": norms(case, minus(state.params, start)),
+        "params_norm": norms(case, state.params),
+        "ema_norm": norms(case, state.ema),
+        "mu_norm": norms(case, adam.mu),
+        "nu_norm": norms(case, adam.nu),
+    }
+
+
+def without_null_leaves(case, name, values):
+    """Leaves whose true gradient is zero hold rounding only, which Adam scales up to its step."""
+    values = np.asarray(values)
+    if name.endswith("slice16"):
+        return values[~case.null_grad]
+    return values[:, ~case.null_grad] if name.endswith("_norm") else values
+
+
+@pytest.mark.parametrize("name", [*cases.of_kind("train"), *cases.of_kind("ckpt")])
+def test_published_run(name, dtype):
+    case, _, computed = trained(name, dtype)
+    evaluated = {each for each in case.f64 if each.startswith("ema_eval")}
+    assert set(case.f64) == set(computed) | evaluated
+    for each in sorted(computed):
+        actual = without_null_leaves(case, each, computed[each])
+        expected = without_null_leaves(case, each, case.f64[each])
+        error, scale = cases.difference(actual, expected, f"{name} {each}")
+        if dtype == "float64":
+            bound = max(1e-7, cases.STORED_ROUNDING) * scale
+        else:
+            bound = 4 * float(case.tol[each]) + 4 * np.finfo(np.float32).eps * scale
+        assert error <= bound, f"{name} {each}: off by {error:.3g}, allowed {bound:.3g}"
