@@ -16,7 +16,7 @@ from idode_gin.likelihood import ImageLikelihood, ODELikelihood
 from idode_gin.losses.base import AbstractBound
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.models import DiffusionODE
-from idode_gin.runtime import checkpoints, data, files, fingerprints
+from idode_gin.runtime import checkpoints, data, evaluation, files, fingerprints
 from idode_gin.runtime.partitioning import PjitPartitioner
 from idode_gin.runtime.preemption import StopRequest
 
@@ -129,7 +129,8 @@ class Evaluator:
 
         scorers: dict[str, Scorer] = {VARIATIONAL_BOUND: bound}
         scorers |= {name: ode(name, each) for name, each in self.likelihoods.items()}
-        return {name: jax.jit(each) for name, each in scorers.items()}
+        whole = self.partitioner.replicated
+        return {name: jax.jit(each, out_shardings=whole) for name, each in scorers.items()}
 
     def _score(
         self,
@@ -143,22 +144,20 @@ class Evaluator:
         """Scores of all images in the order of the split, `[N]` each."""
         import tqdm
 
-        collected: list[Scores] = []
-        batches = -(-split.num_images // batch_size)
-        bar = tqdm.tqdm(total=batches, desc=name, unit="batch", disable=None)
-        with bar:
-            for batch in data.prefetch(data.eval_batches(split, batch_size)):
-                if stop.requested:
-                    raise checks.Preempted(
-                        f"Stopped by {stop.reason} while scoring {name}; nothing was written."
-                    )
-                scores = self.partitioner.fetch(scorer(params, self.partitioner.put_batch(batch)))
-                real = batch["mask"] > 0
-                collected.append({key: each[real] for key, each in scores.items()})
-                bar.update()
-        merged = {key: np.concatenate([each[key] for each in collected]) for key in collected[0]}
-        _check_scores(name, merged)
-        return merged
+        batches = data.eval_batches(split, batch_size)
+        count = -(-split.num_images // batch_size)
+        found = evaluation.over_batches(
+            lambda batch: scorer(params, self.partitioner.put_batch(batch)),
+            tqdm.tqdm(batches, total=count, desc=name, unit="batch", disable=None),
+            lambda: stop.requested,
+        )
+        if found is None:
+            raise checks.Preempted(
+                f"Stopped by {stop.reason} while scoring {name}; nothing was written."
+            )
+        scores = found.per_image()
+        _check_scores(name, scores)
+        return scores
 
     def _histogram(
         self, dataset: data.DatasetConfig, split: data.ImageSplit, levels: int
@@ -218,16 +217,16 @@ def standard_error(values: np.ndarray) -> float:
 
 def _summarize(scores: Scores) -> dict[str, float]:
     found = {
-        "mean": float(np.mean(scores["bpd"], dtype=np.float64)),
-        "stderr": standard_error(scores["bpd"].astype(np.float64)),
+        "mean": float(np.mean(scores["bpd"])),
+        "stderr": standard_error(scores["bpd"]),
         "nfe": float(np.mean(scores["nfe"])),
     }
     parts = set(scores) - {"bpd", "nfe", "success"}
-    return found | {part: float(np.mean(scores[part], dtype=np.float64)) for part in sorted(parts)}
+    return found | {part: float(np.mean(scores[part])) for part in sorted(parts)}
 
 
 def _check_scores(name: str, scores: Scores) -> None:
-    failed = ~np.isfinite(scores["bpd"]) | ~scores.get("success", np.ones(1, bool))
+    failed = ~np.isfinite(scores["bpd"]) | (scores.get("success", np.ones(1)) == 0)
     if failed.any():
         first = np.flatnonzero(failed)
         raise checks.NonFiniteError(

@@ -13,7 +13,7 @@ A binding that is never read this way is an error, with two exceptions:
 
 - a later line replaced what used to read it: whoever swaps an objective need not unbind the old
   one's numbers;
-- an included file binds a macro that other programs' files use: what is known about a dataset is
+- a building block binds a macro that other programs' files use: what is known about a dataset is
   written once, for training, evaluation and sampling.
 """
 
@@ -59,7 +59,7 @@ def check(
     Args:
         root: the function that the program runs.
         bindings: everything that was read, in order, as `gin_loading.load` returns it.
-        known_macros: what included files may bind without its being used here.
+        known_macros: what building blocks may bind without its being used here.
 
     Raises:
         ConfigError: with every finding, one a line: bindings that nothing reads, macros without
@@ -185,7 +185,7 @@ def _unused(
     spare = [
         key.scope
         for key, order in unused.items()
-        if key.selector == MACRO and key.scope in known_macros and bindings[order].is_included
+        if key.selector == MACRO and key.scope in known_macros and bindings[order].is_part
     ]
     for key, order in unused.items():
         if key not in reachable(root, bindings, order, spare).used:

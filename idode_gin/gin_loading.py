@@ -47,8 +47,8 @@ class Binding(NamedTuple):
     key: Key
     value: Any
     where: str
-    is_included: bool
-    """Written in a file that another file includes."""
+    is_part: bool
+    """Written in a building block: in an included file, or in a shipped one but an experiment."""
 
 
 def load(
@@ -156,8 +156,8 @@ class _Loader:
             key = _key(statement)
             selector = statement.selector if statement.arg_name else MACRO
             config.bind_parameter((key.scope, selector, key.parameter), statement.value)
-            is_included = len(self._open) > 1
-            self.bindings.append(Binding(key, statement.value, f"{name}{line}", is_included))
+            is_part = len(self._open) > 1 or re.search(r"gin_configs/(?!experiments/)", name)
+            self.bindings.append(Binding(key, statement.value, f"{name}{line}", bool(is_part)))
         elif isinstance(statement, config_parser.BlockDeclaration):
             _configurable(statement.selector)
         elif isinstance(statement, config_parser.ImportStatement):

@@ -6,6 +6,7 @@ function or class itself). An annotation it cannot read accepts everything.
 
 import collections.abc
 import dataclasses
+import functools
 import inspect
 import types
 import typing
@@ -41,6 +42,7 @@ class Parameter:
     required: bool
 
 
+@functools.cache
 def parameters(target: Callable[..., Any]) -> Mapping[str, Parameter]:
     """The named parameters of a function or of a class's constructor, with resolved annotations."""
     try:

@@ -36,6 +36,7 @@ _BAD_INPUT = (
 _PROGRAMS = ("train", "eval", "sample")
 _IN_CALL = re.compile(r"\n  In call to configurable '([^']*)' \([^\n]*\)( in scope '[^']*')?")
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 
 
 def run(program: str, function: str, about: str, argv: Sequence[str] | None = None) -> int:
@@ -53,6 +54,10 @@ def run(program: str, function: str, about: str, argv: Sequence[str] | None = No
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         _run(program, function, about, arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
     except Exception as error:
         code = exit_code(error)
         if code is None:
@@ -85,7 +90,9 @@ def message(error: BaseException, function: str) -> str:
     text = str(error) or type(error).__name__
     calls = [(name, scope) for name, scope in _IN_CALL.findall(text) if name != function]
     text = _IN_CALL.sub("", text)
-    return f"{text} [{calls[0][0]}{calls[0][1]}]" if calls else text
+    if not calls or not isinstance(error, ValueError):
+        return text
+    return f"{text} [{calls[0][0]}{calls[0][1]}]"
 
 
 def write_configs(directory: str | os.PathLike[str]) -> None:
@@ -176,7 +183,7 @@ def parse_flags(arguments: Sequence[str]) -> flags.FlagValues:
         rest = flags.FLAGS(rest)  # absl's own, such as --verbosity
     except flags.UnrecognizedFlagError as error:
         known = [f"--{name}" for name in (*options, *flags.FLAGS)]
-        close = difflib.get_close_matches(f"--{error.flagname}", known, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(f"--{error.flagname}", known, n=1, cutoff=0.6)
         near = f"Did you mean {close[0]}?" if close else "--help lists all flags."
         raise ConfigError(f"Unknown flag --{error.flagname}. {near}") from error
     except flags.Error as error:

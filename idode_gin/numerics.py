@@ -4,12 +4,12 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from idode_gin import types
 
 
-def expand(per_example: types.PerExample, like: Array) -> Array:
+def expand(per_example: Shaped[Array, " batch"], like: Array) -> Array:
     """Appends unit axes to `[B]` so that it broadcasts against `[B, ...]`."""
     return per_example.reshape(per_example.shape + (1,) * (like.ndim - per_example.ndim))
 

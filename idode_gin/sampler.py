@@ -95,7 +95,7 @@ class Sampler:
         def sample(params: types.Params, batch: types.Batch) -> Samples:
             return model.sample_fn(params, batch, jax.random.key(self.seed), self.ode_sampler)
 
-        compiled = jax.jit(sample)
+        compiled = jax.jit(sample, out_shardings=self.partitioner.replicated)
         collected: list[Samples] = []
         starts = range(0, self.num_samples, self.batch_size)
         with StopRequest() as stop, tqdm.tqdm(starts, unit="batch", disable=None) as bar:
@@ -105,7 +105,7 @@ class Sampler:
                         f"Stopped by {stop.reason} while sampling; nothing was written."
                     )
                 batch = self.partitioner.put_batch(self._batch(start))
-                collected.append(self.partitioner.fetch(compiled(params, batch)))
+                collected.append(jax.device_get(compiled(params, batch)))
         merged = jax.tree.map(lambda *each: np.concatenate(each)[: self.num_samples], *collected)
         if not merged.success.all() or not np.isfinite(merged.latent).all():
             raise checks.NonFiniteError(

@@ -156,6 +156,7 @@ class Trainer:
             ema_rate=self.ema_rate,
             log_period=self.log_period,
             num_microbatches=self.num_microbatches,
+            update_period=getattr(optimizer, "accumulation_steps", 1),
             partitioner=self.partitioner,
         )
 

@@ -1,0 +1,1 @@
+"""One run, one model, one task, one objective, and the numbers."""

@@ -1,0 +1,1 @@
+"""One recipe of the maths each: SCHEDULE, PARAMETERIZATION, TIME_SAMPLER, LOSS."""

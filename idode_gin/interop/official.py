@@ -56,7 +56,7 @@ _MIDDLE = {
 }
 
 
-def from_official(tree: Mapping[str, Any], network: UNet | None = None) -> types.Params:
+def from_official(tree: Mapping[Any, Any], network: UNet | None = None) -> types.Params:
     """Our parameters from a published tree.
 
     Args:
@@ -83,7 +83,7 @@ def to_official(params: types.Params) -> dict[str, Any]:
     return traverse_util.unflatten_dict({_official_path(path): leaves[path] for path in leaves})
 
 
-def network_of(tree: Mapping[str, Any]) -> UNet:
+def network_of(tree: Mapping[Any, Any]) -> UNet:
     """The network a published tree belongs to, its sizes read off the leaves.
 
     Groups are 32 and exponents (6, 7), or none, as published; `min_channels_per_group` is 1.

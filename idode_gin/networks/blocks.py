@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from idode_gin import types
 
-Features = Float[Array, "batch height width features"]
+Features = Float[Array, "batch height width _"]
 
 
 def dropout(x: Features, keys: types.PRNGKeys, rate: float) -> Features:

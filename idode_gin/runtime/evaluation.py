@@ -39,6 +39,10 @@ class MaskedMeans:
         """The mean of everything added, by name."""
         return {name: float(np.mean(self._all(name))) for name in sorted(self._values)}
 
+    def per_image(self) -> dict[str, np.ndarray]:
+        """Every value `[N]` in the order of the split, float64, by name."""
+        return {name: self._all(name) for name in sorted(self._values)}
+
     def standard_error(self, name: str) -> float:
         """Standard error of one mean; zero for a single image."""
         values = self._all(name)

@@ -77,17 +77,6 @@ class PjitPartitioner:
 
         return {name: put(np.asarray(array)) for name, array in batch.items()}
 
-    def fetch(self, tree: Any) -> Any:
-        """Global arrays as whole NumPy arrays, the same on every process.
-
-        Every process must take part.
-        """
-        if jax.process_count() == 1:
-            return jax.device_get(tree)
-        from jax.experimental import multihost_utils
-
-        return multihost_utils.process_allgather(tree, tiled=True)
-
 
 def abstract(tree: Any, shardings: Any) -> Any:
     """Shapes and dtypes of `tree` with the given shardings: what a restore is aimed at."""

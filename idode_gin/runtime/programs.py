@@ -39,6 +39,7 @@ def build(
     ema_rate: float,
     log_period: int,
     num_microbatches: int,
+    update_period: int,
     partitioner: partitioning.PjitPartitioner,
 ) -> Program:
     """Builds the functions; each compiles when it is first called.
@@ -51,9 +52,10 @@ def build(
         batch: a training batch, or its shapes and dtypes.
         seed: of all random numbers: initial parameters, training and evaluation draw from
             independent keys.
-        ema_rate: see `train_step.make_train_step`, like the next two.
+        ema_rate: see `train_step.make_train_step`, like the next three.
         log_period: steps per window of metrics.
         num_microbatches: parts of a batch.
+        update_period: steps per move of the parameters.
         partitioner: devices.
     """
     key_init, key_train, key_eval = jax.random.split(jax.random.key(seed), 3)
@@ -73,6 +75,7 @@ def build(
         ema_rate=ema_rate,
         log_period=log_period,
         num_microbatches=num_microbatches,
+        update_period=update_period,
     )
     shapes = jax.eval_shape(init)
     sharding = partitioner.state_sharding(shapes)

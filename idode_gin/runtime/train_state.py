@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Integer
 
 from idode_gin import types
 
@@ -19,20 +18,23 @@ COUNT = "count"
 class TrainState:
     """A pytree: together with the seed and the data it determines the rest of the run.
 
+    Its fields are untyped because trees of the same structure hold shapes or shardings.
+
     Args:
-        step: updates made so far.
+        step: updates made so far, an integer `[]`.
         params: the network's parameters.
         ema: exponential moving average of `params`, the ones that are evaluated.
         opt_state: optax's.
-        window: sums of the metrics since the last log, and `count`, the steps they are summed
-            over. They are part of the state so that a restart in mid-window logs the same row.
+        window: sums `[]` of the metrics since the last log, and `count`, the steps they are
+            summed over. They are part of the state so that a restart in mid-window logs the same
+            row.
     """
 
-    step: Integer[Array, ""]
-    params: types.Params
-    ema: types.Params
+    step: Any
+    params: Any
+    ema: Any
     opt_state: Any
-    window: dict[str, Float[Array, ""]]
+    window: dict[str, Any]
 
 
 def create(

@@ -60,6 +60,7 @@ class DormandPrince(base.AbstractSolver):
             slope=slope,
             size=self._first_size(field, start, end, state, slope),
             attempts=jnp.zeros(start.shape, jnp.int32),
+            rejected=jnp.zeros(start.shape, bool),
             alive=jnp.ones(start.shape, bool),
         )
 
@@ -80,7 +81,7 @@ class DormandPrince(base.AbstractSolver):
             norm = self._norm(error, carry.state, proposal)
             norm = jnp.where(jnp.isfinite(norm), norm, jnp.inf)
             accept = active & (norm <= 1)
-            size = jnp.abs(step) * _factor(norm, accept)
+            size = jnp.abs(step) * _factor(norm, carry.rejected)
             attempts = carry.attempts + active
             # The last stage was taken at the proposal: it is the next step's first.
             return _Carry(
@@ -89,6 +90,7 @@ class DormandPrince(base.AbstractSolver):
                 slope=_choose(accept, stages[-1], carry.slope),
                 size=jnp.where(active, size, carry.size),
                 attempts=attempts,
+                rejected=active & ~accept,
                 alive=carry.alive
                 & (accept | ~active | (size > _smallest_step(carry.t)))
                 & (attempts < self.max_steps),
@@ -139,13 +141,14 @@ class _Carry(NamedTuple):
     slope: base.State
     size: Float[Array, " batch"]
     attempts: Integer[Array, " batch"]
+    rejected: Bool[Array, " batch"]
     alive: Bool[Array, " batch"]
 
 
-def _factor(norm: Array, accept: Array) -> Array:
+def _factor(norm: Array, rejected: Array) -> Array:
     """How much the next step is longer; never longer straight after a rejection."""
     ideal = _SAFETY * jnp.where(norm == 0, 1e-10, norm) ** (-1 / 5)
-    return jnp.clip(ideal, _SHRINK_LIMIT, jnp.where(accept, _GROWTH_LIMIT, 1.0))
+    return jnp.clip(ideal, _SHRINK_LIMIT, jnp.where(rejected, 1.0, _GROWTH_LIMIT))
 
 
 def _smallest_step(t: Array) -> Array:

@@ -62,3 +62,12 @@ def full_like_batch(state: State, value: float) -> types.PerExample:
     """`[B]` filled with `value`, in the state's dtype."""
     leaf = jax.tree.leaves(state)[0]
     return jnp.full(leaf.shape[0], value, leaf.dtype)
+
+
+def all_finite(state: State) -> Bool[Array, " batch"]:
+    """Whether an example's part of every leaf is finite."""
+
+    def leaf(value: Array) -> Array:
+        return jnp.all(jnp.isfinite(value), axis=tuple(range(1, value.ndim)))
+
+    return jnp.all(jnp.stack([leaf(value) for value in jax.tree.leaves(state)]), axis=0)

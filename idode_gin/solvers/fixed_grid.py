@@ -46,5 +46,5 @@ class FixedGrid(base.AbstractSolver):
         return base.Solution(
             state=state,
             num_evaluations=jnp.full(step.shape, evaluations, jnp.int32),
-            success=jnp.ones(step.shape, bool),
+            success=base.all_finite(state),
         )

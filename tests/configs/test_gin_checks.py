@@ -1,5 +1,6 @@
 """The detector: everything gin would leave silent is an error, and nothing else is."""
 
+import contextlib
 import functools
 import pathlib
 from collections.abc import Callable
@@ -198,6 +199,18 @@ def test_included_files_may_bind_what_other_programs_use(tmp_path: pathlib.Path)
         toys.load(tmp_path, "include 'task.gin'\nGEAR = @toy.Wheel()\n")
     with pytest.raises(ConfigError, match=r"GEAR is not used by anything \[--gin.GEAR"):
         toys.load(tmp_path, "include 'task.gin'\n", ["GEAR = 1"])
+    for folder, refused in (("experiments", True), ("tasks", False)):
+        file = tmp_path / "gin_configs" / folder / "one.gin"
+        file.parent.mkdir()
+        file.write_text("include 'experiment.gin'\nGEAR = 1\n")
+        files, outcome = [f"gin_configs/{folder}/one.gin"], contextlib.nullcontext()
+        if refused:
+            outcome = pytest.raises(
+                ConfigError, match=r"GEAR is not used by anything \[gin_configs"
+            )
+        toys.write(tmp_path)
+        with outcome:
+            gin_utils.load_and_check(toy_program.main, files, [], [str(tmp_path)])
     (tmp_path / "gin_configs" / "other.gin").write_text("# %GEARS")
     with pytest.raises(ConfigError, match=r"GEAR is not used by anything \[task"):
         toys.load(tmp_path, "include 'task.gin'\n")
@@ -257,6 +270,23 @@ def test_deferred_call_in_the_scope_of_its_consumer_or_around_it(load: Load) -> 
     load(more + "toy.limited.limit = 0.5\n")
     found = error(load, more + "b/toy.limited.limit = 0.5\n")
     assert "Did you mean" in found[0]
+
+
+def test_deferred_call_by_the_consumer_of_its_consumer(load: Load) -> None:
+    """The truck, built in scope `out`, calls what the engine, built in scope `in`, only holds."""
+    more = (
+        "toy.main.spare = @out/toy.Truck()\ntoy.Truck.engine = @inner/toy.Engine()\n"
+        "inner/toy.Engine.governor = @toy.limited\nout/toy.limited.limit = 0.5\n"
+    )
+    reach = load(more)
+    assert "out/limited.limit" in {str(key) for key in reach.used}
+    gin_utils.build(toy_program.main)
+    assert config._OPERATIVE_CONFIG["out", "toy.limited"]["limit"] == 0.5
+
+
+def test_type_of_a_scoped_macro_that_falls_back(load: Load) -> None:
+    found = error(load, "STEPS = 'ten'\ntoy.main.steps = %STEPS/later\n")
+    assert found == ["main.steps must be int, got 'ten' (str), through STEPS [experiment.gin:10]."]
 
 
 def test_what_python_itself_made_configurable_is_never_reported(load: Load) -> None:

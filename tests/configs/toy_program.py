@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, Literal
 
+from idode_gin import checks
+
 if __name__ == "__main__":
     from idode_gin import gin_utils
 
@@ -36,6 +38,17 @@ class Engine(AbstractPart):
     def __post_init__(self) -> None:
         if self.power <= 0:
             raise ValueError(f"`power` must be positive, got {self.power}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Truck(AbstractPart):
+    """Calls its engine's governor itself."""
+
+    engine: Engine
+
+    def __post_init__(self) -> None:
+        if self.engine.governor is not None:
+            self.engine.governor(self.engine.power)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,5 +89,25 @@ def main(
         fail()
 
 
-def other() -> None:
-    """A second function that gin files can bind."""
+class Stopped(checks.Preempted):
+    """An error of this very module."""
+
+
+def stop() -> None:
+    raise Stopped("saved at step 3")
+
+
+def diverge() -> None:
+    raise checks.NonFiniteError("the loss is NaN at step 3")
+
+
+def miss() -> None:
+    open("no/such/file")  # noqa: SIM115
+
+
+def break_down() -> None:
+    raise ZeroDivisionError("a defect")
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt

@@ -126,4 +126,6 @@ def test_corrected_levels(name, schedule, float64):
     z = end.alpha * end.encoding.encode(images) + end.sigma * noise
     inside = np.abs(noise) < 0.999 * float(end.tau)
     assert inside.mean() > 0.9
-    np.testing.assert_array_equal(np.asarray(end.encoding.decode(z / end.alpha))[inside], images[inside])
+    np.testing.assert_array_equal(
+        np.asarray(end.encoding.decode(z / end.alpha))[inside], images[inside]
+    )

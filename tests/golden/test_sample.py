@@ -35,10 +35,10 @@ def test_samples(name, float64):
         found.latent / model.end.alpha**2,
         error,
     )
-    corrected = np.floor((np.asarray(case.f64["tight_z_0"], float) / float(model.end.alpha) + 1) * 128)
-    check_levels(
-        found.pixels, np.clip(corrected, 0, 255), found.latent / model.end.alpha, error
+    corrected = np.floor(
+        (np.asarray(case.f64["tight_z_0"], float) / float(model.end.alpha) + 1) * 128
     )
+    check_levels(found.pixels, np.clip(corrected, 0, 255), found.latent / model.end.alpha, error)
     # The recorded run at the published tolerance, on the whole batch's steps.
     error, _ = cases.difference(found.latent, case.f64["z_0"], name)
     assert error < 1e-4, error

@@ -1,5 +1,6 @@
 """Training steps: the optimizer, its schedule, the moving average, and whole published runs."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,7 +14,7 @@ from idode_gin.interop import official, official_config, official_parity
 from idode_gin.losses import first_order
 from idode_gin.losses.base import LossDraws
 from idode_gin.models import Draws
-from idode_gin.runtime import fingerprints, optimizers, train_state, train_step
+from idode_gin.runtime import optimizers, train_state, train_step
 
 from . import cases
 
@@ -105,15 +106,16 @@ def trained(name, dtype):
     start = jax.tree.map(jnp.asarray, cases.params(case, dtype))
     names = train_step.metric_names(loss_fn, start, batch_of(case, 0, dtype), jax.random.key(0))
     state = train_state.create(start, transformation, names)
-    update = jax.jit(
-        train_step.make_train_step(
-            loss_fn,
-            transformation,
-            key=jax.random.key(0),
-            ema_rate=case.config["opt"]["ema_rate"],
-            log_period=1,
-        )
+    step_fn = train_step.make_train_step(
+        loss_fn,
+        transformation,
+        key=jax.random.key(0),
+        ema_rate=case.config["opt"]["ema_rate"],
+        log_period=1,
+        update_period=optimizer.accumulation_steps,
     )
+    # A handful of steps: compiling fast matters more than running fast.
+    update = jax.jit(step_fn, compiler_options={"xla_backend_optimization_level": 0})
     rows = []
     for step in range(case.config["steps"]):
         rate = optimizer.learning_rate_at(step)
@@ -155,17 +157,74 @@ def without_null_leaves(case, name, values):
     return values[:, ~case.null_grad] if name.endswith("_norm") else values
 
 
-@pytest.mark.parametrize("name", [*cases.of_kind("train"), *cases.of_kind("ckpt")])
-def test_published_run(name, dtype):
-    case, _, computed = trained(name, dtype)
-    evaluated = {each for each in case.f64 if each.startswith("ema_eval")}
-    assert set(case.f64) == set(computed) | evaluated
-    for each in sorted(computed):
-        actual = without_null_leaves(case, each, computed[each])
-        expected = without_null_leaves(case, each, case.f64[each])
-        error, scale = cases.difference(actual, expected, f"{name} {each}")
+def check(case, dtype, computed):
+    """Compares what was computed with the record, leaf by leaf where it has leaves."""
+    for name in sorted(computed):
+        actual = without_null_leaves(case, name, computed[name])
+        expected = without_null_leaves(case, name, case.f64[name])
+        error, scale = cases.difference(actual, expected, f"{case.name} {name}")
         if dtype == "float64":
-            bound = max(1e-7, cases.STORED_ROUNDING) * scale
+            # The average has moved by 1e-9 only, next to parameters near one.
+            bound = cases.STORED_ROUNDING * scale + 2 * np.finfo(np.float64).eps
         else:
-            bound = 4 * float(case.tol[each]) + 4 * np.finfo(np.float32).eps * scale
-        assert error <= bound, f"{name} {each}: off by {error:.3g}, allowed {bound:.3g}"
+            tol = float(case.tol[name]) if name in case.tol else 0.0
+            bound = 4 * tol + 4 * np.finfo(np.float32).eps * scale
+            if name.endswith("recon"):  # a sum of logarithms near zero; some records are lucky
+                bound += 1e-4 * scale
+        assert error <= bound, f"{case.name} {name}: off by {error:.3g}, allowed {bound:.3g}"
+
+
+@pytest.mark.parametrize("name", [*cases.of_kind("train"), *cases.of_kind("ckpt")])
+def test_published_run_in_float64(name, float64):
+    case, _, computed = trained(name, float64)
+    elsewhere = {each for each in case.f64 if each.startswith("ema_eval")}
+    assert set(case.f64) == set(computed) | elsewhere
+    check(case, float64, computed)
+
+
+FULL = ("train_VP", "train_VP_accum2", "train_SP_2nd", "train_VP_fast_decay_clip")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.full if name in FULL else ())
+        for name in [*cases.of_kind("train"), *cases.of_kind("ckpt")]
+    ],
+)
+def test_published_run_in_float32(name):
+    case, _, computed = trained(name, "float32")
+    check(case, "float32", computed)
+
+
+@pytest.mark.parametrize("name", cases.of_kind("ckpt"))
+def test_evaluation_of_the_average(name, float64):
+    case, state, _ = trained(name, float64)
+    model = official_config.model_of(case.model)
+    first = dataclasses.replace(model, loss=first_order.FirstOrder())
+    batch = batch_of(case, case.config["steps"] - 1, float64)
+    _, parts = jax.jit(loss_fn_of(first), static_argnums=3)(state.ema, batch, None, 0)
+    terms = {term: np.mean(parts[ours]) for term, ours in TERMS.items()}
+    terms["recon"] = np.mean(parts["recon"])
+    computed = {f"ema_eval_bpd_{term}": value for term, value in terms.items()}
+    check(case, float64, computed | {"ema_eval_bpd": sum(terms.values())})
+
+
+@pytest.mark.parametrize("name", cases.of_kind("ckpt"))
+def test_published_checkpoint_is_the_state_we_arrive_at(name, tmp_path):
+    case, state, _ = trained(name, "float32")
+    saved = official.load_official_checkpoint(cases.unpack_checkpoint(case, tmp_path))
+    adam = adam_of(state.opt_state)
+    assert saved["step"] == int(state.step)
+    assert saved["opt_state"]["count"] == int(adam.count)
+    pairs = {
+        "delta": (state.params, saved["params"]),
+        "ema_delta": (state.ema, saved["ema_params"]),
+        "mu": (adam.mu, saved["opt_state"]["mu"]),
+        "nu": (adam.nu, saved["opt_state"]["nu"]),
+    }
+    for tree, (ours, theirs) in pairs.items():
+        off = without_null_leaves(case, "slice16", slices(case, minus(ours, theirs)))
+        scale = np.abs(case.f64[f"{tree}_slice16"]).max()
+        bound = 8 * float(case.tol[f"{tree}_slice16"]) + 1e-5 * scale + 3e-7 * ("delta" in tree)
+        assert np.abs(off).max() <= bound, (tree, np.abs(off).max(), bound)

@@ -1,0 +1,274 @@
+"""Every gin file loads, passes the detector and builds; the static analysis agrees with gin."""
+
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from gin import config
+
+from idode_gin import eval as eval_program
+from idode_gin import gin_checks, gin_types, gin_utils
+from idode_gin import sample as sample_program
+from idode_gin import train as train_program
+from idode_gin.gin_loading import MACRO, ConfigError
+from idode_gin.networks.unet import UNet
+from idode_gin.runtime.optimizers import AdamW
+from idode_gin.trainer import Trainer
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIGS = ROOT / "gin_configs"
+GIN_FILES = sorted(str(each.relative_to(ROOT)) for each in CONFIGS.rglob("*.gin"))
+
+
+def names(folder: str) -> list[str]:
+    return sorted(each.stem for each in (CONFIGS / folder).glob("*.gin"))
+
+
+PROGRAMS: dict[str, Callable[..., Any]] = {
+    "train": train_program.train,
+    "finetune": train_program.train,
+    "eval": eval_program.evaluate,
+    "sample": sample_program.sample,
+}
+SETTINGS = {
+    "train": "MODEL_DIR = 'm'\nTRAIN_STEPS = 10\nBATCH_SIZE = 8\n",
+    "finetune": "MODEL_DIR = 'm'\nTRAIN_STEPS = 10\nBATCH_SIZE = 8\n"
+    "INITIAL_CHECKPOINT_PATH = 'c'\n",
+    "eval": "CHECKPOINT_PATH = 'c'\nEVAL_OUTPUT_DIR = 'o'\nBATCH_SIZE = 8\n",
+    "sample": "CHECKPOINT_PATH = 'c'\nSAMPLE_OUTPUT_DIR = 'o'\n",
+}
+EXPERIMENTS = {
+    name: name.rpartition("_")[2] if name.rpartition("_")[2] in PROGRAMS else "train"
+    for name in names("experiments")
+}
+DEFINES = {
+    "models": {"NETWORK", "DROPOUT_RATE"},
+    "tasks": {"MIXTURE_OR_TASK_NAME", "NUM_LEVELS", "IMAGE_SHAPE", "GAMMA_MIN"},
+    "objectives": {"SCHEDULE", "PARAMETERIZATION", "TIME_SAMPLER", "LOSS"},
+}
+COMBINATIONS = [
+    *(
+        (run, "unet_tiny", "digits", objective)
+        for run in PROGRAMS
+        for objective in names("objectives")
+    ),
+    *(
+        (run, model, "digits", "vp_velocity_importance")
+        for run in PROGRAMS
+        for model in names("models")
+    ),
+    *((run, "unet_tiny", task, "sp_noise_uniform") for run in PROGRAMS for task in names("tasks")),
+]
+
+
+def load_experiment(name: str, *bindings: str) -> tuple[gin_checks.Reach, Callable[..., Any]]:
+    root = PROGRAMS[EXPERIMENTS[name]]
+    file = f"gin_configs/experiments/{name}.gin"
+    return gin_utils.load_and_check(root, [file], bindings), root
+
+
+def assert_static_equals_dynamic(reach: gin_checks.Reach, root: Callable[..., Any]) -> None:
+    """Builds, and compares every call and every bound parameter with gin's own books."""
+    with config._OPERATIVE_CONFIG_LOCK:
+        config._OPERATIVE_CONFIG.clear()
+    arguments = gin_utils.build(root)
+    if "trainer_cls" in arguments:
+        arguments["trainer_cls"](model_dir="m", train_steps=1)
+    found = {
+        (scope, selector): set(config._get_bindings(selector, scope.split("/") if scope else []))
+        for scope, selector in config._OPERATIVE_CONFIG
+    }
+    root_selector = config._inverse_lookup(root).selector
+    expected = {
+        ("/".join(call.scope), call.selector): set(keys)
+        for call, keys in reach.calls.items()
+        if call.selector != root_selector
+    }
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_passes_and_static_analysis_agrees_with_gin(name: str) -> None:
+    reach, root = load_experiment(name)
+    assert_static_equals_dynamic(reach, root)
+
+
+@pytest.mark.parametrize(("run", "model", "task", "objective"), COMBINATIONS)
+def test_combination_passes_and_static_analysis_agrees_with_gin(
+    run: str, model: str, task: str, objective: str, tmp_path: pathlib.Path
+) -> None:
+    parts = [f"runs/{run}", f"models/{model}", f"tasks/{task}", f"objectives/{objective}"]
+    lines = [f"include 'gin_configs/{part}.gin'\n" for part in parts]
+    (tmp_path / "whole.gin").write_text("".join(lines) + SETTINGS[run])
+    reach = gin_utils.load_and_check(PROGRAMS[run], [str(tmp_path / "whole.gin")])
+    assert_static_equals_dynamic(reach, PROGRAMS[run])
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_bound_parameter_has_an_annotation_to_check(name: str) -> None:
+    reach, _ = load_experiment(name)
+    for call, keys in reach.calls.items():
+        target = config._REGISTRY[call.selector].wrapped
+        known = gin_types.parameters(target)
+        for parameter in keys if call.selector != MACRO else ():
+            assert known[parameter].annotation is not gin_types.UNKNOWN, (call, parameter)
+        if call.selector != MACRO and call.scope + (call.selector,):
+            assert gin_types.result_type(target) is not gin_types.UNKNOWN, call
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_config_text_repeats_the_experiment(name: str, tmp_path: pathlib.Path) -> None:
+    _, root = load_experiment(name)
+    expected = gin_utils.build(root)
+    (tmp_path / "config.gin").write_text(config.config_str())
+    gin_utils.load_and_check(root, [str(tmp_path / "config.gin")])
+    found = gin_utils.build(root)
+    for each in (expected, found):
+        each.pop("trainer_cls", None)
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", ["digits", "digits_eval", "digits_sample"])
+def test_misspelling_any_macro_on_the_command_line_is_an_error(name: str) -> None:
+    reach, _ = load_experiment(name)
+    macros = sorted(key.scope for key in reach.used if key.selector == MACRO)
+    assert len(macros) > 10
+    for macro in macros:
+        with pytest.raises(ConfigError, match=rf"{macro[:-1]} is not used by anything"):
+            load_experiment(name, f"{macro[:-1]} = 1")
+
+
+def test_several_ways_to_bind_on_the_command_line() -> None:
+    bindings = [
+        "Trainer.num_microbatches = 2",
+        "train/DatasetConfig.shuffle = False",
+        "SaveCheckpointConfig.keep = 1",
+        "RestoreCheckpointConfig.mode = 'latest'",
+        "PjitPartitioner.num_partitions = 1",
+        "train.eval_period = None",
+        "UNet.channels = 16",
+        "OPTIMIZER = @AdamW()",
+    ]
+    load_experiment("digits", *bindings)
+    arguments = gin_utils.build(train_program.train)
+    assert arguments["model"].network.channels == 16
+    assert arguments["train_dataset_cfg"].shuffle is False
+    assert arguments["train_eval_dataset_cfg"].shuffle is True
+    assert arguments["checkpoint_cfg"].save.keep == 1
+    assert arguments["eval_period"] is None
+    assert arguments["trainer_cls"](model_dir="m", train_steps=1).num_microbatches == 2
+
+
+@pytest.mark.parametrize(
+    ("binding", "found"),
+    [
+        ("TRAIN_STEP = 7", r"Did you mean 'TRAIN_STEPS'\?"),
+        ("TRAIN_STEPS = 'ten'", "train.total_steps must be int, got 'ten'"),
+        ("BATCH_SIZE = 1e3", r"DatasetConfig.batch_size must be int, got 1000.0 .* Write 1000\."),
+        ("MODEL_DIR = runs/a", "--gin.MODEL_DIR=\"'runs/a'\""),
+        ("SCHEDULE = @UNet()", "DiffusionODE.schedule must be AbstractSchedule, got @UNet()"),
+        ("NETWORK = @UNet", r"DiffusionODE.network must be AbstractNetwork, .* Add \(\)"),
+        ("trian/DatasetConfig.seed = 1", "Did you mean 'train/DatasetConfig.seed'"),
+        (
+            "DatasetConfig.split = 'test'",
+            "Every use has its own: train/DatasetConfig.split, train_eval",
+        ),
+        ("UNet.chanels = 8", "'UNet' has no parameter 'chanels'. Did you mean 'channels'"),
+        ("UNet.fourier_exponents = [6]", r"tuple\[int, ...\], got \[6\] \(list\).*Write \(6,\)\."),
+        ("Trainr.log_period = 1", "Did you mean 'Trainer'"),
+        ("IMAGE_SHAPE = (8, 8)", "DiffusionODE.image_shape must be tuple"),
+        ("MIXTURE_OR_TASK_NAME = digits", "--gin.MIXTURE_OR_TASK_NAME=\"'digits'\""),
+        ("GAMMA_MIN = '-13'", "Linear.gamma_min must be float, .* Write -13, without quotes"),
+        ("OPTIMIZER = 'adam'", "train.optimizer must be AdamW | GradientTransformation"),
+    ],
+)
+def test_wrong_binding_of_a_real_experiment(binding: str, found: str) -> None:
+    with pytest.raises(ConfigError, match=found.replace("@UNet()", r"@UNet\(\)")):
+        load_experiment("digits", binding)
+
+
+def test_what_train_passes_to_its_trainer_cannot_be_bound_there() -> None:
+    load_experiment("digits", "Trainer.train_steps = 7")
+    with pytest.raises(ConfigError, match=r"Trainer.train_steps has no effect"):
+        config.get_configurable(train_program.train)(dry_run=True)
+
+
+def test_objective_and_task_can_be_swapped_by_a_later_file() -> None:
+    files = [
+        f"gin_configs/{each}.gin" for each in ("experiments/digits", "objectives/sp_noise_uniform")
+    ]
+    gin_utils.load_and_check(train_program.train, files)
+    model = gin_utils.build(train_program.train)["model"]
+    assert type(model.schedule).__name__ == "StraightPath"
+    assert type(model.parameterization).__name__ == "Noise"
+
+
+@pytest.mark.parametrize("run", PROGRAMS)
+def test_run_alone_lists_what_it_needs(run: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        gin_utils.load_and_check(PROGRAMS[run], [f"gin_configs/runs/{run}.gin"])
+    message = str(caught.value)
+    assert message.startswith("These need a value: ")
+    needed = {"NETWORK", "NUM_LEVELS", "SCHEDULE", "PARAMETERIZATION", "TIME_SAMPLER", "LOSS"}
+    settings = set(re.findall(r"^(\w+) =", SETTINGS[run], re.MULTILINE))
+    assert needed | settings <= set(re.findall(r"[A-Z_]{4,}", message))
+
+
+@pytest.mark.parametrize("file", GIN_FILES)
+def test_file_is_short_and_headed(file: str) -> None:
+    lines = (ROOT / file).read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert max(map(len, lines)) <= 100
+    assert len(lines) <= (30 if "/experiments/" in file else 60)
+    if "/experiments/" in file:
+        name = pathlib.Path(file).stem
+        program = {"finetune": "train"}.get(EXPERIMENTS[name], EXPERIMENTS[name])
+        assert f"#   python -m idode_gin.{program} --gin_file={file}" in lines
+        assert any(line.startswith("# Cost:") for line in lines)
+        assert any(line.startswith("# Result:") for line in lines)
+    if pathlib.Path(file).parent.name in DEFINES:
+        said = re.search(r"# Defines ([A-Z_, ]+)\.", "\n".join(lines))
+        assert said is not None
+        assert set(said[1].split(", ")) == DEFINES[pathlib.Path(file).parent.name]
+
+
+def test_every_gin_folder_is_a_package() -> None:
+    for file in GIN_FILES:
+        assert (ROOT / file).with_name("__init__.py").exists()
+
+
+@pytest.mark.parametrize("folder", DEFINES)
+def test_files_of_a_folder_define_the_same_macros(folder: str) -> None:
+    for name in names(folder):
+        run = "gin_configs/runs/train.gin"
+        part = f"gin_configs/{folder}/{name}.gin"
+        with pytest.raises(ConfigError) as caught:
+            gin_utils.load_and_check(train_program.train, [run, part])
+        missing = set(re.findall(r"[A-Z_]{4,}", str(caught.value)))
+        assert not missing & DEFINES[folder]
+
+
+def test_published_numbers() -> None:
+    load_experiment("digits", "LEARNING_RATE = 2e-4", "EMA_RATE = 0.9999")
+    arguments = gin_utils.build(train_program.train)
+    assert arguments["optimizer"] == AdamW(
+        learning_rate=2e-4, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.01, warmup_steps=100
+    )
+    run = (CONFIGS / "runs/train.gin").read_text()
+    assert "LEARNING_RATE = 2e-4" in run
+    assert "EMA_RATE = 0.9999" in run
+    trainer = arguments["trainer_cls"](model_dir="m", train_steps=1)
+    assert isinstance(trainer, Trainer)
+    assert trainer.ema_rate == 0.9999
+    for name, expected in {
+        "unet_cifar10": UNet(channels=128, levels=32, dropout_rate=0.1),
+        "unet_imagenet32": UNet(channels=256, levels=32),
+        "unet_cifar10_aug": UNet(
+            channels=256, levels=32, dropout_rate=0.1, attention_everywhere=True
+        ),
+    }.items():
+        files = ["gin_configs/experiments/digits.gin", f"gin_configs/models/{name}.gin"]
+        gin_utils.load_and_check(train_program.train, files)
+        assert gin_utils.build(train_program.train)["model"].network == expected

@@ -1,0 +1,230 @@
+"""From the command line to an exit code."""
+
+import pathlib
+import re
+
+import pytest
+import toy_program
+import toys
+from gin import config
+
+from idode_gin import checks, gin_utils
+from idode_gin.gin_loading import ConfigError
+
+ABOUT = "Toys.\n\n    python -m toy_program --gin_file=toys.gin\n"
+
+
+@pytest.fixture
+def run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Runs the toy program on the toy experiment; (exit code, output, errors)."""
+    toys.write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(toy_program, "CALLS", [])
+
+    def call(*arguments: str, file: str = "experiment.gin") -> tuple[int, str, str]:
+        given = [f"--gin_file={file}"] if file else []
+        code = gin_utils.run("toy_program", "main", ABOUT, [*given, *arguments])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_runs_with_what_gin_binds(run) -> None:
+    code, output, errors = run(
+        "--gin.STEPS=11", "--gin_bindings=Engine.power = 3", "--gin.main.loud=True"
+    )
+    assert (code, errors) == (0, "")
+    (call,) = toy_program.CALLS
+    assert call["steps"] == 11
+    assert call["loud"] is True
+    assert call["engine"] == toy_program.Engine(power=3)
+    assert call["dry_run"] is False
+
+
+def test_first_screen_shows_files_and_macros(run) -> None:
+    lines = run("--gin.STEPS=11")[1].splitlines()
+    assert lines[0].startswith("toy_program")
+    shown = [line.split(maxsplit=1) for line in lines[2:]]
+    assert shown == [["FOLDER", "'runs/a'"], ["STEPS", "11"], ["WHEEL", "toy.Wheel()"]]
+    assert "experiment.gin" in lines[1]
+
+
+def test_later_file_and_search_path(run, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "users").mkdir()
+    (tmp_path / "users" / "more.gin").write_text("STEPS = 12")
+    code, _, errors = run("--gin_search_paths=nowhere,users", "--gin_file=more.gin")
+    assert (code, errors) == (0, "")
+    assert toy_program.CALLS[0]["steps"] == 12
+
+
+def test_dry_run_is_passed_on(run) -> None:
+    assert run("--dry_run")[0] == 0
+    assert toy_program.CALLS[0]["dry_run"] is True
+    code, _, errors = run("--gin.main.dry_run=True")
+    assert code == 2
+    assert errors == "error: main.dry_run has no effect: use the flag --dry_run.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["--gin.STEP=7"], "STEP is not used by anything [--gin.STEP=7]. Did you mean 'STEPS'?"),
+        (["--gin.STEPS=1e3"], "Write 1000."),
+        (["--gin.FOLDER=runs/b"], "--gin.FOLDER=\"'runs/b'\""),
+        (["--gin.FOLDER"], "--gin.FOLDER has no value. Write --gin.FOLDER=VALUE."),
+        (["--gin_fil=a.gin"], "Unknown flag --gin_fil. Did you mean --gin_file?"),
+        (["--zzz"], "Unknown flag --zzz. --help lists all flags."),
+        (["--dry_run=maybe"], "dry_run"),
+        (["--process_index=one"], "process_index"),
+        (["STEPS=7"], "'STEPS=7' is no flag."),
+        (["--process_index=1"], "--process_index without --multiprocess_gpu."),
+        (["--local_device_ids=0,1"], "--local_device_ids without --multiprocess_gpu."),
+        (["--gin_file=more.gin"], "There is no gin file 'more.gin'. Searched: "),
+        (["--gin.Engine.power=-1.0"], "`power` must be positive, got -1.0. [Engine]"),
+        (["--gin.Whel.size=1"], "Did you mean 'Wheel'?"),
+    ],
+)
+def test_wrong_command_ends_in_2_and_names_the_way_out(
+    run, arguments: list[str], found: str
+) -> None:
+    code, _, errors = run(*arguments)
+    assert code == 2
+    assert errors.startswith("error: ")
+    assert found in errors
+    assert "Traceback" not in errors
+    assert toy_program.CALLS == []
+
+
+def test_no_gin_file_shows_an_example(run) -> None:
+    code, _, errors = run(file="")
+    assert code == 2
+    assert "python -m toy_program --gin_file=toys.gin" in errors
+
+
+def test_required_macros_are_listed_at_once(run) -> None:
+    code, _, errors = run(file="run.gin")
+    assert code == 2
+    assert re.findall(r"[A-Z]{3,}", errors) == ["STEPS", "FOLDER", "WHEEL"]
+
+
+def test_syntax_error_names_file_and_line(run, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "broken.gin").write_text("STEPS = 3\nFOLDER = runs/a\n")
+    code, _, errors = run(file="broken.gin")
+    assert code == 2
+    assert "broken.gin:2]  FOLDER = runs/a" in errors
+
+
+@pytest.mark.parametrize(
+    ("function", "code", "found"),
+    [
+        ("stop", 75, "stopped: saved at step 3\n"),
+        ("diverge", 3, "error: the loss is NaN at step 3\n"),
+        ("miss", 2, "error: [Errno 2] No such file or directory: 'no/such/file'\n"),
+        ("interrupt", 130, "stopped: interrupted.\n"),
+    ],
+)
+def test_exceptions_become_exit_codes(run, function: str, code: int, found: str, tmp_path) -> None:
+    (tmp_path / "fail.gin").write_text(f"{toys.HEADER}toy.main.fail = @toy.{function}\n")
+    got, _, errors = run("--gin_file=fail.gin")
+    assert (got, errors) == (code, found)
+    if code != 130:
+        assert "Traceback" in run("--gin_file=fail.gin", "--debug")[2]
+
+
+def test_defect_passes_through(run, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "fail.gin").write_text(f"{toys.HEADER}toy.main.fail = @toy.break_down\n")
+    with pytest.raises(ZeroDivisionError):
+        run("--gin_file=fail.gin")
+
+
+def test_file_of_another_program(run, tmp_path: pathlib.Path) -> None:
+    sample = "gin_configs/experiments/digits_sample.gin"
+    code, _, errors = run(file=sample)
+    assert code == 2
+    assert "bind nothing of `toy_program.main`. They are files of idode_gin.sample." in errors
+
+
+def test_help(run) -> None:
+    code, output, _ = run("--help", file="")
+    assert code == 0
+    assert "python -m toy_program" in output
+    for name in (
+        *("gin_file", "gin_bindings", "gin_search_paths", "tfds_data_dir", "dry_run", "debug"),
+        *("seqio_additional_cache_dirs", "multiprocess_gpu", "coordinator_address", "help"),
+        *("process_count", "process_index", "initialization_timeout", "local_device_ids"),
+    ):
+        assert f"  --{name}\n" in output
+
+
+def test_absl_flags_are_known() -> None:
+    assert not gin_utils.parse_flags(["--verbosity=-1"]).help
+    with pytest.raises(ConfigError, match="Did you mean --verbosity"):
+        gin_utils.parse_flags(["--verbositi=1"])
+
+
+def test_exit_codes_are_those_of_checks() -> None:
+    assert gin_utils.exit_code(ConfigError("")) == checks.EXIT_BAD_INPUT
+    assert gin_utils.exit_code(checks.NonFiniteError("")) == checks.EXIT_NON_FINITE
+    assert gin_utils.exit_code(checks.Preempted("")) == checks.EXIT_PREEMPTED
+    assert gin_utils.exit_code(RuntimeError("")) is None
+    assert gin_utils.exit_code(TypeError("")) is None
+
+
+def test_refuses_what_a_caller_overrides(tmp_path: pathlib.Path) -> None:
+    toys.load(tmp_path)
+    gin_utils.refuse_bindings(toy_program.Wheel, ["grip"], "")
+    gin_utils.refuse_bindings(toy_program.Crate, ["size"], "")
+    with pytest.raises(ConfigError, match=r"WHEEL/Wheel.size has no effect: because\."):
+        gin_utils.refuse_bindings(toy_program.Wheel, ["size", "grip"], "because")
+
+
+def test_written_configs_repeat_the_run(tmp_path: pathlib.Path) -> None:
+    toys.load(tmp_path, "", ["STEPS = 11", "WHEEL = @Engine()", "WHEEL/Engine.fuel = 'oil'"])
+    expected = gin_utils.build(toy_program.main)
+    config.get_configurable(toy_program.main)()
+    gin_utils.write_configs(tmp_path / "out")
+    for name in ("config.gin", "operative_config.gin"):
+        gin_utils.load_and_check(toy_program.main, [str(tmp_path / "out" / name)])
+        found = gin_utils.build(toy_program.main)
+        assert {key: found[key] for key in expected} == expected
+    assert "Wheel.size" not in (tmp_path / "out" / "config.gin").read_text()
+
+
+def test_search_paths_put_the_users_first_and_ours_last() -> None:
+    first, *_, last = gin_utils.search_paths(["mine"])
+    assert first == "mine"
+    assert (pathlib.Path(last) / "gin_configs" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("platforms", ["cpu", "cuda"])
+def test_processes_join_as_the_flags_say(monkeypatch: pytest.MonkeyPatch, platforms: str) -> None:
+    joined: dict[str, object] = {}
+    updated: dict[str, object] = {}
+    monkeypatch.setattr("jax.distributed.initialize", lambda **given: joined.update(given))
+    monkeypatch.setattr("jax.config.jax_platforms", platforms, raising=False)
+    monkeypatch.setattr("jax.config.update", updated.__setitem__)
+    gin_utils.initialize_processes(gin_utils.parse_flags([]))
+    assert joined == {}
+    flags = ["--multiprocess_gpu", "--coordinator_address=host:1", "--process_count=2"]
+    flags += ["--process_index=1", "--local_device_ids=2,3", "--initialization_timeout=5"]
+    gin_utils.initialize_processes(gin_utils.parse_flags(flags))
+    assert joined == {
+        "coordinator_address": "host:1",
+        "num_processes": 2,
+        "process_id": 1,
+        "local_device_ids": [2, 3],
+        "initialization_timeout": 5,
+    }
+    gloo = {"jax_cpu_collectives_implementation": "gloo"}
+    assert updated == (gloo if platforms == "cpu" else {})
+
+
+def test_data_folders_are_passed_on(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+    monkeypatch.setattr(
+        "idode_gin.runtime.data.set_data_dirs", lambda **folders: given.update(folders)
+    )
+    assert run()[0] == 0
+    assert given == {}
+    assert run("--tfds_data_dir=/d", "--seqio_additional_cache_dirs=/a,/b")[0] == 0
+    assert given == {"tfds_data_dir": "/d", "seqio_cache_dirs": ["/a", "/b"]}

@@ -1,0 +1,90 @@
+"""The programs as a shell runs them."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+EXPERIMENT = "--gin_file=gin_configs/experiments/digits.gin"
+
+
+def run(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    paths = [str(ROOT), str(ROOT / "tests" / "configs")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("program", ["train", "eval", "sample"])
+def test_help_is_quick_and_imports_nothing_heavy(program: str, tmp_path: pathlib.Path) -> None:
+    began = time.monotonic()
+    done = run(tmp_path, "-X", "importtime", "-m", f"idode_gin.{program}", "--help")
+    assert time.monotonic() - began < 10
+    assert done.returncode == 0
+    assert f"python -m idode_gin.{program} --gin_file=" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "gin.config" in imported
+    assert not imported & {"jax", "flax", "tensorflow", "seqio", "optax", "orbax", "scipy"}
+
+
+def test_misspelt_macro_ends_in_2(tmp_path: pathlib.Path) -> None:
+    done = run(tmp_path, "-m", "idode_gin.train", EXPERIMENT, "--gin.TRAIN_STEP=7")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: TRAIN_STEP is not used by anything [--gin.TRAIN_STEP=7]. "
+        "Did you mean 'TRAIN_STEPS'?\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_describes_and_writes_nothing(tmp_path: pathlib.Path) -> None:
+    done = run(tmp_path, "-m", "idode_gin.train", EXPERIMENT, "--dry_run")
+    assert done.returncode == 0, done.stderr
+    assert "Would train from scratch" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_error_class_of_the_program_itself_is_not_doubled(tmp_path: pathlib.Path) -> None:
+    """`python -m` runs the module that gin files import, whose classes are then the same."""
+    (tmp_path / "stop.gin").write_text(
+        "from __gin__ import dynamic_registration\nimport toy_program as toy\n"
+        "toy.main:\n    steps = 1\n    folder = 'a'\n    wheel = @toy.Wheel()\n"
+        "    engine = @toy.Wheel()\n    fail = @toy.stop\n"
+    )
+    done = run(tmp_path, "-m", "toy_program", "--gin_file=stop.gin")
+    assert (done.returncode, done.stderr) == (75, "stopped: saved at step 3\n")
+
+
+def test_output_cut_short_by_head_is_no_traceback(tmp_path: pathlib.Path) -> None:
+    script = f"{sys.executable} -m toy_program --help | head -n 1"
+    done = run(tmp_path, "-c", f"import os; os.system({script!r})")
+    assert done.stdout == "Toys.\n"
+    assert done.stderr == ""
+
+
+def test_finds_gin_configs_from_an_installed_package(tmp_path: pathlib.Path) -> None:
+    """Without a checkout around it: the files lie beside the package, wherever that is."""
+    (tmp_path / "site").mkdir()
+    for package in ("idode_gin", "gin_configs", "tasks"):
+        (tmp_path / "site" / package).symlink_to(ROOT / package)
+    script = (
+        "import sys; sys.path[:0] = [sys.argv[1]]; import idode_gin;"
+        "from idode_gin import gin_utils, gin_loading; import json;"
+        "print(json.dumps(str(gin_loading.find_file("
+        "'gin_configs/runs/train.gin', gin_utils.search_paths()).resolve())))"
+    )
+    done = run(tmp_path, "-c", script, str(tmp_path / "site"))
+    assert json.loads(done.stdout) == str(ROOT / "gin_configs/runs/train.gin")

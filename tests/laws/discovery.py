@@ -1,0 +1,44 @@
+"""Finds the classes that fulfil a contract, by walking the folder that holds it.
+
+A new file in that folder is tested without a word here, unless its class cannot be made without
+arguments: those are given in `ARGUMENTS`.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from typing import Any
+
+import pytest
+
+ARGUMENTS: dict[str, dict[str, Any]] = {"DiscreteTime": {"steps": 8, "num_times": 8}}
+
+
+def classes(abstract: type) -> list[type]:
+    """Concrete subclasses of `abstract` in the package that defines it, in order of name."""
+    folder = importlib.import_module(abstract.__module__.rpartition(".")[0])
+    for module in pkgutil.walk_packages(folder.__path__, folder.__name__ + "."):
+        importlib.import_module(module.name)
+    found = [
+        each
+        for each in _descendants(abstract)
+        if not inspect.isabstract(each) and each.__module__.startswith(folder.__name__ + ".")
+    ]
+    assert found, f"nothing fulfils {abstract.__name__} in {folder.__name__}"
+    return sorted(found, key=lambda each: each.__name__)
+
+
+def instances(abstract: type) -> list[Any]:
+    """One object of each of `classes(abstract)`."""
+    return [each(**ARGUMENTS.get(each.__name__, {})) for each in classes(abstract)]
+
+
+def each(name: str, abstract: type) -> pytest.MarkDecorator:
+    """Parametrizes the argument `name` of a test over `instances(abstract)`."""
+    found = instances(abstract)
+    return pytest.mark.parametrize(name, found, ids=[type(each).__name__ for each in found])
+
+
+def _descendants(abstract: type) -> set[type]:
+    children = set(abstract.__subclasses__())
+    return children.union(*(_descendants(child) for child in children))

@@ -1,0 +1,209 @@
+"""Laws of every variational bound: exact values where the optimal network is known."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from idode_gin.losses import base
+from idode_gin.losses.bound import VariationalBound, integrand
+from idode_gin.losses.discrete_time import DiscreteTime
+from idode_gin.parameterizations.base import AbstractParameterization
+from idode_gin.parameterizations.noise import Noise
+from idode_gin.parameterizations.velocity import Velocity
+from idode_gin.schedules.base import AbstractSchedule
+from idode_gin.schedules.time.linear import Linear
+from idode_gin.schedules.variance_preserving import VariancePreserving
+from idode_gin.time_samplers.base import AbstractTimeSampler
+from idode_gin.time_samplers.importance import Importance
+
+from . import discovery, toys
+
+EACH = discovery.each("bound", base.AbstractBound)
+EACH_SCHEDULE = discovery.each("schedule", AbstractSchedule)
+EACH_PARAMETERIZATION = discovery.each("parameterization", AbstractParameterization)
+EACH_SAMPLER = discovery.each("sampler", AbstractTimeSampler)
+LEVELS = 4
+TAU = 1.2
+GAMMA_MAX = 2.0
+COUNT = 8_000
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def problem(schedule, parameterization=None, off=0.0):
+    """Every level equally likely in one pixel, and a prediction that is `off` the optimum."""
+    end = toys.clean_end(schedule, LEVELS, TAU)
+    data = toys.UniformLevels(end.encoding, schedule)
+    field = toys.field_of(
+        schedule, parameterization or Noise(), lambda z, gamma: data.noise_hat(z, gamma) + off
+    )
+    return end, Linear(gamma_min=end.gamma_min, gamma_max=GAMMA_MAX), data, field
+
+
+def run(bound, schedule, parameterization=None, off=0.0):
+    """The terms of COUNT images: every level as often."""
+    end, time, _, field = problem(schedule, parameterization, off)
+    x = jnp.arange(COUNT).reshape(-1, 1, 1, 1) % LEVELS
+    return jax.jit(lambda x, keys: bound(field, end, time, x, keys))(x, toys.keys_of(0, COUNT))
+
+
+def exact_total(schedule):
+    """log V + KL(marginal at gamma_max | N(0, 1)): the optimal bound, nats per pixel."""
+    gamma = jnp.asarray(GAMMA_MAX)
+    alpha, sigma = float(schedule.alpha(gamma)), float(schedule.sigma(gamma))
+    centres = alpha * (2 * np.arange(LEVELS) + 1 - LEVELS) / LEVELS
+    z = np.linspace(-12, 12, 40_001)
+    normal = np.exp(-0.5 * ((z[:, None] - centres) / sigma) ** 2) / (sigma * np.sqrt(2 * np.pi))
+    density = normal.mean(1)
+    log_prior = -0.5 * z**2 - 0.5 * np.log(2 * np.pi)
+    ratio = np.where(density > 0, np.log(np.maximum(density, 1e-300)) - log_prior, 0)
+    return math.log(LEVELS) + np.trapezoid(density * ratio, z)
+
+
+@EACH_PARAMETERIZATION
+@EACH_SCHEDULE
+def test_continuous_bound_is_tight_at_the_optimum(schedule, parameterization):
+    """For equally likely levels the decoder is exact, so nothing but the prior's mismatch is lost."""
+    terms = run(VariationalBound(num_times=8), schedule, parameterization)
+    toys.assert_mean(terms.total, exact_total(schedule), at_most=0.015)
+
+
+@EACH_SCHEDULE
+def test_continuous_bound_rises_by_the_square_of_the_error(schedule):
+    """An error of c in every noise prediction costs c^2 / 2 per nat of gamma."""
+    off = 0.4
+    terms = run(VariationalBound(num_times=8), schedule, off=off)
+    end = toys.clean_end(schedule, LEVELS, TAU)
+    more = off**2 / 2 * (GAMMA_MAX - end.gamma_min)
+    assert more > 0.3
+    toys.assert_mean(terms.total, exact_total(schedule) + more, at_most=0.015)
+
+
+@EACH_SAMPLER
+def test_the_time_sampler_does_not_change_the_mean(sampler):
+    bound = VariationalBound(num_times=4, time_sampler=sampler)
+    terms = run(bound, VariancePreserving(), Velocity())
+    toys.assert_mean(terms.total, exact_total(VariancePreserving()), at_most=0.015)
+
+
+@pytest.mark.parametrize("num_times", [1, 3, 16])
+def test_the_number_of_times_does_not_change_the_mean(num_times):
+    bound = VariationalBound(num_times=num_times, time_sampler=Importance())
+    terms = run(bound, VariancePreserving())
+    toys.assert_mean(terms.total, exact_total(VariancePreserving()), at_most=0.02)
+
+
+@pytest.mark.parametrize(("steps", "num_times"), [(2, 2), (8, 8), (8, 3), (64, 8)])
+def test_discrete_time_equals_its_sum(steps, num_times):
+    """Half the sum of expm1(gamma_t - gamma_s) E |eps - eps_hat|^2, by quadrature."""
+    terms = run(DiscreteTime(steps=steps, num_times=num_times), VariancePreserving())
+    toys.assert_mean(terms.diffusion, discrete_diffusion(steps), at_most=0.04)
+
+
+def discrete_diffusion(steps):
+    _, time, data, _ = problem(VariancePreserving())
+    step = (time.gamma_max - time.gamma_min) / steps
+    gammas = time.gamma_min + step * np.arange(1, steps + 1)
+    return 0.5 * math.expm1(step) * sum(data.mean_square_error(gamma) for gamma in gammas)
+
+
+def test_discrete_time_falls_towards_the_continuous_bound():
+    continuous = np.mean(run(VariationalBound(num_times=8), VariancePreserving()).diffusion)
+    values = [
+        np.mean(run(DiscreteTime(steps=steps, num_times=steps), VariancePreserving()).diffusion)
+        for steps in (2, 6)
+    ]
+    assert values[0] > values[1] > continuous
+    sums = [discrete_diffusion(steps) for steps in (6, 32, 1024)]
+    assert sums[0] > sums[1] > sums[2] > continuous - 0.03
+    assert sums[2] == pytest.approx(continuous, abs=0.03)
+
+
+@EACH
+@EACH_SCHEDULE
+def test_terms_shared_by_every_bound(bound, schedule):
+    """Prior: KL of two normals. Reconstruction: the conditional entropy of the level."""
+    terms = run(bound, schedule)
+    gamma = jnp.asarray(GAMMA_MAX)
+    alpha, sigma = float(schedule.alpha(gamma)), float(schedule.sigma(gamma))
+    f = (2 * (np.arange(COUNT) % LEVELS) + 1 - LEVELS) / LEVELS
+    prior = -np.log(sigma) + (sigma**2 + (alpha * f) ** 2 - 1) / 2
+    np.testing.assert_allclose(terms.prior, prior, rtol=1e-10)
+    end = toys.clean_end(schedule, LEVELS, TAU)
+    toys.assert_mean(terms.reconstruction, entropy_of_level(end.gamma_min), at_most=0.015)
+    np.testing.assert_allclose(
+        terms.total, terms.prior + terms.reconstruction + terms.diffusion, rtol=1e-12
+    )
+
+
+def entropy_of_level(gamma):
+    """H(x | z / alpha) for equally likely levels, by quadrature over the noise."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(200)
+    centres = (2 * np.arange(LEVELS) + 1 - LEVELS) / LEVELS
+    y = centres[:, None] + math.exp(gamma / 2) * nodes
+    logits = -0.5 * ((y[..., None] - centres) * math.exp(-gamma / 2)) ** 2
+    shares = np.exp(logits) / np.sum(np.exp(logits), -1, keepdims=True)
+    own = shares[np.arange(LEVELS), :, np.arange(LEVELS)]
+    return float(np.mean(-np.log(own) @ weights / math.sqrt(2 * math.pi)))
+
+
+@EACH
+def test_an_image_has_its_own_figure(bound):
+    """Batch size, order and neighbours do not matter."""
+    end, time, _, field = problem(VariancePreserving())
+    x = jnp.asarray([0, 3, 1, 2, 2]).reshape(5, 1, 1, 1)
+    keys = toys.keys_of(1, 5)
+    compiled = jax.jit(lambda x, keys: bound(field, end, time, x, keys))
+    whole = compiled(x, keys)
+    order = jnp.asarray([4, 1])
+    some = compiled(x[order], keys[order])
+    for found, expected in zip(some, whole, strict=True):
+        np.testing.assert_allclose(found, expected[order], rtol=1e-12)
+    assert not np.isclose(whole.diffusion[3], whole.diffusion[4])
+
+
+@EACH
+def test_evaluations_are_counted(bound):
+    calls = []
+    end, time, _, field = problem(VariancePreserving())
+
+    def counted(z, gamma):
+        jax.debug.callback(lambda: calls.append(1))
+        return field.network(z, gamma)
+
+    tapped = toys.field_of(VariancePreserving(), Noise(), counted)
+    x = jnp.zeros((1, 1, 1, 1), jnp.int32)
+    compiled = jax.jit(lambda x, keys: bound(tapped, end, time, x, keys))
+    jax.block_until_ready(compiled(x, toys.keys_of(0, 1)))
+    jax.effects_barrier()
+    assert len(calls) == bound.num_evaluations()
+
+
+@EACH_SCHEDULE
+def test_integrand_at_the_optimum_of_gaussian_data(schedule):
+    """sum(alpha^2 s^2 / v) / 2, whose integral is log(1 + s^2 e^-gamma) / 2 between its ends."""
+    data, count = toys.gaussian(schedule), 20_000
+    f = data.sample(3, count)
+    noise = jax.random.normal(jax.random.key(0), f.shape)
+    for level in (-4.0, 0.5):
+        gamma = jnp.full(count, level)
+        found = integrand(data.field(Velocity()), f, gamma, noise)
+        step = 1e-4
+        ends = [0.5 * np.sum(np.log1p(data.std**2 * np.exp(-(level + d)))) for d in (-step, step)]
+        toys.assert_mean(found, (ends[0] - ends[1]) / (2 * step), at_most=0.02)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: VariationalBound(num_times=0),
+        lambda: DiscreteTime(steps=0),
+        lambda: DiscreteTime(steps=4, num_times=0),
+        lambda: DiscreteTime(steps=4, num_times=5),
+    ],
+)
+def test_arguments_must_make_sense(make):
+    with pytest.raises(ValueError, match="must be"):
+        make()

@@ -1,0 +1,366 @@
+"""Saving and finding again: order, damage, other architectures, half-written directories."""
+
+import dataclasses
+import json
+import os
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from idode_gin import checks
+from idode_gin.runtime import (
+    checkpoint_meta,
+    checkpoints,
+    fingerprints,
+    optimizers,
+    partitioning,
+    train_state,
+)
+
+FACTS = {"seed": 0, "batch_size": 4}
+
+
+def state_of(step, *, width=8, value=None, **optimizer):
+    """A state with every leaf different, as after `step` updates."""
+    params = tiny.model(width).init(jax.random.key(step), tiny.SHAPE)
+    if value is not None:
+        params = jax.tree.map(lambda leaf: leaf * value, params)
+    transformation = optimizers.AdamW(**optimizer).build()
+    state = train_state.create(params, transformation, ["loss"])
+    return dataclasses.replace(
+        state, step=jnp.int32(step), ema=jax.tree.map(lambda leaf: leaf + 1, params)
+    )
+
+
+def abstract_of(state):
+    sharding = partitioning.PjitPartitioner().state_sharding(state)
+    return partitioning.abstract(state, sharding)
+
+
+def config(*, keep=None, **restore):
+    return checkpoints.CheckpointConfig(
+        save=checkpoints.SaveCheckpointConfig(period=2, keep=keep),
+        restore=checkpoints.RestoreCheckpointConfig(**restore),
+    )
+
+
+def save(directory, *steps, keep=None, **changes):
+    with checkpoints.Checkpoints(directory, config(keep=keep), FACTS) as saved:
+        for step in steps:
+            saved.save(state_of(step, **changes))
+
+
+def restore(directory, like=None, **restore_config):
+    """What a run in `directory` would start from."""
+    fresh = like or state_of(0)
+    with checkpoints.Checkpoints(directory, config(**restore_config), FACTS) as saved:
+        return saved.restore(abstract_of(fresh), lambda: fresh)
+
+
+def assert_same(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    assert fingerprints.sha256(actual) == fingerprints.sha256(expected)
+
+
+def array_files(checkpoint, part):
+    """The files that hold the arrays of one part, largest first."""
+    files = [each for each in (checkpoint / part).rglob("*") if each.parent.name == "d"]
+    return sorted(files, key=lambda each: each.stat().st_size, reverse=True)
+
+
+def truncate(checkpoint, part="params"):
+    for file in array_files(checkpoint, part):
+        file.write_bytes(file.read_bytes()[:10])
+
+
+def flip_bits(checkpoint, part="params"):
+    for file in array_files(checkpoint, part):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+
+
+def exchange(checkpoint, part="params"):
+    """Files that are well formed, but another checkpoint's."""
+    shutil.rmtree(checkpoint / part)
+    shutil.copytree(checkpoint.with_name("checkpoint_2") / part, checkpoint / part)
+
+
+def test_everything_comes_back_bit_for_bit(tmp_path):
+    save(tmp_path, 3, accumulation_steps=2, clip_norm=1.0)
+    like = state_of(0, accumulation_steps=2, clip_norm=1.0)
+    state, restored = restore(tmp_path, like)
+    assert_same(state, state_of(3, accumulation_steps=2, clip_norm=1.0))
+    assert restored.path == tmp_path / "checkpoint_3"
+    assert restored.facts == FACTS
+
+
+def test_a_saved_state_may_be_donated_at_once(tmp_path):
+    """The files are written while training goes on, and overwrites the buffers."""
+    step = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
+    params, ema = ({name: jnp.zeros((256, 1024)) for name in "abcdefgh"} for _ in range(2))
+    state = dataclasses.replace(state_of(0), params=params, ema=ema)
+    like = abstract_of(state)
+    with checkpoints.Checkpoints(tmp_path, config(), FACTS) as saved:
+        for _ in range(4):
+            state = step(state)
+            saved.save(state)
+            for _ in range(3):
+                state = step(state)
+        assert saved.last_good() == tmp_path / "checkpoint_13"  # waits until it is there
+        found = saved.restore(like, lambda: state)[0]
+    assert int(found.step) == 13
+    np.testing.assert_array_equal(found.params["a"], 13.0)
+    np.testing.assert_array_equal(found.ema["h"], 13.0)
+
+
+def test_the_newest_is_taken_and_the_oldest_go(tmp_path):
+    save(tmp_path, 2, 4, 10, keep=2)
+    assert checkpoints.saved_steps(tmp_path) == [4, 10]
+    assert int(restore(tmp_path)[0].step) == 10
+
+
+def test_saving_a_step_twice_changes_nothing(tmp_path):
+    save(tmp_path, 2)
+    save(tmp_path, 2, value=5.0)
+    assert_same(restore(tmp_path)[0], state_of(2))
+
+
+def test_order_own_then_given_then_scratch(tmp_path):
+    own, other = tmp_path / "own", tmp_path / "other"
+    state, restored = restore(own, path=None)
+    assert restored is None
+    assert int(state.step) == 0
+    save(other, 4, 6)
+    assert int(restore(own, path=str(other))[0].step) == 6
+    assert int(restore(own, path=str(other / "checkpoint_4"))[0].step) == 4
+    save(own, 2)
+    assert int(restore(own, path=str(other))[0].step) == 2
+
+
+def test_fresh_start_takes_parameters_only(tmp_path):
+    other = tmp_path / "other"
+    save(other, 6)
+    fresh = state_of(0, clip_norm=1.0)  # another optimizer does not matter then
+    state, restored = restore(tmp_path / "own", fresh, path=str(other), fresh_start=True)
+    assert_same(state.params, state_of(6).params)
+    assert_same(state.ema, state_of(6).ema)
+    assert_same(state.opt_state, fresh.opt_state)
+    assert int(state.step) == 0
+    assert restored.path.name == "checkpoint_6"
+
+
+def test_parameters_for_evaluation(tmp_path):
+    save(tmp_path, 2, 4)
+    shapes = jax.eval_shape(lambda: state_of(0).params)
+    averaged, step = checkpoints.restore_params(tmp_path, shapes)
+    assert step == 4
+    assert_same(averaged, state_of(4).ema)
+    raw, step = checkpoints.restore_params(tmp_path / "checkpoint_2", shapes, ema=False)
+    assert step == 2
+    assert_same(raw, state_of(2).params)
+
+
+def test_a_relative_path_will_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save("run", 2)
+    assert int(restore("run")[0].step) == 2
+
+
+def test_no_checkpoint_where_one_was_promised(tmp_path):
+    with pytest.raises(ValueError, match="no such directory"):
+        restore(tmp_path / "own", path=str(tmp_path / "nowhere"))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ValueError, match="holds nothing"):
+        checkpoints.restore_params(empty, {})
+    (empty / "metrics.jsonl").touch()
+    with pytest.raises(ValueError, match=r"holds metrics.jsonl.*checkpoint_<step>"):
+        checkpoints.restore_params(empty, {})
+    save(tmp_path / "run", 2, 4)
+    with pytest.raises(ValueError, match=r"Saved steps beside it: \[2, 4\]"):
+        checkpoints.restore_params(tmp_path / "run" / "checkpoint_3", {})
+
+
+def test_mode_says_what_the_path_must_be(tmp_path):
+    save(tmp_path, 2)
+    specific = tmp_path / "checkpoint_2"
+    assert checkpoints.find(tmp_path, "latest") == checkpoints.find(specific, "specific")
+    with pytest.raises(ValueError, match="asks for a checkpoint directory"):
+        checkpoints.find(tmp_path, "specific")
+    with pytest.raises(ValueError, match="asks for a run directory"):
+        checkpoints.find(specific, "latest")
+    with pytest.raises(ValueError, match="Did you mean 'latest'"):
+        checkpoints.RestoreCheckpointConfig(mode="latests")
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_bits, exchange])
+@pytest.mark.parametrize("part", ["params", "training"])
+def test_a_damaged_newest_is_passed_over_in_training(tmp_path, caplog, damage, part):
+    save(tmp_path, 2, 4)
+    damage(tmp_path / "checkpoint_4", part)
+    state, restored = restore(tmp_path)
+    assert_same(state, state_of(2))
+    assert restored.path.name == "checkpoint_2"
+    assert "checkpoint_4 is damaged" in caplog.text
+    assert checkpoints.saved_steps(tmp_path) == [2]
+    assert (tmp_path / "damaged_checkpoint_4").is_dir()
+    save(tmp_path, 4)  # nothing is in the way of saving that step again
+    assert_same(restore(tmp_path)[0], state_of(4))
+
+
+def test_files_that_vanished_are_damage_too(tmp_path, caplog):
+    save(tmp_path, 2, 4, 6, 8)
+    (tmp_path / "checkpoint_8" / "meta" / "metadata").unlink()
+    shutil.rmtree(tmp_path / "checkpoint_6" / "ema")
+    for file in array_files(tmp_path / "checkpoint_4", "training"):
+        file.unlink()
+    assert int(restore(tmp_path)[0].step) == 2
+    assert caplog.text.count("damaged") >= 3
+
+
+def test_when_all_are_damaged_training_does_not_start_over_by_itself(tmp_path):
+    save(tmp_path, 2, 4)
+    for step in (2, 4):
+        truncate(tmp_path / f"checkpoint_{step}")
+    with pytest.raises(ValueError, match=r"Every checkpoint of .* is damaged \(steps \[2, 4\]\)"):
+        restore(tmp_path)
+
+
+def test_a_damaged_one_that_was_asked_for_is_an_error(tmp_path):
+    save(tmp_path / "other", 2, 4)
+    truncate(tmp_path / "other" / "checkpoint_4", "ema")
+    shapes = jax.eval_shape(lambda: state_of(0).params)
+    with pytest.raises(ValueError, match="checkpoint_4 is damaged"):
+        checkpoints.restore_params(tmp_path / "other", shapes)
+    with pytest.raises(ValueError, match="checkpoint_4 is damaged"):
+        restore(tmp_path / "own", path=str(tmp_path / "other"))
+    assert (tmp_path / "other" / "checkpoint_4").is_dir()
+
+
+def test_a_half_written_directory_is_not_a_checkpoint(tmp_path):
+    save(tmp_path, 2)
+    half = tmp_path / "checkpoint_4.orbax-checkpoint-tmp-123"
+    shutil.copytree(tmp_path / "checkpoint_2", half)
+    shutil.rmtree(half / "training")
+    assert checkpoints.saved_steps(tmp_path) == [2]
+    assert int(restore(tmp_path)[0].step) == 2
+    save(tmp_path, 4)
+    assert checkpoints.saved_steps(tmp_path) == [2, 4]
+    assert not half.exists()
+
+
+def test_another_architecture_is_named_leaf_by_leaf(tmp_path):
+    save(tmp_path, 2)
+    with pytest.raises(ValueError, match="does not fit") as error:
+        restore(tmp_path, state_of(0, width=16))
+    text = str(error.value)
+    assert "params/hidden/kernel: shape [2, 8] in the checkpoint, [2, 16] here" in text
+    assert "and 7 more" in text
+    assert "MODEL_DIR" in text
+    shapes = jax.eval_shape(lambda: state_of(0).params)
+    more = {**shapes, "extra": jax.ShapeDtypeStruct((3,), jnp.float32)}
+    with pytest.raises(ValueError, match=r"ema/extra: missing from the checkpoint"):
+        checkpoints.restore_params(tmp_path, more)
+    less = {"hidden": shapes["hidden"]}
+    with pytest.raises(ValueError, match=r"ema/out/bias: in the checkpoint, unknown to this run"):
+        checkpoints.restore_params(tmp_path, less)
+    assert checkpoints.saved_steps(tmp_path) == [2]
+
+
+def test_another_optimizer_has_its_own_way_out(tmp_path):
+    save(tmp_path, 2)
+    with pytest.raises(ValueError, match="fresh_start") as error:
+        restore(tmp_path, state_of(0, accumulation_steps=2))
+    assert "training/opt_state" in str(error.value)
+
+
+def test_double_precision_is_read_in_double_precision_only(tmp_path, float64):
+    save(tmp_path, 2)
+    assert_same(restore(tmp_path)[0], state_of(2))
+    jax.config.update("jax_enable_x64", False)
+    with pytest.raises(ValueError, match="JAX_ENABLE_X64"):
+        restore(tmp_path, state_of(0))
+
+
+def test_single_precision_is_widened(tmp_path, float64):
+    jax.config.update("jax_enable_x64", False)
+    save(tmp_path, 2)
+    expected = state_of(2).params
+    jax.config.update("jax_enable_x64", True)
+    shapes = jax.eval_shape(lambda: state_of(0).params)
+    assert jax.tree.leaves(shapes)[0].dtype == jnp.float64
+    found, _ = checkpoints.restore_params(tmp_path, shapes, ema=False)
+    assert jax.tree.leaves(found)[0].dtype == jnp.float64
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("where", ["params", "ema", "window"])
+def test_a_state_that_is_not_finite_cannot_be_saved(tmp_path, where):
+    state = state_of(2)
+    spoilt = jax.tree.map(
+        lambda leaf: leaf.at[..., :1].set(jnp.nan) if leaf.ndim else leaf * jnp.nan,
+        getattr(state, where),
+    )
+    state = dataclasses.replace(state, **{where: spoilt})
+    with checkpoints.Checkpoints(tmp_path, config(), FACTS) as saved:
+        with pytest.raises(checks.NonFiniteError, match="after step 2"):
+            saved.save(state)
+        assert saved.last_good() is None
+    assert checkpoints.saved_steps(tmp_path) == []
+
+
+def test_plan_says_what_restore_would_do(tmp_path):
+    like = abstract_of(state_of(0))
+
+    def plan(directory, abstract=like, **restore_config):
+        return checkpoints.Checkpoints(directory, config(**restore_config), {}).plan(abstract)
+
+    own, other = tmp_path / "own", tmp_path / "other"
+    assert plan(own) == "from scratch"
+    save(other, 4)
+    assert plan(own, path=str(other)) == f"from {other / 'checkpoint_4'}"
+    fresh = plan(own, abstract_of(state_of(0, clip_norm=1.0)), path=str(other), fresh_start=True)
+    assert fresh == f"from the parameters of {other / 'checkpoint_4'}"
+    with pytest.raises(ValueError, match="does not fit"):
+        plan(own, abstract_of(state_of(0, width=16)), path=str(other))
+    with pytest.raises(ValueError, match="no such directory"):
+        plan(own, path=str(tmp_path / "nowhere"))
+    assert not own.exists()
+
+
+def test_differences_from_the_run_that_saved(tmp_path):
+    save(tmp_path, 2)
+    _, restored = restore(tmp_path)
+    assert restored.differences(FACTS) == []
+    (difference,) = restored.differences({**FACTS, "seed": 7})
+    assert difference == "seed was 0 when checkpoint_2 was saved and is 7 now"
+
+
+def test_a_newer_format_is_refused(tmp_path):
+    save(tmp_path, 2)
+    path = tmp_path / "checkpoint_2" / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps(meta | {"format": 99}))
+    with pytest.raises(ValueError, match="format 99") as error:
+        restore(tmp_path)
+    assert not isinstance(error.value, checkpoint_meta.DamagedError)
+
+
+def test_numbers_out_of_range():
+    for changes in ({"period": 0}, {"keep": 0}):
+        with pytest.raises(ValueError, match=f"SaveCheckpointConfig.{next(iter(changes))}"):
+            checkpoints.SaveCheckpointConfig(**changes)
+
+
+def test_period():
+    with_period = checkpoints.Checkpoints("unused", config(), {})
+    assert [step for step in range(1, 7) if with_period.is_due(step)] == [2, 4, 6]
+    never = checkpoints.CheckpointConfig(save=checkpoints.SaveCheckpointConfig(period=None))
+    assert not any(checkpoints.Checkpoints("unused", never, {}).is_due(step) for step in range(9))
+    assert not os.path.exists("unused")

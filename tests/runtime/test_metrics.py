@@ -1,0 +1,189 @@
+"""metrics.jsonl after kills and resumes, TensorBoard, masked means, fingerprints, files."""
+
+import hashlib
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from idode_gin.runtime import evaluation, files, fingerprints, metrics
+
+
+def write_log(path, steps=(1, 2, 3)):
+    log = metrics.MetricsLog(path, keep_up_to=-1)
+    for step in steps:
+        log.write(step, {"train/bpd": 1 / step, "time/wall_seconds": 0.1})
+    return log
+
+
+def test_rows_are_json_lines_and_come_back_exactly(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write_log(path)
+    lines = path.read_text().splitlines()
+    assert [json.loads(line)["train/bpd"] for line in lines] == [1.0, 1 / 2, 1 / 3]
+    assert lines[0].startswith('{"step": 1, ')
+    assert metrics.read_rows(path)[2]["train/bpd"] == 1 / 3
+
+
+def test_resuming_cuts_later_rows_and_keeps_the_others_byte_for_byte(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write_log(path)
+    kept = path.read_text().splitlines(keepends=True)[:2]
+    log = metrics.MetricsLog(path, keep_up_to=2)
+    assert path.read_text() == "".join(kept)
+    assert log.row(2) == {"step": 2, "train/bpd": 0.5, "time/wall_seconds": 0.1}
+    assert log.row(3) is None
+    log.write(3, {"train/bpd": 7.0})
+    assert [row["step"] for row in metrics.read_rows(path)] == [1, 2, 3]
+
+
+def test_starting_anew_removes_every_row(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write_log(path)
+    assert metrics.MetricsLog(path, keep_up_to=-1).rows == []
+    assert path.read_text() == ""
+
+
+@pytest.mark.parametrize("cut", [1, 10, 40])
+def test_a_torn_last_line_is_dropped(tmp_path, cut):
+    path = tmp_path / "metrics.jsonl"
+    write_log(path)
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert [row["step"] for row in metrics.read_rows(path)] == [1, 2]
+    metrics.MetricsLog(path, keep_up_to=5).write(3, {"train/bpd": 3.0})
+    assert [row["step"] for row in metrics.read_rows(path)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("line", ["not json", "[1, 2]", '{"stop": 1}', "3"])
+def test_another_kind_of_line_is_an_error(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    write_log(path)
+    path.write_text(line + "\n" + path.read_text())
+    with pytest.raises(ValueError, match="Line 1 of .*not a row"):
+        metrics.read_rows(path)
+
+
+def test_no_nan_reaches_the_file(tmp_path):
+    log = metrics.MetricsLog(tmp_path / "metrics.jsonl", keep_up_to=-1)
+    with pytest.raises(ValueError, match="JSON"):
+        log.write(1, {"train/bpd": float("nan")})
+
+
+def test_without_a_path_nothing_is_written(tmp_path):
+    log = metrics.MetricsLog(None, keep_up_to=-1)
+    assert log.write(1, {"a": 1.0}) == {"step": 1, "a": 1.0}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_timings_are_kept_apart():
+    row = {"step": 1, "train/bpd": 2.0, "time/wall_seconds": 3.0}
+    assert metrics.reproducible(row) == {"step": 1, "train/bpd": 2.0}
+
+
+def test_event_files_can_be_read_back(tmp_path):
+    from tensorboard.backend.event_processing import event_accumulator
+
+    board = metrics.TensorBoard(tmp_path, "digits")
+    board.write(7, {"train/bpd": 1.5, "eval/bpd": 2.5, "time/step_seconds": 0.5})
+    board.close()
+    found = {}
+    for folder in ("train", "training_eval/digits"):
+        events = event_accumulator.EventAccumulator(
+            str(tmp_path / folder), size_guidance={"tensors": 0}
+        )
+        events.Reload()
+        found[folder] = set(events.Tags()["tensors"]) | set(events.Tags()["scalars"])
+    assert found == {
+        "train": {"train/bpd", "time/step_seconds"},
+        "training_eval/digits": {"eval/bpd"},
+    }
+
+
+def batches_of(values, size):
+    """The values in batches of `size`, the last one padded with nonsense and masked."""
+    for start in range(0, len(values), size):
+        part = values[start : start + size]
+        padding = size - len(part)
+        yield {
+            "value": np.concatenate([part, np.full(padding, 1e6)]),
+            "mask": np.concatenate([np.ones(len(part)), np.zeros(padding)]),
+        }
+
+
+def test_means_over_a_split_do_not_depend_on_the_batch_size():
+    values = np.random.default_rng(0).normal(size=23)
+    found = []
+    for size in (4, 7, 23, 30):
+        means = evaluation.over_batches(
+            lambda batch: {"bpd": jnp.asarray(batch["value"])}, batches_of(values, size), bool
+        )
+        assert means.images == 23
+        found.append((means.means()["bpd"], means.standard_error("bpd")))
+    assert len(set(found)) == 1
+    expected = np.asarray(values, np.float32)
+    np.testing.assert_allclose(found[0][0], expected.mean(), rtol=1e-6)
+    np.testing.assert_allclose(found[0][1], expected.std(ddof=1) / np.sqrt(23), rtol=1e-6)
+
+
+def test_evaluation_stops_when_asked():
+    answers = iter([False, False, True])
+    seen = []
+
+    def evaluate(batch):
+        seen.append(batch)
+        return {"bpd": batch["value"]}
+
+    stopped = evaluation.over_batches(evaluate, batches_of(np.ones(20), 4), lambda: next(answers))
+    assert stopped is None
+    assert len(seen) == 2
+
+
+def test_sha256_is_over_bytes_in_the_order_of_paths():
+    tree = {"b": jnp.arange(3, dtype=jnp.int32), "a": {"x": jnp.float32(1.5)}}
+    raw = np.float32(1.5).tobytes() + np.arange(3, dtype=np.int32).tobytes()
+    assert fingerprints.sha256(tree) == hashlib.sha256(raw).hexdigest()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "uint8", "bool", "int32"])
+def test_checksums_see_every_changed_or_moved_number(dtype):
+    values = np.arange(12).reshape(3, 4) % 2
+    tree = {"a": jnp.asarray(values, dtype), "b": jnp.ones(3)}
+    before = np.asarray(fingerprints.checksums(tree))
+    assert before.dtype == np.uint32
+    assert before.shape == (2,)
+    swapped = values.copy()
+    swapped[0, [0, 1]] = swapped[0, [1, 0]]
+    changed = values.copy()
+    changed[2, 3] += 1 if changed[2, 3] == 0 else -1
+    for other in (swapped, changed):
+        after = np.asarray(fingerprints.checksums({**tree, "a": jnp.asarray(other, dtype)}))
+        assert after[0] != before[0]
+        assert after[1] == before[1]
+
+
+def test_checksums_of_double_precision(float64):
+    tree = {"a": jnp.asarray([1.0, 2.0])}
+    nudged = {"a": jnp.asarray([1.0, np.nextafter(2.0, 3.0)])}
+    assert fingerprints.checksums(tree)[0] != fingerprints.checksums(nudged)[0]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_all_finite(bad):
+    tree = {"a": jnp.ones(3), "step": jnp.int32(3)}
+    assert fingerprints.all_finite(tree)
+    assert not fingerprints.all_finite({**tree, "b": jnp.asarray([0.0, bad])})
+
+
+def test_files_are_replaced_whole(tmp_path):
+    path = tmp_path / "deep" / "a.txt"
+    files.write_atomically(path, "first")
+    files.write_atomically(path, "second")
+    assert path.read_text() == "second"
+    assert [each.name for each in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_archives_come_back(tmp_path):
+    files.write_npz_atomically(tmp_path / "a.npz", {"x/y": np.arange(3)})
+    with np.load(tmp_path / "a.npz") as archive:
+        np.testing.assert_array_equal(archive["x/y"], np.arange(3))

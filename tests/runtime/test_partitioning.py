@@ -1,0 +1,110 @@
+"""Data parallelism: where rows go, and that the number of devices changes nothing."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import on_devices
+import pytest
+import tiny
+
+from idode_gin.runtime import checkpoints, data, metrics, partitioning
+
+HERE = pathlib.Path(__file__).parent
+
+
+def train_on(devices, model_dir, steps):
+    """Trains in a process of its own, which sees that many devices; what it printed."""
+    command = [
+        sys.executable,
+        str(HERE / "on_devices.py"),
+        str(devices),
+        str(model_dir),
+        str(steps),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The same training: on one device, on four, and first on four and then on two."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.use_tiny_data(patch)
+        on_devices.trainer(folder / "1", 6).run(tiny.model(), tiny.config(8), tiny.config(8))
+    four = train_on(4, folder / "4 then 2", 4)
+    shutil.copytree(folder / "4 then 2", folder / "4")
+    train_on(2, folder / "4 then 2", 6)
+    return folder, four
+
+
+def test_each_device_gets_equal_consecutive_rows(runs):
+    _, four = runs
+    assert four["devices"] == 4
+    assert four["rows"] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert four["fetched"]
+
+
+def parameters(path):
+    shapes = jax.eval_shape(lambda: tiny.model().init(jax.random.key(0), tiny.SHAPE))
+    return checkpoints.restore_params(path, shapes, ema=False)[0]
+
+
+def rows(folder):
+    read = metrics.read_rows(folder / "metrics.jsonl")
+    return {row["step"]: metrics.reproducible(row) for row in read}
+
+
+@pytest.mark.parametrize(("name", "step"), [("4", 4), ("4 then 2", 6)])
+def test_the_number_of_devices_changes_nothing(runs, name, step):
+    folder, _ = runs
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        parameters(folder / name / f"checkpoint_{step}"),
+        parameters(folder / "1" / f"checkpoint_{step}"),
+    )
+    several, one = rows(folder / name), rows(folder / "1")
+    assert step in several
+    for at, row in several.items():
+        for key in row.keys() & one[at].keys():
+            np.testing.assert_allclose(row[key], one[at][key], rtol=1e-5, err_msg=key)
+
+
+def test_batch_size_must_suit_the_devices():
+    partitioner = partitioning.PjitPartitioner()
+    assert partitioner.mesh.axis_names == ("data",)
+    partitioner.check_batch_size("batch_size", 6)
+    partitioner.check_batch_size("batch_size", 6, num_microbatches=3)
+    with pytest.raises(ValueError, match=r"batch_size=6.*num_microbatches=4.*next valid.*8"):
+        partitioner.check_batch_size("batch_size", 6, num_microbatches=4)
+    with pytest.raises(ValueError, match="greater than zero"):
+        partitioner.check_batch_size("batch_size", 0)
+
+
+def test_a_model_over_several_devices_is_refused():
+    with pytest.raises(ValueError, match=r"num_partitions=2.*num_microbatches"):
+        partitioning.PjitPartitioner(num_partitions=2)
+
+
+def test_state_is_replicated_and_batches_are_not():
+    partitioner = partitioning.PjitPartitioner()
+    shardings = partitioner.state_sharding({"a": 1, "b": [2, 3]})
+    assert jax.tree.structure(shardings) == jax.tree.structure({"a": 0, "b": [0, 0]})
+    assert all(each.is_fully_replicated for each in jax.tree.leaves(shardings))
+    assert partitioner.batch_sharding.spec[0] == "data"
+
+
+def test_dtypes_of_a_batch_are_kept():
+    batch = data.train_batch(tiny.split(), tiny.config(4), 0)
+    placed = partitioning.PjitPartitioner().put_batch(batch)
+    assert {name: array.dtype for name, array in placed.items()} == {
+        name: array.dtype for name, array in batch.items()
+    }

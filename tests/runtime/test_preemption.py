@@ -1,0 +1,111 @@
+"""Signals: the first one is polled, the second ends the process at once."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+
+from idode_gin.runtime.preemption import StopRequest
+
+
+def wait_until(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_seen_by_polling(number, capfd):
+    with StopRequest() as stop:
+        assert not stop.requested
+        assert not stop.stop_at(1)
+        os.kill(os.getpid(), number)
+        wait_until(lambda: stop.requested)
+        assert stop.stop_at(2)
+        assert stop.reason == number.name
+        wait_until(lambda: number.name in capfd.readouterr().err)
+
+
+def test_handlers_come_back(tmp_path):
+    before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    with StopRequest():
+        assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] != before
+        with StopRequest() as inner:
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait_until(lambda: inner.requested)
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_handlers_come_back_after_an_error():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError), StopRequest():
+        raise RuntimeError
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_outside_the_main_thread_nothing_is_installed():
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def run():
+        with StopRequest() as stop:
+            seen.append((stop.requested, signal.getsignal(signal.SIGTERM) == before))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [(False, True)]
+
+
+BUSY = textwrap.dedent(
+    """
+    import re, sys
+    from idode_gin.runtime.preemption import StopRequest
+    with StopRequest():
+        print("ready", flush=True)
+        # One call of C code that holds no lock of ours and does not return for minutes.
+        import time; time.sleep({seconds})
+    print("left", flush=True)
+    """
+)
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY.format(seconds=300)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr.readline() == "\n"
+        assert "SIGTERM: stopping" in process.stderr.readline()
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 128 + signal.SIGINT
+        assert process.stdout.read() == ""
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_one_signal_leaves_the_context_to_finish():
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY.format(seconds=2)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert output == "left\n"
+    assert process.returncode == 0

@@ -1,0 +1,407 @@
+"""The loop: what a run leaves behind, and that stopping it anywhere changes nothing."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from idode_gin import checks, models
+from idode_gin.runtime import (
+    checkpoints,
+    data,
+    evaluation,
+    fingerprints,
+    metrics,
+    optimizers,
+    plots,
+)
+from idode_gin.runtime.checkpoints import RestoreCheckpointConfig
+from idode_gin.runtime.preemption import StopRequest
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """Data without seqio; and no pictures, which would be half of the time."""
+    tiny.use_tiny_data(monkeypatch)
+    for name in ("plot_bpd_curve", "plot_integrand"):
+        monkeypatch.setattr(plots, name, lambda *_: None)
+
+
+def run(model_dir, train_steps=6, *, model=None, dataset=None, **changes):
+    trainer = tiny.trainer(model_dir, train_steps, **changes)
+    return trainer.run(model or tiny.model(), dataset or tiny.config(), tiny.config(8))
+
+
+def rows(model_dir):
+    return [metrics.reproducible(row) for row in metrics.read_rows(model_dir / "metrics.jsonl")]
+
+
+def outcome(model_dir):
+    """What must not depend on how often a run was interrupted."""
+    summary = json.loads((model_dir / "summary.json").read_text())
+    names = ("exit_reason", "step", "bpd", "bpd_stderr", "params_sha256", "ema_sha256")
+    return [summary[name] for name in names], rows(model_dir)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The run of six steps that every other one is compared with."""
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.use_tiny_data(patch)
+        folder = tmp_path_factory.mktemp("undisturbed") / "run"
+        return folder, run(folder, tensorboard=True)
+
+
+def state_at(model_dir, step):
+    trainer = tiny.trainer(model_dir)
+    batch = data.train_batch(tiny.split(), tiny.config(), 0)
+    program = trainer.program(tiny.model(), tiny.SHAPE, batch)
+    restore = RestoreCheckpointConfig(path=str(model_dir / f"checkpoint_{step}"))
+    config = checkpoints.CheckpointConfig(restore=restore)
+    elsewhere = checkpoints.Checkpoints(model_dir / "elsewhere", config, {})
+    return elsewhere.restore(program.abstract_state, program.init)[0]
+
+
+def test_what_a_run_leaves_behind(undisturbed):
+    folder, summary = undisturbed
+    names = {each.name for each in folder.iterdir()}
+    assert names == {
+        "checkpoint_2",
+        "checkpoint_4",
+        "checkpoint_6",
+        "metrics.jsonl",
+        "model-info.txt",
+        "summary.json",
+        "train",
+        "training_eval",
+    }
+    assert {"bpd.png", "integrand.png"} < {each.name for each in (folder / "train").iterdir()}
+    assert len(list((folder / "training_eval" / "tiny").iterdir())) == 1
+    info = (folder / "model-info.txt").read_text()
+    assert "Total: 312" in info
+    assert "hidden/kernel" in info
+    assert "AffineNetwork" in info
+    assert json.loads((folder / "summary.json").read_text()) == summary
+
+
+def test_summary_describes_the_last_state(undisturbed):
+    folder, summary = undisturbed
+    state = state_at(folder, 6)
+    assert summary["params_sha256"] == fingerprints.sha256(state.params)
+    assert summary["ema_sha256"] == fingerprints.sha256(state.ema)
+    assert summary["params_sha256"] != summary["ema_sha256"]
+    assert summary["step"] == 6
+    assert summary["exit_reason"] == "done"
+    assert summary["num_params"] == 312
+    assert summary["checkpoint"] == str(folder / "checkpoint_6")
+    assert summary["images_per_second"] > 0
+
+
+def test_rows_are_due_at_their_periods(undisturbed):
+    folder, _ = undisturbed
+    kinds = {
+        row["step"]: {name.split("/")[0] for name in row if name != "step"} for row in rows(folder)
+    }
+    assert kinds == {3: {"train"}, 4: {"eval"}, 6: {"train", "eval"}}
+    timed = metrics.read_rows(folder / "metrics.jsonl")[-1]
+    assert timed["time/images_per_second"] > 0
+    assert timed["train/learning_rate"] == pytest.approx(1e-2)
+
+
+def test_evaluation_is_the_bound_of_the_average_over_every_image(undisturbed):
+    """Again, in one batch without padding, image by image."""
+    folder, summary = undisturbed
+    key_eval = jax.random.split(jax.random.key(0), 3)[2]
+    (batch,) = data.eval_batches(tiny.split(), 20)
+    ema = state_at(folder, 6).ema
+    arrays = {name: jnp.asarray(each) for name, each in batch.items()}
+    found = np.asarray(jax.jit(tiny.model().eval_fn)(ema, arrays, key_eval)["bpd"])
+    assert found.shape == (20,)
+    np.testing.assert_allclose(summary["bpd"], found.mean(), rtol=1e-6)
+    np.testing.assert_allclose(summary["bpd_stderr"], found.std(ddof=1) / 20**0.5, rtol=1e-5)
+    assert rows(folder)[-1]["eval/images"] == 20
+
+
+def test_training_lowers_the_bound(undisturbed):
+    folder, _ = undisturbed
+    by_step = {row["step"]: row for row in rows(folder)}
+    assert by_step[6]["eval/bpd"] < by_step[4]["eval/bpd"]
+
+
+def test_the_same_command_twice_gives_the_same_numbers(undisturbed, tmp_path):
+    run(tmp_path / "again")
+    assert outcome(tmp_path / "again") == outcome(undisturbed[0])
+
+
+def test_a_seed_changes_them(undisturbed, tmp_path):
+    run(tmp_path / "other", seed=1)
+    assert outcome(tmp_path / "other") != outcome(undisturbed[0])
+
+
+def test_running_a_finished_run_again_changes_nothing(undisturbed, tmp_path, capsys):
+    run(tmp_path / "run")
+    before = outcome(tmp_path / "run")
+    capsys.readouterr()
+    run(tmp_path / "run")
+    assert "Nothing left to train" in capsys.readouterr().out
+    assert outcome(tmp_path / "run") == before == outcome(undisturbed[0])
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+QUICK_CUTS = [(2, False), (3, True), (4, True), (5, False), (6, True)]
+
+
+@pytest.mark.parametrize(
+    ("step", "before_row"),
+    [
+        pytest.param(step, before, marks=() if (step, before) in QUICK_CUTS else pytest.mark.full)
+        for step in range(1, 7)
+        for before in (True, False)
+    ],
+)
+def test_cut_off_anywhere_and_started_again(undisturbed, tmp_path, monkeypatch, step, before_row):
+    """Dies at a step, before or after its row is written and its checkpoint saved."""
+    write, stop_at = metrics.MetricsLog.write, StopRequest.stop_at
+
+    def dying_write(log, at, values):
+        if at == step:
+            raise Killed
+        return write(log, at, values)
+
+    def dying_stop_at(stop, at):
+        if at == step + 1:
+            raise Killed
+        return stop_at(stop, at)
+
+    with monkeypatch.context() as patch:
+        if before_row:
+            patch.setattr(metrics.MetricsLog, "write", dying_write)
+        else:
+            patch.setattr(StopRequest, "stop_at", dying_stop_at)
+        try:
+            run(tmp_path / "run")
+            assert before_row == (step in (1, 2, 5)) or step == 6
+        except Killed:
+            pass
+    run(tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(undisturbed[0])
+
+
+def test_a_torn_row_and_a_damaged_checkpoint(undisturbed, tmp_path, caplog):
+    folder = tmp_path / "run"
+    run(folder)
+    (folder / "checkpoint_6" / "meta" / "metadata").write_text("{")
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 7, "train/bp')
+    run(folder)
+    assert outcome(folder) == outcome(undisturbed[0])
+    assert "trying the one before it" in caplog.text
+    assert (folder / "damaged_checkpoint_6").is_dir()
+
+
+def test_extending_a_run(tmp_path):
+    """Six steps, then on to nine: the parameters of nine at once."""
+    run(tmp_path / "long", 9)
+    run(tmp_path / "extended", 6)
+    run(tmp_path / "extended", 9)
+    assert outcome(tmp_path / "extended")[0] == outcome(tmp_path / "long")[0]
+
+
+def signal_at(monkeypatch, step):
+    """Sends this process SIGTERM while it is at a step."""
+    stop_at = StopRequest.stop_at
+
+    def asking(stop, at):
+        if at == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not stop.requested:
+                pass
+        return stop_at(stop, at)
+
+    monkeypatch.setattr(StopRequest, "stop_at", asking)
+
+
+@pytest.mark.parametrize("step", [3, 4, 6])
+def test_asked_to_stop_after_a_step(undisturbed, tmp_path, monkeypatch, step):
+    with monkeypatch.context() as patch:
+        signal_at(patch, step)
+        with pytest.raises(checks.Preempted, match=rf"SIGTERM after step {step} of 6.*checkpoint"):
+            run(tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["exit_reason"] == "preempted"
+    assert summary["step"] == step
+    assert step in checkpoints.saved_steps(tmp_path / "run")
+    run(tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(undisturbed[0])
+
+
+def test_asked_to_stop_while_evaluating(undisturbed, tmp_path, monkeypatch):
+    over_batches = evaluation.over_batches
+
+    def asked(evaluate, batches, is_asked_to_stop):
+        os.kill(os.getpid(), signal.SIGINT)
+        while not is_asked_to_stop():
+            pass
+        return over_batches(evaluate, batches, is_asked_to_stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "over_batches", asked)
+        with pytest.raises(checks.Preempted, match="SIGINT after step 4"):
+            run(tmp_path / "run")
+    assert [row["step"] for row in rows(tmp_path / "run")] == [3]
+    run(tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(undisturbed[0])
+
+
+def exploding(at_step):
+    """Plain gradient descent with a step of infinite length at one step."""
+    return optax.sgd(lambda step: jnp.where(step == at_step - 1, jnp.inf, 1e-3))
+
+
+@pytest.mark.parametrize(("at_step", "good"), [(1, None), (4, 2), (6, 4)])
+def test_divergence_keeps_the_last_good_checkpoint(tmp_path, at_step, good):
+    folder = tmp_path / "run"
+    with pytest.raises(checks.NonFiniteError, match=f"Step {at_step} is not finite") as error:
+        run(folder, optimizer=exploding(at_step))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["exit_reason"] == "non_finite"
+    assert summary["params_sha256"] is None
+    if good is None:
+        assert "No checkpoint had been saved yet" in str(error.value)
+        assert checkpoints.saved_steps(folder) == []
+        return
+    assert f"The last good checkpoint is {folder / f'checkpoint_{good}'}" in str(error.value)
+    assert checkpoints.saved_steps(folder)[-1] == good
+    shapes = jax.eval_shape(lambda: tiny.model().init(jax.random.key(0), tiny.SHAPE))
+    params, _ = checkpoints.restore_params(folder, shapes, ema=False)
+    assert fingerprints.all_finite(params)
+
+
+def test_evaluation_that_is_not_finite(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation.MaskedMeans, "means", lambda means: {"bpd": float("inf")})
+    with pytest.raises(checks.NonFiniteError, match="evaluation at step 4 is not finite"):
+        run(tmp_path / "run")
+
+
+def test_starting_from_another_run(undisturbed, tmp_path):
+    folder, _ = undisturbed
+    source = RestoreCheckpointConfig(path=str(folder / "checkpoint_4"))
+    summary = run(tmp_path / "run", restore=source)
+    assert summary["params_sha256"] == undisturbed[1]["params_sha256"]
+    assert [row["step"] for row in rows(tmp_path / "run")] == [6]
+    fresh = dataclasses.replace(source, fresh_start=True)
+    summary = run(tmp_path / "fresh", 2, restore=fresh)
+    assert summary["step"] == 2
+    assert [row["step"] for row in rows(tmp_path / "fresh")] == [2]
+
+
+def test_another_seed_in_the_same_directory_is_told(tmp_path, caplog):
+    run(tmp_path / "run", 4)
+    run(tmp_path / "run", 6, seed=3, dataset=tiny.config(8))
+    assert "seed was 0 when checkpoint_4 was saved and is 3 now" in caplog.text
+    assert "batch_size was 4" in caplog.text
+    assert "optimizer was" not in caplog.text
+
+
+def test_another_network_in_the_same_directory_is_refused(tmp_path):
+    run(tmp_path / "run", 2)
+    with pytest.raises(ValueError, match="does not fit"):
+        run(tmp_path / "run", 4, model=tiny.model(width=16))
+
+
+def test_any_optax_transformation_will_do(tmp_path):
+    summary = run(tmp_path / "run", 3, optimizer=optax.sgd(1e-2))
+    assert summary["step"] == 3
+    assert "train/learning_rate" not in rows(tmp_path / "run")[0]
+
+
+def test_accumulation_is_known_to_the_average(tmp_path):
+    optimizer = optimizers.AdamW(learning_rate=1e-2, warmup_steps=0, accumulation_steps=4)
+    summary = run(tmp_path / "run", 3, optimizer=optimizer)
+    assert summary["params_sha256"] == summary["ema_sha256"]  # nothing has moved yet
+
+
+def test_without_an_evaluation_split(tmp_path):
+    trainer = tiny.trainer(tmp_path / "run", 3)
+    summary = trainer.run(tiny.model(), tiny.config())
+    assert summary["bpd"] is None
+    assert [row["step"] for row in rows(tmp_path / "run")] == [3]
+
+
+def test_a_few_batches_of_evaluation(tmp_path):
+    run(tmp_path / "run", 3, eval_steps=2)
+    assert rows(tmp_path / "run")[0]["eval/images"] == 16
+
+
+def test_evaluation_at_the_end_only(tmp_path):
+    run(tmp_path / "run", 5, eval_period=None, log_period=2)
+    found = {row["step"]: "eval/bpd" in row for row in rows(tmp_path / "run")}
+    assert found == {2: False, 4: False, 5: True}
+
+
+def test_images_must_fit_the_model(tmp_path):
+    with pytest.raises(ValueError, match="levels=4"):
+        run(tmp_path / "run", model=tiny.model(encoding=models.Encoding(levels=4)))
+    other = tiny.model(image_shape=(8, 8, 1))
+    with pytest.raises(ValueError, match="image_shape"):
+        run(tmp_path / "run", model=other)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_steps": 0}, "train_steps"),
+        ({"log_period": 0}, "log_period"),
+        ({"eval_period": 0}, "eval_period"),
+        ({"eval_steps": -1}, "eval_steps"),
+        ({"ema_rate": 1.0}, "ema_rate"),
+        ({"num_microbatches": 0}, "num_microbatches"),
+        ({"model_dir": ""}, "model_dir"),
+    ],
+)
+def test_numbers_out_of_range(tmp_path, changes, message):
+    fields = {"model_dir": tmp_path, "train_steps": 6} | changes
+    model_dir = fields.pop("model_dir")
+    with pytest.raises(ValueError, match=message):
+        tiny.trainer(model_dir, fields.pop("train_steps"), **fields)
+
+
+def test_microbatches_must_divide_the_batch_size(tmp_path):
+    with pytest.raises(ValueError, match=r"num_microbatches=3"):
+        run(tmp_path / "run", num_microbatches=3)
+
+
+def test_dry_run_writes_nothing_and_reads_no_images(tmp_path, monkeypatch):
+    def unread(config):
+        raise AssertionError("images were read")
+
+    monkeypatch.setattr(data, "load_split", unread)
+    model = tiny.model(image_shape=tiny.SHAPE)
+    trainer = tiny.trainer(tmp_path / "run")
+    text = trainer.dry_run(model, tiny.config(), tiny.config(8))
+    assert "Total: 312" in text
+    assert text.endswith("Would train from scratch.")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_reads_the_shape_where_the_model_has_none(tmp_path):
+    assert "Total: 312" in tiny.trainer(tmp_path).dry_run(tiny.model(), tiny.config())
+
+
+def test_dry_run_sees_what_training_would_restore(undisturbed, tmp_path):
+    folder, _ = undisturbed
+    text = tiny.trainer(folder).dry_run(tiny.model(), tiny.config())
+    assert text.endswith(f"Would train from {folder / 'checkpoint_6'}.")
+    with pytest.raises(ValueError, match="does not fit"):
+        tiny.trainer(folder).dry_run(tiny.model(width=16), tiny.config())
