@@ -62,10 +62,13 @@ def run(program: str, function: str, about: str, argv: Sequence[str] | None = No
         code = exit_code(error)
         if code is None:
             raise
+        label = "stopped" if code == checks.EXIT_PREEMPTED else "error"
+        hint = ""
         if "--debug" in arguments:
             traceback.print_exc()
-        label = "stopped" if code == checks.EXIT_PREEMPTED else "error"
-        print(f"{label}: {message(error, function)}", file=sys.stderr, flush=True)
+        elif isinstance(error, ValueError) and not isinstance(error, ConfigError):
+            hint = "\n(--debug prints where it was raised)"
+        print(f"{label}: {message(error, function)}{hint}", file=sys.stderr, flush=True)
         return code
     except KeyboardInterrupt:
         print("stopped: interrupted.", file=sys.stderr, flush=True)
@@ -159,7 +162,7 @@ def _run(program: str, function: str, about: str, arguments: list[str]) -> None:
         return
     if not options.gin_file:
         raise ConfigError(f"No --gin_file. For example:\n  {_example(about)}")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets with a screenful
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow greets with a screenful
     root = getattr(importlib.import_module(program), function)
     load_and_check(root, options.gin_file, options.gin_bindings, options.gin_search_paths)
     refuse_bindings(root, ["dry_run"], "use the flag --dry_run")

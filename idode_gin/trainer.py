@@ -274,7 +274,7 @@ class _Run:
                     self._save()
                 if not is_asked:
                     self._report(step)
-                self._bar.update(step, self._watch.loss)
+                self._bar.update(self._watch.step, self._watch.loss)
                 self._leave_if(is_asked or self._stop.requested)
 
     def _batch(self, step: int) -> types.Batch:

@@ -103,7 +103,8 @@ class UNet(base.AbstractNetwork):
                 f"{conditioning.shape} where {expected} was expected. Without conditioning pass "
                 "zeros of that shape."
             )
-        return _LinenUNet(self).apply({"params": params}, z, time, conditioning, key)
+        output = _LinenUNet(self).apply({"params": params}, z, time, conditioning, key)
+        return jnp.asarray(output)
 
 
 class _LinenUNet(nn.Module):

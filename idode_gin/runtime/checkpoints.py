@@ -354,7 +354,7 @@ def _load_parts(
             first_line = (str(error).splitlines() or [""])[0][:200]
             raise checkpoint_meta.DamagedError(
                 f"{checkpoint} is damaged: reading {name} failed with {type(error).__name__}: "
-                f"{first_line}"
+                f"{first_line}."
             ) from error
         sums = jax.jit(fingerprints.checksums)(tree)
         checkpoint_meta.check_sums(checkpoint, meta, name, sums, tree)

@@ -55,8 +55,10 @@ class Progress:
             print(text, flush=True)
 
     def update(self, step: int, bpd: float) -> None:
-        """Shows that `step` is done, with a recent training loss in bits per dimension."""
+        """Shows that the device is done with `step` (0: with none yet), and its training loss."""
         now = time.monotonic()
+        if step == 0:
+            return
         if self._began is None:
             self._began = (now, step)  # the first step compiled: it says nothing about speed
         seconds, steps = now - self._began[0], step - self._began[1]

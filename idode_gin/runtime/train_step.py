@@ -66,8 +66,8 @@ def make_train_step(
         )
         updates, opt_state = transformation.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # Not rate * e + (1 - rate) * p: in float32 the two weights of 0.9999 miss one by 2e-8, which
-        # over ten thousand steps scales the average down by 2e-4.
+        # Not rate * e + (1 - rate) * p: rounded to float32 the two weights do not add up to one,
+        # and the average of constant parameters drifts off, by 2e-4 of them at a rate of 0.9999.
         weight = jnp.where((state.step + 1) % update_period == 0, 1 - ema_rate, 0.0)
         ema = jax.tree.map(lambda e, p: e + weight * (p - e), state.ema, params)
         grad_norm = optax.global_norm(grads)
@@ -133,6 +133,8 @@ def _loss_and_grads(
 class FiniteWatch:
     """Looks at the loss of a few steps ago, so that the device is never waited for.
 
+    `step` and `loss` are those of the last step seen to be finished; 0 and NaN before there is one.
+
     Args:
         look_ahead: steps that may be in flight unseen.
     """
@@ -140,7 +142,7 @@ class FiniteWatch:
     def __init__(self, look_ahead: int = 2) -> None:
         self._look_ahead = look_ahead
         self._pending: collections.deque[tuple[int, Health]] = collections.deque()
-        self.loss = float("nan")
+        self.step, self.loss = 0, float("nan")
 
     def push(self, step: int, health: Health) -> None:
         """Adds a step just sent to the device; `step` counts the updates including it.
@@ -159,7 +161,7 @@ class FiniteWatch:
 
     def _check(self, step: int, health: Health) -> None:
         values = {name: float(each) for name, each in jax.device_get(health).items()}
-        self.loss = values["loss"]
+        self.step, self.loss = step, values["loss"]
         if not np.all(np.isfinite(list(values.values()))):
             raise checks.NonFiniteError(
                 f"Step {step} is not finite: loss {values['loss']}, norm of the gradient "

@@ -6,20 +6,20 @@ import pathlib
 from collections.abc import Callable
 
 import pytest
+import toy_files
 import toy_program
-import toys
 from gin import config
 
 from idode_gin import gin_checks, gin_utils
 from idode_gin.gin_loading import ConfigError, Key
 
 Load = Callable[..., gin_checks.Reach]
-H = toys.HEADER
+H = toy_files.HEADER
 
 
 @pytest.fixture
 def load(tmp_path: pathlib.Path) -> Load:
-    return functools.partial(toys.load, tmp_path)
+    return functools.partial(toy_files.load, tmp_path)
 
 
 def error(load: Load, more: str = "", *bindings: str) -> list[str]:
@@ -79,7 +79,7 @@ def test_class_that_nothing_builds(load: Load) -> None:
 
 
 def test_all_missing_values_at_once(tmp_path: pathlib.Path) -> None:
-    toys.write(tmp_path)
+    toy_files.write(tmp_path)
     with pytest.raises(ConfigError) as caught:
         gin_utils.load_and_check(toy_program.main, ["run.gin"], [], [str(tmp_path)])
     assert str(caught.value) == (
@@ -194,11 +194,11 @@ def test_included_files_may_bind_what_other_programs_use(tmp_path: pathlib.Path)
     (tmp_path / "gin_configs").mkdir()
     (tmp_path / "gin_configs" / "other.gin").write_text("# %GEAR, for another program")
     (tmp_path / "task.gin").write_text(f"{H}GEAR = @toy.Crate()\nWHEEL/toy.Wheel.grip = 0.1\n")
-    toys.load(tmp_path, "include 'task.gin'\n")
+    toy_files.load(tmp_path, "include 'task.gin'\n")
     with pytest.raises(ConfigError, match=r"GEAR is not used by anything \[experiment"):
-        toys.load(tmp_path, "include 'task.gin'\nGEAR = @toy.Wheel()\n")
+        toy_files.load(tmp_path, "include 'task.gin'\nGEAR = @toy.Wheel()\n")
     with pytest.raises(ConfigError, match=r"GEAR is not used by anything \[--gin.GEAR"):
-        toys.load(tmp_path, "include 'task.gin'\n", ["GEAR = 1"])
+        toy_files.load(tmp_path, "include 'task.gin'\n", ["GEAR = 1"])
     for folder, refused in (("experiments", True), ("tasks", False)):
         file = tmp_path / "gin_configs" / folder / "one.gin"
         file.parent.mkdir()
@@ -208,12 +208,12 @@ def test_included_files_may_bind_what_other_programs_use(tmp_path: pathlib.Path)
             outcome = pytest.raises(
                 ConfigError, match=r"GEAR is not used by anything \[gin_configs"
             )
-        toys.write(tmp_path)
+        toy_files.write(tmp_path)
         with outcome:
             gin_utils.load_and_check(toy_program.main, files, [], [str(tmp_path)])
     (tmp_path / "gin_configs" / "other.gin").write_text("# %GEARS")
     with pytest.raises(ConfigError, match=r"GEAR is not used by anything \[task"):
-        toys.load(tmp_path, "include 'task.gin'\n")
+        toy_files.load(tmp_path, "include 'task.gin'\n")
 
 
 def test_what_was_out_of_use_when_it_was_written_is_an_error(load: Load) -> None:

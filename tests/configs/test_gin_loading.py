@@ -4,7 +4,7 @@ import pathlib
 
 import gin
 import pytest
-import toys
+import toy_files
 from gin import config
 
 from idode_gin import gin_loading
@@ -25,7 +25,7 @@ def error(folder: pathlib.Path, text: str, bindings: tuple[str, ...] = ()) -> st
 
 
 def test_binds_what_gin_itself_would_bind(tmp_path: pathlib.Path) -> None:
-    toys.write(tmp_path)
+    toy_files.write(tmp_path)
     bindings = ["STEPS = 11", "Wheel.grip = 0.25"]
     gin_loading.load(["experiment.gin"], bindings, [str(tmp_path)])
     ours = config.config_str()
@@ -37,7 +37,7 @@ def test_binds_what_gin_itself_would_bind(tmp_path: pathlib.Path) -> None:
 
 
 def test_remembers_where_and_in_what_order(tmp_path: pathlib.Path) -> None:
-    toys.write(tmp_path)
+    toy_files.write(tmp_path)
     bindings = gin_loading.load(["experiment.gin"], ["STEPS = 11"], [str(tmp_path)])
     steps = [each for each in bindings if str(each.key) == "STEPS"]
     assert [each.where for each in steps] == ["run.gin:5", "experiment.gin:6", "--gin.STEPS=11"]
@@ -46,7 +46,7 @@ def test_remembers_where_and_in_what_order(tmp_path: pathlib.Path) -> None:
 
 
 def test_later_file_wins(tmp_path: pathlib.Path) -> None:
-    toys.write(tmp_path)
+    toy_files.write(tmp_path)
     (tmp_path / "later.gin").write_text("STEPS = 3")
     gin_loading.load(["experiment.gin", "later.gin"], [], [str(tmp_path)])
     assert gin.query_parameter("STEPS/gin.macro.value") == 3
@@ -63,7 +63,7 @@ def test_first_search_path_wins_for_includes_too(tmp_path: pathlib.Path) -> None
 
 
 def test_missing_file_names_folders_and_nearest(tmp_path: pathlib.Path) -> None:
-    toys.write(tmp_path)
+    toy_files.write(tmp_path)
     with pytest.raises(ConfigError) as caught:
         gin_loading.load(["experimnt.gin"], [], [str(tmp_path)])
     assert str(tmp_path) in str(caught.value)
@@ -111,7 +111,7 @@ def test_file_that_includes_itself(tmp_path: pathlib.Path) -> None:
     ],
 )
 def test_wrong_line_is_named(tmp_path: pathlib.Path, lines: str, expected: str) -> None:
-    assert expected in error(tmp_path, toys.HEADER + lines)
+    assert expected in error(tmp_path, toy_files.HEADER + lines)
 
 
 @pytest.mark.parametrize(
@@ -136,29 +136,36 @@ def test_wrong_line_is_named(tmp_path: pathlib.Path, lines: str, expected: str) 
     ],
 )
 def test_wrong_binding_is_named(tmp_path: pathlib.Path, binding: str, expected: str) -> None:
-    message = error(tmp_path, toys.HEADER + "toy.Wheel.size = 1", (binding,))
+    message = error(tmp_path, toy_files.HEADER + "toy.Wheel.size = 1", (binding,))
     assert message.startswith(f"--gin.{binding}: ")
     assert expected in message
     assert "bindings string" not in message
 
 
-def test_ambiguous_short_name_lists_the_long_ones(tmp_path: pathlib.Path) -> None:
+def test_ambiguous_short_name_lists_the_long_ones(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("left_hand", "right_hand"):
+        (tmp_path / f"{module}.py").write_text(
+            "class Glove:\n    def __init__(self, size=1): ...\n"
+        )
+    monkeypatch.syspath_prepend(tmp_path)
     text = """
 from __gin__ import dynamic_registration
-from idode_gin.dequantizers import uniform as dequantizer
-from idode_gin.time_samplers import uniform
-A = @dequantizer.Uniform()
-B = @uniform.Uniform()
+import left_hand
+import right_hand
+A = @left_hand.Glove()
+B = @right_hand.Glove()
 """
-    message = error(tmp_path, text, ("Uniform.start_gamma=1.0",))
-    assert "'Uniform' means more than one thing" in message
-    assert "dequantizer.Uniform or uniform.Uniform" in message
+    message = error(tmp_path, text, ("Glove.size=2",))
+    assert "'Glove' means more than one thing. Write left_hand.Glove or right_hand" in message
     config.clear_config()
-    gin_loading.load(["wrong.gin"], ["dequantizer.Uniform.start_gamma=1.0"], [str(tmp_path)])
+    bindings = gin_loading.load(["wrong.gin"], ["left_hand.Glove.size=2"], [str(tmp_path)])
+    assert str(bindings[-1].key) == "left_hand.Glove.size"
 
 
 def test_module_that_cannot_be_imported_tells_why(tmp_path: pathlib.Path, monkeypatch) -> None:
     (tmp_path / "needs_more.py").write_text("import not_installed_anywhere")
     monkeypatch.syspath_prepend(tmp_path)
-    message = error(tmp_path, toys.HEADER + "import needs_more")
+    message = error(tmp_path, toy_files.HEADER + "import needs_more")
     assert "Cannot import 'needs_more': No module named 'not_installed_anywhere'" in message

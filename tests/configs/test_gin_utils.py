@@ -3,21 +3,22 @@
 import pathlib
 import re
 
+import jax
 import pytest
+import toy_files
 import toy_program
-import toys
 from gin import config
 
 from idode_gin import checks, gin_utils
 from idode_gin.gin_loading import ConfigError
 
-ABOUT = "Toys.\n\n    python -m toy_program --gin_file=toys.gin\n"
+ABOUT = "Toys.\n\n    python -m toy_program --gin_file=toy_files.gin\n"
 
 
 @pytest.fixture
 def run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     """Runs the toy program on the toy experiment; (exit code, output, errors)."""
-    toys.write(tmp_path)
+    toy_files.write(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(toy_program, "CALLS", [])
 
@@ -98,7 +99,7 @@ def test_wrong_command_ends_in_2_and_names_the_way_out(
 def test_no_gin_file_shows_an_example(run) -> None:
     code, _, errors = run(file="")
     assert code == 2
-    assert "python -m toy_program --gin_file=toys.gin" in errors
+    assert "python -m toy_program --gin_file=toy_files.gin" in errors
 
 
 def test_required_macros_are_listed_at_once(run) -> None:
@@ -124,7 +125,7 @@ def test_syntax_error_names_file_and_line(run, tmp_path: pathlib.Path) -> None:
     ],
 )
 def test_exceptions_become_exit_codes(run, function: str, code: int, found: str, tmp_path) -> None:
-    (tmp_path / "fail.gin").write_text(f"{toys.HEADER}toy.main.fail = @toy.{function}\n")
+    (tmp_path / "fail.gin").write_text(f"{toy_files.HEADER}toy.main.fail = @toy.{function}\n")
     got, _, errors = run("--gin_file=fail.gin")
     assert (got, errors) == (code, found)
     if code != 130:
@@ -132,7 +133,7 @@ def test_exceptions_become_exit_codes(run, function: str, code: int, found: str,
 
 
 def test_defect_passes_through(run, tmp_path: pathlib.Path) -> None:
-    (tmp_path / "fail.gin").write_text(f"{toys.HEADER}toy.main.fail = @toy.break_down\n")
+    (tmp_path / "fail.gin").write_text(f"{toy_files.HEADER}toy.main.fail = @toy.break_down\n")
     with pytest.raises(ZeroDivisionError):
         run("--gin_file=fail.gin")
 
@@ -142,6 +143,14 @@ def test_file_of_another_program(run, tmp_path: pathlib.Path) -> None:
     code, _, errors = run(file=sample)
     assert code == 2
     assert "bind nothing of `toy_program.main`. They are files of idode_gin.sample." in errors
+
+
+def test_error_of_a_constructor_can_be_traced(run) -> None:
+    _, _, errors = run("--gin.Engine.power=-1.0")
+    assert errors.endswith("\n(--debug prints where it was raised)\n")
+    _, _, errors = run("--gin.Engine.power=-1.0", "--debug")
+    assert "in __post_init__" in errors
+    assert errors.endswith("error: `power` must be positive, got -1.0. [Engine]\n")
 
 
 def test_help(run) -> None:
@@ -171,7 +180,7 @@ def test_exit_codes_are_those_of_checks() -> None:
 
 
 def test_refuses_what_a_caller_overrides(tmp_path: pathlib.Path) -> None:
-    toys.load(tmp_path)
+    toy_files.load(tmp_path)
     gin_utils.refuse_bindings(toy_program.Wheel, ["grip"], "")
     gin_utils.refuse_bindings(toy_program.Crate, ["size"], "")
     with pytest.raises(ConfigError, match=r"WHEEL/Wheel.size has no effect: because\."):
@@ -179,7 +188,7 @@ def test_refuses_what_a_caller_overrides(tmp_path: pathlib.Path) -> None:
 
 
 def test_written_configs_repeat_the_run(tmp_path: pathlib.Path) -> None:
-    toys.load(tmp_path, "", ["STEPS = 11", "WHEEL = @Engine()", "WHEEL/Engine.fuel = 'oil'"])
+    toy_files.load(tmp_path, "", ["STEPS = 11", "WHEEL = @Engine()", "WHEEL/Engine.fuel = 'oil'"])
     expected = gin_utils.build(toy_program.main)
     config.get_configurable(toy_program.main)()
     gin_utils.write_configs(tmp_path / "out")
@@ -201,7 +210,7 @@ def test_processes_join_as_the_flags_say(monkeypatch: pytest.MonkeyPatch, platfo
     joined: dict[str, object] = {}
     updated: dict[str, object] = {}
     monkeypatch.setattr("jax.distributed.initialize", lambda **given: joined.update(given))
-    monkeypatch.setattr("jax.config.jax_platforms", platforms, raising=False)
+    monkeypatch.setattr(type(jax.config), "jax_platforms", property(lambda _: platforms))
     monkeypatch.setattr("jax.config.update", updated.__setitem__)
     gin_utils.initialize_processes(gin_utils.parse_flags([]))
     assert joined == {}

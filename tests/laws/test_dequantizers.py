@@ -47,15 +47,6 @@ def lives_in_the_bin(dequantizer, x, z, end):
     return bool(np.all(np.asarray(dequantizer.log_reconstruction(x, z, end)) == 0))
 
 
-def latent_scale(dequantizer, end):
-    """c in z = c f + noise: the factor between encoded pixels and the start of the ODE."""
-    levels = end.encoding.levels
-    x = jnp.asarray([0, levels - 1]).reshape(2, *PIXEL)
-    noise = jnp.broadcast_to(dequantizer.draw(toys.keys_of(1, 1), PIXEL, end), x.shape)
-    z, f = dequantizer.start(x, noise, end), end.encoding.encode(x)
-    return float(jnp.ravel((z[1] - z[0]) / (f[1] - f[0]))[0])
-
-
 @EACH
 @ON_EACH_SCHEDULE
 @LEVELS
@@ -120,7 +111,7 @@ def test_the_start_belongs_to_its_pixels(dequantizer, schedule, levels):
     noise = jax.jit(lambda keys: dequantizer.draw(keys, PIXEL, end))(toys.keys_of(2, 1000))
     z = dequantizer.start(x, noise, end)
     if lives_in_the_bin(dequantizer, x, z, end):
-        y = z / latent_scale(dequantizer, end)
+        y = z / toys.latent_scale(dequantizer, end)
         np.testing.assert_array_equal(end.encoding.decode(y), x)
         assert np.max(np.abs(y - end.encoding.encode(x))) > 0.98 / levels
     else:

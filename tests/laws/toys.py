@@ -1,6 +1,7 @@
 """Models whose optimal network, density or bound is known exactly, and a small random one."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from idode_gin import numerics, ode
-from idode_gin.dequantizers.base import CleanEnd
+from idode_gin.dequantizers.base import AbstractDequantizer, CleanEnd
 from idode_gin.encoding import Encoding
 from idode_gin.networks.base import AbstractNetwork
 from idode_gin.parameterizations.base import AbstractParameterization
@@ -173,15 +174,15 @@ class UniformLevels:
 
     def mean_square_error(self, gamma: float) -> float:
         """E |eps - E[eps | z]|^2 of one pixel, by quadrature over the noise at every level."""
-        nodes, weights = np.polynomial.hermite_e.hermegauss(200)
-        centres = np.asarray(self._centres())
+        nodes, weights = normal_quadrature()
+        levels = self.encoding.levels
+        centres = (2 * np.arange(levels) + 1 - levels) / levels
         y = centres[:, None] + math.exp(gamma / 2) * nodes
         logits = -0.5 * ((y[..., None] - centres) * math.exp(-gamma / 2)) ** 2
         shares = np.exp(logits - logits.max(-1, keepdims=True))
         mean = np.sum(shares * centres, -1) / np.sum(shares, -1)
         noise_hat = (y - mean) * math.exp(-gamma / 2)
-        mean_error = ((nodes - noise_hat) ** 2 @ weights) / math.sqrt(2 * math.pi)
-        return float(np.mean(mean_error))
+        return float(np.mean((nodes - noise_hat) ** 2 @ weights))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +218,21 @@ def clean_end(schedule: AbstractSchedule, levels: int, tau: float) -> CleanEnd:
     """The clean end where half a bin is `tau` standard deviations of the noise."""
     gamma_min = -2 * math.log(tau * levels)
     return CleanEnd(schedule=schedule, encoding=Encoding(levels=levels), gamma_min=gamma_min)
+
+
+def latent_scale(dequantizer: AbstractDequantizer, end: CleanEnd) -> float:
+    """c in z = c f + noise: the factor between encoded pixels and the start of the ODE."""
+    x = jnp.asarray([0, end.encoding.levels - 1]).reshape(2, 1, 1, 1)
+    noise = jnp.broadcast_to(dequantizer.draw(keys_of(1, 1), (1, 1, 1), end), x.shape)
+    z, f = dequantizer.start(x, noise, end), end.encoding.encode(x)
+    return float(jnp.ravel((z[1] - z[0]) / (f[1] - f[0]))[0])
+
+
+@functools.cache
+def normal_quadrature() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of a mean over a standard normal number."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(200)
+    return nodes, weights / weights.sum()
 
 
 def keys_of(seed: int, count: int) -> jax.Array:

@@ -1,0 +1,187 @@
+"""The program, killed with SIGKILL and started again, ends where an undisturbed run ends.
+
+Bit for bit: parameters, their moving average, and every metric but the timings.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+from idode_gin import checks
+from idode_gin.runtime import checkpoints, metrics
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+STEPS = 24
+SETTINGS = [
+    f"--gin.TRAIN_STEPS={STEPS}",
+    "--gin.BATCH_SIZE=16",
+    "--gin.EVAL_PERIOD=10",
+    "--gin.EVAL_STEPS=2",
+    "--gin.CHECKPOINT_PERIOD=4",
+    "--gin.Trainer.log_period=3",
+    "--gin.Trainer.tensorboard=False",
+    "--gin.UNet.channels=8",
+    "--gin.UNet.levels=1",
+    "--gin.UNet.groups=2",
+]
+
+
+@dataclasses.dataclass
+class Run:
+    """A run directory and the processes that work in it, one after the other."""
+
+    folder: pathlib.Path
+
+    def start(self) -> subprocess.Popen:
+        command = [sys.executable, "-m", "idode_gin.train"]
+        command += [f"--gin_file={ROOT / 'gin_configs/experiments/digits.gin'}", *SETTINGS]
+        command += [f"--gin.MODEL_DIR={str(self.folder)!r}"]
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.folder.parent / f"{self.folder.name}.log", "a") as log:
+            return subprocess.Popen(
+                command,
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )
+
+    def output(self) -> str:
+        return (self.folder.parent / f"{self.folder.name}.log").read_text()
+
+    def finish(self) -> None:
+        code = self.start().wait(timeout=300)
+        assert code == 0, self.output()
+
+    def kill_when(self, is_moment: Callable[[], bool]) -> bool:
+        """Starts a process and kills it at a moment; False if it came to its end before."""
+        process = self.start()
+        try:
+            while process.poll() is None:
+                if is_moment():
+                    # Held first: at the moment of the kill, it is still the moment.
+                    process.send_signal(signal.SIGSTOP)
+                    if is_moment():
+                        process.kill()
+                        process.wait()
+                        return True
+                    process.send_signal(signal.SIGCONT)
+                time.sleep(0.001)
+            assert process.returncode == 0, self.output()
+            return False
+        finally:
+            process.kill()
+            process.wait()
+
+    def saved_steps(self) -> list[int]:
+        return checkpoints.saved_steps(self.folder)
+
+    def rows(self) -> list[metrics.Row]:
+        read = metrics.read_rows(self.folder / "metrics.jsonl")
+        return [metrics.reproducible(row) for row in read]
+
+    def being_saved(self) -> list[str]:
+        """Names of checkpoints that are being written."""
+        if not self.folder.is_dir():
+            return []
+        names = os.listdir(self.folder)
+        return [name for name in names if name.startswith("checkpoint_") and "tmp" in name]
+
+    def outcome(self) -> tuple[dict, list[metrics.Row]]:
+        """What must be the same, however often the run was killed."""
+        summary = json.loads((self.folder / "summary.json").read_text())
+        names = ("exit_reason", "step", "bpd", "bpd_stderr", "params_sha256", "ema_sha256")
+        return {name: summary[name] for name in names}, self.rows()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    run = Run(tmp_path_factory.mktemp("undisturbed") / "run")
+    run.finish()
+    outcome = run.outcome()
+    assert outcome[0]["step"] == STEPS
+    steps = sorted({*range(3, STEPS + 1, 3), 10, 20, STEPS})
+    assert [row["step"] for row in outcome[1]] == steps
+    return run
+
+
+def test_killed_damaged_and_asked_to_stop(undisturbed, tmp_path):
+    run = Run(tmp_path / "run")
+    # In mid-window: the checkpoint of step 4 lies between the logs of steps 3 and 6.
+    assert run.kill_when(lambda: run.saved_steps() != [])
+    assert run.rows() != []
+
+    # While a checkpoint is written, with others to fall back on.
+    assert run.kill_when(lambda: run.being_saved() and len(run.saved_steps()) > 1)
+    half_written = run.being_saved()
+    assert half_written
+
+    newest = checkpoints.checkpoint_path(run.folder, run.saved_steps()[-1])
+    for file in (newest / "params").rglob("*"):
+        if file.is_file() and file.stat().st_size > 100:
+            file.write_bytes(file.read_bytes()[:50])
+    with open(run.folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 99, "train/bpd": 1.')
+
+    # Asked to stop as soon as it has restored, before or while it compiles.
+    (run.folder / "model-info.txt").unlink()
+    process = run.start()
+    while not (run.folder / "model-info.txt").exists():
+        assert process.poll() is None, run.output()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == checks.EXIT_PREEMPTED, run.output()
+    assert f"Moved to damaged_{newest.name}" in run.output()
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert summary["exit_reason"] == "preempted"
+    assert summary["step"] == run.saved_steps()[-1] < STEPS
+
+    run.finish()
+    assert run.outcome() == undisturbed.outcome()
+    assert not any((run.folder / name).exists() for name in half_written)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_random_moments(undisturbed, tmp_path, seed):
+    """Moments counted from the first sign of life, so that most fall into training."""
+    moments = random.Random(seed)
+    run = Run(tmp_path / "run")
+    for _ in range(6):
+        seen: list[float] = []
+        pause = moments.uniform(0, 3)
+
+        def is_moment(seen=seen, pause=pause) -> bool:
+            if not seen and (run.folder / "model-info.txt").exists():
+                seen.append(time.monotonic())
+            return bool(seen) and time.monotonic() - seen[0] > pause
+
+        (run.folder / "model-info.txt").unlink(missing_ok=True)
+        if not run.kill_when(is_moment):
+            break
+    run.finish()
+    assert run.outcome() == undisturbed.outcome()
+
+
+@pytest.mark.full
+def test_killed_while_old_checkpoints_are_deleted(undisturbed, tmp_path):
+    """With every step saved and one kept, some kills fall into a deletion."""
+    run = Run(tmp_path / "run")
+    for number in range(1, 5):
+
+        def is_moment(number=number) -> bool:
+            return bool(run.saved_steps()[number:])
+
+        if not run.kill_when(is_moment):
+            break
+    run.finish()
+    assert run.outcome() == undisturbed.outcome()
