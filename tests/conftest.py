@@ -3,8 +3,10 @@
 `_prepare` runs while this file is imported, before any test module imports jax or the library.
 """
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 import pytest
 
@@ -25,14 +27,27 @@ def _prepare() -> None:
 _prepare()
 
 
-@pytest.fixture
-def float64():
-    """Runs a test with 64-bit numbers; jax keeps what it compiled for either width apart."""
+@contextlib.contextmanager
+def _width(double: bool) -> Iterator[None]:
     import jax
 
     before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_enable_x64", double)
     try:
         yield
     finally:
         jax.config.update("jax_enable_x64", before)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Runs a test with 64-bit numbers; jax keeps what it compiled for either width apart."""
+    with _width(double=True):
+        yield
+
+
+@pytest.fixture
+def float32() -> Iterator[None]:
+    """Runs a test with 32-bit numbers, which matters only inside `float64`."""
+    with _width(double=False):
+        yield

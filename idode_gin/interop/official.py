@@ -132,10 +132,7 @@ def load_official_checkpoint(path: str | pathlib.Path) -> dict[str, Any]:
         ValueError: if there is no such file, or it does not hold these trees.
     """
     file = _checkpoint_file(pathlib.Path(path))
-    state = serialization.msgpack_restore(file.read_bytes())
-    missing = [name for name in ("step", "params", "ema_params", "opt_state") if name not in state]
-    if missing:
-        raise ValueError(f"{file} is not a published checkpoint: it has no {missing}.")
+    state = _restore(file)
     adam = _find_adam(state["opt_state"])
     if adam is None:
         raise ValueError(f"{file} holds no Adam moments (`mu`, `nu`) in its optimizer state.")
@@ -159,7 +156,28 @@ def our_name(official_name: str) -> str:
     Raises:
         ValueError: if no published network has such a leaf.
     """
-    return "/".join(_our_path(tuple(official_name.split("/"))))
+    return _name(_our_path(tuple(official_name.split("/"))))
+
+
+def published_name(path: Path) -> str:
+    """The published name of our leaf: ("dense_0", "bias") -> "score_model/dense0/bias".
+
+    Raises:
+        ValueError: if the leaf has no published counterpart.
+    """
+    return _name(_official_path(path))
+
+
+def flatten(tree: Mapping[Any, Any]) -> dict[Path, Any]:
+    """Leaves by path, from a nested tree or one whose names hold slashes."""
+    leaves: dict[Path, Any] = {}
+    for name, value in tree.items():
+        prefix = name if isinstance(name, tuple) else tuple(name.split("/"))
+        if isinstance(value, Mapping):
+            leaves |= {(*prefix, *path): leaf for path, leaf in flatten(value).items()}
+        else:
+            leaves[prefix] = value
+    return leaves
 
 
 def _our_path(path: Path) -> Path:
@@ -176,7 +194,7 @@ def _our_path(path: Path) -> Path:
             inside = _IN_BLOCK if place[1] == "block" else _IN_ATTENTION
             if path[2] in inside:
                 return (*place, inside[path[2]], path[3])
-    raise ValueError(f"`{'/'.join(path)}` is not a parameter of a published network.")
+    raise ValueError(f"`{_name(path)}` is not a parameter of a published network.")
 
 
 def _official_path(path: Path) -> Path:
@@ -192,23 +210,11 @@ def _official_path(path: Path) -> Path:
             place = _inverse(_MIDDLE).get((path[0], path[1]), "")
         if place and path[2] in inside:
             return (_ROOT, place, inside[path[2]], path[3])
-    raise ValueError(f"`{'/'.join(path)}` has no counterpart in the published networks.")
+    raise ValueError(f"`{_name(path)}` has no counterpart in the published networks.")
 
 
 def _inverse(table: Mapping[Any, Any]) -> dict[Any, Any]:
     return {value: key for key, value in table.items()}
-
-
-def flatten(tree: Mapping[Any, Any]) -> dict[Path, Any]:
-    """Leaves by path, from a nested tree, a flat one, or one that is flat already."""
-    leaves: dict[Path, Any] = {}
-    for name, value in tree.items():
-        prefix = name if isinstance(name, tuple) else tuple(name.split("/"))
-        if isinstance(value, Mapping):
-            leaves |= {(*prefix, *path): leaf for path, leaf in flatten(value).items()}
-        else:
-            leaves[prefix] = value
-    return leaves
 
 
 def _image_channels(leaves: Mapping[Path, Any]) -> int:
@@ -259,6 +265,19 @@ def _checkpoint_file(path: pathlib.Path) -> pathlib.Path:
             "such files, usually called `checkpoints-0`."
         )
     return numbered[max(numbered)]
+
+
+def _restore(file: pathlib.Path) -> Mapping[str, Any]:
+    """The trees of a checkpoint file; ValueError if it holds something else."""
+    try:
+        state = serialization.msgpack_restore(file.read_bytes())
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} is damaged, or no flax checkpoint: {error}") from error
+    names = ("step", "params", "ema_params", "opt_state")
+    missing = [name for name in names if not isinstance(state, Mapping) or name not in state]
+    if missing:
+        raise ValueError(f"{file} is not a published checkpoint: it has no {missing}.")
+    return state
 
 
 def _find_adam(state: Any) -> Mapping[str, Any] | None:

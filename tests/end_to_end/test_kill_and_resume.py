@@ -21,12 +21,15 @@ from idode_gin.runtime import checkpoints, metrics
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 STEPS = 24
+PARTS = ("params/manifest.ocdbt", "ema/manifest.ocdbt", "training/manifest.ocdbt", "meta/metadata")
 SETTINGS = [
     f"--gin.TRAIN_STEPS={STEPS}",
     "--gin.BATCH_SIZE=16",
     "--gin.EVAL_PERIOD=10",
     "--gin.EVAL_STEPS=2",
     "--gin.CHECKPOINT_PERIOD=4",
+    "--gin.LEARNING_RATE=1e-3",
+    "--gin.EMA_RATE=0.9",
     "--gin.Trainer.log_period=3",
     "--gin.Trainer.tensorboard=False",
     "--gin.UNet.channels=8",
@@ -40,11 +43,12 @@ class Run:
     """A run directory and the processes that work in it, one after the other."""
 
     folder: pathlib.Path
+    more_settings: tuple[str, ...] = ()
 
     def start(self) -> subprocess.Popen:
         command = [sys.executable, "-m", "idode_gin.train"]
-        command += [f"--gin_file={ROOT / 'gin_configs/experiments/digits.gin'}", *SETTINGS]
-        command += [f"--gin.MODEL_DIR={str(self.folder)!r}"]
+        command += [f"--gin_file={ROOT / 'gin_configs/experiments/digits.gin'}"]
+        command += [*SETTINGS, *self.more_settings, f"--gin.MODEL_DIR={str(self.folder)!r}"]
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with open(self.folder.parent / f"{self.folder.name}.log", "a") as log:
             return subprocess.Popen(
@@ -173,15 +177,19 @@ def test_killed_at_random_moments(undisturbed, tmp_path, seed):
 
 
 @pytest.mark.full
-def test_killed_while_old_checkpoints_are_deleted(undisturbed, tmp_path):
-    """With every step saved and one kept, some kills fall into a deletion."""
-    run = Run(tmp_path / "run")
-    for number in range(1, 5):
+def test_killed_while_an_old_checkpoint_is_deleted(undisturbed, tmp_path):
+    """With every step saved and only one checkpoint kept, there is always one to go on from."""
+    settings = ("--gin.CHECKPOINT_PERIOD=1", "--gin.SaveCheckpointConfig.keep=1")
+    run = Run(tmp_path / "run", settings)
 
-        def is_moment(number=number) -> bool:
-            return bool(run.saved_steps()[number:])
+    def is_being_deleted() -> bool:
+        paths = [checkpoints.checkpoint_path(run.folder, step) for step in run.saved_steps()]
+        return any(not (path / part).exists() for path in paths for part in PARTS)
 
-        if not run.kill_when(is_moment):
+    for _ in range(3):
+        if not run.kill_when(is_being_deleted):
             break
+        assert is_being_deleted()
     run.finish()
     assert run.outcome() == undisturbed.outcome()
+    assert run.saved_steps() == [STEPS]

@@ -87,7 +87,8 @@ def test_cumulative_weight(name, float64):
         jnp.asarray(cumulative / total), model.time, weight
     )
     np.testing.assert_allclose(found, gamma, rtol=1e-8)
-    np.testing.assert_allclose(density, weight(gamma) / (2 * total), rtol=1e-8)
+    expected = weight(jnp.asarray(gamma)) / (2 * total)
+    np.testing.assert_allclose(density, expected, rtol=1e-8)
     np.testing.assert_array_equal(case.f64["SP/cum_weight"], case.f64["VP/cum_weight"])
 
 

@@ -68,7 +68,9 @@ def test_the_decoder_is_bayes_rule_for_equal_levels():
     centres = np.asarray([-3 / 4, -1 / 4, 1 / 4, 3 / 4])
     joint = np.exp(-((y[:, None] - centres) ** 2) / (2 * np.exp(gamma)))
     expected = np.log(joint / joint.sum(-1, keepdims=True))
-    found = Encoding(levels=4).level_log_probs(jnp.asarray(y).reshape(1, 3, 1, 1), jnp.asarray(gamma))
+    found = Encoding(levels=4).level_log_probs(
+        jnp.asarray(y).reshape(1, 3, 1, 1), jnp.asarray(gamma)
+    )
     np.testing.assert_allclose(np.reshape(found, (3, 4)), expected, rtol=1e-12)
 
 

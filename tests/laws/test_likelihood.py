@@ -202,9 +202,9 @@ def test_log_weight_of_a_draw(schedule, dequantizer, num_importance):
     )
     field = data.field(Velocity())
     probes = estimator.divergence.draw(toys.keys_of(0, 9), TOY)
-    found, _ = jax.jit(
-        lambda x, noise: estimator.log_weight(field, end, NOISY, x, noise, probes)
-    )(x, noise)
+    found, _ = jax.jit(lambda x, noise: estimator.log_weight(field, end, NOISY, x, noise, probes))(
+        x, noise
+    )
     z = dequantizer.start(x, noise, end)
     log_p = log_normal(z, *data.pushed(dequantizer.gamma_start(end), NOISY))
     cost = dequantizer.entropy(2, end) if num_importance == 1 else dequantizer.neg_log_q(noise, end)
@@ -229,9 +229,7 @@ def test_weights_are_unbiased_for_the_probability_of_each_image(schedule, dequan
     p = np.exp(np.asarray(found.repeats)).reshape(2, 9, 600)
     expected = np.exp(exact_log_p(data, end, dequantizer, every_image()))
     for image in range(9):
-        toys.assert_mean(
-            p[:, image].ravel() / expected[image], 1.0, at_most=0.05
-        )
+        toys.assert_mean(p[:, image].ravel() / expected[image], 1.0, at_most=0.05)
     toys.assert_mean(p.sum(1).ravel(), expected.sum(), at_most=0.01)
 
 
@@ -304,9 +302,7 @@ def test_repeats_are_averaged():
     data, end = toy(VariancePreserving())
     x, keys = every_image(), toys.keys_of(0, 9)
     make = dataclasses.replace
-    one = ODELikelihood(
-        dequantizer=TruncatedNormal(), solver=FixedGrid(steps=20), num_importance=2
-    )
+    one = ODELikelihood(dequantizer=TruncatedNormal(), solver=FixedGrid(steps=20), num_importance=2)
     found = estimate(make(one, num_repeats=3), data, end, x, keys)
     assert found.repeats.shape == (3, 9)
     np.testing.assert_allclose(found.log_p, np.mean(found.repeats, axis=0), rtol=1e-12)

@@ -259,7 +259,9 @@ def test_more_strength_is_more_of_the_same():
     assert SecondOrder().strength == 0.1
 
 
-@pytest.mark.parametrize("make", [lambda: SecondOrder(strength=0), lambda: SecondOrder(num_probes=0)])
+@pytest.mark.parametrize(
+    "make", [lambda: SecondOrder(strength=0), lambda: SecondOrder(num_probes=0)]
+)
 def test_arguments_must_be_positive(make):
     with pytest.raises(ValueError, match="greater than zero"):
         make()

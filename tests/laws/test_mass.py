@@ -28,7 +28,7 @@ SHAPE = (2, 1, 1)
 TAU = 0.6
 GAMMA_MAX = 3.0
 SOLVER = FixedGrid(steps=24)
-COPIES, REPEATS, SAMPLES = 500, 2, 40_000
+COPIES, REPEATS, SAMPLES = 400, 2, 40_000
 pytestmark = pytest.mark.usefixtures("float64")
 
 

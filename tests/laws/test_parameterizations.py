@@ -78,14 +78,10 @@ def test_the_drift_depends_on_the_noise_prediction_only(schedule, parameterizati
     """dz/dgamma = (d log alpha / d gamma) z + sigma eps_hat / 2."""
     gamma, _, _, z, output = draw(schedule)
     field = toys.field_of(schedule, parameterization, lambda z, gamma: jnp.sin(z) + output)
-    rate, sigma = (
-        fn(gamma).reshape(-1, 1, 1, 1) for fn in (schedule.dlog_alpha, schedule.sigma)
-    )
+    rate, sigma = (fn(gamma).reshape(-1, 1, 1, 1) for fn in (schedule.dlog_alpha, schedule.sigma))
     expected = rate * z + sigma * (jnp.sin(z) + output) / 2
     np.testing.assert_allclose(field.drift(z, gamma), expected, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(
-        field.noise_hat(z, gamma), jnp.sin(z) + output, rtol=1e-9, atol=1e-9
-    )
+    np.testing.assert_allclose(field.noise_hat(z, gamma), jnp.sin(z) + output, rtol=1e-9, atol=1e-9)
 
 
 # a, b and F* of the paper's table, from alpha, sigma, f and eps written out again.

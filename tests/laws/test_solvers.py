@@ -207,9 +207,7 @@ def test_a_state_may_be_a_tree(solver):
         return slopes, jnp.sum(slopes, axis=(1, 2, 3))
 
     images = jnp.asarray(np.resize(STARTS, (3, 2, 1, 1)))
-    solution = jax.jit(lambda state: solver.solve(field, state, 0.0, 2.0))(
-        (images, jnp.zeros(3))
-    )
+    solution = jax.jit(lambda state: solver.solve(field, state, 0.0, 2.0))((images, jnp.zeros(3)))
     moved, total = solution.state
     expected = [reference(logistic, start, 0.0, 2.0) for start in np.ravel(images)]
     np.testing.assert_allclose(np.ravel(moved), expected, atol=1e-4)

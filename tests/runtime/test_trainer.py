@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -209,6 +210,18 @@ def test_a_torn_row_and_a_damaged_checkpoint(undisturbed, tmp_path, caplog):
     assert (folder / "damaged_checkpoint_6").is_dir()
 
 
+def test_rows_beyond_the_restored_step_are_written_anew(tmp_path):
+    """Not kept: the command may have changed since."""
+    folder = tmp_path / "run"
+    run(folder)
+    before = rows(folder)
+    shutil.rmtree(folder / "checkpoint_6")
+    run(folder, seed=1)
+    assert rows(folder)[:2] == before[:2]
+    assert rows(folder)[2]["step"] == 6
+    assert rows(folder)[2] != before[2]
+
+
 def test_extending_a_run(tmp_path):
     """Six steps, then on to nine: the parameters of nine at once."""
     run(tmp_path / "long", 9)
@@ -326,9 +339,12 @@ def test_any_optax_transformation_will_do(tmp_path):
 
 
 def test_accumulation_is_known_to_the_average(tmp_path):
-    optimizer = optimizers.AdamW(learning_rate=1e-2, warmup_steps=0, accumulation_steps=4)
-    summary = run(tmp_path / "run", 3, optimizer=optimizer)
-    assert summary["params_sha256"] == summary["ema_sha256"]  # nothing has moved yet
+    """Parameters move at every second step, and so does their average."""
+    optimizer = optimizers.AdamW(learning_rate=1e-2, warmup_steps=0, accumulation_steps=2)
+    two = run(tmp_path / "two", 2, optimizer=optimizer)
+    three = run(tmp_path / "three", 3, optimizer=optimizer)
+    assert two["params_sha256"] == three["params_sha256"] != two["ema_sha256"]
+    assert two["ema_sha256"] == three["ema_sha256"]
 
 
 def test_without_an_evaluation_split(tmp_path):

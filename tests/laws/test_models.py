@@ -1,0 +1,238 @@
+"""Laws of the model: one figure per image, whatever shares its batch."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from idode_gin.dequantizers.truncated_normal import TruncatedNormal
+from idode_gin.encoding import Encoding
+from idode_gin.likelihood import ODELikelihood
+from idode_gin.losses.base import AbstractBound, AbstractLoss
+from idode_gin.losses.bound import VariationalBound
+from idode_gin.losses.first_order import FirstOrder
+from idode_gin.models import DiffusionODE
+from idode_gin.parameterizations.velocity import Velocity
+from idode_gin.sampling import ODESampler
+from idode_gin.schedules.time.linear import Linear
+from idode_gin.schedules.variance_preserving import VariancePreserving
+from idode_gin.solvers.fixed_grid import FixedGrid
+from idode_gin.time_samplers.base import AbstractTimeSampler
+from idode_gin.time_samplers.importance import Importance
+from idode_gin.time_samplers.quantiles.base import AbstractQuantiles
+from idode_gin.time_samplers.uniform import Uniform
+
+from . import discovery, toys
+
+EACH_LOSS = discovery.each("loss", AbstractLoss)
+EACH_BOUND = discovery.each("bound", AbstractBound)
+EACH_SAMPLER = discovery.each("sampler", AbstractTimeSampler)
+EACH_QUANTILES = discovery.each("quantiles", AbstractQuantiles)
+SHAPE, DIMS, LEVELS, BATCH = (2, 2, 1), 4, 5, 6
+KEY = jax.random.key(17)
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def build(**changes):
+    model = DiffusionODE(
+        network=toys.TinyNetwork(scale=0.5),
+        schedule=VariancePreserving(),
+        time=Linear(gamma_min=-5.0, gamma_max=3.0),
+        parameterization=Velocity(),
+        time_sampler=Importance(),
+        loss=FirstOrder(),
+        encoding=Encoding(levels=LEVELS),
+        image_shape=SHAPE,
+    )
+    return dataclasses.replace(model, **changes)
+
+
+def params_of(model):
+    return model.init(jax.random.key(0), SHAPE)
+
+
+def batch_of(places=range(BATCH)):
+    """A part of one global batch of BATCH images."""
+    places = jnp.asarray(list(places))
+    images = jax.random.randint(jax.random.key(2), (BATCH, *SHAPE), 0, LEVELS)
+    conditioning = jnp.linspace(0.0, 1.0, BATCH).reshape(-1, 1)
+    return {
+        "image": images[places].astype(jnp.uint8),
+        "conditioning": conditioning[places],
+        "position": places,
+        "index": 100 + places,
+        "mask": jnp.ones(places.shape),
+    }
+
+
+def slices_equal_whole(model):
+    """Losses and gradients of three microbatches against one batch."""
+    params = params_of(model)
+
+    def loss(params, batch):
+        return model.loss_fn(params, batch, KEY, BATCH)
+
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (mean, parts), gradient = run(params, batch_of())
+    pieces = [run(params, batch_of(range(start, start + 2))) for start in (0, 2, 4)]
+    np.testing.assert_allclose(np.mean([piece[0][0] for piece in pieces]), mean, rtol=1e-11)
+    for name, expected in parts.items():
+        found = np.concatenate([piece[0][1][name] for piece in pieces])
+        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-13, err_msg=name)
+    average = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *[p[1] for p in pieces])
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12), average, gradient
+    )
+
+
+@EACH_LOSS
+def test_microbatches_equal_the_whole_batch(loss):
+    slices_equal_whole(build(loss=loss))
+
+
+@EACH_SAMPLER
+def test_microbatches_equal_the_whole_batch_for_every_time_sampler(sampler):
+    slices_equal_whole(build(time_sampler=sampler))
+
+
+@EACH_QUANTILES
+def test_microbatches_equal_the_whole_batch_for_all_quantiles(quantiles):
+    slices_equal_whole(build(time_sampler=Uniform(quantiles=quantiles)))
+
+
+@EACH_LOSS
+def test_training_parts_add_up_in_bits(loss):
+    model = build(loss=loss)
+    params, batch = params_of(model), batch_of()
+    mean, parts = model.loss_fn(params, batch, KEY)
+    assert set(parts) == {"reconstruction", "prior", "diffusion", "bpd", "second_order", "loss"}
+    total = parts["reconstruction"] + parts["prior"] + parts["diffusion"]
+    np.testing.assert_allclose(parts["bpd"], total, rtol=1e-12)
+    np.testing.assert_allclose(parts["loss"], parts["bpd"] + parts["second_order"], rtol=1e-12)
+    np.testing.assert_allclose(mean, np.mean(parts["loss"]), rtol=1e-12)
+
+    draws = model.draw(KEY, batch["position"], SHAPE, BATCH)
+    field = model.field(params, batch["conditioning"], draws.dropout)
+    gamma, density = model.time_sampler.gamma_and_density(
+        draws.u, model.time, lambda gamma: jax.nn.sigmoid(-gamma)
+    )
+    terms = loss(field, model.encoding.encode(batch["image"]), gamma, density, draws.loss)
+    bits = DIMS * np.log(2)
+    np.testing.assert_allclose(parts["diffusion"], terms.diffusion / bits, rtol=1e-10)
+    np.testing.assert_allclose(parts["second_order"], terms.second_order / bits, rtol=1e-10)
+
+
+def test_random_numbers_change_with_key_and_position():
+    model = build()
+    params, batch = params_of(model), batch_of([0] * BATCH)
+    batch["position"] = jnp.arange(BATCH)
+    _, parts = model.loss_fn(params, batch, KEY)
+    for name in ("diffusion", "reconstruction"):
+        assert len(np.unique(parts[name])) == BATCH
+    _, other = model.loss_fn(params, batch, jax.random.key(18))
+    assert not np.any(np.isclose(other["diffusion"], parts["diffusion"], rtol=1e-6))
+
+
+FIGURES = {
+    "eval": lambda model, params, batch: model.eval_fn(params, batch, KEY),
+    "likelihood": lambda model, params, batch: {
+        "log_p": model.likelihood_fn(params, batch, KEY, LIKELIHOOD).log_p
+    },
+    "sample": lambda model, params, batch: model.sample_fn(params, batch, KEY, SAMPLER)._asdict(),
+}
+LIKELIHOOD = ODELikelihood(
+    dequantizer=TruncatedNormal(), solver=FixedGrid(steps=10), num_importance=2, num_repeats=2
+)
+SAMPLER = ODESampler(solver=FixedGrid(steps=10))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("width", ["float32", "float64"])
+def test_an_image_has_its_own_figure(name, width, request):
+    """Batch size, order and neighbours do not matter; the image's index does."""
+    request.getfixturevalue(width)
+    model = build()
+    params = params_of(model)
+    assert params["first"].dtype == width
+    run = jax.jit(lambda params, batch: FIGURES[name](model, params, batch))
+    whole = run(params, batch_of())
+    for places in ([3], [5, 0]):
+        some = run(params, batch_of(places))
+        for part, values in whole.items():
+            expected = values[jnp.asarray(places)]
+            np.testing.assert_allclose(some[part], expected, rtol=1e-5, atol=1e-6)
+    same = batch_of([1, 1])
+    same["index"] = jnp.asarray([101, 7])
+    values = run(params, same)
+    part = {"eval": "diffusion", "likelihood": "log_p", "sample": "latent"}[name]
+    assert not np.any(np.isclose(values[part][0], values[part][1], rtol=1e-6))
+    np.testing.assert_allclose(values[part][0], whole[part][1], rtol=1e-5)
+
+
+@EACH_BOUND
+def test_bound_parts_add_up_in_bits(bound):
+    model = build()
+    params, batch = params_of(model), batch_of()
+    parts = model.bound_fn(params, batch, KEY, bound)
+    assert set(parts) == {"reconstruction", "prior", "diffusion", "bpd"}
+    total = parts["reconstruction"] + parts["prior"] + parts["diffusion"]
+    np.testing.assert_allclose(parts["bpd"], total, rtol=1e-12)
+    keys = jax.vmap(lambda index: jax.random.fold_in(KEY, index))(batch["index"])
+    field = model.field(params, batch["conditioning"])
+    terms = bound(field, model.end, model.time, batch["image"], keys)
+    np.testing.assert_allclose(parts["prior"], terms.prior / (DIMS * np.log(2)), rtol=1e-12)
+    np.testing.assert_allclose(parts["diffusion"], terms.diffusion / (DIMS * np.log(2)), rtol=1e-9)
+
+
+def test_the_integrand_integrates_to_the_diffusion_term():
+    model = build()
+    params = params_of(model)
+    batch = batch_of(np.arange(3000) % BATCH)
+    batch["index"] = jnp.arange(3000)
+    gammas = jnp.linspace(-5.0, 3.0, 65)
+    values = jax.jit(lambda batch: model.integrand(params, batch, KEY, gammas))(batch)
+    assert values.shape == (65,)
+    estimator = VariationalBound(num_times=4)
+    bound = jax.jit(lambda batch: model.bound_fn(params, batch, KEY, estimator))(batch)
+    integral = np.trapezoid(values, gammas)
+    toys.assert_mean(bound["diffusion"], integral, sigmas=6, at_most=0.02 * integral)
+
+
+def test_the_network_is_told_time_conditioning_and_when_to_drop():
+    """Time is the fraction of gamma's range; dropout keys come in training only."""
+    seen = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Spy(toys.AbstractNetwork):
+        def init(self, key, image_shape):
+            return {}
+
+        def __call__(self, params, z, time, conditioning, key=None):
+            seen.append((np.asarray(time), np.asarray(conditioning), key))
+            return jnp.zeros_like(z)
+
+    model, batch = build(network=Spy()), batch_of()
+    gamma = jnp.linspace(-5.0, 3.0, BATCH)
+    model.field({}, batch["conditioning"]).network(jnp.zeros((BATCH, *SHAPE)), gamma)
+    np.testing.assert_allclose(seen[-1][0], np.linspace(0, 1, BATCH), atol=1e-12)
+    np.testing.assert_array_equal(seen[-1][1], batch["conditioning"])
+    assert seen[-1][2] is None
+    model.loss_fn({}, batch, KEY)
+    assert seen[-1][2].shape == (BATCH,)
+    assert len({tuple(np.ravel(jax.random.key_data(key))) for key in seen[-1][2]}) == BATCH
+
+
+def test_the_model_is_for_one_image_shape():
+    with pytest.raises(ValueError, match="image_shape"):
+        build().init(jax.random.key(0), (3, 2, 1))
+    assert build(image_shape=None).init(jax.random.key(0), (3, 2, 1))
+    with pytest.raises(ValueError, match="IMAGE_SHAPE"):
+        build(image_shape=None).sample_fn({}, batch_of(), KEY, SAMPLER)
+
+
+def test_the_clean_end_follows_the_model():
+    end = build().end
+    assert (end.gamma_min, end.encoding.levels) == (-5.0, LEVELS)
+    assert end.schedule == VariancePreserving()

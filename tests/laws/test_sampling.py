@@ -1,0 +1,123 @@
+"""Laws of sampling: the map from noise to images, known in closed form for Gaussian data."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from idode_gin import likelihood
+from idode_gin.parameterizations.base import AbstractParameterization
+from idode_gin.parameterizations.velocity import Velocity
+from idode_gin.sampling import ODESampler
+from idode_gin.schedules.base import AbstractSchedule
+from idode_gin.schedules.straight_path import StraightPath
+from idode_gin.schedules.variance_preserving import VariancePreserving
+from idode_gin.solvers.adaptive import DormandPrince
+from idode_gin.solvers.divergence import Hutchinson
+from idode_gin.solvers.fixed_grid import FixedGrid
+
+from . import discovery, toys
+
+EACH_SCHEDULE = discovery.each("schedule", AbstractSchedule)
+EACH_PARAMETERIZATION = discovery.each("parameterization", AbstractParameterization)
+SHAPE, LEVELS, TAU, NOISY = (2, 2, 1), 6, 2.0, 3.0
+TIGHT = DormandPrince(rtol=1e-9, atol=1e-9)
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def from_noise(field, end, noise, solver=TIGHT):
+    sampler = ODESampler(solver=solver)
+    return jax.jit(lambda noise: sampler.from_noise(field, end, NOISY, noise))(noise)
+
+
+@EACH_PARAMETERIZATION
+@EACH_SCHEDULE
+def test_noise_goes_where_the_closed_form_says(schedule, parameterization):
+    end, data = toys.clean_end(schedule, LEVELS, TAU), toys.gaussian(schedule)
+    noise = jax.random.normal(jax.random.key(0), (5, *SHAPE))
+    found = from_noise(data.field(parameterization), end, noise)
+    start = schedule.sigma(jnp.asarray(NOISY)) * noise
+    expected = data.transported(start, NOISY, end.gamma_min)
+    np.testing.assert_allclose(found.latent, expected, atol=1e-6)
+    y = expected / float(end.alpha)
+    pixels = np.clip(np.floor((y + 1) * LEVELS / 2), 0, LEVELS - 1)
+    np.testing.assert_array_equal(found.pixels, pixels)
+    assert np.all(np.asarray(found.success))
+
+
+@EACH_SCHEDULE
+def test_samples_have_the_mean_and_covariance_of_the_model(schedule):
+    end, data = toys.clean_end(schedule, LEVELS, TAU), toys.gaussian(schedule)
+    sampler, field, count = ODESampler(solver=FixedGrid(steps=24)), data.field(), 20_000
+    run = jax.jit(lambda keys: sampler(field, end, NOISY, SHAPE, keys))
+    found = run(toys.keys_of(0, count))
+    latents = np.reshape(found.latent, (count, -1))
+    mean, std = (np.ravel(each) for each in data.pushed(end.gamma_min, NOISY))
+    assert np.all(np.abs(latents.mean(0) - mean) < 4.5 * std / np.sqrt(count))
+    scaled = np.cov((latents - mean).T) / np.outer(std, std)
+    np.testing.assert_allclose(scaled, np.eye(4), atol=4.5 * np.sqrt(2 / count))
+    assert found.pixels.shape == (count, *SHAPE)
+    assert set(np.unique(found.pixels)) == set(range(LEVELS))
+
+
+@EACH_SCHEDULE
+def test_scoring_takes_samples_back_to_their_noise(schedule):
+    """And their density is the prior's, corrected by the determinant of the way."""
+    end, data = toys.clean_end(schedule, LEVELS, TAU), toys.mixture(schedule)
+    field = data.field(Velocity())
+    noise = jax.random.normal(jax.random.key(0), (5, *SHAPE))
+    z = from_noise(field, end, noise).latent
+    probes = Hutchinson().draw(toys.keys_of(0, 5), SHAPE)
+    back = jax.jit(
+        lambda z: likelihood.log_density(
+            field, z, end.gamma_min, NOISY, TIGHT, Hutchinson(), probes
+        )
+    )(z)
+    sigma = float(schedule.sigma(jnp.asarray(NOISY)))
+    np.testing.assert_allclose(back.latent, sigma * noise, atol=1e-6)
+    prior = -0.5 * np.sum(np.asarray(noise) ** 2 + np.log(2 * np.pi * sigma**2), axis=(1, 2, 3))
+    np.testing.assert_allclose(back.log_p - back.log_det, prior, atol=1e-6)
+
+
+def test_the_density_is_the_determinant_of_the_map():
+    """log p(z) = log p(noise) - log |det dz/dnoise|, with the Jacobian of the whole solve."""
+    schedule = VariancePreserving()
+    end, field = toys.clean_end(schedule, LEVELS, TAU), toys.mixture(schedule).field(Velocity())
+    noise = jax.random.normal(jax.random.key(3), (1, *SHAPE))
+    solver = FixedGrid(steps=100)
+
+    def flat_map(flat):
+        sampler = ODESampler(solver=solver)
+        return sampler.from_noise(field, end, NOISY, flat.reshape(1, *SHAPE)).latent.ravel()
+
+    jacobian = jax.jit(jax.jacfwd(flat_map))(noise.ravel())
+    _, log_det = np.linalg.slogdet(np.asarray(jacobian))
+    z = from_noise(field, end, noise, solver).latent
+    signs = np.asarray(np.meshgrid(*[[-1.0, 1.0]] * 4)).reshape(4, -1).T
+    probes = jnp.asarray(signs).reshape(16, 1, *SHAPE)
+    found = jax.jit(
+        lambda z: likelihood.log_density(
+            field, z, end.gamma_min, NOISY, solver, Hutchinson(), probes
+        )
+    )(z)
+    normal = -0.5 * float(jnp.sum(noise**2)) - 2 * np.log(2 * np.pi)
+    np.testing.assert_allclose(found.log_p[0], normal - log_det, atol=1e-5)
+
+
+def test_an_image_depends_on_its_own_key():
+    schedule = StraightPath()
+    end, field = toys.clean_end(schedule, LEVELS, TAU), toys.mixture(schedule).field()
+    run = jax.jit(lambda keys: ODESampler()(field, end, NOISY, SHAPE, keys))
+    keys = toys.keys_of(0, 6)
+    whole = run(keys)
+    some = run(keys[jnp.asarray([5, 2])])
+    np.testing.assert_allclose(some.latent, whole.latent[jnp.asarray([5, 2])], rtol=1e-12)
+    np.testing.assert_array_equal(some.pixels, whole.pixels[jnp.asarray([5, 2])])
+    assert len(np.unique(np.asarray(whole.latent))) == 24
+
+
+def test_failed_solves_are_reported():
+    schedule = StraightPath()
+    end, field = toys.clean_end(schedule, LEVELS, TAU), toys.mixture(schedule).field()
+    found = from_noise(field, end, jnp.ones((2, *SHAPE)), DormandPrince(max_steps=1))
+    assert not np.any(np.asarray(found.success))
