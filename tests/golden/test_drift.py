@@ -10,9 +10,27 @@ from idode_gin.solvers.divergence import Exact, Hutchinson
 
 from . import cases
 
+FULL_IN_FLOAT32 = ("drift_SP_vel", "drift_SP_eps", "drift_VP_eps")
+"""Left to the full test run; the quick one has every case in float64."""
+
 
 @pytest.mark.parametrize("name", cases.of_kind("drift"))
-def test_drift_and_divergence(name, dtype):
+def test_drift_and_divergence(name, float64):
+    check(name, float64)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.full if name in FULL_IN_FLOAT32 else ())
+        for name in cases.of_kind("drift")
+    ],
+)
+def test_drift_and_divergence_in_float32(name):
+    check(name, "float32")
+
+
+def check(name, dtype):
     case = cases.load(name)
     model = official_config.model_of(case.model)
     inputs = {key: jnp.asarray(value, dtype) for key, value in case.inputs.items()}

@@ -1,6 +1,8 @@
 """The training loss, term by term, and its gradient."""
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,43 @@ from idode_gin.interop import official, official_config, official_parity
 from idode_gin.losses.base import LossDraws
 from idode_gin.models import DiffusionODE, Draws
 from idode_gin.solvers.divergence import Hutchinson
+from idode_gin.time_samplers.base import AbstractTimeSampler
+from idode_gin.time_samplers.uniform import Uniform
 
 from . import cases
+
+FULL_IN_FLOAT32 = (
+    "loss_SP_eps",
+    "loss_SP_vel",
+    "loss_SP_vel_2nd",
+    "loss_SP_vel_imp",
+    "loss_SP_vel_imp_2nd_attn",
+    "loss_SP_vel_imp_32x32",
+    "loss_VP_eps",
+    "loss_VP_vel",
+    "loss_VP_vel_2nd",
+    "loss_VP_vel_imp_2nd",
+    "loss_VP_vel_imp_2nd_32x32",
+    "loss_VP_vel_imp_noanti",
+)
+"""Left to the full test run; the quick one has every case in float64."""
+
+CONTRADICTORY = ("loss_SP_vel_imp_2nd_attn",)
+"""Cases whose recorded network output does not give their own recorded loss."""
+
+STATED_TERMS = {"recon": "recon", "latent": "klz", "diff": "diff", "diff2": "diff2"}
+"""The published names of a term in bits per dim, and in nats."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Given(AbstractTimeSampler):
+    """Gammas and densities drawn elsewhere."""
+
+    gamma: Any
+    density: Any
+
+    def gamma_and_density(self, u, time, weight):
+        return self.gamma, self.density
 
 
 def batch_and_draws(case, dtype):
@@ -38,56 +75,69 @@ def batch_and_draws(case, dtype):
 
 @functools.cache
 def compiled(model: DiffusionODE):
-    """One compilation per model and, by jax's own cache, per precision."""
-    return jax.jit(jax.value_and_grad(model.objective, has_aux=True))
+    """Loss, parts, gradient and what led to them: compiled once for all time samplers."""
 
-
-@functools.cache
-def compiled_latent(model: DiffusionODE):
-    def latent(params, batch, draws):
-        f = model.encoding.encode(batch["image"])
-
-        def weight(gamma):
-            return model.parameterization.weight(model.schedule, gamma)
-
-        gamma, _ = model.time_sampler.gamma_and_density(draws.u, model.time, weight)
-        z = ode.noised(model.schedule, f, gamma, draws.loss.noise)
+    def run(params, batch, draws, gamma, density):
+        given = dataclasses.replace(model, time_sampler=Given(gamma=gamma, density=density))
+        loss_and_gradient = jax.value_and_grad(given.objective, has_aux=True)
+        (loss, parts), gradient = loss_and_gradient(params, batch, draws)
+        z = ode.noised(model.schedule, model.encoding.encode(batch["image"]), gamma, draws.loss[0])
         field = model.field(params, batch["conditioning"])
-        if draws.loss.probes.shape[0] == 0:
-            return {"g_t": gamma, "z_t": z, "F_hat": field.network(z, gamma)}
-        output, trace = Hutchinson().value_and_trace(
-            lambda z: field.network(z, gamma), z, draws.loss.probes
-        )
-        return {"g_t": gamma, "z_t": z, "F_hat": output, "F_div": trace}
+        probes, latents = draws.loss.probes, {"z_t": z}
+        if probes.shape[0] == 0:
+            latents["F_hat"] = field.network(z, gamma)
+        else:
+            latents["F_hat"], latents["F_div"] = Hutchinson().value_and_trace(
+                lambda z: field.network(z, gamma), z, probes
+            )
+        return loss, parts, gradient, latents
 
-    return jax.jit(latent)
+    return jax.jit(run)
 
 
-def forward_values(case, model, parts, batch, draws):
-    """The recorded names of the loss's terms, with the published reconstruction term."""
+def computed_values(case, model, parts, latents, gamma, batch, draws):
+    """Everything recorded but the gradient; the reconstruction term is the published one."""
     to_nats = case.dims * np.log(2)
-    end, time = model.end, model.time
-    reconstruction = official_parity.reconstruction_term(end, batch["image"], draws.reconstruction)
     terms = {
-        "recon": reconstruction,
+        "recon": official_parity.reconstruction_term(
+            model.end, batch["image"], draws.reconstruction
+        ),
         "latent": parts["prior"] * to_nats,
         "diff": parts["diffusion"] * to_nats,
         "diff2": parts["second_order"] * to_nats,
     }
-    names = {"recon": "recon", "latent": "klz", "diff": "diff", "diff2": "diff2"}
-    computed = {f"loss_{names[term]}": value for term, value in terms.items()}
-    computed |= {
+    in_nats = {f"loss_{STATED_TERMS[term]}": value for term, value in terms.items()}
+    in_bits = {
         f"bpd_{term}": jnp.mean(numerics.nats_to_bpd(value, case.dims))
         for term, value in terms.items()
     }
-    total = sum(computed[f"bpd_{term}"] for term in terms)
-    gamma_max = jnp.asarray(time.gamma_max, total.dtype)
-    return computed | {
+    total = sum(in_bits.values())
+    gamma_max = jnp.asarray(model.time.gamma_max, total.dtype)
+    others = {
         "bpd": total,
         "loss_total_bpd": total,
-        "var_0": end.sigma**2,
+        "g_t": gamma,
+        "var_0": model.end.sigma**2,
         "var_1": model.schedule.sigma(gamma_max) ** 2,
     }
+    return in_nats | in_bits | latents | others
+
+
+def float32_slack(case):
+    """Where four times the published code's own float32 error asks too much.
+
+    Sums over d pixels of terms near one that cancel: a few roundings of one per dim. The network,
+    in cases that record no error of its own: what the others show relative to its size.
+    """
+    in_bits = 4 * float(np.finfo(np.float32).eps)
+    slack = {f"bpd_{term}": in_bits for term in ("recon", "latent")}
+    slack |= {f"loss_{term}": in_bits * case.dims * np.log(2) for term in ("recon", "klz")}
+    slack |= {
+        name: 1e-4 * float(np.max(np.abs(case.f64[name])))
+        for name in ("F_hat", "F_div")
+        if name in case.f64
+    }
+    return slack
 
 
 def gradient_values(case, gradient):
@@ -110,25 +160,70 @@ def check_gradient(case, computed, dtype):
             found, expected = found[~case.null_grad], expected[~case.null_grad]
         error, scale = cases.difference(found, expected, f"{case.name} {name}")
         if dtype == "float64":
-            bound = max(1e-8, cases.STORED_ROUNDING * (name == "grad_slice16")) * scale
+            bound = (cases.STORED_ROUNDING if name == "grad_slice16" else 1e-9) * scale
         else:
-            bound = 4 * float(case.tol[name]) + 1e-6 * scale
+            bound = 4 * float(case.tol[name]) + 1e-5 * scale
         assert error <= bound, f"{case.name} {name}: off by {error:.3g}, allowed {bound:.3g}"
 
 
+def output_contradicts_loss(case):
+    """Whether the recorded output and trace give the recorded loss, by NumPy from the formulas.
+
+    With a loss weight w, loss_diff = w |F* - F|^2; on the straight path F* = (eps - f) / sqrt 2.
+    Importance sampling makes w one constant, so the ratio must be the same for every image.
+    """
+    if not (case.model["schedule"] == "SP" and case.model["velocity"] and case.model["importance"]):
+        return False
+    f = 2 * (case.inputs["images"] + 0.5) / case.model["vocab_size"] - 1
+    target = (case.inputs["eps"].astype(float) - f) / np.sqrt(2)
+    squares = np.sum((target - case.f64["F_hat"]) ** 2, axis=(1, 2, 3))
+    ratio = case.f64["loss_diff"] / squares
+    return bool(np.ptp(ratio) > 1e-5 * np.mean(ratio))
+
+
 @pytest.mark.parametrize("name", cases.of_kind("loss"))
-def test_loss_and_gradient(name, dtype):
+def test_loss_and_gradient(name, float64):
+    check(name, float64)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.full if name in FULL_IN_FLOAT32 else ())
+        for name in cases.of_kind("loss")
+    ],
+)
+def test_loss_and_gradient_in_float32(name):
+    check(name, "float32")
+
+
+def check(name, dtype):
     case = cases.load(name)
     model = official_config.model_of(case.model)
-    params = cases.params(case, dtype)
     batch, draws = batch_and_draws(case, dtype)
-    (loss, parts), gradient = compiled(model)(params, batch, draws)
 
-    computed = forward_values(case, model, parts, batch, draws)
-    computed |= compiled_latent(model)(params, batch, draws)
+    def weight(gamma):
+        return model.parameterization.weight(model.schedule, gamma)
+
+    gamma, density = model.time_sampler.gamma_and_density(draws.u, model.time, weight)
+    run = compiled(dataclasses.replace(model, time_sampler=Uniform()))
+    params = cases.params(case, dtype)
+    loss, parts, gradient, latents = run(params, batch, draws, gamma, density)
+
+    computed = computed_values(case, model, parts, latents, gamma, batch, draws)
     gradients = gradient_values(case, gradient)
-    cases.assert_all(case, computed, elsewhere=gradients)
+    elsewhere = set(gradients)
+    if output_contradicts_loss(case):
+        elsewhere |= {"F_hat", "F_div"}
+        computed = {each: computed[each] for each in set(computed) - elsewhere}
+    cases.assert_all(case, computed, elsewhere=elsewhere, slack=float32_slack(case))
     check_gradient(case, gradients, dtype)
 
     corrected = computed["bpd"] - computed["bpd_recon"] + jnp.mean(parts["reconstruction"])
     np.testing.assert_allclose(loss, corrected, rtol=1e-10 if dtype == "float64" else 1e-5)
+
+
+@pytest.mark.parametrize("name", cases.of_kind("loss"))
+def test_recorded_output_gives_recorded_loss(name):
+    """One record contradicts itself; a second one would be news."""
+    assert not output_contradicts_loss(cases.load(name)) or name in CONTRADICTORY
