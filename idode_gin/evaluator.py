@@ -11,12 +11,12 @@ from typing import Any, final
 import jax
 import numpy as np
 
-from idode_gin import baselines, checks, types
+from idode_gin import baselines, checks, run_inputs, types
 from idode_gin.likelihood import ImageLikelihood, ODELikelihood
 from idode_gin.losses.base import AbstractBound
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.models import DiffusionODE
-from idode_gin.runtime import checkpoints, data, evaluation, files, fingerprints
+from idode_gin.runtime import data, evaluation, files, fingerprints
 from idode_gin.runtime.partitioning import PjitPartitioner
 from idode_gin.runtime.preemption import StopRequest
 
@@ -73,7 +73,9 @@ class Evaluator:
         began = time.monotonic()
         split = data.load_split(dataset)
         data.check_images(split, model.encoding.levels)
-        params, step = load_params(model, split.image_shape, self.checkpoint_path, self.use_ema)
+        params, step = run_inputs.load_params(
+            model, split.image_shape, self.checkpoint_path, self.use_ema
+        )
         print(
             f"Scoring {split.num_images} images of {split.name} / {split.split} with "
             f"{self.checkpoint_path}, step {step}, {'EMA' if self.use_ema else 'raw'} parameters.",
@@ -179,14 +181,6 @@ class Evaluator:
         files.write_npz_atomically(directory / "results.npz", arrays)
         files.write_atomically(directory / "table.txt", table(summary, histogram) + "\n")
         files.write_atomically(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
-
-
-def load_params(
-    model: DiffusionODE, image_shape: tuple[int, int, int], path: str, use_ema: bool
-) -> tuple[types.Params, int]:
-    """Parameters of a checkpoint for images of this shape, and the step it was saved at."""
-    abstract = jax.eval_shape(lambda key: model.init(key, image_shape), jax.random.key(0))
-    return checkpoints.restore_params(path, abstract, ema=use_ema)
 
 
 def table(summary: Mapping[str, Any], histogram: np.ndarray | None = None) -> str:

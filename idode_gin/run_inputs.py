@@ -1,4 +1,4 @@
-"""What a training run starts from: checked images, shapes, and the facts that identify it."""
+"""What a run starts from: checked images, parameters, shapes, and the facts that identify it."""
 
 import re
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 
 from idode_gin import types
 from idode_gin.models import DiffusionODE
-from idode_gin.runtime import data
+from idode_gin.runtime import checkpoints, data
 
 
 def describe(model: DiffusionODE, params: types.Params) -> str:
@@ -24,6 +24,14 @@ def load(dataset: data.DatasetConfig, model: DiffusionODE) -> data.ImageSplit:
     split = data.load_split(dataset)
     data.check_images(split, model.encoding.levels)
     return split
+
+
+def load_params(
+    model: DiffusionODE, image_shape: tuple[int, int, int], path: str, use_ema: bool
+) -> tuple[types.Params, int]:
+    """Parameters of a checkpoint for images of this shape, and the step it was saved at."""
+    abstract = jax.eval_shape(lambda key: model.init(key, image_shape), jax.random.key(0))
+    return checkpoints.restore_params(path, abstract, ema=use_ema)
 
 
 def check_same_shape(train: data.ImageSplit, other: data.ImageSplit | None) -> None:

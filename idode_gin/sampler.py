@@ -9,8 +9,7 @@ from typing import Any, final
 import jax
 import numpy as np
 
-from idode_gin import checks, types
-from idode_gin.evaluator import load_params
+from idode_gin import checks, run_inputs, types
 from idode_gin.models import DiffusionODE
 from idode_gin.runtime import files, plots
 from idode_gin.runtime.partitioning import PjitPartitioner
@@ -68,7 +67,9 @@ class Sampler:
             raise ValueError("Sampling needs `DiffusionODE.image_shape`; bind IMAGE_SHAPE.")
         self.partitioner.check_batch_size("batch_size", self.batch_size)
         began = time.monotonic()
-        params, step = load_params(model, model.image_shape, self.checkpoint_path, self.use_ema)
+        params, step = run_inputs.load_params(
+            model, model.image_shape, self.checkpoint_path, self.use_ema
+        )
         print(
             f"Drawing {self.num_samples} images from {self.checkpoint_path}, step {step}.",
             flush=True,

@@ -65,7 +65,7 @@ def exact_total(schedule):
 @EACH_PARAMETERIZATION
 @EACH_SCHEDULE
 def test_continuous_bound_is_tight_at_the_optimum(schedule, parameterization):
-    """For equally likely levels the decoder is exact, so nothing but the prior's mismatch is lost."""
+    """Equally likely levels make the decoder exact: only the prior's mismatch is lost."""
     terms = run(VariationalBound(num_times=8), schedule, parameterization)
     toys.assert_mean(terms.total, exact_total(schedule), at_most=0.015)
 

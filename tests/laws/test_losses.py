@@ -18,6 +18,7 @@ from idode_gin.schedules.straight_path import StraightPath
 from idode_gin.schedules.time.linear import Linear
 from idode_gin.schedules.variance_preserving import VariancePreserving
 from idode_gin.time_samplers.base import AbstractTimeSampler
+from idode_gin.time_samplers.closed_form_importance import VPVelocityImportance
 
 from . import discovery, toys
 
@@ -62,8 +63,8 @@ def test_first_order_is_unbiased(sampler, schedule, parameterization):
 
     try:
         found = jax.jit(losses)(data.sample(0, count))
-    except ValueError as refusal:
-        assert "serves every pair" in str(refusal)
+    except ValueError:
+        assert isinstance(sampler, VPVelocityImportance)
         return
 
     def integrand(gamma):

@@ -1,6 +1,9 @@
-"""Trains the tiny model on several CPU devices: `python on_devices.py DEVICES MODEL_DIR STEPS`.
+"""Trains the tiny model on several CPU devices, or as one of several processes with one device.
 
-Prints as JSON what the tests of partitioning compare.
+    python on_devices.py devices NUMBER MODEL_DIR STEPS
+    python on_devices.py process INDEX MODEL_DIR STEPS NUMBER PORT
+
+Prints as JSON what the tests of partitioning compare; exits with 75 when asked to stop.
 """
 
 import json
@@ -11,6 +14,7 @@ import numpy as np
 import optax
 import tiny
 
+from idode_gin import checks
 from idode_gin.runtime import data
 
 
@@ -18,28 +22,39 @@ def trainer(model_dir, steps: int):
     return tiny.trainer(model_dir, steps, optimizer=optax.sgd(0.1), num_microbatches=2)
 
 
-def main(devices: str, model_dir: str, steps: str) -> None:
+def on_devices(number: str) -> None:
+    jax.config.update("jax_num_cpu_devices", int(number))
+
+
+def as_process(index: str, number: str, port: str) -> None:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{port}", int(number), int(index))
+
+
+def main(kind: str, which: str, model_dir: str, steps: str, *processes: str) -> int:
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", int(devices))
+    if kind == "process":
+        as_process(which, *processes)
+    else:
+        on_devices(which)
     data.load_split = lambda config: tiny.split(config.mixture_or_task_name)
     here = trainer(model_dir, int(steps))
     batch = data.train_batch(tiny.split(), tiny.config(8), 0)
     placed = here.partitioner.put_batch(batch)
     shards = placed["position"].addressable_shards
-    fetched = here.partitioner.fetch(placed)
-    same = all(np.array_equal(fetched[name], batch[name]) for name in batch)
-    summary = here.run(tiny.model(), tiny.config(8), tiny.config(8))
-    print(
-        json.dumps(
-            {
-                "devices": jax.device_count(),
-                "rows": [np.asarray(shard.data).tolist() for shard in shards],
-                "fetched": same,
-                "summary": summary,
-            }
-        )
-    )
+    try:
+        summary = here.run(tiny.model(), tiny.config(8), tiny.config(8))
+    except checks.Preempted as stopped:
+        print(stopped)
+        return checks.EXIT_PREEMPTED
+    found = {
+        "devices": jax.device_count(),
+        "rows": [np.asarray(shard.data).tolist() for shard in shards],
+        "summary": summary,
+    }
+    print(json.dumps(found))
+    return 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))

@@ -1,13 +1,14 @@
-"""metrics.jsonl after kills and resumes, TensorBoard, masked means, fingerprints, files."""
+"""metrics.jsonl after kills and resumes, TensorBoard, means, progress, fingerprints, files."""
 
 import hashlib
+import io
 import json
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from idode_gin.runtime import evaluation, files, fingerprints, metrics
+from idode_gin.runtime import evaluation, files, fingerprints, metrics, progress
 
 
 def write_log(path, steps=(1, 2, 3)):
@@ -187,3 +188,75 @@ def test_archives_come_back(tmp_path):
     files.write_npz_atomically(tmp_path / "a.npz", {"x/y": np.arange(3)})
     with np.load(tmp_path / "a.npz") as archive:
         np.testing.assert_array_equal(archive["x/y"], np.arange(3))
+
+
+class Clock:
+    """Stands for the `time` module."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_plain_lines_come_now_and_then(clock, capsys):
+    with progress.Progress(0, 1000, batch_size=8) as bar:
+        bar.update(0, float("nan"))
+        for step in range(1, 1001):
+            clock.now += 0.1 if step > 1 else 60.0  # the first step compiles
+            bar.update(step, 3.0)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "step 2/1000  3.0000 bpd  80 images/s  0:01:40 left"
+    assert lines[-1] == "step 1000/1000  3.0000 bpd  80 images/s  0:00:00 left"
+    assert 9 <= len(lines) <= 12
+
+
+def test_a_terminal_gets_one_live_line(clock, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with progress.Progress(4, 10, batch_size=8) as bar:
+        for step in range(5, 11):
+            clock.now += 2.0
+            bar.update(step, 3.25)
+        bar.say("hello")
+    shown = terminal.getvalue()
+    assert "\n" not in shown.split("hello")[0].rstrip("\n")
+    assert "10/10" in shown
+    assert "3.2500 bpd, 4 images/s" in shown
+
+
+def test_other_processes_show_nothing(clock, capsys):
+    with progress.Progress(0, 2, batch_size=8, enabled=False) as bar:
+        bar.say("hello")
+        bar.update(1, 1.0)
+        bar.update(2, 1.0)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_stopwatch_leaves_out_compilation_and_evaluations(clock):
+    watch = progress.Stopwatch(batch_size=10)
+    assert watch.images_per_second() is None
+    clock.now = 100.0
+    watch.after_first(1, jnp.ones(()))
+    assert watch.lap(1) == {}
+    clock.now = 102.0
+    watch.after_first(2, jnp.ones(()))
+    assert watch.lap(5) == {"time/images_per_second": 20.0, "time/step_seconds": 0.5}
+    clock.now = 150.0
+    watch.resume(5)
+    clock.now = 152.0
+    watch.lap(7)
+    assert watch.images_per_second() == 60 / 4

@@ -4,8 +4,11 @@ import json
 import os
 import pathlib
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -18,19 +21,20 @@ from idode_gin.runtime import checkpoints, data, metrics, partitioning
 HERE = pathlib.Path(__file__).parent
 
 
-def train_on(devices, model_dir, steps):
-    """Trains in a process of its own, which sees that many devices; what it printed."""
-    command = [
-        sys.executable,
-        str(HERE / "on_devices.py"),
-        str(devices),
-        str(model_dir),
-        str(steps),
-    ]
+def start(*arguments):
+    """`on_devices.py` in a process of its own."""
+    command = [sys.executable, str(HERE / "on_devices.py"), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+
+def train_on(devices, model_dir, steps):
+    """Trains in a process that sees that many devices; what it printed."""
+    process = start("devices", devices, model_dir, steps)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return json.loads(output.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +54,6 @@ def test_each_device_gets_equal_consecutive_rows(runs):
     _, four = runs
     assert four["devices"] == 4
     assert four["rows"] == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    assert four["fetched"]
 
 
 def parameters(path):
@@ -76,6 +79,33 @@ def test_the_number_of_devices_changes_nothing(runs, name, step):
     for at, row in several.items():
         for key in row.keys() & one[at].keys():
             np.testing.assert_allclose(row[key], one[at][key], rtol=1e-5, err_msg=key)
+
+
+@pytest.mark.full
+def test_two_processes_train_together_and_stop_together(runs, tmp_path):
+    folder, _ = runs
+    with socket.socket() as unused:
+        unused.bind(("localhost", 0))
+        port = unused.getsockname()[1]
+    processes = [start("process", index, tmp_path, 10**6, 2, port) for index in range(2)]
+    try:
+        while len(rows(tmp_path)) < 4:
+            assert all(process.poll() is None for process in processes)
+            time.sleep(0.05)
+        processes[1].send_signal(signal.SIGTERM)  # one of them is told, both save and stop
+        for process in processes:
+            output, errors = process.communicate(timeout=120)
+            assert process.returncode == 75, errors
+            assert "Stopped by preemption" in output
+    finally:
+        for process in processes:
+            process.kill()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["step"] == checkpoints.saved_steps(tmp_path)[-1]
+    together, one = rows(tmp_path), rows(folder / "1")
+    for step in (3, 4):
+        for name in one[step]:
+            np.testing.assert_allclose(together[step][name], one[step][name], rtol=1e-5)
 
 
 def test_batch_size_must_suit_the_devices():
