@@ -1,18 +1,18 @@
 """Datasets as seqio tasks, one per file: importing this package registers them all.
 
 To add a dataset, add a file `tasks/<dataset>.py` that registers one task when it is imported, with
-`register_images` for arrays or `seqio.TaskRegistry.add` for anything else. It is found by itself.
+`register_images` for arrays or `seqio.TaskRegistry.add` for anything else. It is found by itself;
+folders in this one are not datasets, but what datasets share.
 A task yields a dict with "image", integers `[H, W, C]` in `0..V-1`, and optionally "conditioning",
 `[K]`. Registering reads, writes and downloads nothing: any number of processes may do it at once.
 """
 
 import importlib
 import pkgutil
+import sys
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import seqio
-import tensorflow as tf
 
 
 def register_images(
@@ -26,6 +26,9 @@ def register_images(
       load_split: split name -> images, uint8 `[N, H, W, C]`, always in the same order. Called when
         the task is read, never when it is registered.
     """
+    import seqio
+    import tensorflow as tf
+
     if name in seqio.TaskRegistry.names():
         return
 
@@ -43,5 +46,12 @@ def register_images(
     )
 
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+def _register_all() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        if not module.ispkg:
+            importlib.import_module(f"{__name__}.{module.name}")
+
+
+# `python -m tasks.prepare` opens no task, and answers before seqio would be imported.
+if "tasks.prepare" not in sys.orig_argv[1:3]:
+    _register_all()
