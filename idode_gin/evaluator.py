@@ -180,7 +180,8 @@ class Evaluator:
         directory = pathlib.Path(self.output_dir)
         files.write_npz_atomically(directory / "results.npz", arrays)
         files.write_atomically(directory / "table.txt", table(summary, histogram) + "\n")
-        files.write_atomically(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
+        text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+        files.write_atomically(directory / "summary.json", text)
 
 
 def table(summary: Mapping[str, Any], histogram: np.ndarray | None = None) -> str:
@@ -194,25 +195,22 @@ def table(summary: Mapping[str, Any], histogram: np.ndarray | None = None) -> st
     for name, each in summary.items():
         if isinstance(each, Mapping):
             lines.append(
-                f"{name:<20}{each['mean']:>10.4f}{each['stderr']:>12.4f}{each['nfe']:>8.0f}"
+                f"{name:<20}{each['mean']:>10.4f}{_shown(each['stderr'])}{each['nfe']:>8.0f}"
             )
     if histogram is not None:
-        error = standard_error(histogram)
-        lines.append(f"{'histogram':<20}{np.mean(histogram):>10.4f}{error:>12.4f}{'-':>8}")
+        error = evaluation.standard_error(histogram)
+        lines.append(f"{'histogram':<20}{np.mean(histogram):>10.4f}{_shown(error)}{'-':>8}")
     return "\n".join(lines)
 
 
-def standard_error(values: np.ndarray) -> float:
-    """Standard error of the mean over images; NaN for a single one."""
-    if len(values) < 2:
-        return float("nan")
-    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+def _shown(error: float | None) -> str:
+    return f"{'-':>12}" if error is None else f"{error:>12.4f}"
 
 
-def _summarize(scores: Scores) -> dict[str, float]:
-    found = {
+def _summarize(scores: Scores) -> dict[str, float | None]:
+    found: dict[str, float | None] = {
         "mean": float(np.mean(scores["bpd"])),
-        "stderr": standard_error(scores["bpd"]),
+        "stderr": evaluation.standard_error(scores["bpd"]),
         "nfe": float(np.mean(scores["nfe"])),
     }
     parts = set(scores) - {"bpd", "nfe", "success"}

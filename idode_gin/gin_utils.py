@@ -162,7 +162,9 @@ def _run(program: str, function: str, about: str, arguments: list[str]) -> None:
         return
     if not options.gin_file:
         raise ConfigError(f"No --gin_file. For example:\n  {_example(about)}")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow greets with a screenful
+    # TensorFlow, which only reads images here, greets with a screenful.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     root = getattr(importlib.import_module(program), function)
     load_and_check(root, options.gin_file, options.gin_bindings, options.gin_search_paths)
     refuse_bindings(root, ["dry_run"], "use the flag --dry_run")

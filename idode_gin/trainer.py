@@ -331,9 +331,11 @@ class _Run:
         found = {f"eval/{name}": each for name, each in means.means().items()}
         if not all(math.isfinite(each) for each in found.values()):
             raise checks.NonFiniteError(f"The evaluation at step {step} is not finite: {found}.")
-        found["eval/bpd_stderr"] = means.standard_error("bpd")
+        error = means.standard_error("bpd")
+        if error is not None:
+            found["eval/bpd_stderr"] = error
         self._bar.say(
-            f"step {step}: {found['eval/bpd']:.4f} ± {found['eval/bpd_stderr']:.4f} bits per "
+            f"step {step}: {found['eval/bpd']:.4f} ± {error or float('nan'):.4f} bits per "
             f"dimension on {means.images} images of {self._eval_split.name}, "
             f"{self._eval_split.split} (variational bound, EMA parameters)"
         )

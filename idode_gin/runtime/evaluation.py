@@ -43,13 +43,19 @@ class MaskedMeans:
         """Every value `[N]` in the order of the split, float64, by name."""
         return {name: self._all(name) for name in sorted(self._values)}
 
-    def standard_error(self, name: str) -> float:
-        """Standard error of one mean; zero for a single image."""
-        values = self._all(name)
-        return float(np.std(values, ddof=1) / np.sqrt(values.size)) if values.size > 1 else 0.0
+    def standard_error(self, name: str) -> float | None:
+        """Standard error of one mean; None for a single image."""
+        return standard_error(self._all(name))
 
     def _all(self, name: str) -> np.ndarray:
         return np.concatenate(self._values[name])
+
+
+def standard_error(values: np.ndarray) -> float | None:
+    """Standard error of the mean of `[N]`; None for a single value, which has none."""
+    if values.size < 2:
+        return None
+    return float(np.std(values, ddof=1) / np.sqrt(values.size))
 
 
 def over_batches(

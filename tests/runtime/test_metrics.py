@@ -127,6 +127,12 @@ def test_means_over_a_split_do_not_depend_on_the_batch_size():
     np.testing.assert_allclose(found[0][1], expected.std(ddof=1) / np.sqrt(23), rtol=1e-6)
 
 
+def test_a_single_image_has_no_standard_error():
+    means = evaluation.MaskedMeans()
+    means.add({"bpd": np.asarray([2.0, 9.0])}, np.asarray([1, 0]))
+    assert (means.images, means.means(), means.standard_error("bpd")) == (1, {"bpd": 2.0}, None)
+
+
 def test_evaluation_stops_when_asked():
     answers = iter([False, False, True])
     seen = []
