@@ -1,6 +1,7 @@
 """Errors that carry an exit code, and small argument checks shared by every layer."""
 
 import difflib
+import numbers
 from collections.abc import Iterable
 
 EXIT_DONE = 0
@@ -21,6 +22,12 @@ def check_positive(name: str, value: float) -> None:
     """Raises ValueError unless `value` is greater than zero."""
     if not value > 0:
         raise ValueError(f"`{name}` must be greater than zero, got {name}={value}.")
+
+
+def check_integer(name: str, value: object, *, at_least: int) -> None:
+    """Raises ValueError unless `value` is an integer of at least that much; a bool is none."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < at_least:
+        raise ValueError(f"`{name}` must be an integer, {at_least} or more, got {name}={value!r}.")
 
 
 def check_multiple(name: str, size: int, unit_name: str, unit: int) -> None:

@@ -16,7 +16,8 @@ from idode_gin.likelihood import ImageLikelihood, ODELikelihood
 from idode_gin.losses.base import AbstractBound
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.models import DiffusionODE
-from idode_gin.runtime import data, evaluation, files, fingerprints
+from idode_gin.runtime import batches as batch_lib
+from idode_gin.runtime import data, evaluation, files, fingerprints, loading
 from idode_gin.runtime.partitioning import PjitPartitioner
 from idode_gin.runtime.preemption import StopRequest
 
@@ -71,8 +72,7 @@ class Evaluator:
         """
         self.partitioner.check_batch_size("batch_size", dataset.batch_size)
         began = time.monotonic()
-        split = data.load_split(dataset)
-        data.check_images(split, model.encoding.levels)
+        split = run_inputs.load(dataset, model)
         params, step = run_inputs.load_params(
             model, split.image_shape, self.checkpoint_path, self.use_ema
         )
@@ -87,12 +87,8 @@ class Evaluator:
                 scores[name] = self._score(name, scorer, params, split, dataset.batch_size, stop)
         histogram = self._histogram(dataset, split, model.encoding.levels)
         summary = {
-            "dataset": split.name,
-            "split": split.split,
-            "num_images": split.num_images,
-            "image_shape": list(split.image_shape),
+            **split.facts(),
             "levels": model.encoding.levels,
-            "dataset_sha256": split.sha256,
             "checkpoint": self.checkpoint_path,
             "step": step,
             "parameters": "ema" if self.use_ema else "raw",
@@ -146,11 +142,13 @@ class Evaluator:
         """Scores of all images in the order of the split, `[N]` each."""
         import tqdm
 
-        batches = data.eval_batches(split, batch_size)
+        rows = self.partitioner.local_rows(batch_size)
+        batches = batch_lib.eval_batches(split, batch_size, rows)
         count = -(-split.num_images // batch_size)
         found = evaluation.over_batches(
-            lambda batch: scorer(params, self.partitioner.put_batch(batch)),
+            lambda batch: scorer(params, self.partitioner.put_batch(batch, batch_size)),
             tqdm.tqdm(batches, total=count, desc=name, unit="batch", disable=None),
+            split.num_images,
             lambda: stop.requested,
         )
         if found is None:
@@ -166,7 +164,7 @@ class Evaluator:
     ) -> np.ndarray | None:
         if self.histogram_split is None:
             return None
-        train = data.load_split(dataclasses.replace(dataset, split=self.histogram_split))
+        train = loading.load_split(dataclasses.replace(dataset, split=self.histogram_split))
         return baselines.HistogramModel.fit(train.images, levels).bits_per_dim(split.images)
 
     def _write(

@@ -305,9 +305,9 @@ def _drop_unused(reach: gin_checks.Reach) -> None:
 
 def _set_data_dirs(options: flags.FlagValues) -> None:
     if options.tfds_data_dir or options.seqio_additional_cache_dirs:
-        from idode_gin.runtime import data
+        from idode_gin.runtime import loading
 
-        data.set_data_dirs(
+        loading.set_data_dirs(
             tfds_data_dir=options.tfds_data_dir,
             seqio_cache_dirs=options.seqio_additional_cache_dirs,
         )

@@ -8,7 +8,7 @@ import numpy as np
 
 from idode_gin import types
 from idode_gin.models import DiffusionODE
-from idode_gin.runtime import checkpoints, data
+from idode_gin.runtime import checkpoints, data, loading
 
 
 def describe(model: DiffusionODE, params: types.Params) -> str:
@@ -21,7 +21,7 @@ def describe(model: DiffusionODE, params: types.Params) -> str:
 
 def load(dataset: data.DatasetConfig, model: DiffusionODE) -> data.ImageSplit:
     """The split, in memory. Raises ValueError if its pixels are none of the model's levels."""
-    split = data.load_split(dataset)
+    split = loading.load_split(dataset)
     data.check_images(split, model.encoding.levels)
     return split
 
@@ -63,7 +63,8 @@ def facts(
     return {
         "model": shortened(model),
         "dataset": str(split),
-        "dataset_sha256": split.sha256,
+        "dataset_sha256": split.fingerprint.sha256,
+        "augmentation": shortened(split.augmentation),
         "dataset_seed": dataset.seed,
         "shuffle": dataset.shuffle,
         "batch_size": dataset.batch_size,

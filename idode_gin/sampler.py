@@ -105,7 +105,7 @@ class Sampler:
                     raise checks.Preempted(
                         f"Stopped by {stop.reason} while sampling; nothing was written."
                     )
-                batch = self.partitioner.put_batch(self._batch(start))
+                batch = self._batch(start)
                 collected.append(jax.device_get(compiled(params, batch)))
         merged = jax.tree.map(lambda *each: np.concatenate(each)[: self.num_samples], *collected)
         if not merged.success.all() or not np.isfinite(merged.latent).all():
@@ -115,10 +115,11 @@ class Sampler:
             )
         return merged.pixels, merged.num_evaluations
 
-    def _batch(self, start: int) -> dict[str, np.ndarray]:
-        index = np.arange(start, start + self.batch_size, dtype=np.int32)
-        values = np.asarray(self.conditioning, np.float32)
-        return {"index": index, "conditioning": np.tile(values, (self.batch_size, 1))}
+    def _batch(self, start: int) -> types.Batch:
+        index = start + self.partitioner.local_rows(self.batch_size).astype(np.int32)
+        conditioning = np.tile(np.asarray(self.conditioning, np.float32), (len(index), 1))
+        batch = {"index": index, "conditioning": conditioning}
+        return self.partitioner.put_batch(batch, self.batch_size)
 
     def _write(self, summary: dict[str, Any], pixels: np.ndarray, levels: int) -> None:
         if jax.process_index() != 0:

@@ -16,6 +16,7 @@ from absl import logging
 
 from idode_gin import checks, run_inputs, types
 from idode_gin.models import DiffusionODE
+from idode_gin.runtime import batches as batch_lib
 from idode_gin.runtime import (
     data,
     evaluation,
@@ -189,7 +190,8 @@ class _Run:
         self._split = run_inputs.load(train_dataset, model)
         self._eval_split = None if eval_dataset is None else run_inputs.load(eval_dataset, model)
         run_inputs.check_same_shape(self._split, self._eval_split)
-        batch = data.train_batch(self._split, train_dataset, 0)
+        self._rows = trainer.partitioner.local_rows(train_dataset.batch_size)
+        batch = batch_lib.train_batch(self._split, train_dataset, 0)
         self._program = trainer.program(model, self._split.image_shape, batch)
 
         facts = run_inputs.facts(
@@ -260,7 +262,7 @@ class _Run:
         if self._is_resumed:
             self._report(step)  # a row that the process before this one did not get to write
         batches = (self._batch(each) for each in range(step, last))
-        with contextlib.closing(data.prefetch(batches)) as ready:
+        with contextlib.closing(batch_lib.prefetch(batches)) as ready:
             self._leave_if(self._stop.requested)
             for batch in ready:
                 self._state, health = self._program.step(self._state, batch)
@@ -278,8 +280,8 @@ class _Run:
                 self._leave_if(is_asked or self._stop.requested)
 
     def _batch(self, step: int) -> types.Batch:
-        batch = data.train_batch(self._split, self._dataset, step)
-        return self._trainer.partitioner.put_batch(batch)
+        batch = batch_lib.train_batch(self._split, self._dataset, step, self._rows)
+        return self._trainer.partitioner.put_batch(batch, self._dataset.batch_size)
 
     def _save(self) -> None:
         self._watch.drain()
@@ -319,11 +321,13 @@ class _Run:
         """The variational bound of the EMA parameters; None if asked to stop meanwhile."""
         assert self._eval_split is not None
         assert self._eval_dataset is not None
-        ema, put = self._state.ema, self._trainer.partitioner.put_batch
-        batches = data.eval_batches(self._eval_split, self._eval_dataset.batch_size)
+        ema, partitioner = self._state.ema, self._trainer.partitioner
+        size = self._eval_dataset.batch_size
+        batches = batch_lib.eval_batches(self._eval_split, size, partitioner.local_rows(size))
         means = evaluation.over_batches(
-            lambda batch: self._program.evaluate(ema, put(batch)),
+            lambda batch: self._program.evaluate(ema, partitioner.put_batch(batch, size)),
             itertools.islice(batches, self._trainer.eval_steps),
+            self._eval_split.num_images,
             lambda: self._stop.requested,
         )
         if means is None:
@@ -379,6 +383,7 @@ class _Run:
             "images_per_second": self._stopwatch.images_per_second(),
             "wall_seconds": time.monotonic() - self._began,
             "checkpoint": None if path is None else str(path),
+            "data": self._split.facts(),
         }
         if self._is_writer:
             text = json.dumps(summary, indent=2) + "\n"
@@ -392,7 +397,8 @@ class _Run:
         if self._eval_split is not None and self._eval_dataset is not None:
             split, dataset = self._eval_split, self._eval_dataset
         # A batch as in training, which has no padding, and the first images of the split.
-        batch = data.train_batch(split, dataclasses.replace(dataset, shuffle=False), 0)
+        split = dataclasses.replace(split, augmentation=None)
+        batch = batch_lib.train_batch(split, dataclasses.replace(dataset, shuffle=False), 0)
         gammas = np.linspace(
             self._model.time.gamma_min, self._model.time.gamma_max, INTEGRAND_POINTS
         )

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from idode_gin import types
-from idode_gin.runtime import data
+from idode_gin.runtime import batches as batch_lib
 
 LOOK_AHEAD = 2
 """Batches that may be in flight on the device."""
@@ -24,11 +24,10 @@ class MaskedMeans:
     def __init__(self) -> None:
         self._values: dict[str, list[np.ndarray]] = {}
 
-    def add(self, values: Mapping[str, Any], mask: Any) -> None:
-        """Adds per-image values `[B]` where `mask` `[B]` is one."""
-        real = np.asarray(mask) > 0
+    def add(self, values: Mapping[str, Any], num_real: int) -> None:
+        """Adds the first `num_real` of per-image values `[B]`; the rest is padding."""
         for name, each in values.items():
-            self._values.setdefault(name, []).append(np.asarray(each, np.float64)[real])
+            self._values.setdefault(name, []).append(np.asarray(each, np.float64)[:num_real])
 
     @property
     def images(self) -> int:
@@ -60,26 +59,32 @@ def standard_error(values: np.ndarray) -> float | None:
 
 def over_batches(
     evaluate: Callable[[types.Batch], Mapping[str, jax.Array]],
-    batches: Iterable[data.Batch],
+    batches: Iterable[types.Batch],
+    num_images: int,
     is_asked_to_stop: Callable[[], bool],
 ) -> MaskedMeans | None:
     """Evaluates batch after batch, a few in flight; None if asked to stop meanwhile.
 
     Args:
         evaluate: per-image values `[B]` of one batch, the same on every process.
-        batches: with their `mask`.
+        batches: of the split in its order, padding at the end of the last.
+        num_images: of the split.
         is_asked_to_stop: polled before every batch.
     """
     means = MaskedMeans()
-    in_flight: collections.deque[tuple[Mapping[str, jax.Array], np.ndarray]] = collections.deque()
-    with contextlib.closing(data.prefetch(batches)) as ready:
+    in_flight: collections.deque[Mapping[str, jax.Array]] = collections.deque()
+
+    def land() -> None:
+        values = jax.device_get(in_flight.popleft())
+        means.add(values, num_images - means.images)
+
+    with contextlib.closing(batch_lib.prefetch(batches)) as ready:
         for batch in ready:
             if is_asked_to_stop():
                 return None
-            in_flight.append((evaluate(batch), batch["mask"]))
+            in_flight.append(evaluate(batch))
             if len(in_flight) > LOOK_AHEAD:
-                values, mask = in_flight.popleft()
-                means.add(jax.device_get(values), mask)
-    for values, mask in in_flight:
-        means.add(jax.device_get(values), mask)
+                land()
+    while in_flight:
+        land()
     return means

@@ -63,17 +63,24 @@ class PjitPartitioner:
             unit_name += " * num_microbatches"
         checks.check_multiple(name, batch_size, unit_name, devices * num_microbatches)
 
-    def put_batch(self, batch: types.Batch) -> types.Batch:
-        """The global batch as global arrays; each process uploads its own devices' rows.
+    def local_rows(self, batch_size: int) -> np.ndarray:
+        """Places in the global batch that this process's devices hold: integers `[n]`, rising."""
+        places = self.batch_sharding.addressable_devices_indices_map((batch_size,)).values()
+        held = [np.arange(batch_size)[rows] for (rows,) in places]  # type: ignore[misc]
+        return np.unique(np.concatenate(held))
+
+    def put_batch(self, batch: types.Batch, batch_size: int) -> types.Batch:
+        """Global arrays of a batch, of which each process brings its own devices' rows.
 
         Args:
-            batch: NumPy arrays of the whole global batch, the same on every process: a batch is a
-                pure function of the step, so every process has any row at hand.
+            batch: NumPy arrays of the rows `local_rows(batch_size)`.
+            batch_size: of the global batch.
         """
         sharding = self.batch_sharding
 
         def put(array: np.ndarray) -> jax.Array:
-            return jax.make_array_from_callback(array.shape, sharding, lambda rows: array[rows])
+            shape = (batch_size, *array.shape[1:])
+            return jax.make_array_from_process_local_data(sharding, array, shape)
 
         return {name: put(np.asarray(array)) for name, array in batch.items()}
 

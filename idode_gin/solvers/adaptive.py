@@ -75,9 +75,9 @@ class DormandPrince(base.AbstractSolver):
             stages = base.runge_kutta_stages(
                 tableau, field, carry.t, carry.state, step, carry.slope
             )
-            proposal = base.weighted_sum(carry.state, step, tableau.b, stages)
+            proposal = base.weighted_sum(carry.state, step, jnp.asarray(tableau.b), stages)
             zero = jax.tree.map(jnp.zeros_like, proposal)
-            error = base.weighted_sum(zero, step, tableau.b_error, stages)
+            error = base.weighted_sum(zero, step, jnp.asarray(tableau.b_error), stages)
             norm = self._norm(error, carry.state, proposal)
             norm = jnp.where(jnp.isfinite(norm), norm, jnp.inf)
             accept = active & (norm <= 1)
@@ -87,7 +87,7 @@ class DormandPrince(base.AbstractSolver):
             return _Carry(
                 t=jnp.where(accept, jnp.where(last, end, carry.t + step), carry.t),
                 state=_choose(accept, proposal, carry.state),
-                slope=_choose(accept, stages[-1], carry.slope),
+                slope=_choose(accept, jax.tree.map(lambda each: each[-1], stages), carry.slope),
                 size=jnp.where(active, size, carry.size),
                 attempts=attempts,
                 rejected=active & ~accept,
@@ -124,7 +124,8 @@ class DormandPrince(base.AbstractSolver):
         guess = jnp.where(tiny, 1e-6, 0.01 * size_of_state / jnp.where(tiny, 1, size_of_slope))
         guess = jnp.minimum(guess, length)
         step = jnp.sign(end - t) * guess
-        moved = field(t + step, base.weighted_sum(state, step, (1.0,), [slope]))
+        euler = jax.tree.map(lambda y, k: y + numerics.expand(step, y) * k, state, slope)
+        moved = field(t + step, euler)
         change = jax.tree.map(jnp.subtract, moved, slope)
         curvature = self._norm(change, state, state) / jnp.where(guess == 0, 1, guess)
         steepest = jnp.maximum(size_of_slope, curvature)

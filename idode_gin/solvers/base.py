@@ -1,7 +1,7 @@
 """The contract of an initial-value solver, and one explicit Runge-Kutta step."""
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -37,25 +37,39 @@ class AbstractSolver(abc.ABC):
         """The solution at t1 of the problem that starts in `state` at t0."""
 
 
-def weighted_sum(state: State, step: Array, weights: Sequence[float], stages: list[State]) -> State:
-    """state + step * sum_i weights_i stages_i, leaf by leaf; `step` is `[B]`."""
+def weighted_sum(state: State, step: Array, weights: Array, stages: State) -> State:
+    """state + step * sum_i weights_i stages_i, leaf by leaf.
 
-    def leaf(value: Array, *slopes: Array) -> Array:
-        total = sum(w * k for w, k in zip(weights, slopes, strict=True) if w)
+    `step` is `[B]`, `weights` `[n]`, and the leaves of `stages` are `[n, B, ...]`.
+    """
+
+    def leaf(value: Array, slopes: Array) -> Array:
+        total = jnp.tensordot(weights.astype(slopes.dtype), slopes, axes=1)
         return value + numerics.expand(step, value) * total
 
-    return jax.tree.map(leaf, state, *stages)
+    return jax.tree.map(leaf, state, stages)
 
 
 def runge_kutta_stages(
     tableau: Tableau, field: VectorField, t: Array, state: State, step: Array, first: State
-) -> list[State]:
-    """All slopes k_i of one step of `[B]` sizes, the first one given."""
-    stages = [first]
-    for node, row in zip(tableau.c[1:], tableau.a[1:], strict=True):
-        inner = weighted_sum(state, step, row, stages)
-        stages.append(field(t + node * step, inner))
-    return stages
+) -> State:
+    """All slopes k_i of one step of `[B]` sizes, the first one given; leaves `[n, B, ...]`.
+
+    A loop over the stages, so that a network of many layers is compiled once and not once a stage.
+    """
+    count = len(tableau.c)
+    nodes = jnp.asarray(tableau.c, t.dtype)
+    rows = jnp.asarray([[*row, *[0.0] * (count - len(row))] for row in tableau.a], t.dtype)
+
+    def put(slopes: State, number: int | Array, slope: State) -> State:
+        return jax.tree.map(lambda each, new: each.at[number].set(new), slopes, slope)
+
+    def stage(number: Array, slopes: State) -> State:
+        inner = weighted_sum(state, step, rows[number], slopes)
+        return put(slopes, number, field(t + nodes[number] * step, inner))
+
+    empty = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), first)
+    return jax.lax.fori_loop(1, count, stage, put(empty, 0, first))
 
 
 def full_like_batch(state: State, value: float) -> types.PerExample:

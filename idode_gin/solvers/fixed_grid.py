@@ -39,7 +39,7 @@ class FixedGrid(base.AbstractSolver):
             t = base.full_like_batch(state, t0) + index * step
             first = field(t, state)
             stages = base.runge_kutta_stages(self.tableau, field, t, state, step, first)
-            return base.weighted_sum(state, step, self.tableau.b, stages)
+            return base.weighted_sum(state, step, jnp.asarray(self.tableau.b), stages)
 
         state = jax.lax.fori_loop(0, self.steps, advance, state)
         evaluations = self.steps * len(self.tableau.c)

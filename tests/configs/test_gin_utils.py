@@ -231,7 +231,7 @@ def test_processes_join_as_the_flags_say(monkeypatch: pytest.MonkeyPatch, platfo
 def test_data_folders_are_passed_on(run, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, object] = {}
     monkeypatch.setattr(
-        "idode_gin.runtime.data.set_data_dirs", lambda **folders: given.update(folders)
+        "idode_gin.runtime.loading.set_data_dirs", lambda **folders: given.update(folders)
     )
     assert run()[0] == 0
     assert given == {}

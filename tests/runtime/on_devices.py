@@ -15,7 +15,7 @@ import optax
 import tiny
 
 from idode_gin import checks
-from idode_gin.runtime import data
+from idode_gin.runtime import batches, loading
 
 
 def trainer(model_dir, steps: int):
@@ -37,10 +37,10 @@ def main(kind: str, which: str, model_dir: str, steps: str, *processes: str) -> 
         as_process(which, *processes)
     else:
         on_devices(which)
-    data.load_split = lambda config: tiny.split(config.mixture_or_task_name)
+    loading.load_split = lambda config: tiny.split(config.mixture_or_task_name)
     here = trainer(model_dir, int(steps))
-    batch = data.train_batch(tiny.split(), tiny.config(8), 0)
-    placed = here.partitioner.put_batch(batch)
+    batch = batches.train_batch(tiny.split(), tiny.config(8), 0)
+    placed = here.partitioner.put_batch(batch, 8)
     shards = placed["position"].addressable_shards
     try:
         summary = here.run(tiny.model(), tiny.config(8), tiny.config(8))

@@ -102,13 +102,12 @@ def test_event_files_can_be_read_back(tmp_path):
 
 
 def batches_of(values, size):
-    """The values in batches of `size`, the last one padded with nonsense and masked."""
+    """The values in batches of `size`, the last one padded with nonsense."""
     for start in range(0, len(values), size):
         part = values[start : start + size]
         padding = size - len(part)
         yield {
             "value": np.concatenate([part, np.full(padding, 1e6)]),
-            "mask": np.concatenate([np.ones(len(part)), np.zeros(padding)]),
         }
 
 
@@ -117,7 +116,7 @@ def test_means_over_a_split_do_not_depend_on_the_batch_size():
     found = []
     for size in (4, 7, 23, 30):
         means = evaluation.over_batches(
-            lambda batch: {"bpd": jnp.asarray(batch["value"])}, batches_of(values, size), bool
+            lambda batch: {"bpd": jnp.asarray(batch["value"])}, batches_of(values, size), 23, bool
         )
         assert means.images == 23
         found.append((means.means()["bpd"], means.standard_error("bpd")))
@@ -129,7 +128,7 @@ def test_means_over_a_split_do_not_depend_on_the_batch_size():
 
 def test_a_single_image_has_no_standard_error():
     means = evaluation.MaskedMeans()
-    means.add({"bpd": np.asarray([2.0, 9.0])}, np.asarray([1, 0]))
+    means.add({"bpd": np.asarray([2.0, 9.0])}, 1)
     assert (means.images, means.means(), means.standard_error("bpd")) == (1, {"bpd": 2.0}, None)
 
 
@@ -141,7 +140,8 @@ def test_evaluation_stops_when_asked():
         seen.append(batch)
         return {"bpd": batch["value"]}
 
-    stopped = evaluation.over_batches(evaluate, batches_of(np.ones(20), 4), lambda: next(answers))
+    batches = batches_of(np.ones(20), 4)
+    stopped = evaluation.over_batches(evaluate, batches, 20, lambda: next(answers))
     assert stopped is None
     assert len(seen) == 2
 

@@ -16,7 +16,7 @@ import on_devices
 import pytest
 import tiny
 
-from idode_gin.runtime import checkpoints, data, metrics, partitioning
+from idode_gin.runtime import batches, checkpoints, metrics, partitioning
 
 HERE = pathlib.Path(__file__).parent
 
@@ -133,8 +133,8 @@ def test_state_is_replicated_and_batches_are_not():
 
 
 def test_dtypes_of_a_batch_are_kept():
-    batch = data.train_batch(tiny.split(), tiny.config(4), 0)
-    placed = partitioning.PjitPartitioner().put_batch(batch)
+    batch = batches.train_batch(tiny.split(), tiny.config(4), 0)
+    placed = partitioning.PjitPartitioner().put_batch(batch, 4)
     assert {name: array.dtype for name, array in placed.items()} == {
         name: array.dtype for name, array in batch.items()
     }

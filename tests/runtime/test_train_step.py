@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from idode_gin import checks
-from idode_gin.runtime import data, train_state, train_step
+from idode_gin.runtime import batches, train_state, train_step
 
 KEY = jax.random.key(5)
 
@@ -26,7 +26,7 @@ def make(model=None, *, transformation=None, **changes):
 
 
 def batch_of(step, size=8):
-    batch = data.train_batch(tiny.split(), tiny.config(size), step)
+    batch = batches.train_batch(tiny.split(), tiny.config(size), step)
     return {name: jnp.asarray(array) for name, array in batch.items()}
 
 

@@ -15,10 +15,11 @@ import tiny
 
 from idode_gin import checks, models
 from idode_gin.runtime import (
+    batches,
     checkpoints,
-    data,
     evaluation,
     fingerprints,
+    loading,
     metrics,
     optimizers,
     plots,
@@ -62,7 +63,7 @@ def undisturbed(tmp_path_factory):
 
 def state_at(model_dir, step):
     trainer = tiny.trainer(model_dir)
-    batch = data.train_batch(tiny.split(), tiny.config(), 0)
+    batch = batches.train_batch(tiny.split(), tiny.config(), 0)
     program = trainer.program(tiny.model(), tiny.SHAPE, batch)
     restore = RestoreCheckpointConfig(path=str(model_dir / f"checkpoint_{step}"))
     config = checkpoints.CheckpointConfig(restore=restore)
@@ -120,7 +121,7 @@ def test_evaluation_is_the_bound_of_the_average_over_every_image(undisturbed):
     """Again, in one batch without padding, image by image."""
     folder, summary = undisturbed
     key_eval = jax.random.split(jax.random.key(0), 3)[2]
-    (batch,) = data.eval_batches(tiny.split(), 20)
+    (batch,) = batches.eval_batches(tiny.split(), 20)
     ema = state_at(folder, 6).ema
     arrays = {name: jnp.asarray(each) for name, each in batch.items()}
     found = np.asarray(jax.jit(tiny.model().eval_fn)(ema, arrays, key_eval)["bpd"])
@@ -261,11 +262,11 @@ def test_asked_to_stop_after_a_step(undisturbed, tmp_path, monkeypatch, step):
 def test_asked_to_stop_while_evaluating(undisturbed, tmp_path, monkeypatch):
     over_batches = evaluation.over_batches
 
-    def asked(evaluate, batches, is_asked_to_stop):
+    def asked(evaluate, batches, num_images, is_asked_to_stop):
         os.kill(os.getpid(), signal.SIGINT)
         while not is_asked_to_stop():
             pass
-        return over_batches(evaluate, batches, is_asked_to_stop)
+        return over_batches(evaluate, batches, num_images, is_asked_to_stop)
 
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "over_batches", asked)
@@ -402,7 +403,7 @@ def test_dry_run_writes_nothing_and_reads_no_images(tmp_path, monkeypatch):
     def unread(config):
         raise AssertionError("images were read")
 
-    monkeypatch.setattr(data, "load_split", unread)
+    monkeypatch.setattr(loading, "load_split", unread)
     model = tiny.model(image_shape=tiny.SHAPE)
     trainer = tiny.trainer(tmp_path / "run")
     text = trainer.dry_run(model, tiny.config(), tiny.config(8))

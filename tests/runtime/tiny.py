@@ -11,7 +11,7 @@ from idode_gin.encoding import Encoding
 from idode_gin.losses import first_order
 from idode_gin.networks import base
 from idode_gin.parameterizations import velocity
-from idode_gin.runtime import checkpoints, data, optimizers, partitioning
+from idode_gin.runtime import checkpoints, data, loading, optimizers, partitioning
 from idode_gin.schedules import variance_preserving
 from idode_gin.schedules.time import linear
 from idode_gin.time_samplers import uniform
@@ -94,7 +94,7 @@ def trainer(model_dir, train_steps=6, *, period=2, keep=3, restore=None, **chang
 
 
 def use_tiny_data(monkeypatch, number=20):
-    """Makes `data.load_split` answer without seqio."""
+    """Makes `loading.load_split` answer without seqio."""
     monkeypatch.setattr(
-        data, "load_split", lambda config: split(config.mixture_or_task_name, number)
+        loading, "load_split", lambda config: split(config.mixture_or_task_name, number)
     )

@@ -1,0 +1,206 @@
+"""Random flips, rotations and channel orders of training images, as pure functions.
+
+What happens to an image is decided by `(seed, epoch, image)` alone: no state, nothing to save, the
+same on every process and however often a run was resumed.
+"""
+
+import abc
+import dataclasses
+import functools
+import itertools
+import math
+from typing import NamedTuple, final
+
+import numpy as np
+
+KINDS = ("flip", "rotation", "channels")
+"""In the order they are applied."""
+
+_STREAM = 0x41554700  # keeps these words apart from those that order the epochs
+_SMALLEST_TABLE = 1 << 12
+
+
+class Codes(NamedTuple):
+    """What happens to each of n images."""
+
+    flip: np.ndarray
+    """bool `[n]`: mirrored left to right."""
+    turns: np.ndarray
+    """int `[n]`, 0 … 3: quarter turns, counter-clockwise."""
+    order: np.ndarray
+    """int `[n]`: place in `channel_orders(C)` of the new order of the channels."""
+    applied: np.ndarray
+    """bool `[n, kinds]`: whether each kind that is switched on was applied, in the order of KINDS.
+    A shuffle of the channels counts even if it happens to change nothing."""
+
+
+class AbstractBits(abc.ABC):
+    """How the network is told what was done to an image."""
+
+    @abc.abstractmethod
+    def size(self, kinds: int) -> int:
+        """K, numbers per image for so many kinds of augmentation."""
+
+    @abc.abstractmethod
+    def __call__(self, applied: np.ndarray) -> np.ndarray:
+        """bool `[n, kinds]` -> float32 `[n, K]`; zeros where nothing was done."""
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class AnyBit(AbstractBits):
+    """One bit: whether anything was done. Published."""
+
+    def size(self, kinds: int) -> int:
+        """One."""
+        return 1
+
+    def __call__(self, applied: np.ndarray) -> np.ndarray:
+        """float32 `[n, 1]`."""
+        return np.any(applied, axis=1)[:, None].astype(np.float32)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class BitPerKind(AbstractBits):
+    """One bit for every kind that is switched on, in the order of `KINDS`."""
+
+    def size(self, kinds: int) -> int:
+        """As many as kinds."""
+        return kinds
+
+    def __call__(self, applied: np.ndarray) -> np.ndarray:
+        """float32 `[n, kinds]`."""
+        return applied.astype(np.float32)
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Each kind happens with probability 1/2, independently, in the order of `KINDS`.
+
+        flip        mirrored left to right
+        rotation    1, 2 or 3 quarter turns, equally likely
+        channels    any of the C! orders of the channels, equally likely, the present one included
+
+    Args:
+        flip: whether images are mirrored.
+        rotation: whether they are turned; they must then be square.
+        channels: whether the channels change places.
+        bits: what the network is told, its conditioning.
+
+    Raises:
+        ValueError: if nothing is switched on.
+    Refs: i-DODE, the settings with data augmentation; its published data pipeline.
+    """
+
+    flip: bool = True
+    rotation: bool = True
+    channels: bool = False
+    bits: AbstractBits = AnyBit()
+
+    def __post_init__(self) -> None:
+        """Checks that something is left to do."""
+        if not any(getattr(self, kind) for kind in KINDS):
+            raise ValueError(
+                "`Augmentation` needs one of flip, rotation and channels, got none. To train on "
+                "images as they are, set augmentation = None."
+            )
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What is switched on."""
+        return tuple(kind for kind in KINDS if getattr(self, kind))
+
+    @property
+    def conditioning_size(self) -> int:
+        """K, conditioning numbers per image."""
+        return self.bits.size(len(self.kinds))
+
+    def check(self, image_shape: tuple[int, ...]) -> None:
+        """Raises ValueError unless images (height, width, channels) can be augmented so."""
+        height, width, _ = image_shape
+        if self.rotation and height != width:
+            raise ValueError(
+                f"Quarter turns need square images, got {height} x {width}. Set "
+                "Augmentation.rotation = False."
+            )
+
+    def codes(self, seed: int, epoch: int, index: np.ndarray, channels: int = 3) -> Codes:
+        """What happens to the images at `index` (places in their split) in this epoch.
+
+        Args:
+            seed: of the dataset.
+            epoch: from 0.
+            index: integers `[n]`.
+            channels: C of the images.
+        """
+        index = np.asarray(index)
+        words = _words(seed, epoch, _table_size(index))[index]
+        coins = {
+            kind: (words >> np.uint64(place)) & np.uint64(1) for place, kind in enumerate(KINDS)
+        }
+        applied = {kind: coins[kind].astype(bool) & getattr(self, kind) for kind in KINDS}
+        # 24 bits each, of one word that nobody else reads: bias below 1e-6.
+        turns = 1 + _below(words >> np.uint64(8), 3)
+        order = _below(words >> np.uint64(32), math.factorial(channels))
+        return Codes(
+            flip=applied["flip"],
+            turns=np.where(applied["rotation"], turns, 0),
+            order=np.where(applied["channels"], order, 0),
+            applied=np.stack([applied[kind] for kind in self.kinds], axis=1),
+        )
+
+
+def apply(images: np.ndarray, codes: Codes) -> np.ndarray:
+    """Augmented copies of `[n, H, W, C]`, in the same order and dtype.
+
+    Images with the same code are worked on together: every code is one permutation of the places.
+    """
+    shape = images.shape[1:]
+    orders = math.factorial(shape[2])
+    numbers = (codes.flip * 4 + codes.turns) * orders + codes.order
+    flat = images.reshape(len(images), -1)
+    out = np.empty_like(flat)
+    by_code = np.argsort(numbers, kind="stable")
+    codes_here, starts = np.unique(numbers[by_code], return_index=True)
+    for number, rows in zip(codes_here.tolist(), np.split(by_code, starts[1:]), strict=True):
+        # mode: "raise", the default, would buffer the output.
+        out[rows] = np.take(flat[rows], _places(shape, number), axis=1, mode="clip")
+    return out.reshape(images.shape)
+
+
+@functools.cache
+def channel_orders(channels: int) -> tuple[tuple[int, ...], ...]:
+    """All orders of C channels, the present one first."""
+    return tuple(itertools.permutations(range(channels)))
+
+
+@functools.lru_cache(maxsize=512)
+def _places(shape: tuple[int, int, int], number: int) -> np.ndarray:
+    """For each place of the augmented image, the place it comes from; flat."""
+    rest, order = divmod(number, math.factorial(shape[2]))
+    flip, turns = divmod(rest, 4)
+    places = np.arange(math.prod(shape)).reshape(shape)
+    if flip:
+        places = places[:, ::-1]
+    places = np.rot90(places, turns)[..., list(channel_orders(shape[2])[order])]
+    return np.ascontiguousarray(places).reshape(-1)
+
+
+def _table_size(index: np.ndarray) -> int:
+    """A power of two above every index, so that few tables are made."""
+    largest = int(index.max(initial=0))
+    return max(_SMALLEST_TABLE, 1 << largest.bit_length())
+
+
+@functools.lru_cache(maxsize=4)  # an epoch, or two where a batch lies across their border
+def _words(seed: int, epoch: int, size: int) -> np.ndarray:
+    """uint64 `[size]`: word i of the epoch's stream, whatever the size."""
+    # Raw words: NumPy promises that those never change.
+    return np.random.Philox(np.random.SeedSequence([seed, epoch, _STREAM])).random_raw(size)
+
+
+def _below(words: np.ndarray, end: int) -> np.ndarray:
+    """Integers 0 … end - 1 from the lowest 24 bits."""
+    return ((words & np.uint64(0xFFFFFF)) % np.uint64(end)).astype(np.int64)

@@ -1,0 +1,199 @@
+"""Decoded images on disk: written once, then read in no time, memory-mapped or whole.
+
+A split is two files in the cache's folder,
+
+    <task>-<split>-<key>-<fingerprint>.npy     integers [N, H, W, C], an ordinary NumPy file
+    <task>-<split>-<key>-<fingerprint>.json    its fingerprint, size and time of change
+
+where `key` says which files the images were decoded from, and `fingerprint` is the start of the
+SHA-256 of their pixels. The second is written last: without it the first does not count. What has
+changed since is looked at pixel by pixel before it is used again.
+"""
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import pathlib
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from idode_gin.runtime import files
+from idode_gin.runtime.image_fingerprints import Fingerprinter, ImageFingerprint, fingerprint
+
+FORMAT = 1
+_SHOWN_DIGITS = 16
+_STALE_SECONDS = 24 * 3600
+
+
+class CachedImages(NamedTuple):
+    """A split from the cache."""
+
+    images: np.ndarray
+    """Integers `[N, H, W, C]`, read-only."""
+    fingerprint: ImageFingerprint
+
+
+def default_directory() -> pathlib.Path:
+    """$IDODE_CACHE_DIR, else the folder `idode_gin` of the user's caches."""
+    if own := os.environ.get("IDODE_CACHE_DIR"):
+        return pathlib.Path(own)
+    users = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(users) / "idode_gin"
+
+
+def load(
+    directory: str | os.PathLike[str],
+    name: str,
+    key: str,
+    decode: Callable[[], Iterable[np.ndarray]],
+    *,
+    memory_map: bool,
+    expected_bytes: int = 0,
+) -> CachedImages:
+    """The images of a split: from the cache, or decoded into it first.
+
+    Of several processes that come at once, one decodes and the others wait for it.
+
+    Args:
+        directory: of the cache; made if missing.
+        name: of task and split, part of the files' names.
+        key: identifies what the images are decoded from.
+        decode: yields them, integers `[n, H, W, C]`, in order.
+        memory_map: leave them on disk, to be paged in as they are used; otherwise read them whole.
+        expected_bytes: what they will take on disk, where that is known.
+
+    Raises:
+        ValueError: if the folder cannot be written, or is about to be full.
+    """
+    folder = pathlib.Path(directory).expanduser().absolute()
+    stem = f"{re.sub(r'[^A-Za-z0-9_.]+', '_', name)}-{key}"
+    found = _find(folder, stem)
+    if found is None:
+        with _explained(folder), _only_one(folder, stem):
+            found = _find(folder, stem)  # another process may have been faster
+            if found is None:
+                _check_space(folder, expected_bytes)
+                found = _decode(folder, stem, decode())
+    path, known = found
+    images = np.load(path, mmap_mode="r" if memory_map else None)
+    images.setflags(write=False)
+    return CachedImages(images, known)
+
+
+def _find(folder: pathlib.Path, stem: str) -> tuple[pathlib.Path, ImageFingerprint] | None:
+    for described in sorted(folder.glob(f"{stem}-*.json")):
+        path = described.with_suffix(".npy")
+        try:
+            meta = json.loads(described.read_text(encoding="utf-8"))
+            known = ImageFingerprint.from_dict(meta["fingerprint"])
+            if meta["format"] == FORMAT and _is_as_written(path, meta["file"], known):
+                return path, known
+            problem = "its pixels have changed"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problem = str(error)
+        logging.warning("%s is damaged (%s) and will be decoded again.", path, problem)
+        for each in (described, path):
+            with contextlib.suppress(OSError):
+                each.unlink()
+    return None
+
+
+def _is_as_written(path: pathlib.Path, facts: dict[str, int], known: ImageFingerprint) -> bool:
+    if _facts(path) == facts:
+        return True
+    # Copied or touched: the pixels decide.
+    return fingerprint(np.load(path, mmap_mode="r")) == known
+
+
+def _facts(path: pathlib.Path) -> dict[str, int]:
+    status = path.stat()
+    return {"bytes": status.st_size, "changed_ns": status.st_mtime_ns}
+
+
+def _decode(
+    folder: pathlib.Path, stem: str, chunks: Iterable[np.ndarray]
+) -> tuple[pathlib.Path, ImageFingerprint]:
+    partial = folder / f".{stem}.{os.getpid()}.partial"
+    try:
+        with partial.open("wb") as file:
+            known = _write(file, chunks)
+            file.flush()
+            os.fsync(file.fileno())
+        path = folder / f"{stem}-{known.sha256[:_SHOWN_DIGITS]}.npy"
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    meta = {"format": FORMAT, "fingerprint": known.as_dict(), "file": _facts(path)}
+    files.write_atomically(path.with_suffix(".json"), json.dumps(meta, indent=2) + "\n")
+    return path, known
+
+
+def _write(file: BinaryIO, chunks: Iterable[np.ndarray]) -> ImageFingerprint:
+    """Writes a NumPy file whose first axis is known only at the end."""
+    fingerprinter, first = Fingerprinter(), None
+    for chunk in chunks:
+        if first is None:
+            first = chunk
+            file.write(_header(chunk, 0))
+        fingerprinter.add(chunk)
+        file.write(np.ascontiguousarray(chunk, first.dtype).data)
+    known = fingerprinter.result()
+    assert first is not None  # or there would be no result
+    file.seek(0)
+    # As long as the first one: NumPy leaves room for the first axis to grow.
+    file.write(_header(first, known.num_images))
+    return known
+
+
+def _header(chunk: np.ndarray, num_images: int) -> bytes:
+    buffer = io.BytesIO()
+    described: dict[str, Any] = {
+        "descr": np.lib.format.dtype_to_descr(chunk.dtype),
+        "fortran_order": False,
+        "shape": (num_images, *chunk.shape[1:]),
+    }
+    np.lib.format.write_array_header_1_0(buffer, described)
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _only_one(folder: pathlib.Path, stem: str) -> Iterator[None]:
+    """Lets one process of this machine, or of those that share the folder, in at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_stale(folder)
+    with (folder / f".{stem}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released on closing, and when the process dies
+        yield
+
+
+def _remove_stale(folder: pathlib.Path) -> None:
+    """Removes what processes that were killed left behind."""
+    for partial in folder.glob(".*.partial"):
+        with contextlib.suppress(OSError):
+            if time.time() - partial.stat().st_mtime > _STALE_SECONDS:
+                partial.unlink()
+
+
+def _check_space(folder: pathlib.Path, expected_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if expected_bytes > free:
+        raise OSError(f"it needs {expected_bytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free")
+
+
+@contextlib.contextmanager
+def _explained(folder: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"Decoded images cannot be kept in {folder}: {error}. Name another folder by "
+            "IDODE_CACHE_DIR or DatasetConfig.cache_dir; cache_dir = '' keeps them in memory only."
+        ) from error
