@@ -1,8 +1,9 @@
 """Datasets as seqio tasks, one per file: importing this package registers them all.
 
-To add a dataset, add a file `tasks/<dataset>.py` that registers one task when it is imported, with
-`register_images` for arrays or `seqio.TaskRegistry.add` for anything else. It is found by itself;
-folders in this one are not datasets, but what datasets share.
+To add a dataset, add a file `tasks/<dataset>.py` that registers a task of that name when it is
+imported, with `register_images` for arrays or `support.registration.add_task` for any other source.
+A file that registers others lists them in `TASKS`. It is found by itself; folders in this one are
+not datasets, but what datasets share.
 A task yields a dict with "image", integers `[H, W, C]` in `0..V-1`, and optionally "conditioning",
 `[K]`. Registering reads, writes and downloads nothing: any number of processes may do it at once.
 """
@@ -29,21 +30,18 @@ def register_images(
     import seqio
     import tensorflow as tf
 
-    if name in seqio.TaskRegistry.names():
-        return
+    from tasks.support import registration
 
-    def dataset_fn(split: str, shuffle_files: bool = False) -> tf.data.Dataset:
-        del shuffle_files  # one array: there are no files whose order could change
+    def dataset_fn(
+        split: str, shuffle_files: bool = False, seed: int | None = None
+    ) -> tf.data.Dataset:
+        del shuffle_files, seed  # one array: there are no files whose order could change
         return tf.data.Dataset.from_tensor_slices({"image": load_split(split)})
 
-    seqio.TaskRegistry.add(
-        name,
-        source=seqio.FunctionDataSource(
-            dataset_fn, splits=tuple(split_sizes), num_input_examples=dict(split_sizes)
-        ),
-        preprocessors=[],
-        output_features={"image": seqio.ContinuousFeature(dtype=tf.uint8, rank=3)},
+    source = seqio.FunctionDataSource(
+        dataset_fn, splits=tuple(split_sizes), num_input_examples=dict(split_sizes)
     )
+    registration.add_task(name, source)
 
 
 def _register_all() -> None:

@@ -30,13 +30,34 @@ def load(name, split):
     )
 
 
-@pytest.mark.parametrize("name", LEVELS)
-def test_a_file_in_the_folder_is_a_registered_task(tasks, name):
+def files(tasks) -> set[str]:
+    return {path.stem for path in pathlib.Path(tasks.__file__).parent.glob("[!_]*.py")}
+
+
+def tasks_of(file: str) -> tuple[str, ...]:
+    """A file registers one task of its own name, unless it lists others."""
+    return getattr(importlib.import_module(f"tasks.{file}"), "TASKS", (file,))
+
+
+def test_the_files_in_the_folder_register_what_they_list(tasks):
     import seqio
 
-    files = {path.stem for path in pathlib.Path(tasks.__file__).parent.glob("[!_]*.py")}
-    assert name in files
-    assert files <= set(seqio.TaskRegistry.names())
+    found = {file: tasks_of(file) for file in files(tasks)}
+    assert set(LEVELS) <= set(found)
+    assert min(map(len, found.values())) > 0
+    assert set().union(*found.values()) <= set(seqio.TaskRegistry.names())
+    assert sum(map(len, found.values())) == len(set().union(*found.values()))
+
+
+def test_every_task_has_a_gin_file_and_the_metric(tasks):
+    import seqio
+
+    gin_files = pathlib.Path(tasks.__file__).parents[1] / "gin_configs" / "tasks"
+    names = {name for file in files(tasks) for name in tasks_of(file)}
+    assert {path.stem for path in gin_files.glob("*.gin")} == names
+    for name in names:
+        (metric,) = seqio.TaskRegistry.get(name).metric_objs
+        assert type(metric).__name__ == "BitsPerDim"
 
 
 def test_registering_twice_keeps_the_first(tasks):
