@@ -1,0 +1,79 @@
+"""The experiments that repeat published ones hold the published numbers."""
+
+import dataclasses
+
+import pytest
+
+from idode_gin import eval as eval_program
+from idode_gin import gin_utils
+from idode_gin import train as train_program
+from idode_gin.networks.unet import UNet
+from idode_gin.runtime.optimizers import AdamW
+
+CIFAR10 = {"channels": 128, "attention_everywhere": False, "dropout_rate": 0.1}
+AUGMENTED = {"channels": 256, "attention_everywhere": True, "dropout_rate": 0.05}
+IMAGENET = {"channels": 256, "attention_everywhere": False, "dropout_rate": 0.1}
+# Steps, images per step, network, importance samples of the evaluation, its split.
+PUBLISHED = {
+    "cifar10": (6_000_000, 128, CIFAR10, 1, "test"),
+    "cifar10_aug": (10_000_000, 1024, AUGMENTED, 20, "test"),
+    "cifar10_aug_with_channel": (10_000_000, 1024, AUGMENTED, 20, "test"),
+    "imagenet32_old": (2_000_000, 512, IMAGENET, 1, "validation"),
+    "imagenet32_new": (2_000_000, 128, IMAGENET, 1, "validation"),
+    "imagenet64_old": (2_000_000, 512, IMAGENET, 1, "validation"),  # as 32: none was published
+    "imagenet64_new": (2_000_000, 128, IMAGENET, 1, "validation"),
+}
+
+
+def build(program, name):
+    gin_utils.load_and_check(program, [f"gin_configs/experiments/{name}.gin"])
+    return gin_utils.build(program)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_training(name):
+    steps, batch_size, network, _, split = PUBLISHED[name]
+    arguments = build(train_program.train, name)
+    assert arguments["total_steps"] == steps
+    assert arguments["eval_period"] == arguments["checkpoint_cfg"].save.period == 10_000
+    assert arguments["optimizer"] == AdamW(
+        learning_rate=2e-4, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.01, warmup_steps=100
+    )
+    assert arguments["trainer_cls"](model_dir="m", train_steps=1).ema_rate == 0.9999
+    for config, its_split in (("train", "train"), ("train_eval", split)):
+        dataset = arguments[f"{config}_dataset_cfg"]
+        assert (dataset.mixture_or_task_name, dataset.split) == (name, its_split)
+        assert dataset.batch_size == batch_size
+    model = arguments["model"]
+    assert model.network == UNet(levels=32, groups=32, fourier_exponents=(6, 7), **network)
+    assert (model.time.gamma_min, model.time.gamma_max) == (-13.3, 5.0)
+    assert model.encoding.levels == 256
+    size = 64 if "64" in name else 32
+    assert model.image_shape == (size, size, 3)
+    parts = [type(each).__name__ for each in (model.schedule, model.parameterization, model.loss)]
+    assert parts == ["VariancePreserving", "Velocity", "FirstOrder"]
+    assert type(model.time_sampler).__name__ == "VPVelocityImportance"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_evaluation(name):
+    *_, importance, split = PUBLISHED[name]
+    arguments = build(eval_program.evaluate, f"{name}_eval")
+    dataset = arguments["dataset_cfg"]
+    assert (dataset.mixture_or_task_name, dataset.split) == (name, split)
+    for likelihood in arguments["evaluator"].likelihoods.values():
+        assert likelihood.num_importance == importance
+    trained = build(train_program.train, name)["model"].network
+    # Dropout is for training only.
+    assert dataclasses.replace(trained, dropout_rate=0.0) == dataclasses.replace(
+        arguments["model"].network, dropout_rate=0.0
+    )
+
+
+def test_own_images_have_their_path():
+    for name, path in {"image_folder": "my_images", "image_npz": "my_images.npz"}.items():
+        arguments = build(train_program.train, name)
+        configs = [arguments["train_dataset_cfg"], arguments["train_eval_dataset_cfg"]]
+        configs.append(build(eval_program.evaluate, f"{name}_eval")["dataset_cfg"])
+        assert [each.data_path for each in configs] == [path] * 3
+        assert [each.split for each in configs] == ["train", "validation", "test"]
