@@ -66,7 +66,7 @@ class TfdsImages(seqio.DataSource):
     @property
     def variant(self) -> str:
         """Whose images these are."""
-        return self._described.label
+        return self._described.label + (", PARTIAL" if self._files("").is_partial else "")
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -75,15 +75,15 @@ class TfdsImages(seqio.DataSource):
 
     def list_shards(self, split: str) -> Sequence[str]:
         """Paths of the split's files."""
-        return [str(path) for path in self._files(split).shards()]
+        return [str(path) for path in self._found(split).shards()]
 
     def num_input_examples(self, split: str) -> int:
         """N."""
-        return self._files(split).num_images
+        return self._found(split).num_images
 
     def known(self, split: str) -> dict[str, Any] | None:
-        """What the split must hold."""
-        return self._described.known(split)
+        """What the split must hold; nothing, where `--allow_partial` has prepared it."""
+        return None if self._files(split).is_partial else self._described.known(split)
 
     def other_variants(self, num_images: int, split: str) -> str | None:
         """A sentence that names the other variants with so many images."""
@@ -91,7 +91,7 @@ class TfdsImages(seqio.DataSource):
 
     def cache_key(self, split: str) -> str:
         """Digest of the dataset's description and of its files' names and sizes."""
-        return digest([self._described.tfds_name, *self._files(split).facts()])
+        return digest([self._described.tfds_name, *self._found(split).facts()])
 
     def get_dataset(
         self,
@@ -102,27 +102,36 @@ class TfdsImages(seqio.DataSource):
         **unused: Any,
     ) -> tf.data.Dataset:
         """Dicts with "image", uint8 `[H, W, C]`; `shuffle` concerns the order of the files."""
-        files = self._files(split)
+        files = self._found(split)
         self._check_count(files)
         dataset = files.dataset(shuffle=shuffle, seed=seed, shard_info=shard_info)
         return with_static_shape(dataset, self._described.image_shape, str(self))
 
     def _files(self, split: str) -> TfdsFiles:
-        described = self._described
-        root = tfds_data_dir(described.tfds_name)
-        folder = pathlib.Path(root, described.folder).expanduser()
-        missing = [name for name in DESCRIPTION if not (folder / name).is_file()]
+        root = tfds_data_dir(self._described.tfds_name)
+        return TfdsFiles(
+            folder=pathlib.Path(root, self._described.folder).expanduser(),
+            split=split,
+            name=str(self),
+            remedy=(
+                f"Prepare it again: python -m tasks.prepare {self._described.name} --overwrite ..."
+            ),
+        )
+
+    def _found(self, split: str) -> TfdsFiles:
+        files, described = self._files(split), self._described
+        missing = [name for name in DESCRIPTION if not (files.folder / name).is_file()]
         if missing:
-            found = "is not complete" if folder.is_dir() else "was not found"
+            root = tfds_data_dir(described.tfds_name)
+            found = "is not complete" if files.folder.is_dir() else "was not found"
             raise ValueError(
-                f"{self} {found} under {root!r}: there is no {folder / missing[0]}.\n"
+                f"{self} {found} under {root!r}: there is no {files.folder / missing[0]}.\n"
                 f"  1. Get {described.archives} from {described.page}\n"
                 f"  2. python -m tasks.prepare {described.name} --source {described.archives} "
                 f"--tfds_data_dir {root}\n"
                 f"  3. Pass --tfds_data_dir {root} to the program."
             )
-        remedy = f"Prepare it again: python -m tasks.prepare {described.name} --overwrite ..."
-        return TfdsFiles(folder=folder, split=split, name=str(self), remedy=remedy)
+        return files
 
     def _check_count(self, files: TfdsFiles) -> None:
         known, found = self.known(files.split), files.num_images

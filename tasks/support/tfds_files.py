@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import pathlib
 from typing import Any, final
 
@@ -23,7 +24,7 @@ class TfdsFiles:
         split: one of its splits.
         name: of the dataset, for messages.
         remedy: what to do where files of it are no good, a sentence.
-    Raises, by every method:
+    Raises, by all but `is_partial`:
         ValueError: if the folder cannot be read as a dataset with this split, or lacks files.
     """
 
@@ -41,6 +42,15 @@ class TfdsFiles:
     def image_shape(self) -> tuple[int | None, ...]:
         """(height, width, channels), None where the description does not say it."""
         return tuple(self._opened().info.features["image"].shape)
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether it was prepared from a part of the publisher's files, knowingly."""
+        try:
+            metadata = json.loads((self.folder / "metadata.json").read_text())
+        except (OSError, ValueError):
+            return False
+        return isinstance(metadata, dict) and metadata.get("partial") is True
 
     def shards(self) -> list[pathlib.Path]:
         """The files that hold the split, checked to be there."""
@@ -61,13 +71,14 @@ class TfdsFiles:
     def dataset(
         self, *, shuffle: bool, seed: int | None, shard_info: seqio.ShardInfo | None
     ) -> tf.data.Dataset:
-        """Dicts with "image" and nothing else; `shuffle` concerns the order of the files."""
+        """Dicts with "image" and nothing else, file by file; `shuffle` mixes the files."""
         self.shards()
         builder = self._opened()
         config = tfds.ReadConfig(
             shuffle_seed=seed,
             skip_prefetch=True,
             try_autocache=False,
+            interleave_cycle_length=16 if shuffle else 1,
             input_context=shard_info
             and tf.distribute.InputContext(
                 num_input_pipelines=shard_info.num_shards, input_pipeline_id=shard_info.index

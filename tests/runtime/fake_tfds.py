@@ -14,7 +14,12 @@ def random_images(num_images: int, shape: tuple[int, int, int], seed: int = 0) -
 
 
 def write(
-    root: pathlib.Path, tfds_name: str, splits: Mapping[str, np.ndarray], static: bool = True
+    root: pathlib.Path,
+    tfds_name: str,
+    splits: Mapping[str, np.ndarray],
+    *,
+    static: bool = True,
+    num_shards: int | None = None,
 ) -> pathlib.Path:
     """Writes `<root>/<name>[/<config>]/<version>` and returns it.
 
@@ -23,6 +28,7 @@ def write(
         tfds_name: "<name>[/<config>]:<version>".
         splits: images of each split.
         static: whether `features.json` says their size.
+        num_shards: files per split; None leaves it to TFDS, which makes one.
     """
     import tensorflow_datasets as tfds
 
@@ -52,7 +58,9 @@ def write(
                 yield index, {"image": image, "label": index % 10}
 
     builder = Fake(data_dir=str(root), **({"config": config} if config else {}))
-    builder.download_and_prepare()
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(num_shards=num_shards)
+    )
     return pathlib.Path(builder.data_dir)
 
 

@@ -112,6 +112,38 @@ def test_shards_share_the_images_out(source, images):
     )
 
 
+def test_files_are_read_one_after_the_other(variants, sources, tmp_path):
+    import seqio
+
+    # More per file than TFDS would read from one before it goes to the next.
+    train = fake_tfds.random_images(90, (32, 32, 3))
+    described = fake_tfds.with_counts(variants.IMAGENET32_OLD, {"train": train})
+    fake_tfds.write(tmp_path, described.tfds_name, {"train": train}, num_shards=3)
+    with fake_tfds.data_dir(tmp_path):
+        source = sources.TfdsImages(described)
+        assert len(source.list_shards("train")) == 3
+        whole = fake_tfds.images_of(source.get_dataset("train", shuffle=False))
+        parts = [
+            fake_tfds.images_of(
+                source.get_dataset(
+                    "train", shuffle=False, shard_info=seqio.ShardInfo(index=index, num_shards=3)
+                )
+            )
+            for index in range(3)
+        ]
+    np.testing.assert_array_equal(whole, np.concatenate(parts))
+
+
+def test_a_dataset_prepared_from_a_part_is_not_held_to_what_is_known(copied, variants, sources):
+    wrong = fake_tfds.with_counts(variants.IMAGENET32_OLD, {"train": range(24)})
+    source = sources.TfdsImages(wrong)
+    assert source.known("train")["num_images"] == 24
+    (copied / "metadata.json").write_text('{"partial": true}')
+    assert source.known("train") is None
+    assert source.variant == "van den Oord et al. (old), PARTIAL"
+    assert len(fake_tfds.images_of(source.get_dataset("train"))) == SIZES["train"]
+
+
 def test_the_feed_loads_them(source, images):
     with fake_tfds.task("made_old", source) as name:
         config = data.DatasetConfig(mixture_or_task_name=name, split="validation", batch_size=2)
