@@ -11,7 +11,7 @@ from typing import Any, final
 import jax
 import numpy as np
 
-from idode_gin import baselines, checks, run_inputs, types
+from idode_gin import baselines, checks, numerics, run_inputs, types
 from idode_gin.likelihood import ImageLikelihood, ODELikelihood
 from idode_gin.losses.base import AbstractBound
 from idode_gin.losses.bound import VariationalBound
@@ -32,7 +32,9 @@ class Evaluator:
     """Scores a checkpoint on one split and writes a table, `summary.json` and `results.npz`.
 
     Every figure of an image is a pure function of the parameters, the image, its place in the split
-    and `seed`: batch size, order, devices and neighbours do not matter.
+    and `seed`: batch size, order and neighbours do not matter, not in one bit. Other devices, or
+    CPU devices of another number of threads, round otherwise, and adaptive steps may then differ:
+    by no more than the solver's own error.
 
     Args:
         output_dir: where the files go.
@@ -42,6 +44,9 @@ class Evaluator:
         histogram_split: split on which the histogram to beat is fitted; None for no histogram.
         use_ema: score the averaged parameters rather than the last ones.
         seed: of dequantization noise and probes.
+        solve_size: images that one solve works on, whatever the batch size. A float32 network
+            rounds a little differently for each number of images, and adaptive steps can make of
+            that a difference as large as the solver's own error.
         partitioner: devices.
     """
 
@@ -52,10 +57,12 @@ class Evaluator:
     histogram_split: str | None = "train"
     use_ema: bool = True
     seed: int = 0
+    solve_size: int = 32
     partitioner: PjitPartitioner = dataclasses.field(default_factory=PjitPartitioner)
 
     def __post_init__(self) -> None:
         """Checks the names of the likelihoods."""
+        checks.check_positive("solve_size", self.solve_size)
         if VARIATIONAL_BOUND in self.likelihoods:
             raise ValueError(
                 f"`likelihoods` cannot use the name {VARIATIONAL_BOUND!r}: it is taken."
@@ -94,6 +101,7 @@ class Evaluator:
             "parameters": "ema" if self.use_ema else "raw",
             "params_sha256": fingerprints.sha256(params),
             "seed": self.seed,
+            "solve_size": self.solve_size,
             "histogram_bpd": None if histogram is None else float(np.mean(histogram)),
             **{name: _summarize(each) for name, each in scores.items()},
             "wall_seconds": time.monotonic() - began,
@@ -127,8 +135,16 @@ class Evaluator:
 
         scorers: dict[str, Scorer] = {VARIATIONAL_BOUND: bound}
         scorers |= {name: ode(name, each) for name, each in self.likelihoods.items()}
-        whole = self.partitioner.replicated
-        return {name: jax.jit(each, out_shardings=whole) for name, each in scorers.items()}
+        return {name: self._compiled(each) for name, each in scorers.items()}
+
+    def _compiled(self, score: Scorer) -> Scorer:
+        """The scorer on every device's own images, `solve_size` at a time."""
+
+        def scored(params: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
+            return numerics.map_chunks(lambda part: score(params, part), batch, self.solve_size)
+
+        per_device = self.partitioner.per_device(scored)
+        return jax.jit(per_device, out_shardings=self.partitioner.replicated)
 
     def _score(
         self,
@@ -147,7 +163,7 @@ class Evaluator:
         count = -(-split.num_images // batch_size)
         found = evaluation.over_batches(
             lambda batch: scorer(params, self.partitioner.put_batch(batch, batch_size)),
-            tqdm.tqdm(batches, total=count, desc=name, unit="batch", disable=None),
+            iter(tqdm.tqdm(batches, total=count, desc=name, unit="batch", disable=None)),
             split.num_images,
             lambda: stop.requested,
         )

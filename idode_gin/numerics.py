@@ -1,6 +1,8 @@
 """Small numerical helpers without a layer above them."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +44,25 @@ def fold_in_each(key: types.PRNGKey, numbers: Array) -> types.PRNGKeys:
 def split_each(keys: types.PRNGKeys, count: int) -> tuple[types.PRNGKeys, ...]:
     """Splits every key of `[B]` into `count`: a tuple of `count` arrays `[B]` of keys."""
     return tuple(jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, count))(keys), 1, 0))
+
+
+def map_chunks(fn: Callable[[Any], Any], batch: Any, size: int) -> Any:
+    """`fn` of a batch, worked out on `size` examples at a time; leaves `[B, ...]`, B any number.
+
+    `fn` always sees the same shapes (the last chunk is filled up with the first example), so that
+    what it makes of an example is the same bit for bit whatever B is: how a convolution rounds
+    depends on the number of images beside each other, not on which they are.
+    """
+    count = jax.tree.leaves(batch)[0].shape[0]
+    chunks = -(-count // size)
+
+    def cut(leaf: Array) -> Array:
+        filling = jnp.broadcast_to(leaf[:1], (chunks * size - count, *leaf.shape[1:]))
+        filled = jnp.concatenate([leaf, filling])
+        return filled.reshape(chunks, size, *leaf.shape[1:])
+
+    found = jax.lax.map(fn, jax.tree.map(cut, batch))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], found)
 
 
 def float_dtype() -> jnp.dtype:

@@ -9,7 +9,7 @@ from typing import Any, final
 import jax
 import numpy as np
 
-from idode_gin import checks, run_inputs, types
+from idode_gin import checks, numerics, run_inputs, types
 from idode_gin.models import DiffusionODE
 from idode_gin.runtime import files, plots
 from idode_gin.runtime.partitioning import PjitPartitioner
@@ -35,6 +35,8 @@ class Sampler:
         conditioning: the values the network is conditioned on, K numbers.
         use_ema: sample from the averaged parameters rather than the last ones.
         seed: of the noise.
+        solve_size: images that one solve works on, whatever the batch size, so that an image does
+            not depend on it; see `Evaluator`.
         partitioner: devices.
     """
 
@@ -47,11 +49,12 @@ class Sampler:
     conditioning: tuple[float, ...] = (0.0,)
     use_ema: bool = True
     seed: int = 0
+    solve_size: int = 32
     partitioner: PjitPartitioner = dataclasses.field(default_factory=PjitPartitioner)
 
     def __post_init__(self) -> None:
         """Checks the counts."""
-        for name in ("num_samples", "batch_size", "grid_images"):
+        for name in ("num_samples", "batch_size", "grid_images", "solve_size"):
             checks.check_positive(name, getattr(self, name))
 
     def run(self, model: DiffusionODE) -> dict[str, Any]:
@@ -96,7 +99,11 @@ class Sampler:
         def sample(params: types.Params, batch: types.Batch) -> Samples:
             return model.sample_fn(params, batch, jax.random.key(self.seed), self.ode_sampler)
 
-        compiled = jax.jit(sample, out_shardings=self.partitioner.replicated)
+        def sample_some(params: types.Params, batch: types.Batch) -> Samples:
+            return numerics.map_chunks(lambda part: sample(params, part), batch, self.solve_size)
+
+        per_device = self.partitioner.per_device(sample_some)
+        compiled = jax.jit(per_device, out_shardings=self.partitioner.replicated)
         collected: list[Samples] = []
         starts = range(0, self.num_samples, self.batch_size)
         with StopRequest() as stop, tqdm.tqdm(starts, unit="batch", disable=None) as bar:

@@ -3,9 +3,12 @@
 `_prepare` runs while this file is imported, before any test module imports jax or the library.
 """
 
+import atexit
 import contextlib
 import os
 import pathlib
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +21,8 @@ def _prepare() -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["IDODE_CACHE_DIR"] = tempfile.mkdtemp(prefix="idode_gin_tests_")
+    atexit.register(shutil.rmtree, os.environ["IDODE_CACHE_DIR"], ignore_errors=True)
     import jaxtyping
 
     # Every annotation of the library is checked at every call, shapes included.

@@ -2,7 +2,7 @@
 
 import collections
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -59,7 +59,7 @@ def standard_error(values: np.ndarray) -> float | None:
 
 def over_batches(
     evaluate: Callable[[types.Batch], Mapping[str, jax.Array]],
-    batches: Iterable[types.Batch],
+    batches: Iterator[types.Batch],
     num_images: int,
     is_asked_to_stop: Callable[[], bool],
 ) -> MaskedMeans | None:

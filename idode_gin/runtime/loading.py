@@ -149,7 +149,7 @@ def _from_cache(task: Any, plain: Any, key: str, config: DatasetConfig) -> _Part
     expected = int(np.prod([known["num_images"], *known["image_shape"]])) if known else 0
     cached = image_cache.load(
         config.cache_dir or image_cache.default_directory(),
-        f"{task.name}-{config.split}",
+        f"{getattr(plain, 'name', task.name)}-{config.split}",
         key,
         lambda: _with_progress(
             _plain_chunks(plain, config.split, str(task.name)),
@@ -222,9 +222,17 @@ def _read_through_task(task: Any, config: DatasetConfig) -> _Part:
 
 
 def _chunks(dataset: Any, keys: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+    import tensorflow as tf
+
     spec = dataset.element_spec
     of_one_shape = all(spec[key].shape.is_fully_defined() for key in keys)
-    yield from dataset.batch(_READ_CHUNK if of_one_shape else 1).as_numpy_iterator()
+    try:
+        yield from dataset.batch(_READ_CHUNK if of_one_shape else 1).as_numpy_iterator()
+    except tf.errors.OpError as error:
+        raise ValueError(
+            f"An image could not be read: {error.message.strip()[:500]}. A damaged file, or one of "
+            "another shape? Prepare the dataset again, or take the file out."
+        ) from error
 
 
 def _whole(chunks: Iterator[np.ndarray]) -> np.ndarray:

@@ -64,6 +64,11 @@ class TfdsImages(seqio.DataSource):
         return self
 
     @property
+    def name(self) -> str:
+        """Of the dataset: what all tasks over it have in common."""
+        return self._described.name
+
+    @property
     def variant(self) -> str:
         """Whose images these are."""
         return self._described.label + (", PARTIAL" if self._files("").is_partial else "")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from idode_gin.runtime import data
+from idode_gin.runtime import data, loading
 
 SHAPES = {1: (6, 5, 1), 3: (6, 5, 3), 4: (6, 5, 4)}
 
@@ -46,7 +46,7 @@ def load(task, path, split="train"):
     config = data.DatasetConfig(
         mixture_or_task_name=task, split=split, batch_size=1, data_path=path and str(path)
     )
-    return data.load_split(config).images
+    return loading.load_split(config).images
 
 
 @pytest.mark.parametrize("channels", SHAPES)

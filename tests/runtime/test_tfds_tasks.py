@@ -7,7 +7,7 @@ import fake_tfds
 import numpy as np
 import pytest
 
-from idode_gin.runtime import data
+from idode_gin.runtime import data, loading
 
 SIZES = {"train": 23, "validation": 5}
 
@@ -147,7 +147,7 @@ def test_a_dataset_prepared_from_a_part_is_not_held_to_what_is_known(copied, var
 def test_the_feed_loads_them(source, images):
     with fake_tfds.task("made_old", source) as name:
         config = data.DatasetConfig(mixture_or_task_name=name, split="validation", batch_size=2)
-        split = data.load_split(config)
+        split = loading.load_split(config)
     np.testing.assert_array_equal(
         fake_tfds.sorted_images(split.images), fake_tfds.sorted_images(images["validation"])
     )
@@ -201,8 +201,9 @@ def test_each_task_knows_its_dataset_and_says_how_to_get_it(
     assert task.source.known("no such split") is None
     assert task.source.variant
     folder = tmp_path / tfds_folder
+    config = data.DatasetConfig(mixture_or_task_name=name, split="train", batch_size=1)
     with fake_tfds.data_dir(tmp_path), pytest.raises(ValueError, match="not found") as caught:
-        data.load_split(data.DatasetConfig(mixture_or_task_name=name, split="train", batch_size=1))
+        loading.load_split(config)
     message = str(caught.value)
     dataset = "cifar10" if name.startswith("cifar10") else name
     assert f"no {folder}/dataset_info.json" in message

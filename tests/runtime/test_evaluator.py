@@ -1,0 +1,103 @@
+"""Evaluation and sampling: every image once, and its figure its own, whatever the batch size."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from idode_gin import evaluator, run_inputs, sampler
+from idode_gin.dequantizers.truncated_normal import TruncatedNormal
+from idode_gin.likelihood import ODELikelihood
+from idode_gin.losses.bound import VariationalBound
+from idode_gin.networks.unet import UNet
+from idode_gin.sampling import ODESampler
+from idode_gin.solvers.adaptive import DormandPrince
+from idode_gin.solvers.fixed_grid import FixedGrid
+
+LOOSE = DormandPrince(rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture
+def evaluate(monkeypatch, tmp_path):
+    """Evaluates a random network; returns the summary and the values per image."""
+
+    def run(number, batch_size, model, solver, solve_size=4):
+        tiny.use_tiny_data(monkeypatch, number)
+        params = model.init(jax.random.key(0), tiny.SHAPE)
+        noise = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
+        params = jax.tree.map(
+            lambda leaf, key: leaf + 0.1 * jax.random.normal(key, leaf.shape),
+            params,
+            jax.tree.unflatten(jax.tree.structure(params), list(noise)),
+        )
+        monkeypatch.setattr(run_inputs, "load_params", lambda *_: (params, 3))
+        made = evaluator.Evaluator(
+            output_dir=str(tmp_path),
+            checkpoint_path="made",
+            likelihoods={"tn": ODELikelihood(dequantizer=TruncatedNormal(), solver=solver)},
+            variational_bound=VariationalBound(num_times=2),
+            solve_size=solve_size,
+        )
+        summary = made.run(model, tiny.config(batch_size))
+        assert json.loads((tmp_path / "summary.json").read_text()) == summary
+        with np.load(tmp_path / "results.npz") as found:
+            return summary, dict(found)
+
+    return run
+
+
+def test_every_image_once_for_every_batch_size(evaluate):
+    number = 3
+    summaries, results = zip(
+        *(
+            evaluate(number, size, tiny.model(), FixedGrid(steps=3))
+            for size in range(1, number + 4)
+        ),
+        strict=True,
+    )
+    for summary, found in zip(summaries, results, strict=True):
+        assert summary["num_images"] == number == len(found["tn/bpd"])
+        for name in ("tn", "variational_bound"):
+            assert summary[name]["mean"] == pytest.approx(summaries[0][name]["mean"], abs=1e-6)
+
+
+def test_adaptive_steps_of_a_convolutional_network_do_not_see_the_batch(evaluate):
+    """In float32 and at a loose tolerance, where rounding alone can change the steps taken."""
+    model = tiny.model(network=UNet(channels=8, levels=1, groups=2, fourier_exponents=(1,)))
+    first, *others = (evaluate(11, size, model, LOOSE)[1] for size in (3, 11))
+    assert np.ptp(first["tn/nfe"]) > 0
+    for other in others:
+        np.testing.assert_array_equal(other["tn/nfe"], first["tn/nfe"])
+        np.testing.assert_array_equal(other["tn/bpd"], first["tn/bpd"])
+        np.testing.assert_array_equal(
+            other["variational_bound/bpd"], first["variational_bound/bpd"]
+        )
+
+
+def test_a_single_image_has_no_standard_error(evaluate):
+    summary, _ = evaluate(1, 2, tiny.model(), FixedGrid(steps=3))
+    assert summary["num_images"] == 1
+    assert summary["tn"]["stderr"] is None
+
+
+def test_a_sample_does_not_see_its_batch(monkeypatch, tmp_path):
+    network = UNet(channels=8, levels=1, groups=2, fourier_exponents=(1,))
+    model = tiny.model(network=network, image_shape=tiny.SHAPE)
+    params = model.init(jax.random.key(0), tiny.SHAPE)
+    monkeypatch.setattr(run_inputs, "load_params", lambda *_: (params, 3))
+    found = []
+    for size in (2, 5):
+        made = sampler.Sampler(
+            output_dir=str(tmp_path),
+            checkpoint_path="made",
+            ode_sampler=ODESampler(solver=LOOSE),
+            num_samples=5,
+            batch_size=size,
+            solve_size=2,
+        )
+        made.run(model)
+        with np.load(tmp_path / "samples.npz") as file:
+            found.append(file["levels"])
+    np.testing.assert_array_equal(*found)
