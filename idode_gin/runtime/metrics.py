@@ -45,7 +45,7 @@ class MetricsLog:
         row: Row = {"step": step, **values}
         self.rows.append(row)
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
+            with files.naming(self._path), self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
                 file.flush()
                 os.fsync(file.fileno())

@@ -12,6 +12,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from idode_gin.runtime import files
+
 _TILE_PIXELS = 64  # a smaller image is enlarged to at least this
 _GAP_PIXELS = 2
 
@@ -127,14 +129,15 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
     Missing parent folders are made. After an exception `path` is what it was before.
     """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                write(file)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _bpd_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:

@@ -1,8 +1,10 @@
 """metrics.jsonl after kills and resumes, TensorBoard, means, progress, fingerprints, files."""
 
+import errno
 import hashlib
 import io
 import json
+import os
 
 import jax.numpy as jnp
 import numpy as np
@@ -188,6 +190,39 @@ def test_files_are_replaced_whole(tmp_path):
     files.write_atomically(path, "second")
     assert path.read_text() == "second"
     assert [each.name for each in path.parent.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_a_disk_that_refuses_leaves_the_old_file_and_is_named(tmp_path, monkeypatch, number):
+    path = tmp_path / "a.txt"
+    files.write_atomically(path, "first")
+
+    def refuse(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    for write in (
+        lambda: files.write_atomically(path, "second"),
+        lambda: metrics.MetricsLog(path.with_name("b.txt"), keep_up_to=-1),
+    ):
+        with pytest.raises(
+            OSError, match=rf"{os.strerror(number)}: '{tmp_path}/[ab].txt'"
+        ) as error:
+            write()
+        assert error.value.errno == number
+    assert path.read_text() == "first"
+    assert [each.name for each in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_row_that_does_not_fit_on_the_disk_names_its_file(tmp_path, monkeypatch):
+    log = metrics.MetricsLog(tmp_path / "metrics.jsonl", keep_up_to=-1)
+
+    def refuse(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/metrics.jsonl'"):
+        log.write(1, {})
 
 
 def test_archives_come_back(tmp_path):
