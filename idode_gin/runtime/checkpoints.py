@@ -6,11 +6,15 @@ a checksum of every leaf. orbax writes it under another name and renames it when
 the checksums catch what happens to the files afterwards.
 """
 
+import contextlib
 import dataclasses
+import gc
+import logging as python_logging
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, final
 
@@ -121,6 +125,11 @@ def find(path: str | pathlib.Path, mode: str | None = None) -> pathlib.Path:
     """
     path = pathlib.Path(path).expanduser().absolute()
     is_specific = _STEP_DIRECTORY.fullmatch(path.name) is not None
+    if path.is_file():
+        raise ValueError(
+            f"No checkpoint at {path}: it is a file. Give a run directory that holds "
+            f"{PREFIX}_<step> directories, or one of those."
+        )
     if not path.is_dir():
         beside = saved_steps(path.parent) if is_specific else []
         hint = f" Saved steps beside it: {beside}." if beside else ""
@@ -158,9 +167,17 @@ def restore_params(
         ValueError: if there is no checkpoint, it is damaged, or another network's.
     """
     found = find(path)
-    meta = checkpoint_meta.read_meta(found)
     part = "ema" if ema else "params"
-    return _load_parts(found, meta, {part: abstract_params})[part], int(meta["step"])
+    try:
+        meta = checkpoint_meta.read_meta(found)
+        return _load_parts(found, meta, {part: abstract_params})[part], int(meta["step"])
+    except checkpoint_meta.DamagedError as error:
+        before = _before(found)
+        if before is None:
+            raise
+        raise checkpoint_meta.DamagedError(
+            f"{error} The one before it is --gin.CHECKPOINT_PATH=\"'{before}'\""
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -196,6 +213,9 @@ class Checkpoints:
         self._config = config
         self._facts = dict(facts)
         self._lazy_manager: ocp.CheckpointManager | None = None
+        self._last_save: int | None = None
+        self._is_broken = False
+        _silence_orbax()
 
     @property
     def _manager(self) -> ocp.CheckpointManager:
@@ -220,7 +240,13 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._lazy_manager is not None:
+        if self._lazy_manager is None:
+            return
+        if self._is_broken:  # and that was told already
+            with contextlib.suppress(Exception):
+                self._lazy_manager.close()
+            return
+        with self._explained(self._last_save):
             self._lazy_manager.close()
 
     def is_due(self, step: int) -> bool:
@@ -233,30 +259,61 @@ class Checkpoints:
 
         Raises:
             checks.NonFiniteError: if the state holds a NaN or an infinity. Nothing is written.
+            OSError: if this or the last checkpoint could not be written; nothing of it counts.
         """
         step = int(state.step)
-        if step in self._manager.all_steps():
-            return
+        with self._explained(step):
+            if step in self._manager.all_steps():
+                return
+        self._wait()
         parts = _parts(state)
         finite, sums = _inspect(parts)
         if not finite:
             raise checks.NonFiniteError(f"The state after step {step} holds a NaN or an infinity.")
         meta = checkpoint_meta.describe(parts, sums, step=step, facts=self._facts)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                meta=ocp.args.JsonSave(meta),
-                **{name: ocp.args.StandardSave(part) for name, part in parts.items()},
-            ),
-            force=True,
-        )
+        with self._explained(step):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    meta=ocp.args.JsonSave(meta),
+                    **{name: ocp.args.StandardSave(part) for name, part in parts.items()},
+                ),
+                force=True,
+            )
+        self._last_save = step
 
     def last_good(self) -> pathlib.Path | None:
-        """The newest checkpoint, after waiting for it to be complete."""
-        if self._lazy_manager is not None:
-            self._lazy_manager.wait_until_finished()
+        """The newest checkpoint, after waiting for it to be complete.
+
+        Raises:
+            OSError: if it could not be written.
+        """
+        self._wait()
         steps = saved_steps(self._directory)
         return checkpoint_path(self._directory, steps[-1]) if steps else None
+
+    def _wait(self) -> None:
+        """Waits for the last save to be complete. Raises OSError if it could not be written."""
+        if self._lazy_manager is not None and not self._is_broken:
+            with self._explained(self._last_save):
+                self._lazy_manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _explained(self, step: int | None) -> Iterator[None]:
+        """Turns what goes wrong while `step` is saved into an OSError that says what to do."""
+        try:
+            yield
+        except Exception as error:  # orbax and tensorstore raise whatever they like
+            self._is_broken = True
+            steps = saved_steps(self._directory)
+            good = f"{PREFIX}_{steps[-1]}" if steps else None
+            raise OSError(
+                f"The checkpoint of step {step} could not be saved in {self._directory} "
+                f"({_reason(error)}). "
+                + (f"The last good one there is {good}. " if good else "There is no other one. ")
+                + "Free space there and give the same command again, or bind another MODEL_DIR"
+                + (f", with INITIAL_CHECKPOINT_PATH = '{self._directory / good}'." if good else ".")
+            ) from error
 
     def restore(
         self, abstract_state: TrainState, fresh: Callable[[], TrainState]
@@ -348,18 +405,79 @@ def _load_parts(
     for name, abstract in wanted.items():
         target = checkpoint_meta.as_saved(checkpoint, meta, name, abstract)
         try:
-            with ocp.StandardCheckpointer() as reader:
+            with _silent_stragglers(), ocp.StandardCheckpointer() as reader:
                 tree = reader.restore(checkpoint / name, target)
         except Exception as error:  # orbax and tensorstore raise whatever they like
-            first_line = (str(error).splitlines() or [""])[0][:200]
             raise checkpoint_meta.DamagedError(
-                f"{checkpoint} is damaged: reading {name} failed with {type(error).__name__}: "
-                f"{first_line}."
+                f"{checkpoint} is damaged: its {name} cannot be read ({_reason(error)})."
             ) from error
         sums = jax.jit(fingerprints.checksums)(tree)
         checkpoint_meta.check_sums(checkpoint, meta, name, sums, tree)
         loaded[name] = jax.tree.map(lambda leaf, want: leaf.astype(want.dtype), tree, abstract)
     return loaded
+
+
+def _before(checkpoint: pathlib.Path) -> pathlib.Path | None:
+    """The newest earlier checkpoint beside this one whose description can be read."""
+    own = int(checkpoint.name.rpartition("_")[2])
+    for step in reversed(saved_steps(checkpoint.parent)):
+        path = checkpoint_path(checkpoint.parent, step)
+        if step < own:
+            with contextlib.suppress(ValueError):
+                checkpoint_meta.read_meta(path)
+                return path
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error, and of that what fits in a sentence."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if "No space left on device" in str(error):
+        return "No space left on device"
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:120]}{' …' if lines[0][120:] else ''}"
+
+
+class _StragglerFilter(python_logging.Filter):
+    """Drops asyncio's reports of reads that failed after the first one had."""
+
+    def filter(self, record: python_logging.LogRecord) -> bool:
+        return "exception was never retrieved" not in record.getMessage()
+
+
+@contextlib.contextmanager
+def _silent_stragglers() -> Iterator[None]:
+    """One failure to read is raised; of the others, a page for each leaf, nothing is printed.
+
+    Reads that are still under way when the first one fails report to an event loop that is closed.
+    """
+    log, straggler = python_logging.getLogger("asyncio"), _StragglerFilter()
+    hook = sys.unraisablehook
+
+    def unless_closed(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            hook(unraisable)
+
+    log.addFilter(straggler)
+    sys.unraisablehook = unless_closed
+    try:
+        yield
+    except Exception:
+        # Some come even later: the hook and the filter stay, which a program meets once or twice.
+        gc.collect()
+        raise
+    log.removeFilter(straggler)
+    sys.unraisablehook = hook
+
+
+def _silence_orbax() -> None:
+    """No tracebacks in the log from orbax, which raises the same errors as well."""
+    logging.get_absl_logger().addFilter(_is_told_once)
+
+
+def _is_told_once(record: python_logging.LogRecord) -> bool:
+    return not (record.exc_info and "orbax" in pathlib.Path(record.pathname).parts)
 
 
 def _parts(state: TrainState) -> dict[str, Any]:

@@ -1,13 +1,19 @@
 """Saving and finding again: order, damage, other architectures, half-written directories."""
 
 import dataclasses
+import errno
 import json
+import logging
 import os
+import re
 import shutil
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import tiny
 
@@ -364,3 +370,89 @@ def test_period():
     never = checkpoints.CheckpointConfig(save=checkpoints.SaveCheckpointConfig(period=None))
     assert not any(checkpoints.Checkpoints("unused", never, {}).is_due(step) for step in range(9))
     assert not os.path.exists("unused")
+
+
+def test_a_file_is_no_checkpoint(tmp_path):
+    (tmp_path / "checkpoint_3").touch()
+    with pytest.raises(ValueError, match="checkpoint_3: it is a file"):
+        checkpoints.find(tmp_path / "checkpoint_3")
+
+
+def test_damage_names_the_one_before_it(tmp_path):
+    save(tmp_path, 2, 4, 6)
+    truncate(tmp_path / "checkpoint_6", "ema")
+    (tmp_path / "checkpoint_4" / "meta" / "metadata").write_text("{")
+    shapes = jax.eval_shape(lambda: state_of(0).params)
+    way_out = re.escape(f"--gin.CHECKPOINT_PATH=\"'{tmp_path / 'checkpoint_2'}'\"")
+    with pytest.raises(ValueError, match=way_out) as error:
+        checkpoints.restore_params(tmp_path, shapes)
+    assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value)) < 600
+    truncate(tmp_path / "checkpoint_2", "ema")
+    with pytest.raises(ValueError, match="checkpoint_2 is damaged") as error:
+        checkpoints.restore_params(tmp_path / "checkpoint_2", shapes)
+    assert "CHECKPOINT_PATH" not in str(error.value)
+
+
+def test_reads_that_fail_after_the_first_one_are_not_printed(caplog, monkeypatch):
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+
+    def late(message):
+        """What a callback of C code does when it cannot be raised anywhere."""
+        error = RuntimeError(message)
+        sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+
+    asyncio_log = logging.getLogger("asyncio")
+    with pytest.raises(ValueError, match="first"), checkpoints._silent_stragglers():
+        raise ValueError("first")
+    late("Event loop is closed")
+    asyncio_log.error("Future exception was never retrieved\nfuture: a page of it")
+    assert printed == []
+    assert caplog.text == ""
+    late("something else")
+    asyncio_log.error("something else")
+    assert len(printed) == 1
+    assert "something else" in caplog.text
+
+
+def fill_disk(monkeypatch, *, at_once):
+    """Makes orbax fail while it writes, in its thread or in ours; a way back."""
+    original = ocp.CheckpointManager.save if at_once else ocp.StandardCheckpointHandler.finalize
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    owner = ocp.CheckpointManager if at_once else ocp.StandardCheckpointHandler
+    name = "save" if at_once else "finalize"
+    monkeypatch.setattr(owner, name, refuse)
+    return lambda: monkeypatch.setattr(owner, name, original)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("noticed", ["leaving", "waiting", "saving again"])
+def test_a_full_disk_is_one_error_with_a_way_out(tmp_path, monkeypatch, caplog, at_once, noticed):
+    save(tmp_path, 2)
+    message = (
+        rf"checkpoint of step 4 could not be saved in {tmp_path} \(No space left on device\)\. "
+        r"The last good one there is checkpoint_2\. Free space there .* another MODEL_DIR, with "
+        rf"INITIAL_CHECKPOINT_PATH = '{tmp_path}/checkpoint_2'"
+    )
+    empty_disk = fill_disk(monkeypatch, at_once=at_once)
+
+    def run():
+        with checkpoints.Checkpoints(tmp_path, config(), FACTS) as saved:
+            saved.save(state_of(4))
+            if noticed == "waiting":
+                saved.last_good()
+            if noticed == "saving again":
+                saved.save(state_of(6))
+
+    with pytest.raises(OSError, match=message):
+        run()
+    assert caplog.text.count("Traceback") == 0
+    assert checkpoints.saved_steps(tmp_path) == [2]
+    assert_same(restore(tmp_path)[0], state_of(2))
+    empty_disk()
+    save(tmp_path, 4)
+    assert_same(restore(tmp_path)[0], state_of(4))
