@@ -194,6 +194,13 @@ def _unused(
 
 def _near(key: Key, reach: Reach) -> str:
     if key.selector == MACRO:
+        same_name = {
+            str(Key("", call.selector, key.scope))
+            for call in reach.calls
+            if call.selector != MACRO and key.scope in _parameters(call.selector)
+        }
+        if same_name:
+            return f"Did you mean {' or '.join(sorted(same_name))}?"
         macros = {"/".join(call.scope) for call in reach.calls if call.selector == MACRO}
         return checks.nearest(key.scope, macros)
     instead = sorted(

@@ -27,6 +27,14 @@ class ConfigError(ValueError):
     """A gin file, a binding or a flag is wrong; the message says where and what to write."""
 
 
+class _NotImportedError(ConfigError):
+    """A reference to a class or function of idode_gin that no gin file has imported."""
+
+    def __init__(self, selector: str, modules: Sequence[str]) -> None:
+        super().__init__(f"No gin file uses a function or class named {selector!r}.")
+        self.selector, self.modules = selector, modules
+
+
 class Key(NamedTuple):
     """What is bound: a parameter of a configurable, in a scope. A macro is its scope's name."""
 
@@ -85,7 +93,8 @@ def find_file(name: str, search_paths: Sequence[str]) -> pathlib.Path:
         path = pathlib.Path(folder) / name
         if path.is_file():
             return path
-    folders = ", ".join(str(pathlib.Path(each).resolve()) for each in search_paths)
+    resolved = (str(pathlib.Path(each).resolve()) for each in search_paths)
+    folders = ", ".join(dict.fromkeys(resolved))
     near = checks.nearest(name, set(_gin_files_near(name, search_paths)))
     raise ConfigError(f"There is no gin file {name!r}. Searched: {folders}. {near}")
 
@@ -96,6 +105,24 @@ def macros_mentioned(search_paths: Sequence[str]) -> set[str]:
         each for path in search_paths for each in pathlib.Path(path).glob("gin_configs/**/*.gin")
     )
     return {name for each in files for name in re.findall(r"%(\w+)", each.read_text("utf-8"))}
+
+
+def modules_that_define(selector: str) -> list[str]:
+    """Modules of idode_gin that define what `selector` ends in; imports none of them.
+
+    Args:
+        selector: a class or function, maybe after the module's name: `FixedGrid` or
+            `fixed_grid.FixedGrid`.
+    """
+    module, _, name = selector.rpartition(".")
+    package = pathlib.Path(__file__).parent
+    definition = re.compile(rf"^(?:class|def) {re.escape(name)}\b", re.MULTILINE)
+    found = [
+        ".".join(path.relative_to(package.parent).with_suffix("").parts)
+        for path in sorted(package.rglob("*.py"))
+        if definition.search(path.read_text(encoding="utf-8"))
+    ]
+    return [each for each in found if each.endswith(f".{module}")] or found
 
 
 def registered_names() -> set[str]:
@@ -137,6 +164,9 @@ class _Loader:
         except SyntaxError as error:
             advice = _advice(name.strip(), value.strip(), error.msg)
             raise ConfigError(f"{flag}: {advice}") from error
+        except _NotImportedError as error:
+            lines = _lines_for_a_file(name.strip(), value.strip(), error)
+            raise ConfigError(f"{flag}: {error}{lines}") from error
         except ConfigError as error:
             raise ConfigError(f"{flag}: {_BINDINGS_LOCATION.sub('', str(error))}") from error
 
@@ -170,7 +200,14 @@ class _Delegate(config.ParserDelegate):
     """Makes references, naming the nearest configurable where one is unknown."""
 
     def configurable_reference(self, scoped_selector: str, evaluate: bool) -> Any:
-        _configurable(scoped_selector.rsplit("/", 1)[-1])
+        selector = scoped_selector.rsplit("/", 1)[-1]
+        try:
+            _configurable(selector)
+        except ConfigError as error:
+            is_command_line = not config._parse_context()._dynamic_registration
+            if is_command_line and (modules := modules_that_define(selector)):
+                raise _NotImportedError(selector, modules) from error
+            raise
         return super().configurable_reference(scoped_selector, evaluate)
 
 
@@ -241,6 +278,20 @@ def _modules_of(package: str) -> list[str]:
     spec = importlib.util.find_spec(package)
     folders = spec.submodule_search_locations if spec else None
     return [each.name for each in pkgutil.iter_modules(folders)] if folders else []
+
+
+def _lines_for_a_file(name: str, value: str, error: _NotImportedError) -> str:
+    """What to write into a gin file, which can import, instead of on the command line."""
+    package, _, module = error.modules[0].rpartition(".")
+    reference = f"{module}.{error.selector.rpartition('.')[2]}"
+    others = f" (or: {', '.join(error.modules[1:])})" if error.modules[1:] else ""
+    return (
+        " The command line cannot import it; a gin file with these lines, given by one more "
+        f"--gin_file, can{others}:\n"
+        "  from __gin__ import dynamic_registration\n"
+        f"  from {package} import {module}\n"
+        f"  {name} = {value.replace(error.selector, reference)}"
+    )
 
 
 def _advice(name: str, value: str, message: str) -> str:

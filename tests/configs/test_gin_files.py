@@ -1,5 +1,6 @@
 """Every gin file loads, passes the detector and builds; the static analysis agrees with gin."""
 
+import itertools
 import pathlib
 import re
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from idode_gin import train as train_program
 from idode_gin.gin_loading import MACRO, ConfigError
 from idode_gin.networks.unet import UNet
 from idode_gin.runtime.optimizers import AdamW
+from idode_gin.solvers.adaptive import DormandPrince
+from idode_gin.solvers.divergence import Exact, Hutchinson
+from idode_gin.solvers.fixed_grid import FixedGrid
 from idode_gin.trainer import Trainer
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -47,6 +51,8 @@ DEFINES = {
     "models": {"NETWORK", "DROPOUT_RATE"},
     "tasks": {"MIXTURE_OR_TASK_NAME", "NUM_LEVELS", "IMAGE_SHAPE", "GAMMA_MIN"},
     "objectives": {"SCHEDULE", "PARAMETERIZATION", "TIME_SAMPLER", "LOSS"},
+    "solvers": {"SOLVER"},
+    "divergences": {"DIVERGENCE"},
 }
 # What some files of a folder define beside, and what they leave to their user.
 DEFINES_TOO = {"tasks": {"EVAL_SPLIT", "DATA_PATH"}}
@@ -188,6 +194,7 @@ def test_several_ways_to_bind_on_the_command_line() -> None:
         ("IMAGE_SHAPE = (8, 8)", "DiffusionODE.image_shape must be tuple"),
         ("MIXTURE_OR_TASK_NAME = digits", "--gin.MIXTURE_OR_TASK_NAME=\"'digits'\""),
         ("GAMMA_MIN = '-13'", "Linear.gamma_min must be float, .* Write -13, without quotes"),
+        ("warmup_steps = 1", r"Did you mean AdamW.warmup_steps\?"),
         ("OPTIMIZER = 'adam'", "train.optimizer must be AdamW | GradientTransformation"),
     ],
 )
@@ -210,6 +217,39 @@ def test_objective_and_task_can_be_swapped_by_a_later_file() -> None:
     model = gin_utils.build(train_program.train)["model"]
     assert type(model.schedule).__name__ == "StraightPath"
     assert type(model.parameterization).__name__ == "Noise"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "solver"),
+    itertools.product(["digits_eval", "digits_sample"], ["dormand_prince", "fixed_grid"]),
+)
+def test_solver_can_be_swapped_by_a_later_file(experiment: str, solver: str) -> None:
+    parts = [f"experiments/{experiment}", f"solvers/{solver}"]
+    root = PROGRAMS[EXPERIMENTS[experiment]]
+    files = [f"gin_configs/{each}.gin" for each in parts]
+    reach = gin_utils.load_and_check(root, files)
+    assert_static_equals_dynamic(reach, root)
+    arguments = gin_utils.build(root)
+    if experiment == "digits_eval":
+        found = {each.solver for each in arguments["evaluator"].likelihoods.values()}
+    else:
+        found = {arguments["sampler"].ode_sampler.solver}
+    expected = {
+        "dormand_prince": DormandPrince(rtol=1e-4, atol=1e-4),
+        "fixed_grid": FixedGrid(steps=64),
+    }
+    assert found == {expected[solver]}
+
+
+@pytest.mark.parametrize(("name", "expected"), [("exact", Exact()), ("hutchinson", Hutchinson())])
+def test_divergence_can_be_swapped_by_a_later_file(name: str, expected: object) -> None:
+    files = [
+        f"gin_configs/{each}.gin" for each in ("experiments/digits_eval", f"divergences/{name}")
+    ]
+    reach = gin_utils.load_and_check(eval_program.evaluate, files)
+    assert_static_equals_dynamic(reach, eval_program.evaluate)
+    evaluator = gin_utils.build(eval_program.evaluate)["evaluator"]
+    assert {each.divergence for each in evaluator.likelihoods.values()} == {expected}
 
 
 @pytest.mark.parametrize("run", PROGRAMS)

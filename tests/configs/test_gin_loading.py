@@ -169,3 +169,35 @@ def test_module_that_cannot_be_imported_tells_why(tmp_path: pathlib.Path, monkey
     monkeypatch.syspath_prepend(tmp_path)
     message = error(tmp_path, toy_files.HEADER + "import needs_more")
     assert "Cannot import 'needs_more': No module named 'not_installed_anywhere'" in message
+
+
+def test_a_folder_searched_twice_is_listed_once(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        gin_loading.load(["a.gin"], [], [str(tmp_path), f"{tmp_path}/../{tmp_path.name}"])
+    assert str(caught.value).count(f"{tmp_path}") == 1
+
+
+def test_class_that_no_file_imports_comes_with_the_lines_that_do(tmp_path: pathlib.Path) -> None:
+    for written in ("@score.Score()", "@Score()"):
+        message = error(
+            tmp_path, toy_files.HEADER + "A = @toy.half", (f"PARAMETERIZATION={written}",)
+        )
+        *_, first, second, third = (each.strip() for each in message.splitlines())
+        assert (first, second) == (
+            "from __gin__ import dynamic_registration",
+            "from idode_gin.parameterizations import score",
+        )
+        assert third == "PARAMETERIZATION = @score.Score()"
+    (tmp_path / "lines.gin").write_text(f"{first}\n{second}\n{third}\n")
+    config.clear_config()
+    (binding,) = gin_loading.load(["lines.gin"], [], [str(tmp_path)])
+    assert str(binding.value) == third.partition(" = ")[2]
+
+
+def test_modules_are_searched_by_the_name_they_are_written_with() -> None:
+    assert gin_loading.modules_that_define("uniform.Uniform") == [
+        "idode_gin.dequantizers.uniform",
+        "idode_gin.time_samplers.uniform",
+    ]
+    assert gin_loading.modules_that_define("trainer.Trainer") == ["idode_gin.trainer"]
+    assert gin_loading.modules_that_define("NoSuchName") == []

@@ -1,0 +1,1 @@
+"""What is bound to what: train, finetune, eval, sample."""
