@@ -17,7 +17,15 @@ from idode_gin.losses.base import AbstractBound
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.models import DiffusionODE
 from idode_gin.runtime import batches as batch_lib
-from idode_gin.runtime import data, evaluation, files, fingerprints, loading
+from idode_gin.runtime import (
+    checkpoints,
+    data,
+    evaluation,
+    files,
+    fingerprints,
+    loading,
+    preemption,
+)
 from idode_gin.runtime.partitioning import PjitPartitioner
 from idode_gin.runtime.preemption import StopRequest
 
@@ -75,28 +83,27 @@ class Evaluator:
             ValueError: for an unknown task or split, images that do not fit the model, or a
                 checkpoint that is missing or of another architecture.
             checks.NonFiniteError: if an image's figure is not finite or a solve did not arrive.
-            checks.Preempted: when asked to stop; nothing is written.
+            checks.Preempted: when asked to stop; no results are written.
         """
         self.partitioner.check_batch_size("batch_size", dataset.batch_size)
         began = time.monotonic()
+        checkpoint = str(checkpoints.find(self.checkpoint_path))
         split = run_inputs.load(dataset, model)
-        params, step = run_inputs.load_params(
-            model, split.image_shape, self.checkpoint_path, self.use_ema
-        )
+        params, step = run_inputs.load_params(model, split.image_shape, checkpoint, self.use_ema)
         print(
             f"Scoring {split.num_images} images of {split.name} / {split.split} with "
-            f"{self.checkpoint_path}, step {step}, {'EMA' if self.use_ema else 'raw'} parameters.",
+            f"{checkpoint}, step {step}, {'EMA' if self.use_ema else 'raw'} parameters.",
             flush=True,
         )
         scores = {}
-        with StopRequest() as stop:
+        with StopRequest(preemption.RESULTS) as stop:
             for name, scorer in self._scorers(model).items():
                 scores[name] = self._score(name, scorer, params, split, dataset.batch_size, stop)
         histogram = self._histogram(dataset, split, model.encoding.levels)
         summary = {
             **split.facts(),
             "levels": model.encoding.levels,
-            "checkpoint": self.checkpoint_path,
+            "checkpoint": checkpoint,
             "step": step,
             "parameters": "ema" if self.use_ema else "raw",
             "params_sha256": fingerprints.sha256(params),
@@ -169,7 +176,7 @@ class Evaluator:
         )
         if found is None:
             raise checks.Preempted(
-                f"Stopped by {stop.reason} while scoring {name}; nothing was written."
+                f"Stopped by {stop.reason} while scoring {name}; no results were written."
             )
         scores = found.per_image()
         _check_scores(name, scores)

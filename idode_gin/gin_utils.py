@@ -22,28 +22,21 @@ from gin import config
 import idode_gin
 from idode_gin import checks, gin_checks, gin_loading
 from idode_gin.gin_loading import ConfigError
-from idode_gin.runtime import files
+from idode_gin.runtime import files, preemption, quiet
 
-_BAD_INPUT = (
-    ValueError,
-    SyntaxError,
-    FileNotFoundError,
-    FileExistsError,
-    NotADirectoryError,
-    IsADirectoryError,
-    PermissionError,
-)
+_BAD_INPUT = (ValueError, SyntaxError, OSError)
 _PROGRAMS = ("train", "eval", "sample")
 _IN_CALL = re.compile(r"\n  In call to configurable '([^']*)' \([^\n]*\)( in scope '[^']*')?")
-EXIT_INTERRUPTED = 130
+_ABSL_NOTE = ";\n    repeat this option"  # what absl adds to the help of repeatable flags
 EXIT_BROKEN_PIPE = 141
 
 
 def run(program: str, function: str, about: str, argv: Sequence[str] | None = None) -> int:
     """Runs `function(dry_run=…)` of the module `program` and returns the exit code.
 
-    0 done; 2 bad configuration or input; 3 a number became non-finite; 75 stopped when asked to,
-    with everything saved; 130 interrupted. Any other exception is a defect and passes through.
+    0 done; 2 bad configuration or input, or a disk that refuses; 3 a number became non-finite; 75
+    stopped when asked to, by SIGTERM or Ctrl-C, at whatever point. A second signal ends the process
+    at once, with 128 + signal. Any other exception is a defect and passes through.
 
     Args:
         program: module name, such as `idode_gin.train`.
@@ -52,6 +45,11 @@ def run(program: str, function: str, about: str, argv: Sequence[str] | None = No
         argv: arguments without the program's name; those of the process if not given.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with preemption.OutsideLoop():
+        return _exit_code_of(program, function, about, arguments)
+
+
+def _exit_code_of(program: str, function: str, about: str, arguments: list[str]) -> int:
     try:
         _run(program, function, about, arguments)
         sys.stdout.flush()
@@ -70,9 +68,9 @@ def run(program: str, function: str, about: str, argv: Sequence[str] | None = No
             hint = "\n(--debug prints where it was raised)"
         print(f"{label}: {message(error, function)}{hint}", file=sys.stderr, flush=True)
         return code
-    except KeyboardInterrupt:
-        print("stopped: interrupted.", file=sys.stderr, flush=True)
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as error:
+        print(f"stopped: {str(error) or 'interrupted.'}", file=sys.stderr, flush=True)
+        return checks.EXIT_PREEMPTED
     return checks.EXIT_DONE
 
 
@@ -98,16 +96,31 @@ def message(error: BaseException, function: str) -> str:
     return f"{text} [{calls[0][0]}{calls[0][1]}]"
 
 
-def write_configs(directory: str | os.PathLike[str]) -> None:
+def write_configs(directory: str | os.PathLike[str], macro: str) -> None:
     """Writes `config.gin` (what was bound) and `operative_config.gin` (what is used, defaults too).
 
     Called from inside a program's function, when gin has built its arguments. Either file, given
     as the only --gin_file, repeats the run. Only the first of several processes writes.
+
+    Args:
+        directory: where to; made if it is not there.
+        macro: what the gin files call it.
+
+    Raises:
+        ConfigError: if it cannot be made.
     """
     import jax
 
     if jax.process_index() == 0:
         folder = pathlib.Path(directory)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = "it is a file" if folder.is_file() else error.strerror
+            raise ConfigError(
+                f"{macro} = {str(directory)!r} cannot be made a directory: {reason}. Bind another: "
+                f"--gin.{macro}=\"'…'\""
+            ) from error
         files.write_atomically(folder / "config.gin", config.config_str())
         files.write_atomically(folder / "operative_config.gin", config.operative_config_str())
 
@@ -162,9 +175,7 @@ def _run(program: str, function: str, about: str, arguments: list[str]) -> None:
         return
     if not options.gin_file:
         raise ConfigError(f"No --gin_file. For example:\n  {_example(about)}")
-    # TensorFlow, which only reads images here, greets with a screenful.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    quiet.silence_tensorflow()
     root = getattr(importlib.import_module(program), function)
     load_and_check(root, options.gin_file, options.gin_bindings, options.gin_search_paths)
     refuse_bindings(root, ["dry_run"], "use the flag --dry_run")
@@ -184,7 +195,9 @@ def parse_flags(arguments: Sequence[str]) -> flags.FlagValues:
     """
     options = _define_flags()
     try:
-        rest = options(["", *map(_rewrite_gin_flag, arguments)], known_only=True)
+        following = [*arguments[1:], ""]
+        given = map(_rewrite_gin_flag, arguments, following)
+        rest = options(["", *given], known_only=True)
         rest = flags.FLAGS(rest)  # absl's own, such as --verbosity
     except flags.UnrecognizedFlagError as error:
         known = [f"--{name}" for name in (*options, *flags.FLAGS)]
@@ -207,7 +220,7 @@ def usage(about: str) -> str:
     options = _define_flags()
     for name in options:
         if len(name) > 1:  # -h is --help
-            lines += [f"  --{name}", *_wrapped(options[name].help.split(";")[0])]
+            lines += [f"  --{name}", *_wrapped(options[name].help.partition(_ABSL_NOTE)[0])]
     return "\n".join(lines)
 
 
@@ -272,12 +285,15 @@ def _define_flags() -> flags.FlagValues:
     return options
 
 
-def _rewrite_gin_flag(argument: str) -> str:
+def _rewrite_gin_flag(argument: str, following: str) -> str:
     found = re.fullmatch(r"--?gin\.(.*)", argument, re.DOTALL)
     if not found:
         return argument
     if "=" not in found[1]:
-        raise ConfigError(f"{argument} has no value. Write {argument}=VALUE.")
+        value = "VALUE" if not following or following.startswith("-") else following
+        raise ConfigError(
+            f"{argument} has no value. Write {argument}={value}, with an equals sign."
+        )
     return f"--gin_bindings={found[1]}"
 
 
@@ -288,7 +304,7 @@ def _check_root(root: Callable[..., Any], bindings: Sequence[gin_loading.Binding
         return
     modules = {config._REGISTRY[each.key.selector].wrapped.__module__ for each in bindings}
     others = [f"idode_gin.{name}" for name in _PROGRAMS if f"idode_gin.{name}" in modules]
-    near = f" They are files of {others[0]}." if others else ""
+    near = f" They are files of {others[0]}: run `python -m {others[0]} …`." if others else ""
     raise ConfigError(f"The gin files bind nothing of `{root.__module__}.{root.__name__}`.{near}")
 
 

@@ -30,9 +30,9 @@ def sample(*, model: DiffusionODE, sampler: Sampler, dry_run: bool = False) -> N
         sampler: checkpoint, numbers and output directory.
         dry_run: only say what would be done. Set by the flag --dry_run.
     """
+    found = checkpoints.find(sampler.checkpoint_path)
     if dry_run:
-        found = checkpoints.find(sampler.checkpoint_path)
         print(f"Would draw {sampler.num_samples} images from {found}.")
         return
-    gin_utils.write_configs(sampler.output_dir)
+    gin_utils.write_configs(sampler.output_dir, "SAMPLE_OUTPUT_DIR")
     sampler.run(model)

@@ -11,7 +11,7 @@ import numpy as np
 
 from idode_gin import checks, numerics, run_inputs, types
 from idode_gin.models import DiffusionODE
-from idode_gin.runtime import files, plots
+from idode_gin.runtime import checkpoints, files, plots, preemption
 from idode_gin.runtime.partitioning import PjitPartitioner
 from idode_gin.runtime.preemption import StopRequest
 from idode_gin.sampling import ODESampler, Samples
@@ -64,22 +64,21 @@ class Sampler:
             ValueError: if the model has no image shape, or for a checkpoint that is missing or of
                 another architecture.
             checks.NonFiniteError: if a solve did not arrive.
-            checks.Preempted: when asked to stop; nothing is written.
+            checks.Preempted: when asked to stop; no results are written.
         """
         if model.image_shape is None:
             raise ValueError("Sampling needs `DiffusionODE.image_shape`; bind IMAGE_SHAPE.")
         self.partitioner.check_batch_size("batch_size", self.batch_size)
         began = time.monotonic()
-        params, step = run_inputs.load_params(
-            model, model.image_shape, self.checkpoint_path, self.use_ema
-        )
+        checkpoint = str(checkpoints.find(self.checkpoint_path))
+        params, step = run_inputs.load_params(model, model.image_shape, checkpoint, self.use_ema)
         print(
-            f"Drawing {self.num_samples} images from {self.checkpoint_path}, step {step}.",
+            f"Drawing {self.num_samples} images from {checkpoint}, step {step}.",
             flush=True,
         )
         pixels, evaluations = self._draw(model, params)
         summary = {
-            "checkpoint": self.checkpoint_path,
+            "checkpoint": checkpoint,
             "step": step,
             "parameters": "ema" if self.use_ema else "raw",
             "num_samples": self.num_samples,
@@ -106,11 +105,11 @@ class Sampler:
         compiled = jax.jit(per_device, out_shardings=self.partitioner.replicated)
         collected: list[Samples] = []
         starts = range(0, self.num_samples, self.batch_size)
-        with StopRequest() as stop, tqdm.tqdm(starts, unit="batch", disable=None) as bar:
-            for start in bar:
+        with StopRequest(preemption.RESULTS) as stop:
+            for start in tqdm.tqdm(starts, unit="batch", disable=None):
                 if stop.requested:
                     raise checks.Preempted(
-                        f"Stopped by {stop.reason} while sampling; nothing was written."
+                        f"Stopped by {stop.reason} while sampling; no results were written."
                     )
                 batch = self._batch(start)
                 collected.append(jax.device_get(compiled(params, batch)))

@@ -77,5 +77,5 @@ def train(
     if dry_run:
         print(trainer.dry_run(model, train_dataset_cfg, train_eval_dataset_cfg))
         return
-    gin_utils.write_configs(model_dir)
+    gin_utils.write_configs(model_dir, "MODEL_DIR")
     trainer.run(model, train_dataset_cfg, train_eval_dataset_cfg)

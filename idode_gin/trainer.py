@@ -357,7 +357,7 @@ class _Run:
         )
 
     def _fail(self, error: checks.NonFiniteError) -> NoReturn:
-        path = self._write_summary("non_finite")["checkpoint"]
+        path = self._write_summary("non_finite", str(error))["checkpoint"]
         good = f"The last good checkpoint is {path}" if path else "No checkpoint had been saved yet"
         way_out = f" from INITIAL_CHECKPOINT_PATH = {path!r}" if path else ""
         raise checks.NonFiniteError(
@@ -365,13 +365,16 @@ class _Run:
             f"start again in a new MODEL_DIR{way_out}."
         ) from error
 
-    def _write_summary(self, exit_reason: str) -> dict[str, Any]:
+    def _write_summary(self, exit_reason: str, error: str | None = None) -> dict[str, Any]:
         is_finite = exit_reason != "non_finite"
         state, step = self._state, int(self._state.step)
+        if not is_finite:  # the step that was seen not to be, not those already under way
+            step = self._watch.step or step
         row = self._log.row(step) or {}
         path = self._saved.last_good()
         summary = {
             "exit_reason": exit_reason,
+            "error": error,
             "step": step,
             "train_steps": self._trainer.train_steps,
             "bpd": row.get("eval/bpd"),

@@ -71,7 +71,8 @@ class UNet(base.AbstractNetwork):
                 f"`channels` must be at least 4, got {self.channels}: the embedding of time needs "
                 "two frequencies, each with a sine and a cosine."
             )
-        checks.check_multiple("channels", self.channels, "2", 2)
+        if self.channels % 2:
+            raise ValueError(f"`channels` must be even, got {self.channels}.")
         checks.check_multiple("channels", self.channels, "groups", self.groups)
         checks.check_multiple("channels", self.channels, "attention_heads", self.attention_heads)
         _check_group_size(self.channels, self.groups, self.min_channels_per_group)

@@ -1,4 +1,7 @@
-"""Stopping when asked: the signals of schedulers and of Ctrl-C, polled between steps."""
+"""Stopping when asked: the signals of schedulers and of Ctrl-C, polled between steps.
+
+Light to import: a program handles signals before it knows whether it needs jax.
+"""
 
 import os
 import signal
@@ -6,59 +9,43 @@ import socket
 import sys
 import threading
 from types import FrameType, TracebackType
-
-import jax
+from typing import NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+TRAINING = "stopping after this step. Again to stop at once, unsaved."
+RESULTS = "stopping after this batch, without results. Again to stop at once."
 
 
-class StopRequest:
-    """A context in which SIGTERM and SIGINT set `requested` instead of ending the process.
+class StoppedOutsideLoop(KeyboardInterrupt):
+    """The process was asked to stop while nobody polled. Programs exit with 75.
 
-    Training, evaluation and sampling alike poll it, save what they have and raise
-    `checks.Preempted`. A second signal ends the process at once, with exit code 128 + signal.
-
-    The signals reach a thread through a socket that C code writes to, so that they count even
-    while the main thread is inside a compilation that lasts for minutes.
-
-    With several processes SIGTERM is left to jax's own preemption service: it agrees with every
-    process on one step to stop at, which `stop_at` asks for. Outside the main thread, where Python
-    allows no handlers, nothing is installed and nothing is ever requested.
+    A KeyboardInterrupt, so that no `except Exception` on the way takes it for damaged data.
     """
 
-    def __init__(self) -> None:
+
+class _Handlers:
+    """A context in which signals are handled, and a thread hears of them at once.
+
+    The signals reach the thread through a socket that C code writes to, so that they count even
+    while the main thread is inside a compilation that lasts for minutes. Outside the main thread,
+    where Python allows no handlers, nothing is installed.
+    """
+
+    def __init__(self, notice: str) -> None:
+        self._notice = notice
         self._signal = 0
         self._previous: dict[signal.Signals, object] = {}
         self._previous_fd = -1
 
-    @property
-    def requested(self) -> bool:
-        """Whether this process was asked to stop."""
-        return self._signal != 0
-
-    @property
-    def reason(self) -> str:
-        """The name of the signal, for messages."""
-        return signal.Signals(self._signal).name if self._signal else "preemption"
-
-    def stop_at(self, step: int) -> bool:
-        """Whether to stop after `step`; with several processes, the same answer on all of them."""
-        if jax.process_count() == 1:
-            return self.requested
-        from jax.experimental import multihost_utils
-
-        return bool(multihost_utils.reached_preemption_sync_point(step))
-
-    def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
-            return self
+    def _install(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for each in SIGNALS:
-            self._previous[each] = signal.signal(each, _ignore)
+            self._previous[each] = signal.signal(each, self._handle)
         threading.Thread(target=self._watch, args=(self._reader,), daemon=True).start()
-        return self
 
     def __exit__(
         self,
@@ -75,22 +62,85 @@ class StopRequest:
         signal.set_wakeup_fd(self._previous_fd)
         self._writer.close()  # ends the watching thread
 
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Does nothing: with a Python handler in place, C code writes the number to the socket."""
+
     def _watch(self, reader: socket.socket) -> None:
         with reader:
             while numbers := reader.recv(64):
                 for number in numbers:
                     if number not in SIGNALS:
                         continue
-                    if self.requested:
+                    if self._signal:
                         os._exit(128 + number)
                     self._signal = number
                     name = signal.Signals(number).name
-                    print(
-                        f"\n{name}: stopping after this step. Again to stop at once, unsaved.",
-                        file=sys.stderr,
-                        flush=True,
-                    )
+                    print(f"\n{name}: {self._notice}", file=sys.stderr, flush=True)
 
 
-def _ignore(number: int, frame: FrameType | None) -> None:
-    """Does nothing: with a Python handler in place, C code writes the number to the socket."""
+class OutsideLoop(_Handlers):
+    """A context around a whole program: SIGTERM and SIGINT raise `StoppedOutsideLoop` in it.
+
+    Where a loop polls a `StopRequest`, that one takes over until it is left. A second signal ends
+    the process at once, with exit code 128 + signal.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("stopping. Again to stop at once.")
+
+    def __enter__(self) -> "OutsideLoop":
+        self._install()
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> NoReturn:
+        raise StoppedOutsideLoop(
+            f"Stopped by {signal.Signals(number).name} while starting or finishing. Nothing that "
+            "was saved is lost, and the same command starts again."
+        )
+
+
+class StopRequest(_Handlers):
+    """A context in which SIGTERM and SIGINT set `requested` instead of ending the process.
+
+    Training, evaluation and sampling alike poll it, save what they have and raise
+    `checks.Preempted`. A second signal ends the process at once, with exit code 128 + signal.
+
+    With several processes SIGTERM is left to jax's own preemption service: it agrees with every
+    process on one step to stop at, which `stop_at` asks for. Outside the main thread, where Python
+    allows no handlers, nothing is installed and nothing is ever requested.
+
+    Args:
+        notice: what the first signal prints after its name.
+    """
+
+    def __init__(self, notice: str = TRAINING) -> None:
+        super().__init__(notice)
+
+    @property
+    def requested(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self._signal != 0
+
+    @property
+    def reason(self) -> str:
+        """The name of the signal, for messages."""
+        return signal.Signals(self._signal).name if self._signal else "preemption"
+
+    def stop_at(self, step: int) -> bool:
+        """Whether to stop after `step`; with several processes, the same answer on all of them."""
+        if _process_count() == 1:
+            return self.requested
+        from jax.experimental import multihost_utils
+
+        return bool(multihost_utils.reached_preemption_sync_point(step))
+
+    def __enter__(self) -> "StopRequest":
+        if _process_count() == 1:
+            self._install()
+        return self
+
+
+def _process_count() -> int:
+    import jax
+
+    return jax.process_count()

@@ -1,7 +1,12 @@
 """From the command line to an exit code."""
 
+import contextlib
+import errno
+import os
 import pathlib
 import re
+import signal
+import time
 
 import jax
 import pytest
@@ -11,6 +16,7 @@ from gin import config
 
 from idode_gin import checks, gin_utils
 from idode_gin.gin_loading import ConfigError
+from idode_gin.runtime import preemption
 
 ABOUT = "Toys.\n\n    python -m toy_program --gin_file=toy_files.gin\n"
 
@@ -72,7 +78,12 @@ def test_dry_run_is_passed_on(run) -> None:
         (["--gin.STEP=7"], "STEP is not used by anything [--gin.STEP=7]. Did you mean 'STEPS'?"),
         (["--gin.STEPS=1e3"], "Write 1000."),
         (["--gin.FOLDER=runs/b"], "--gin.FOLDER=\"'runs/b'\""),
-        (["--gin.FOLDER"], "--gin.FOLDER has no value. Write --gin.FOLDER=VALUE."),
+        (["--gin.FOLDER"], "--gin.FOLDER has no value. Write --gin.FOLDER=VALUE, with an equals"),
+        (["--gin.STEPS", "30"], "has no value. Write --gin.STEPS=30, with an equals sign."),
+        (
+            ["--gin.power=1.0"],
+            "power is not used by anything [--gin.power=1.0]. Did you mean Engine.power?",
+        ),
         (["--gin_fil=a.gin"], "Unknown flag --gin_fil. Did you mean --gin_file?"),
         (["--zzz"], "Unknown flag --zzz. --help lists all flags."),
         (["--dry_run=maybe"], "dry_run"),
@@ -121,14 +132,15 @@ def test_syntax_error_names_file_and_line(run, tmp_path: pathlib.Path) -> None:
         ("stop", 75, "stopped: saved at step 3\n"),
         ("diverge", 3, "error: the loss is NaN at step 3\n"),
         ("miss", 2, "error: [Errno 2] No such file or directory: 'no/such/file'\n"),
-        ("interrupt", 130, "stopped: interrupted.\n"),
+        ("interrupt", 75, "stopped: interrupted.\n"),
+        ("fill_disk", 2, "error: [Errno 28] No space left on device: 'runs/a/summary.json'\n"),
     ],
 )
 def test_exceptions_become_exit_codes(run, function: str, code: int, found: str, tmp_path) -> None:
     (tmp_path / "fail.gin").write_text(f"{toy_files.HEADER}toy.main.fail = @toy.{function}\n")
     got, _, errors = run("--gin_file=fail.gin")
     assert (got, errors) == (code, found)
-    if code != 130:
+    if function != "interrupt":
         assert "Traceback" in run("--gin_file=fail.gin", "--debug")[2]
 
 
@@ -142,7 +154,8 @@ def test_file_of_another_program(run, tmp_path: pathlib.Path) -> None:
     sample = "gin_configs/experiments/digits_sample.gin"
     code, _, errors = run(file=sample)
     assert code == 2
-    assert "bind nothing of `toy_program.main`. They are files of idode_gin.sample." in errors
+    assert "bind nothing of `toy_program.main`. They are files of idode_gin.sample: run " in errors
+    assert "`python -m idode_gin.sample …`" in errors
 
 
 def test_error_of_a_constructor_can_be_traced(run) -> None:
@@ -163,6 +176,37 @@ def test_help(run) -> None:
         *("process_count", "process_index", "initialization_timeout", "local_device_ids"),
     ):
         assert f"  --{name}\n" in output
+    assert "A gin file; repeatable, later ones win.\n" in output
+    assert "One of several processes; any device.\n" in output
+    assert "specify a list" not in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moment", ["load_and_check", "first_screen"])
+def test_asked_to_stop_outside_a_loop(run, monkeypatch, number: int, moment: str) -> None:
+    """No `except Exception` on the way takes the request for an error of its own."""
+    before = [signal.getsignal(each) for each in preemption.SIGNALS]
+
+    def signalled(*_: object) -> None:
+        with contextlib.suppress(Exception):
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+
+    monkeypatch.setattr(gin_utils, moment, signalled)
+    code, _, errors = run()
+    assert code == checks.EXIT_PREEMPTED
+    name = signal.Signals(number).name
+    assert f"stopped: Stopped by {name} while starting or finishing." in errors
+    assert "Traceback" not in errors
+    assert [signal.getsignal(each) for each in preemption.SIGNALS] == before
+
+
+def test_output_directory_that_cannot_be_one(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"FOLDER = '.*/file' cannot be .*: it is a file\. Bind"):
+        gin_utils.write_configs(tmp_path / "file", "FOLDER")
+    with pytest.raises(ConfigError, match=r"FOLDER = '.*/file/run' cannot be .*: Not a directory"):
+        gin_utils.write_configs(tmp_path / "file" / "run", "FOLDER")
 
 
 def test_absl_flags_are_known() -> None:
@@ -175,6 +219,8 @@ def test_exit_codes_are_those_of_checks() -> None:
     assert gin_utils.exit_code(ConfigError("")) == checks.EXIT_BAD_INPUT
     assert gin_utils.exit_code(checks.NonFiniteError("")) == checks.EXIT_NON_FINITE
     assert gin_utils.exit_code(checks.Preempted("")) == checks.EXIT_PREEMPTED
+    for number in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EACCES):
+        assert gin_utils.exit_code(OSError(number, "")) == checks.EXIT_BAD_INPUT
     assert gin_utils.exit_code(RuntimeError("")) is None
     assert gin_utils.exit_code(TypeError("")) is None
 
@@ -191,7 +237,7 @@ def test_written_configs_repeat_the_run(tmp_path: pathlib.Path) -> None:
     toy_files.load(tmp_path, "", ["STEPS = 11", "WHEEL = @Engine()", "WHEEL/Engine.fuel = 'oil'"])
     expected = gin_utils.build(toy_program.main)
     config.get_configurable(toy_program.main)()
-    gin_utils.write_configs(tmp_path / "out")
+    gin_utils.write_configs(tmp_path / "out", "FOLDER")
     for name in ("config.gin", "operative_config.gin"):
         gin_utils.load_and_check(toy_program.main, [str(tmp_path / "out" / name)])
         found = gin_utils.build(toy_program.main)

@@ -88,3 +88,13 @@ def test_finds_gin_configs_from_an_installed_package(tmp_path: pathlib.Path) -> 
     )
     done = run(tmp_path, "-c", script, str(tmp_path / "site"))
     assert json.loads(done.stdout) == str(ROOT / "gin_configs/runs/train.gin")
+
+
+def test_missing_checkpoint_is_told_before_anything_heavy(tmp_path: pathlib.Path) -> None:
+    for program, name in [("eval", "digits_eval"), ("sample", "digits_sample")]:
+        file = f"--gin_file=gin_configs/experiments/{name}.gin"
+        done = run(tmp_path, "-X", "importtime", "-m", f"idode_gin.{program}", file)
+        assert done.returncode == 2
+        assert "error: No checkpoint at" in done.stderr
+        assert "| tensorflow\n" not in done.stderr
+        assert not list(tmp_path.iterdir())

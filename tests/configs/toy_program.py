@@ -1,6 +1,8 @@
 """A small program with every kind of parameter, for the tests of flags, checks and exit codes."""
 
 import dataclasses
+import errno
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, Literal
@@ -103,6 +105,10 @@ def diverge() -> None:
 
 def miss() -> None:
     open("no/such/file")  # noqa: SIM115
+
+
+def fill_disk() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a/summary.json")
 
 
 def break_down() -> None:

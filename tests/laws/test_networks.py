@@ -208,7 +208,7 @@ class TestDropout:
     [
         ({"channels": 48, "groups": 32}, "next valid `channels` is 64"),
         ({"channels": 32, "groups": 32}, "min_channels_per_group=1"),
-        ({"channels": 9, "groups": 3}, "multiple of `2`"),
+        ({"channels": 9, "groups": 3}, "must be even, got 9"),
         ({"channels": 2, "groups": 1}, "at least 4"),
         ({"attention_heads": 3}, "attention_heads"),
         ({"levels": -1}, "levels"),

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from idode_gin.runtime import preemption
 from idode_gin.runtime.preemption import StopRequest
 
 
@@ -109,3 +110,48 @@ def test_one_signal_leaves_the_context_to_finish():
     output, _ = process.communicate(timeout=30)
     assert output == "left\n"
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("notice", [preemption.TRAINING, preemption.RESULTS])
+def test_a_signal_says_what_it_will_do(notice, capfd):
+    with StopRequest(notice) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_until(lambda: stop.requested)
+        wait_until(lambda: f"SIGTERM: {notice}" in capfd.readouterr().err)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_outside_a_loop_a_signal_is_raised_and_inside_it_is_polled(number):
+    with preemption.OutsideLoop():
+        with StopRequest() as stop:
+            os.kill(os.getpid(), number)
+            wait_until(lambda: stop.requested)
+        with pytest.raises(preemption.StoppedOutsideLoop, match=number.name):
+            signal.raise_signal(number)
+
+
+def test_outside_a_loop_a_second_signal_ends_the_process_at_once():
+    program = textwrap.dedent(
+        """
+        from idode_gin.runtime import preemption
+        import hashlib
+        with preemption.OutsideLoop():
+            print("ready", flush=True)
+            # C code that does not return for minutes: handlers in Python wait for that.
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+        """
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr.readline() == "\n"
+        assert "SIGTERM: stopping. Again" in process.stderr.readline()
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 128 + signal.SIGINT
+    finally:
+        process.kill()
+        process.communicate()

@@ -290,6 +290,8 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path, at_step, good):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["exit_reason"] == "non_finite"
     assert summary["params_sha256"] is None
+    assert summary["step"] == at_step
+    assert summary["error"].startswith(f"Step {at_step} is not finite")
     if good is None:
         assert "No checkpoint had been saved yet" in str(error.value)
         assert checkpoints.saved_steps(folder) == []
