@@ -340,5 +340,5 @@ def python2_pickle(fields: Mapping[bytes, object]) -> bytes:
             start + b"(K\x01" + shape + tuple2 + put() + dtype + b"\x89" + raw + b"t" + put() + b"b"
         )
 
-    items = b"".join(dump(key) + dump(value) for key, value in fields.items())
-    return b"\x80\x02}" + put() + b"(" + items + b"u."
+    start = b"\x80\x02}" + put() + b"("
+    return start + b"".join(dump(key) + dump(value) for key, value in fields.items()) + b"u."

@@ -1,0 +1,95 @@
+"""The old downsampled ImageNet of van den Oord et al.: two tar files of PNG files.
+
+Refs: https://arxiv.org/abs/1601.06759.
+"""
+
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+
+from tasks.prepare import imagenet_new, members, png
+from tasks.prepare.datasets import Dataset
+from tasks.prepare.records import Record, Source, check_splits
+from tasks.prepare.refusals import SourceError
+
+_NAME = re.compile(r"(train|valid)_(\d+x\d+)")
+
+
+def read(dataset: Dataset, sources: Sequence[pathlib.Path], *, partial: bool) -> Source:
+    """The dataset from its two tar files, or their extracted folders; a key is a file's name.
+
+    Raises:
+        SourceError: if it is another dataset or the other size; what is wrong with a single file
+            shows only when it is read.
+    """
+    found: dict[str, pathlib.Path] = {}
+    for source in sources:
+        split = _split(dataset, source)
+        if split in found:
+            raise SourceError(f"{found[split]} and {source} both hold split {split!r}.")
+        found[split] = source
+    check_splits(dataset, found, partial=partial)
+    order = [split for split in dataset.sizes if split in found]
+
+    def records(split: str) -> Iterator[Record]:
+        assert dataset.image_shape is not None
+        names = set()
+        for member in _pngs(dataset, found[split]):
+            if member.name in names:
+                raise SourceError(f"{member} is there twice. Download the archive again.")
+            names.add(member.name)
+            content = member.read()
+            image = png.decode_rgb(content, dataset.image_shape, str(member))
+            yield Record(key=member.name, image=image, png=content)
+
+    assert dataset.image_shape is not None
+    return Source(
+        dataset=dataset,
+        splits={split: (lambda split=split: records(split)) for split in order},  # type: ignore[misc]
+        sizes=dataset.sizes,
+        image_shape=dataset.image_shape,
+        partial=partial,
+    )
+
+
+def _pngs(dataset: Dataset, source: pathlib.Path) -> Iterator[members.Member]:
+    assert dataset.image_shape is not None
+    height, width, channels = dataset.image_shape
+    # An incompressible image, twice, and room for what else a PNG may carry.
+    largest = 2 * height * width * channels + (64 << 10)
+    root = f"{source.name}/" if source.is_dir() else ""
+    for member in members.iterate(source, largest=largest):
+        # Left out as TFDS does: what macOS and editors add.
+        if member.basename.startswith(".") or member.name.endswith("~"):
+            continue
+        if not member.basename.lower().endswith(".png"):
+            raise SourceError(f"{member} is no PNG file; {dataset.title} needs {dataset.sources}.")
+        if root and not _NAME.match(member.name):
+            member = members.file_member(source / member.name, root + member.name)
+        yield member
+
+
+def _split(dataset: Dataset, source: pathlib.Path) -> str:
+    members.check_source(source)
+    if (source.is_dir() or members.is_zip(source) or source.suffix == ".npz") and (
+        imagenet_new.is_batches(source)
+    ):
+        raise SourceError(
+            f"{source} is the new variant (Chrabaszcz et al.); {dataset.title} needs "
+            f"{dataset.sources}. Prepare it as `imagenet{dataset.config[:2]}_new`, if that is the "  # type: ignore[index]
+            "one you want: bits per dim of the two cannot be compared."
+        )
+    first = next(_pngs(dataset, source), None)
+    if first is None:
+        raise SourceError(f"{source} holds no file; {dataset.title} needs {dataset.sources}.")
+    match = _NAME.match(first.name) or _NAME.match(source.name)
+    if match is None:
+        raise SourceError(
+            f"{source} must hold a folder train_{dataset.config} or valid_{dataset.config}, and "
+            f"starts with {first.name}; {dataset.title} needs {dataset.sources}."
+        )
+    if match[2] != dataset.config:
+        raise SourceError(
+            f"{source} holds {match[2]} images; {dataset.title} needs {dataset.sources}."
+        )
+    return "train" if match[1] == "train" else "validation"
