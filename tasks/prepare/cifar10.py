@@ -52,7 +52,7 @@ def read(sources: Sequence[pathlib.Path], *, partial: bool) -> Source:
         "test": [name for name in contents if name == "test_batch"],
     }
     batches = {split: names for split, names in batches.items() if names}
-    check_splits(CIFAR10, batches, partial=partial)
+    check_splits(CIFAR10, batches, sources, partial=partial)
     if len(batches.get("train", ())) != 5 and not partial:
         raise SourceError(
             f"CIFAR-10 has data_batch_1 to data_batch_5, the sources hold "

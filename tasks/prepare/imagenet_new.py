@@ -53,7 +53,7 @@ def read(dataset: Dataset, sources: Sequence[pathlib.Path], *, partial: bool) ->
             batches.setdefault("train", []).append(batch)
     if "val_data" in found:
         batches["validation"] = [found["val_data"]]
-    check_splits(dataset, batches, partial=partial)
+    check_splits(dataset, batches, sources, partial=partial)
     if len(batches.get("train", ())) != _NUM_BATCHES and not partial:
         raise SourceError(
             f"{dataset.title} has train_data_batch_1 to _10; the sources hold "

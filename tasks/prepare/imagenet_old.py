@@ -28,7 +28,7 @@ def read(dataset: Dataset, sources: Sequence[pathlib.Path], *, partial: bool) ->
         if split in found:
             raise SourceError(f"{found[split]} and {source} both hold split {split!r}.")
         found[split] = source
-    check_splits(dataset, found, partial=partial)
+    check_splits(dataset, found, sources, partial=partial)
     order = [split for split in dataset.sizes if split in found]
 
     def records(split: str) -> Iterator[Record]:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+import tokenize
 import zipfile
 from collections.abc import Iterator
 
@@ -10,6 +11,12 @@ import numpy as np
 
 from tasks.prepare.members import Member, damage_named
 from tasks.prepare.refusals import SourceError
+
+# What NumPy's reader of headers raises, which parses the text of a Python dict.
+_NO_HEADER = (
+    *(ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError),
+    tokenize.TokenError,
+)
 
 
 def open_npz(member: Member) -> zipfile.ZipFile:
@@ -63,7 +70,7 @@ def _header(stream: zipfile.ZipExtFile, size: int, what: str) -> tuple[tuple[int
     try:
         version = np.lib.format.read_magic(stream)
         shape, fortran, dtype = read[version](stream)
-    except (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+    except _NO_HEADER as error:
         raise SourceError(f"{what} is not an array: {str(error)[:200]}.") from error
     if dtype.hasobject or (fortran and len(shape) > 1):
         raise SourceError(f"{what} must hold numbers row by row, got {dtype}, column by column.")

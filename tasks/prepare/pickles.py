@@ -77,7 +77,8 @@ def _check_opcodes(stream: Any, what: str) -> None:
                     "Nothing of it was executed. Download the archive again."
                 )
             if name == "GLOBAL":
-                _check_global(*argument.partition(" ")[::2], what)
+                module, _, attribute = argument.partition(" ")
+                _check_global(module, attribute, what)
             elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
                 # The unpickler allocates a table as long as the largest index.
                 if not 0 <= argument <= _MOST_OPCODES:

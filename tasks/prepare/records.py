@@ -1,13 +1,14 @@
 """What a reader hands to the writer."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import final
 
 import numpy as np
 
 from tasks.prepare.datasets import NEW_SIZES, OLD_SIZES, Dataset
-from tasks.prepare.refusals import SourceError
+from tasks.prepare.refusals import SourceError, shown
 
 
 @final
@@ -52,14 +53,21 @@ class Source:
     in_order: bool = False
 
 
-def check_splits(dataset: Dataset, found: Mapping[str, object], *, partial: bool) -> None:
+def check_splits(
+    dataset: Dataset,
+    found: Mapping[str, object],
+    sources: Sequence[pathlib.Path],
+    *,
+    partial: bool,
+) -> None:
     """Raises SourceError unless the sources hold every split; any will do when `partial`."""
     missing = [split for split in dataset.sizes if split not in found]
     if not found or (missing and not partial):
+        given = shown([str(each) for each in sources])
         raise SourceError(
-            f"{dataset.title} needs {dataset.sources}. The sources hold no "
-            f"{' and no '.join(missing)} images. Name every archive with --source, or take what "
-            "is there with --allow_partial."
+            f"{dataset.title} needs {dataset.sources}. There are no "
+            f"{' and no '.join(missing)} images in {given}. Name every archive with --source, or "
+            "take what is there with --allow_partial."
         )
 
 

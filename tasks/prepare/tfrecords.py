@@ -104,7 +104,7 @@ def read(dataset: Dataset, folder: pathlib.Path, *, partial: bool) -> ReadySourc
         name = split.get("name") if isinstance(split, dict) else None
         if isinstance(name, str) and name in dataset.sizes:
             shards[name] = _shards(folder, dataset, split)
-    check_splits(dataset, shards, partial=partial)
+    check_splits(dataset, shards, [folder], partial=partial)
     source = ReadySource(
         dataset=dataset,
         folder=folder,
