@@ -139,6 +139,7 @@ def _recover(aside: pathlib.Path, final: pathlib.Path) -> None:
 
 def _put_back(final: pathlib.Path, replaced: pathlib.Path) -> None:
     if replaced.exists() and not final.exists():
+        final.parent.mkdir(parents=True, exist_ok=True)
         replaced.rename(final)
 
 

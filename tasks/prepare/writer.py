@@ -208,21 +208,20 @@ def _disk_explained(data_dir: pathlib.Path) -> Iterator[None]:
 
     try:
         yield
-    except (SourceError, TargetError):
-        raise
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, SourceError | TargetError):
-                raise cause from None
-            if isinstance(cause, OSError):
-                raise TargetError(explain(cause, data_dir)) from error
-            if isinstance(cause, tf.errors.OpError):
-                full = "No space left" in cause.message or "quota" in cause.message
+        # TFDS wraps what it meets, and more than once: the first error is the deepest.
+        chain: list[BaseException] = [error]
+        while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+            chain.append(cause)
+        for each in reversed(chain):
+            if isinstance(each, SourceError | TargetError):
+                raise each from None
+            if isinstance(each, OSError):
+                raise TargetError(explain(each, data_dir)) from error
+            if isinstance(each, tf.errors.OpError):
+                full = "No space left" in each.message or "quota" in each.message
                 code = errno.ENOSPC if full else errno.EIO
-                text = os.strerror(code) if full else cause.message
-                raise TargetError(explain(OSError(code, text), data_dir)) from error
-            cause = cause.__cause__ or cause.__context__
+                raise TargetError(explain(OSError(code, each.message), data_dir)) from error
         raise
 
 

@@ -273,16 +273,11 @@ def cifar100(folder):
 
 
 def cifar100_renamed(folder):
-    archives.tar(
-        folder / "c.tar.gz",
-        {
-            "batches.meta": archives.python2_pickle(
-                {b"label_names": [b"%d" % i for i in range(10)]}
-            ),
-            "test_batch": archives.python2_pickle({b"fine_labels": [1], b"data": [1]}),
-        },
-        "w:gz",
-    )
+    fine = archives.python2_pickle({b"fine_labels": [1], b"data": [1]})
+    names = archives.python2_pickle({b"label_names": [b"%d" % i for i in range(10)]})
+    batches = ["test_batch", *(f"data_batch_{i}" for i in range(1, 6))]
+    files = {"batches.meta": names, **dict.fromkeys(batches, fine)}
+    archives.tar(folder / "c.tar.gz", files, "w:gz")
     return [folder / "c.tar.gz"]
 
 
