@@ -12,7 +12,8 @@ from tasks.prepare.datasets import Dataset
 from tasks.prepare.records import Record, Source, check_splits
 from tasks.prepare.refusals import SourceError
 
-_NAME = re.compile(r"(train|valid)_(\d+x\d+)")
+_NAME = re.compile(r"(?:^|/)(train|valid)_(\d+x\d+)(?:[./]|$)")
+_SPLITS = {"train": "train", "valid": "validation"}
 
 
 def read(dataset: Dataset, sources: Sequence[pathlib.Path], *, partial: bool) -> Source:
@@ -23,7 +24,7 @@ def read(dataset: Dataset, sources: Sequence[pathlib.Path], *, partial: bool) ->
             shows only when it is read.
     """
     found: dict[str, pathlib.Path] = {}
-    for source in sources:
+    for source in _opened(sources, dataset):
         split = _split(dataset, source)
         if split in found:
             raise SourceError(f"{found[split]} and {source} both hold split {split!r}.")
@@ -38,6 +39,8 @@ def read(dataset: Dataset, sources: Sequence[pathlib.Path], *, partial: bool) ->
             if member.name in names:
                 raise SourceError(f"{member} is there twice. Download the archive again.")
             names.add(member.name)
+            if (match := _NAME.search(member.name)) and _SPLITS[match[1]] != split:
+                raise SourceError(f"{member} is not of split {split!r}, unlike the files before.")
             content = member.read()
             image = png.decode_rgb(content, dataset.image_shape, str(member))
             yield Record(key=member.name, image=image, png=content)
@@ -52,6 +55,14 @@ def read(dataset: Dataset, sources: Sequence[pathlib.Path], *, partial: bool) ->
     )
 
 
+def _opened(sources: Sequence[pathlib.Path], dataset: Dataset) -> Iterator[pathlib.Path]:
+    """The sources, a folder that holds extracted archives replaced by what it holds."""
+    for source in sources:
+        names = [f"{name}_{dataset.config}" for name in _SPLITS]
+        inside = [source / name for name in names if (source / name).is_dir()]
+        yield from inside or [source]
+
+
 def _pngs(dataset: Dataset, source: pathlib.Path) -> Iterator[members.Member]:
     assert dataset.image_shape is not None
     height, width, channels = dataset.image_shape
@@ -64,7 +75,7 @@ def _pngs(dataset: Dataset, source: pathlib.Path) -> Iterator[members.Member]:
             continue
         if not member.basename.lower().endswith(".png"):
             raise SourceError(f"{member} is no PNG file; {dataset.title} needs {dataset.sources}.")
-        if root and not _NAME.match(member.name):
+        if root and not _NAME.search(member.name):
             member = members.file_member(source / member.name, root + member.name)
         yield member
 
@@ -82,7 +93,7 @@ def _split(dataset: Dataset, source: pathlib.Path) -> str:
     first = next(_pngs(dataset, source), None)
     if first is None:
         raise SourceError(f"{source} holds no file; {dataset.title} needs {dataset.sources}.")
-    match = _NAME.match(first.name) or _NAME.match(source.name)
+    match = _NAME.search(first.name) or _NAME.search(source.name)
     if match is None:
         raise SourceError(
             f"{source} must hold a folder train_{dataset.config} or valid_{dataset.config}, and "
@@ -92,4 +103,4 @@ def _split(dataset: Dataset, source: pathlib.Path) -> str:
         raise SourceError(
             f"{source} holds {match[2]} images; {dataset.title} needs {dataset.sources}."
         )
-    return "train" if match[1] == "train" else "validation"
+    return _SPLITS[match[1]]

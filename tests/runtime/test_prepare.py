@@ -81,6 +81,16 @@ def extracted(build):
     return extract
 
 
+def in_one(build):
+    """The folder around what `build` extracted."""
+
+    def around(folder):
+        images, sources = build(folder)
+        return images, [sources[0].parent]
+
+    return around
+
+
 PATHS = {
     "cifar10 python": ("cifar10", cifar10(archives.cifar10_python)),
     "cifar10 binary": ("cifar10", cifar10(archives.cifar10_binary)),
@@ -95,6 +105,10 @@ PATHS = {
     "old tars": ("imagenet32_old", imagenet(archives.imagenet_old_tars)),
     "old tars 64": ("imagenet64_old", imagenet(archives.imagenet_old_tars, 64)),
     "old folder": ("imagenet32_old", extracted(imagenet(archives.imagenet_old_tars))),
+    "old folders in one": (
+        "imagenet32_old",
+        in_one(extracted(imagenet(archives.imagenet_old_tars))),
+    ),
     "image folder": ("image_folder", own_images),
 }
 

@@ -711,3 +711,9 @@ def test_links_that_lead_in_circles(tmp_path):
     (tmp_path / "train" / "broken.png").symlink_to(tmp_path / "nowhere")
     with pytest.raises(SourceError, match="broken.png"):
         image_folder.read(datasets.image_folder("mine"), [tmp_path], partial=False)
+
+
+def test_splits_mixed_in_one_tar(tmp_path):
+    path = tar_of(tmp_path / "t.tar", name="valid_32x32/2.png")
+    with pytest.raises(SourceError, match="valid_32x32/2.png in .* is not of split 'train'"):
+        read_tar(path)
