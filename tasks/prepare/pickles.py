@@ -100,20 +100,29 @@ class _Limited:
         self._stream, self._left, self._what = stream, size, what
 
     def read(self, size: int) -> bytes:
+        self._check(size)
+        content = self._stream.read(size)
+        self._left -= len(content)
+        return content
+
+    def _check(self, size: int) -> None:
         if not 0 <= size <= self._left:
             # Both readers of pickles ask for what a length claims, and read ahead no further.
             raise SourceError(
                 f"{self._what} claims a part of {size:,} bytes where {self._left:,} are left. "
                 "It is cut short or forged: download the archive again."
             )
-        content = self._stream.read(size)
-        self._left -= len(content)
-        return content
 
     def readinto(self, buffer: memoryview) -> int:
-        content = self.read(len(buffer))
-        buffer[: len(content)] = content
-        return len(content)
+        done = 0
+        self._check(len(buffer))
+        while done < len(buffer):  # in pieces: an array is held once, not twice
+            content = self.read(min(len(buffer) - done, 1 << 20))
+            if not content:
+                break
+            buffer[done : done + len(content)] = content
+            done += len(content)
+        return done
 
     def readline(self) -> bytes:
         content = self._stream.readline(self._left)

@@ -482,24 +482,31 @@ def test_the_forgers_npz_is_read_when_nothing_is_forged(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "header",
+    ("header", "message"),
     [
-        "{'descr': '|u1', 'fortran_order': False, 'shape': (10000000000, 3072)}",
-        "{'descr': '|u1', 'fortran_order': False, 'shape': (-3, -3072)}",
-        "{'descr': '|u1', 'fortran_order': False, 'shape': (3, 3072, 0)}",
-        "{'descr': '|u1', 'fortran_order': False, 'shape': (0, 3072)}",
-        "{'descr': '|u1', 'fortran_order': True, 'shape': (3, 3072)}",
-        "{'descr': '|O', 'fortran_order': False, 'shape': (3, 384)}",
-        "{'descr': '<u2', 'fortran_order': False, 'shape': (3, 1536)}",
-        "{'descr': '|u1', 'fortran_order': False, 'shape': __import__('os').getcwd()}",
-        "((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((",
-        "{'descr': '|u1'}",
-        "",
+        ("{'descr': '|u1', 'fortran_order': False, 'shape': (3000000, 3072)}", "and holds 9,216"),
+        ("{'descr': '|u1', 'fortran_order': False, 'shape': (-3, -3072)}", "and holds 9,216"),
+        ("{'descr': '|u1', 'fortran_order': False, 'shape': (3, 3072, 0)}", "and holds 9,216"),
+        ("{'descr': '|u1', 'fortran_order': False, 'shape': (0, 3072)}", "and holds 9,216"),
+        ("{'descr': '|u1', 'fortran_order': True, 'shape': (3, 3072)}", "column by column"),
+        ("{'descr': '|O', 'fortran_order': False, 'shape': (3, 384)}", "must hold numbers"),
+        ("{'descr': '<u2', 'fortran_order': False, 'shape': (3, 1536)}", "must hold uint8"),
+        (
+            "{'descr': '|u1', 'fortran_order': False, 'shape': __import__('os').getcwd()}",
+            "not an array",
+        ),
+        (
+            "((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((((",
+            "not an array",
+        ),
+        ("{'descr': '|u1'}", "not an array"),
+        ("", "not an array"),
     ],
 )
-def test_forged_npz_headers(header, tmp_path):
-    with pytest.raises(SourceError, match="val_data.npz"):
+def test_forged_npz_headers(header, message, tmp_path):
+    with pytest.raises(SourceError, match=message) as refusal:
         read_val(npz(tmp_path, header))
+    assert "val_data.npz" in str(refusal.value)
 
 
 def test_pickled_objects_in_an_npz(tmp_path):
