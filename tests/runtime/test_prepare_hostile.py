@@ -681,7 +681,8 @@ def test_all_problems_of_a_folder_are_told_at_once(tmp_path):
     rgb = archives.photos(1, 8)[0]
     bad = {
         "truncated.png": archives.png(rgb)[:-20],
-        "bomb.png": claims(50_000, 50_000),
+        "bomb.png": claims(8_000, 8_000),
+        "bomb2.png": claims(50_000, 50_000),
         "deep.png": claims(8, 8, depth=16),
         "grey.png": archives.png(rgb[..., :1]),
         "large.png": archives.png(archives.photos(1, 9)[0]),
@@ -701,8 +702,11 @@ def test_all_problems_of_a_folder_are_told_at_once(tmp_path):
     with pytest.raises(SourceError) as refusal:
         image_folder.read(dataset, [tmp_path], partial=False)
     message = str(refusal.value)
-    assert "11 files are no good" in message
-    assert "and 1 more" in message
+    assert "12 files are no good" in message
+    assert "and 2 more" in message
+    assert "bomb.png: claims 8,000 x 8,000 pixels" in message
+    assert "deep.png: 16-bit" in message
+    assert "colours.png: colour mode P" in message
     assert sum(name in message for name in [*bad, "lost.png"]) == 10
     assert len(message) < 3000
     for name in [*bad, "lost.png"]:
