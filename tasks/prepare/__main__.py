@@ -157,9 +157,17 @@ def _report(
         shape = "x".join(map(str, each.image_shape))
         mean = ", ".join(f"{value:.3f}" for value in each.channel_mean)
         print(f"  {split:10} {each.num_images:>9,} images of {shape}, channel mean {mean}")
+    train = f"python -m idode_gin.train --gin_file=gin_configs/experiments/{options.dataset}.gin"
+    if options.dataset != IMAGE_FOLDER:
+        print(f"\nNow train:\n  {train} --tfds_data_dir={data_dir}")
+        return
+    # The task of that name reads the images themselves; what was written is for other readers.
+    name = f"{dataset.name}/{dataset.config}:{dataset.version}"
+    shape = next(iter(fingerprints.values())).image_shape
     print(
-        "\nNow train:\n  python -m idode_gin.train "
-        f"--gin_file=gin_configs/experiments/{options.dataset}.gin --tfds_data_dir={data_dir}"
+        f"\nNow read it:\n  seqio.TfdsDataSource({name!r}, tfds_data_dir={str(data_dir)!r}, "
+        "read_only=True)\nor train on the same images:\n"
+        f"""  {train} --gin.DATA_PATH="'{options.source[0]}'" --gin.IMAGE_SHAPE="{shape}\""""
     )
 
 
