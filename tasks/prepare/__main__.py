@@ -154,9 +154,9 @@ def _report(
 ) -> None:
     print(f"\n{data_dir / dataset.folder}{'  (PARTIAL)' if options.allow_partial else ''}")
     for split, each in fingerprints.items():
-        shape = "x".join(map(str, each.image_shape))
+        size = "x".join(map(str, each.image_shape))
         mean = ", ".join(f"{value:.3f}" for value in each.channel_mean)
-        print(f"  {split:10} {each.num_images:>9,} images of {shape}, channel mean {mean}")
+        print(f"  {split:10} {each.num_images:>9,} images of {size}, channel mean {mean}")
     train = f"python -m idode_gin.train --gin_file=gin_configs/experiments/{options.dataset}.gin"
     if options.dataset != IMAGE_FOLDER:
         print(f"\nNow train:\n  {train} --tfds_data_dir={data_dir}")
@@ -164,10 +164,10 @@ def _report(
     # The task of that name reads the images themselves; what was written is for other readers.
     name = f"{dataset.name}/{dataset.config}:{dataset.version}"
     shape = next(iter(fingerprints.values())).image_shape
+    own = f"""--gin.DATA_PATH="'{options.source[0]}'" --gin.IMAGE_SHAPE="{shape}\""""
     print(
         f"\nNow read it:\n  seqio.TfdsDataSource({name!r}, tfds_data_dir={str(data_dir)!r}, "
-        "read_only=True)\nor train on the same images:\n"
-        f"""  {train} --gin.DATA_PATH="'{options.source[0]}'" --gin.IMAGE_SHAPE="{shape}\""""
+        f"read_only=True)\nor train on the same images:\n  {train} {own}"
     )
 
 

@@ -208,7 +208,9 @@ def imagenet_old_tars(
     }
     for split, each in images.items():
         name = f"{'train' if split == 'train' else 'valid'}_{size}x{size}"
-        files = {f"{name}/{i:07d}.png": png(image) for i, image in enumerate(each, 1)}
+        # Not as tightly packed as ours would be.
+        pngs = (png(image, compress_level=1) for image in each)
+        files = {f"{name}/{i:07d}.png": content for i, content in enumerate(pngs, 1)}
         tar(folder / f"{name}.tar", {f"{name}/": b"", **files})
     return images
 
