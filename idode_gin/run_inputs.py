@@ -1,6 +1,8 @@
 """What a run starts from: checked images, parameters, shapes, and the facts that identify it."""
 
+import dataclasses
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,9 +31,21 @@ def load(dataset: data.DatasetConfig, model: DiffusionODE) -> data.ImageSplit:
 def load_params(
     model: DiffusionODE, image_shape: tuple[int, int, int], path: str, use_ema: bool
 ) -> tuple[types.Params, int]:
-    """Parameters of a checkpoint for images of this shape, and the step it was saved at."""
+    """Parameters of a checkpoint for images of this shape, and the step it was saved at.
+
+    Raises:
+        ValueError: if there is none, or what its network's output means is not what `model` takes
+            it to mean: another path, parameterization, range of gamma, or number of levels.
+    """
     abstract = jax.eval_shape(lambda key: model.init(key, image_shape), jax.random.key(0))
-    return checkpoints.restore_params(path, abstract, ema=use_ema)
+    restored = checkpoints.restore_params(path, abstract, ema=use_ema)
+    saved = checkpoints.read_facts(path)
+    if other := changed(saved, described("model", model), MEANING):
+        raise ValueError(
+            f"{path} was trained with another meaning of the network's output: {'; '.join(other)}. "
+            "Name the objective and the task it was trained with."
+        )
+    return restored
 
 
 def check_same_shape(train: data.ImageSplit, other: data.ImageSplit | None) -> None:
@@ -61,7 +75,7 @@ def facts(
 ) -> dict[str, Any]:
     """What decides the course of a run: kept in its checkpoints, compared when it is resumed."""
     return {
-        "model": shortened(model),
+        **described("model", model),
         "dataset": str(split),
         "dataset_sha256": split.fingerprint.sha256,
         "augmentation": shortened(split.augmentation),
@@ -70,6 +84,31 @@ def facts(
         "batch_size": dataset.batch_size,
         **others,
     }
+
+
+MEANING = ("model.schedule", "model.time", "model.parameterization", "model.encoding")
+"""Facts without which a network's output is only numbers."""
+
+
+def described(name: str, value: Any) -> dict[str, str]:
+    """A dataclass as flat facts, `model.network.channels` and the like, defaults included."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return {name: shortened(value)}
+    found = {name: type(value).__name__}
+    for field in dataclasses.fields(value):
+        found |= described(f"{name}.{field.name}", getattr(value, field.name))
+    return found
+
+
+def changed(
+    saved: Mapping[str, Any], facts: Mapping[str, Any], names: Sequence[str] = ("",)
+) -> list[str]:
+    """In words, every fact under one of `names` that was another one when `saved` was written."""
+    return [
+        f"{name} was {saved[name]} when the checkpoint was saved and is {value} now"
+        for name, value in facts.items()
+        if saved.get(name, value) != value and name.startswith(tuple(names))
+    ]
 
 
 def shortened(value: Any) -> str:

@@ -198,10 +198,10 @@ class _Run:
             model,
             self._split,
             train_dataset,
-            optimizer=run_inputs.shortened(trainer.optimizer),
             seed=trainer.seed,
             ema_rate=trainer.ema_rate,
             num_microbatches=trainer.num_microbatches,
+            **run_inputs.described("optimizer", trainer.optimizer),
         )
         self._saved = stack.enter_context(Checkpoints(self._directory, trainer.checkpoints, facts))
         self._state, restored = self._saved.restore(
@@ -209,6 +209,8 @@ class _Run:
         )
         self._start = int(self._state.step)
         self._is_resumed = restored is not None and restored.path.parent == self._directory
+        if restored is not None and self._is_resumed:
+            self._check_meaning(run_inputs.changed(restored.facts, facts, run_inputs.MEANING))
 
         self._log = metrics.MetricsLog(
             self._directory / "metrics.jsonl" if self._is_writer else None,
@@ -240,6 +242,14 @@ class _Run:
             self._plot()
         return summary
 
+    def _check_meaning(self, changed: list[str]) -> None:
+        if changed:
+            raise ValueError(
+                f"{self._directory} holds a run of another model: {'; '.join(changed)}. Its "
+                "parameters mean nothing here. Choose another MODEL_DIR, or the objective and task "
+                "it was begun with."
+            )
+
     def _announce(self, restored: Restored | None, facts: dict[str, Any]) -> None:
         """Says where training starts from, and in what it differs from what was there."""
         if self._is_writer:
@@ -250,7 +260,9 @@ class _Run:
         self._bar.say(f"Training from {source} to step {last} in {self._directory}.")
         if self._start >= last:
             self._bar.say(f"Nothing left to train: the run is at step {self._start} of {last}.")
-        for difference in restored.differences(facts) if restored and self._is_resumed else ():
+        if restored is None or not self._is_resumed:
+            return
+        for difference in run_inputs.changed(restored.facts, facts):
             logging.warning(
                 "%s. Training goes on, but no single configuration gives this run any more; "
                 "to start anew, choose another MODEL_DIR.",

@@ -180,6 +180,15 @@ def restore_params(
         ) from error
 
 
+def read_facts(path: str | pathlib.Path) -> dict[str, Any]:
+    """What the run that wrote a checkpoint said of itself.
+
+    Raises:
+        ValueError: if there is no checkpoint, or it is damaged.
+    """
+    return dict(checkpoint_meta.read_meta(find(path))["facts"])
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Restored:
     """A state, the checkpoint it came from, and what the run that wrote it said of itself."""
@@ -187,14 +196,6 @@ class Restored:
     state: TrainState
     path: pathlib.Path
     facts: dict[str, Any]
-
-    def differences(self, facts: Mapping[str, Any]) -> list[str]:
-        """In words, every one of `facts` that was different when the checkpoint was saved."""
-        return [
-            f"{name} was {self.facts.get(name)} when {self.path.name} was saved and is {value} now"
-            for name, value in sorted(facts.items())
-            if self.facts.get(name) != value
-        ]
 
 
 class Checkpoints:

@@ -13,7 +13,7 @@ import optax
 import pytest
 import tiny
 
-from idode_gin import checks, models
+from idode_gin import checks, models, run_inputs
 from idode_gin.runtime import (
     batches,
     checkpoints,
@@ -26,6 +26,7 @@ from idode_gin.runtime import (
 )
 from idode_gin.runtime.checkpoints import RestoreCheckpointConfig
 from idode_gin.runtime.preemption import StopRequest
+from idode_gin.schedules.time import linear
 
 
 @pytest.fixture(autouse=True)
@@ -324,9 +325,20 @@ def test_starting_from_another_run(undisturbed, tmp_path):
 def test_another_seed_in_the_same_directory_is_told(tmp_path, caplog):
     run(tmp_path / "run", 4)
     run(tmp_path / "run", 6, seed=3, dataset=tiny.config(8))
-    assert "seed was 0 when checkpoint_4 was saved and is 3 now" in caplog.text
+    assert "seed was 0 when the checkpoint was saved and is 3 now" in caplog.text
     assert "batch_size was 4" in caplog.text
     assert "optimizer was" not in caplog.text
+
+
+def test_another_meaning_of_the_output_in_the_same_directory_is_refused(tmp_path):
+    run(tmp_path / "run", 2)
+    time = linear.Linear(gamma_min=-7.0, gamma_max=5.0)
+    with pytest.raises(ValueError, match=r"model\.time\.gamma_min was -7\.8.* is -7\.0 now"):
+        run(tmp_path / "run", 4, model=tiny.model(time=time))
+    with pytest.raises(ValueError, match=r"was trained with another meaning.*gamma_min"):
+        run_inputs.load_params(tiny.model(time=time), tiny.SHAPE, str(tmp_path / "run"), True)
+    _, step = run_inputs.load_params(tiny.model(), tiny.SHAPE, str(tmp_path / "run"), True)
+    assert step == 2
 
 
 def test_another_network_in_the_same_directory_is_refused(tmp_path):
