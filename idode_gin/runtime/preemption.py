@@ -13,7 +13,8 @@ from typing import NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 TRAINING = "stopping after this step. Again to stop at once, unsaved."
-RESULTS = "stopping after this batch, without results. Again to stop at once."
+RESULTS = "stopping before the next batch. Again to stop at once."
+_asked_outside = 0  # the signal that the last `OutsideLoop` got; 0 for none
 
 
 class StoppedOutsideLoop(KeyboardInterrupt):
@@ -83,16 +84,33 @@ class OutsideLoop(_Handlers):
 
     Where a loop polls a `StopRequest`, that one takes over until it is left. A second signal ends
     the process at once, with exit code 128 + signal.
+
+    An exception raised at any moment may fall into a callback or a destructor, where Python prints
+    it and goes on: the next loop then stops at its first poll.
     """
 
     def __init__(self) -> None:
         super().__init__("stopping. Again to stop at once.")
 
     def __enter__(self) -> "OutsideLoop":
+        global _asked_outside
+        _asked_outside = 0
         self._install()
         return self
 
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        global _asked_outside
+        _asked_outside = 0
+        super().__exit__(kind, error, trace)
+
     def _handle(self, number: int, frame: FrameType | None) -> NoReturn:
+        global _asked_outside
+        _asked_outside = number
         raise StoppedOutsideLoop(
             f"Stopped by {signal.Signals(number).name} while starting or finishing. Nothing that "
             "was saved is lost, and the same command starts again."
@@ -136,6 +154,7 @@ class StopRequest(_Handlers):
 
     def __enter__(self) -> "StopRequest":
         if _process_count() == 1:
+            self._signal = _asked_outside
             self._install()
         return self
 

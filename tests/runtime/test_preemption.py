@@ -1,5 +1,6 @@
 """Signals: the first one is polled, the second ends the process at once."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -130,6 +131,17 @@ def test_outside_a_loop_a_signal_is_raised_and_inside_it_is_polled(number):
             signal.raise_signal(number)
 
 
+def test_a_request_that_was_swallowed_stops_the_next_loop():
+    with preemption.OutsideLoop():
+        with contextlib.suppress(preemption.StoppedOutsideLoop):
+            signal.raise_signal(signal.SIGTERM)
+        with StopRequest() as stop:
+            assert stop.requested
+            assert stop.reason == "SIGTERM"
+    with StopRequest() as stop:
+        assert not stop.requested
+
+
 def test_outside_a_loop_a_second_signal_ends_the_process_at_once():
     program = textwrap.dedent(
         """
@@ -146,6 +158,7 @@ def test_outside_a_loop_a_second_signal_ends_the_process_at_once():
     )
     try:
         assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)  # for the call below it to begin
         process.send_signal(signal.SIGTERM)
         assert process.stderr.readline() == "\n"
         assert "SIGTERM: stopping. Again" in process.stderr.readline()
