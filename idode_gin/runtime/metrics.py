@@ -91,6 +91,7 @@ class TensorBoard:
 
     def __init__(self, run_directory: str | os.PathLike[str] | None, eval_name: str | None) -> None:
         self._writers: list[tuple[tuple[str, ...], Any]] = []
+        self._root = run_directory
         if run_directory is None:
             return
         from clu import metric_writers  # imports TensorFlow
@@ -103,12 +104,24 @@ class TensorBoard:
             self._writers.append((prefixes, metric_writers.SummaryWriter(os.fspath(folder))))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes each value to the file that its name belongs to."""
+        """Writes each value to the file that its name belongs to.
+
+        Raises:
+            OSError: if the disk refuses, which TensorFlow has errors of its own for.
+        """
         for prefixes, writer in self._writers:
             own = {name: each for name, each in values.items() if name.startswith(prefixes)}
-            if own:
+            if not own:
+                continue
+            try:
                 writer.write_scalars(step, own)
                 writer.flush()
+            except Exception as error:
+                reason = " ".join(str(error).split())[-200:]
+                raise OSError(
+                    f"The TensorBoard events of {self._root} cannot be written: {reason}. Free "
+                    "space there, or switch them off: --gin.Trainer.tensorboard=False"
+                ) from error
 
     def close(self) -> None:
         """Closes the event files."""

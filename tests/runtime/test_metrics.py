@@ -225,6 +225,23 @@ def test_a_row_that_does_not_fit_on_the_disk_names_its_file(tmp_path, monkeypatc
         log.write(1, {})
 
 
+def test_events_that_do_not_fit_on_the_disk(tmp_path, monkeypatch):
+    from clu import metric_writers
+
+    class Full:
+        def __init__(self, folder):
+            self.write_scalars = self.close = lambda *_: None
+
+        def flush(self):
+            raise RuntimeError("{{node}} events.v2;\nNo space left on device")
+
+    monkeypatch.setattr(metric_writers, "SummaryWriter", Full)
+    board = metrics.TensorBoard(tmp_path, None)
+    board.write(1, {"eval/bpd": 1.0})  # no file for it
+    with pytest.raises(OSError, match=rf"{tmp_path} cannot .*No space left.*tensorboard=False"):
+        board.write(1, {"train/bpd": 1.0})
+
+
 def test_archives_come_back(tmp_path):
     files.write_npz_atomically(tmp_path / "a.npz", {"x/y": np.arange(3)})
     with np.load(tmp_path / "a.npz") as archive:
