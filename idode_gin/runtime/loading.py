@@ -229,8 +229,9 @@ def _chunks(dataset: Any, keys: Sequence[str]) -> Iterator[dict[str, np.ndarray]
     try:
         yield from dataset.batch(_READ_CHUNK if of_one_shape else 1).as_numpy_iterator()
     except tf.errors.OpError as error:
+        first_line = (error.message.strip().splitlines() or [""])[0].rpartition("}} ")[2]
         raise ValueError(
-            f"An image could not be read: {error.message.strip()[:500]}. A damaged file, or one of "
+            f"An image could not be read: {first_line}. A damaged file, or one of "
             "another shape? Prepare the dataset again, or take the file out."
         ) from error
 

@@ -1,5 +1,6 @@
 """Reading seqio tasks: every image of a split, or an error that says what to do."""
 
+import hashlib
 import json
 import sys
 from collections import Counter
@@ -8,7 +9,7 @@ import made
 import numpy as np
 import pytest
 
-from idode_gin.runtime import loading
+from idode_gin.runtime import augmentation, loading
 
 # Reading seqio tasks.
 
@@ -274,3 +275,152 @@ def test_gpus_are_hidden_from_tensorflow(monkeypatch):
     )
     load("digits", split="test")
     assert hidden == [([], "GPU")]
+
+
+# Sources that know what they hold.
+
+
+@pytest.fixture
+def knowing(register):
+    """Registers a task whose source says what it holds; returns it."""
+    import seqio
+    import tensorflow as tf
+
+    class Knowing(seqio.FunctionDataSource):
+        variant = "the real one"
+        augmentation = None
+        facts: dict | None = None
+        key: str | None = "k1"
+        reads = 0
+
+        @property
+        def plain(self):
+            return self
+
+        def cache_key(self, split):
+            return self.key
+
+        def known(self, split):
+            return self.facts
+
+        def other_variants(self, num_images, split):
+            return f"{num_images} is the other one." if num_images == 9 else None
+
+        def at(self, path):
+            assert path == "/mine"
+            return self
+
+    def make(name, images, **attributes):
+        def dataset_fn(split, shuffle_files=False, seed=None):
+            source.reads += 1
+            return tf.data.Dataset.from_tensor_slices({"image": images})
+
+        source = Knowing(dataset_fn, splits=("train",), num_input_examples={"train": len(images)})
+        for attribute, value in attributes.items():
+            setattr(source, attribute, value)
+        register(name, {"image": images}, source=source)
+        return source
+
+    return make
+
+
+def known(images, **changes):
+    facts = {
+        "num_images": len(images),
+        "image_shape": images.shape[1:],
+        "channel_mean": images.astype(float).mean((0, 1, 2)).tolist(),
+        "channel_mean_tolerance": 1e-6,
+    }
+    return facts | changes
+
+
+def test_a_split_is_decoded_once_and_mapped(knowing, tmp_path):
+    images = random_images(9)
+    source = knowing("made_cached", images, facts=known(images))
+    for memory_map in (True, False):
+        split = load("made_cached", cache_dir=str(tmp_path), memory_map=memory_map)
+        assert isinstance(split.images, np.memmap) == memory_map
+        np.testing.assert_array_equal(split.images, images)
+        assert split.facts()["variant"] == "the real one"
+        assert split.facts()["sha256"] == hashlib.sha256(images.tobytes()).hexdigest()
+    assert source.reads == 1
+    load("made_cached", cache_dir="")
+    assert source.reads == 2
+    source.key = "k2"  # the files have changed
+    load("made_cached", cache_dir=str(tmp_path))
+    assert source.reads == 3
+    source.key = None
+    load("made_cached", cache_dir=str(tmp_path))
+    assert source.reads == 4
+
+
+def test_the_wrong_split_is_refused(knowing):
+    images = random_images(9)
+    source = knowing("made_wrong", images)
+    for facts, message in (
+        (known(images, num_images=10), r"must hold 10 images, got 9\. 9 is the other one\."),
+        (known(images, image_shape=(5, 4, 1)), r"must be \(5, 4, 1\), got \(4, 5, 1\)"),
+        (known(images, channel_mean=[1.0]), r"channel means of 1\.000, got .*other pixels"),
+    ):
+        source.facts = facts
+        with pytest.raises(ValueError, match=message):
+            load("made_wrong", cache_dir="")
+
+
+def test_a_fingerprint_can_be_insisted_on(knowing):
+    images = random_images(9)
+    knowing("made_pinned", images)
+    found = load("made_pinned", cache_dir="").fingerprint
+    for wanted in (found.sha256, found.content_sha256, found.sha256[:16]):
+        load("made_pinned", cache_dir="", fingerprint=wanted)
+    with pytest.raises(ValueError, match=f"fingerprint={'0' * 16}, got sha256 {found.sha256}"):
+        load("made_pinned", cache_dir="", fingerprint="0" * 16)
+    with pytest.raises(ValueError, match="16 or more small hex digits"):
+        load("made_pinned", cache_dir="", fingerprint="0123")
+
+
+def test_augmentation_is_the_tasks_or_the_configurations(knowing):
+    images = random_images(9, (4, 4, 3))
+    own = augmentation.Augmentation(channels=True)
+    knowing("made_augmented", images, augmentation=own)
+    assert load("made_augmented", cache_dir="").augmentation == own
+    other = augmentation.Augmentation(rotation=False, bits=augmentation.BitPerKind())
+    split = load("made_augmented", cache_dir="", augmentation=other)
+    assert split.augmentation == other
+    np.testing.assert_array_equal(split.conditioning, np.zeros((9, 1)))
+    wide = random_images(9, (4, 5, 3))
+    knowing("made_wide", wide, augmentation=own)
+    with pytest.raises(ValueError, match="square images"):
+        load("made_wide", cache_dir="")
+
+
+def test_a_path_is_for_tasks_that_read_one(knowing, register):
+    images = random_images(9)
+    knowing("made_of_files", images)
+    assert load("made_of_files", cache_dir="", data_path="/mine").num_images == 9
+    with pytest.raises(ValueError, match=r"reads no files of yours.*image_folder"):
+        load("digits", split="test", data_path="/mine")
+
+
+def test_a_damaged_record_is_an_error_with_a_way_out(register):
+    import tensorflow as tf
+
+    def fail(image):
+        raise OSError("bad record")
+
+    dataset = {"image": random_images(3)}
+    register(
+        "made_damaged",
+        dataset,
+        preprocessors=[
+            lambda ds: ds.map(
+                lambda each: {
+                    "image": tf.ensure_shape(
+                        tf.py_function(fail, [each["image"]], tf.uint8), (4, 5, 1)
+                    )
+                }
+            )
+        ],
+    )
+    with pytest.raises(ValueError, match=r"could not be read: .*bad record.*Prepare"):
+        load("made_damaged")
