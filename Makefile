@@ -6,6 +6,8 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed-$(EXTRAS)
 QUICKSTART := runs/quickstart
 WORKERS ?= 2
+# A file stays with one worker, which compiles once what its tests share; the slowest files go first.
+SHARES := --dist loadfile --no-loadscope-reorder
 
 # Two devices on the CPU share a batch: XLA leaves the second core idle otherwise.
 DEVICES ?= 2
@@ -40,10 +42,10 @@ quickstart: setup  ## train, evaluate and sample on handwritten digits; minutes 
 	@echo "Look at $(QUICKSTART)/samples/grid.png and $(QUICKSTART)/train/train/*.png"
 
 test: setup lint  ## lint, and all tests but the long ones
-	$(RUN) -m pytest -n $(WORKERS) -m "not full"
+	$(RUN) -m pytest -n $(WORKERS) $(SHARES) -m "not full"
 
 test-full: setup lint  ## lint, all tests, and the mutants
-	$(RUN) -m pytest -n $(WORKERS)
+	$(RUN) -m pytest -n $(WORKERS) $(SHARES)
 	$(RUN) tests/mutants.py
 
 lint: setup  ## ruff, layers, types

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent
 
 
 def _prepare() -> None:
@@ -30,6 +31,14 @@ def _prepare() -> None:
 
 
 _prepare()
+
+
+SLOWEST_FIRST = ("end_to_end", "golden", "laws", "runtime", "configs")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, so that no worker is left with one when the others are done."""
+    items.sort(key=lambda item: SLOWEST_FIRST.index(item.path.relative_to(HERE).parts[0]))
 
 
 @contextlib.contextmanager

@@ -47,7 +47,16 @@ def check(name, dtype):
     cases.assert_all(case, computed, elsewhere=["div_exact"])
 
 
-@pytest.mark.parametrize("name", cases.of_kind("drift"))
+EXACT_IN_QUICK_RUN = ("drift_SP_vel",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in EXACT_IN_QUICK_RUN else pytest.mark.full)
+        for name in cases.of_kind("drift")
+    ],
+)
 def test_exact_divergence(name, float64):
     case = cases.load(name)
     model = official_config.model_of(case.model)

@@ -183,7 +183,13 @@ def output_contradicts_loss(case):
     return bool(np.ptp(ratio) > 1e-5 * np.mean(ratio))
 
 
-@pytest.mark.parametrize("name", cases.of_kind("loss"))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.full if name.endswith("32x32") else ())
+        for name in cases.of_kind("loss")
+    ],
+)
 def test_loss_and_gradient(name, float64):
     check(name, float64)
 

@@ -159,7 +159,13 @@ def assert_near(found, expected, limit, what):
     assert error < limit, f"{what}: off by {error:.3g} bits per dim"
 
 
-@pytest.mark.parametrize("name", cases.of_kind("ode"))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.full if name.endswith("32x32") else ())
+        for name in cases.of_kind("ode")
+    ],
+)
 def test_likelihood(name, monkeypatch):
     large = max(cases.load(name).config["HW"]) > 16
     check(Recorded(name, "float32", QUICK_DRAWS_OF_LARGE if large else QUICK_DRAWS), monkeypatch)

@@ -182,7 +182,13 @@ def test_published_run_in_float64(name, float64):
     check(case, float64, computed)
 
 
-FULL = ("train_VP", "train_VP_accum2", "train_SP_2nd", "train_VP_fast_decay_clip")
+FULL = (
+    "train_SP_2nd",
+    "train_VP",
+    "train_VP_accum2",
+    "train_VP_fast",
+    "train_VP_fast_decay_clip",
+)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def mean_and_error(values):
     return np.mean(values), np.std(values) / np.sqrt(len(values))
 
 
-@pytest.mark.parametrize("levels", [3, 4])
+@pytest.mark.parametrize("levels", [3, pytest.param(4, marks=pytest.mark.full)])
 @EACH_SCHEDULE
 @EACH_DEQUANTIZER
 def test_all_images_together_have_the_mass_of_the_range(dequantizer, schedule, levels):

@@ -1,6 +1,7 @@
 """Evaluation and sampling: every image once, and its figure its own, whatever the batch size."""
 
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.networks.unet import UNet
+from idode_gin.runtime import checkpoints
 from idode_gin.sampling import ODESampler
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.fixed_grid import FixedGrid
@@ -33,6 +35,7 @@ def evaluate(monkeypatch, tmp_path):
             jax.tree.unflatten(jax.tree.structure(params), list(noise)),
         )
         monkeypatch.setattr(run_inputs, "load_params", lambda *_: (params, 3))
+        monkeypatch.setattr(checkpoints, "find", pathlib.Path)
         made = evaluator.Evaluator(
             output_dir=str(tmp_path),
             checkpoint_path="made",
@@ -87,6 +90,7 @@ def test_a_sample_does_not_see_its_batch(monkeypatch, tmp_path):
     model = tiny.model(network=network, image_shape=tiny.SHAPE)
     params = model.init(jax.random.key(0), tiny.SHAPE)
     monkeypatch.setattr(run_inputs, "load_params", lambda *_: (params, 3))
+    monkeypatch.setattr(checkpoints, "find", pathlib.Path)
     found = []
     for size in (2, 5):
         made = sampler.Sampler(

@@ -12,7 +12,7 @@ import tqdm
 from idode_gin import checks, sampling
 from idode_gin.evaluator import Evaluator
 from idode_gin.losses.bound import VariationalBound
-from idode_gin.runtime import checkpoints, data, plots, preemption, train_state
+from idode_gin.runtime import checkpoints, loading, plots, preemption, train_state
 from idode_gin.sampler import Sampler
 from idode_gin.solvers.fixed_grid import FixedGrid
 
@@ -71,7 +71,7 @@ def test_summary_names_the_checkpoint_that_was_taken(program, run_dir, tmp_path)
 
 
 def test_a_missing_checkpoint_is_told_before_data_are_read(program, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "load_split", lambda _: pytest.fail("read data first"))
+    monkeypatch.setattr(loading, "load_split", lambda _: pytest.fail("read data first"))
     with pytest.raises(ValueError, match="there is no such directory"):
         program(tmp_path / "nowhere", tmp_path / "out")
 
