@@ -95,11 +95,11 @@ class Evaluator:
             f"{checkpoint}, step {step}, {'EMA' if self.use_ema else 'raw'} parameters.",
             flush=True,
         )
+        histogram = self._histogram(dataset, split, model.encoding.levels)
         scores = {}
         with StopRequest(preemption.RESULTS) as stop:
             for name, scorer in self._scorers(model).items():
                 scores[name] = self._score(name, scorer, params, split, dataset.batch_size, stop)
-        histogram = self._histogram(dataset, split, model.encoding.levels)
         summary = {
             **split.facts(),
             "levels": model.encoding.levels,
@@ -187,7 +187,9 @@ class Evaluator:
     ) -> np.ndarray | None:
         if self.histogram_split is None:
             return None
-        train = loading.load_split(dataclasses.replace(dataset, split=self.histogram_split))
+        train = loading.load_split(
+            dataclasses.replace(dataset, split=self.histogram_split, fingerprint=None)
+        )
         return baselines.HistogramModel.fit(train.images, levels).bits_per_dim(split.images)
 
     def _write(

@@ -22,9 +22,21 @@ def describe(model: DiffusionODE, params: types.Params) -> str:
 
 
 def load(dataset: data.DatasetConfig, model: DiffusionODE) -> data.ImageSplit:
-    """The split, in memory. Raises ValueError if its pixels are none of the model's levels."""
+    """The split, checked against the model.
+
+    Raises:
+        ValueError: if its pixels are none of the model's levels, or its conditioning has another
+            size than the network's.
+    """
     split = loading.load_split(dataset)
     data.check_images(split, model.encoding.levels)
+    given, expected = split.conditioning.shape[1], getattr(model.network, "conditioning_size", None)
+    if expected is not None and given != expected:
+        raise ValueError(
+            f"{split} has {given} conditioning numbers per image, the network takes {expected}. "
+            f"Set UNet.conditioning_size = {given}, and bind data.DatasetConfig.augmentation, if "
+            "any, without a scope: for training and evaluation alike."
+        )
     return split
 
 

@@ -213,8 +213,9 @@ class _Run:
             self._check_meaning(run_inputs.changed(restored.facts, facts, run_inputs.MEANING))
 
         self._log = metrics.MetricsLog(
-            self._directory / "metrics.jsonl" if self._is_writer else None,
+            self._directory / "metrics.jsonl",
             keep_up_to=self._start if self._is_resumed else -1,
+            writes=self._is_writer,
         )
         writes_events = trainer.tensorboard and self._is_writer
         self._board = metrics.TensorBoard(
@@ -399,6 +400,7 @@ class _Run:
             "wall_seconds": time.monotonic() - self._began,
             "checkpoint": None if path is None else str(path),
             "data": self._split.facts(),
+            "eval_data": None if self._eval_split is None else self._eval_split.facts(),
         }
         if self._is_writer:
             text = json.dumps(summary, indent=2) + "\n"

@@ -18,6 +18,7 @@ KINDS = ("flip", "rotation", "channels")
 
 _STREAM = 0x41554700  # keeps these words apart from those that order the epochs
 _SMALLEST_TABLE = 1 << 12
+_MOST_CHANNELS = 5  # 120 orders, 960 codes
 
 
 class Codes(NamedTuple):
@@ -119,7 +120,12 @@ class Augmentation:
 
     def check(self, image_shape: tuple[int, ...]) -> None:
         """Raises ValueError unless images (height, width, channels) can be augmented so."""
-        height, width, _ = image_shape
+        height, width, channels = image_shape
+        if self.channels and channels > _MOST_CHANNELS:
+            raise ValueError(
+                f"At most {_MOST_CHANNELS} channels can change places, got {channels}. Set "
+                "Augmentation.channels = False."
+            )
         if self.rotation and height != width:
             raise ValueError(
                 f"Quarter turns need square images, got {height} x {width}. Set "
@@ -143,7 +149,8 @@ class Augmentation:
         applied = {kind: coins[kind].astype(bool) & getattr(self, kind) for kind in KINDS}
         # 24 bits each, of one word that nobody else reads: bias below 1e-6.
         turns = 1 + _below(words >> np.uint64(8), 3)
-        order = _below(words >> np.uint64(32), math.factorial(channels))
+        orders = len(channel_orders(channels)) if self.channels else 1
+        order = _below(words >> np.uint64(32), orders)
         return Codes(
             flip=applied["flip"],
             turns=np.where(applied["rotation"], turns, 0),
@@ -158,7 +165,7 @@ def apply(images: np.ndarray, codes: Codes) -> np.ndarray:
     Images with the same code are worked on together: every code is one permutation of the places.
     """
     shape = images.shape[1:]
-    orders = math.factorial(shape[2])
+    orders = len(channel_orders(shape[2])) if np.any(codes.order) else 1
     numbers = (codes.flip * 4 + codes.turns) * orders + codes.order
     flat = images.reshape(len(images), -1)
     out = np.empty_like(flat)
@@ -166,7 +173,7 @@ def apply(images: np.ndarray, codes: Codes) -> np.ndarray:
     codes_here, starts = np.unique(numbers[by_code], return_index=True)
     for number, rows in zip(codes_here.tolist(), np.split(by_code, starts[1:]), strict=True):
         # mode: "raise", the default, would buffer the output.
-        out[rows] = np.take(flat[rows], _places(shape, number), axis=1, mode="clip")
+        out[rows] = np.take(flat[rows], _places(shape, number, orders), axis=1, mode="clip")
     return out.reshape(images.shape)
 
 
@@ -176,15 +183,17 @@ def channel_orders(channels: int) -> tuple[tuple[int, ...], ...]:
     return tuple(itertools.permutations(range(channels)))
 
 
-@functools.lru_cache(maxsize=512)
-def _places(shape: tuple[int, int, int], number: int) -> np.ndarray:
+@functools.lru_cache(maxsize=1024)
+def _places(shape: tuple[int, int, int], number: int, orders: int) -> np.ndarray:
     """For each place of the augmented image, the place it comes from; flat."""
-    rest, order = divmod(number, math.factorial(shape[2]))
+    rest, order = divmod(number, orders)
     flip, turns = divmod(rest, 4)
     places = np.arange(math.prod(shape)).reshape(shape)
     if flip:
         places = places[:, ::-1]
-    places = np.rot90(places, turns)[..., list(channel_orders(shape[2])[order])]
+    places = np.rot90(places, turns)
+    if orders > 1:
+        places = places[..., list(channel_orders(shape[2])[order])]
     return np.ascontiguousarray(places).reshape(-1)
 
 

@@ -75,15 +75,14 @@ def load(
     """
     folder = pathlib.Path(directory).expanduser().absolute()
     stem = f"{re.sub(r'[^A-Za-z0-9_.]+', '_', name)}-{key}"
-    found = _find(folder, stem)
-    if found is None:
-        with _explained(folder), _only_one(folder, stem):
-            found = _find(folder, stem)  # another process may have been faster
-            if found is None:
-                _check_space(folder, expected_bytes)
-                found = _decode(folder, stem, decode())
-    path, known = found
-    images = np.load(path, mmap_mode="r" if memory_map else None)
+    with _explained(folder), _only_one(folder, stem):
+        # Under the lock: what is damaged is removed, and another process must not use it meanwhile.
+        found = _find(folder, stem)
+        if found is None:
+            _check_space(folder, expected_bytes)
+            found = _decode(folder, stem, decode())
+        path, known = found
+        images = np.load(path, mmap_mode="r" if memory_map else None)
     images.setflags(write=False)
     return CachedImages(images, known)
 
@@ -95,6 +94,8 @@ def _find(folder: pathlib.Path, stem: str) -> tuple[pathlib.Path, ImageFingerpri
             meta = json.loads(described.read_text(encoding="utf-8"))
             known = ImageFingerprint.from_dict(meta["fingerprint"])
             if meta["format"] == FORMAT and _is_as_written(path, meta["file"], known):
+                if meta["file"] != _facts(path):
+                    _describe(path, known)
                 return path, known
             problem = "its pixels have changed"
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -131,9 +132,13 @@ def _decode(
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+    _describe(path, known)
+    return path, known
+
+
+def _describe(path: pathlib.Path, known: ImageFingerprint) -> None:
     meta = {"format": FORMAT, "fingerprint": known.as_dict(), "file": _facts(path)}
     files.write_atomically(path.with_suffix(".json"), json.dumps(meta, indent=2) + "\n")
-    return path, known
 
 
 def _write(file: BinaryIO, chunks: Iterable[np.ndarray]) -> ImageFingerprint:

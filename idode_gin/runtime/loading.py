@@ -13,6 +13,9 @@ Beside seqio's own contract a task's source may have any of
     other_variants(num_images, split)   a sentence, if another variant has so many images
     at(path)               the same source for a user's own files
 
+The source is read without the task only if every preprocessor of the task has an attribute
+`keeps_plain_images`, as those of `tasks.support.registration.add_task` have.
+
 seqio and TensorFlow take seconds to import, so only the functions that need them do.
 """
 
@@ -134,6 +137,8 @@ def _read_task(task: Any, config: DatasetConfig) -> _Part:
     """The images from the cache where the source allows it, otherwise from the task itself."""
     source = _source(task, config)
     plain = getattr(source, "plain", None)
+    if not all(getattr(each, "keeps_plain_images", False) for each in task.preprocessors):
+        plain = None  # the task makes something else of them
     key = None
     if plain is not None and not config.use_cached and hasattr(plain, "cache_key"):
         key = plain.cache_key(config.split)

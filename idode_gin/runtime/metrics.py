@@ -21,15 +21,19 @@ class MetricsLog:
     killed is dropped on opening, and so are rows beyond the step that training resumes from.
 
     Args:
-        path: of the file; None on processes that write nothing.
+        path: of the file; None keeps rows in memory only.
         keep_up_to: rows of later steps are removed; -1 removes all.
+        writes: whether this process writes them. All processes read: which rows are there already
+            decides what they compute together.
 
     Raises:
         ValueError: if the file holds something else than metrics.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, keep_up_to: int) -> None:
-        self._path = None if path is None else pathlib.Path(path)
+    def __init__(
+        self, path: str | os.PathLike[str] | None, keep_up_to: int, *, writes: bool = True
+    ) -> None:
+        self._path = pathlib.Path(path) if path is not None and writes else None
         rows = read_rows(path) if path is not None else []
         self.rows = [row for row in rows if row["step"] <= keep_up_to]
         if self._path is not None:

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nerror: {error}", file=sys.stderr)
         return checks.EXIT_BAD_INPUT
     except MemoryError:
-        print("\nerror: not enough memory: see README, Preparing data.", file=sys.stderr)
+        print("\nerror: not enough memory: see README, Data.", file=sys.stderr)
         return checks.EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("\nStopped; nothing was left behind. The same command starts again.", file=sys.stderr)
@@ -179,4 +179,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)  # TFDS tells every step
     sys.exit(main())

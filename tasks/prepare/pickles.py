@@ -188,21 +188,23 @@ class _MakeDataType:
         return _DataType(name)
 
 
-class _Encode:
-    """For `_codecs.encode(text, "latin1")`: how Python 3 writes bytes in protocol 2."""
+def _encoder(budget: int) -> Callable[[Any, Any], bytes]:
+    """For `_codecs.encode(text, "latin1")`: how Python 3 writes bytes in protocol 2.
 
-    __slots__ = ("_left",)
+    A function, whose budget a pickle cannot reach: it can set attributes of objects.
+    """
+    left = budget
 
-    def __init__(self, budget: int) -> None:
-        self._left = budget
-
-    def __call__(self, text: Any, encoding: Any) -> bytes:
+    def encode(text: Any, encoding: Any) -> bytes:
+        nonlocal left
         if type(text) is not str or encoding not in ("latin1", "latin-1"):
             raise ValueError(f"bytes written as {encoding!r:.50}")
-        self._left -= len(text)
-        if self._left < 0:
+        left -= len(text)
+        if left < 0:
             raise ValueError("one string is made into bytes again and again")
         return text.encode("latin-1")
+
+    return encode
 
 
 _MODULES = ("numpy.core", "numpy._core")
@@ -218,7 +220,7 @@ _STAND_INS: dict[tuple[str, str], Callable[..., Any] | str] = {
 class _Unpickler(pickle.Unpickler):
     def __init__(self, stream: _Limited, size: int, what: str) -> None:
         super().__init__(stream, encoding="bytes")  # type: ignore[arg-type]
-        self._what, self._encode = what, _Encode(size)
+        self._what, self._encode = what, _encoder(size)
 
     def find_class(self, module: str, name: str) -> Any:
         _check_global(module, name, self._what)

@@ -23,6 +23,7 @@ from tasks.prepare.targets import explain
 from tasks.prepare.tfrecords import ReadySource
 
 FINGERPRINT = "fingerprint.json"
+METADATA = "metadata.json"
 _CHUNK = 1024  # images hashed or read back at one time
 
 
@@ -77,15 +78,14 @@ def copy(source: ReadySource, data_dir: pathlib.Path) -> dict[str, ImageFingerpr
     with _disk_explained(data_dir):
         folder.mkdir(parents=True)
         names = [name for shards in source.shards.values() for name in shards]
-        for name in [*names, *source.texts]:
+        # Not features.json, which names classes to import, nor what says what is partial.
+        texts = [name for name in source.texts if name not in (tfrecords.FEATURES, METADATA)]
+        for name in [*names, *texts]:
             shutil.copyfile(source.folder / name, folder / name)
-        if tfrecords.FEATURES not in source.texts:
-            tfds = _tfds()
-            shape = source.dataset.image_shape
-            image = tfds.features.Image(shape=shape, encoding_format="png")
-            tfds.features.FeaturesDict({"image": image}).save_config(folder)
-        if source.partial:
-            (folder / "metadata.json").write_text(json.dumps({"partial": True}))
+        tfds = _tfds()
+        image = tfds.features.Image(shape=source.dataset.image_shape, encoding_format="png")
+        tfds.features.FeaturesDict({"image": image}).save_config(folder)
+        (folder / METADATA).write_text(json.dumps({"partial": source.partial}))
     written = read_back(folder)
     for fingerprint in written.values():
         if fingerprint.image_shape != source.dataset.image_shape:
@@ -232,8 +232,6 @@ def _tfds() -> Any:
 
     tf.config.set_visible_devices([], "GPU")
     import tensorflow_datasets as tfds
-    from absl import logging
 
-    logging.set_verbosity(logging.ERROR)
     tfds.disable_progress_bar()
     return tfds

@@ -91,12 +91,12 @@ class OwnImages(seqio.DataSource):
         return None
 
     def cache_key(self, split: str) -> str:
-        """Digest of the names, sizes and times of the files that hold the split."""
+        """Digest of the place, names, sizes and times of the files that hold the split."""
         path = self._known_path()
         files = self._reader.files(path, split)
         root = path if path.is_dir() else path.parent
         facts = [(each.relative_to(root).as_posix(), *file_facts(each)) for each in files]
-        return digest([self._name, split, facts])
+        return digest([self._name, str(root.absolute()), split, facts])
 
     def get_dataset(
         self,

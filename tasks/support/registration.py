@@ -26,6 +26,8 @@ def add_task(name: str, source: seqio.DataSource) -> None:
     if augmentation is not None:
         features["conditioning"] = seqio.ContinuousFeature(dtype=tf.float32, rank=1)
         preprocessors.append(augment(augmentation))
+    for each in preprocessors:
+        each.keeps_plain_images = True  # the feed may read them at the source
     seqio.TaskRegistry.add(
         name,
         source=source,

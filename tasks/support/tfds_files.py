@@ -64,9 +64,10 @@ class TfdsFiles:
         return paths
 
     def facts(self) -> list[Any]:
-        """What identifies the bytes: hash of the description, names and sizes of the shards."""
+        """What identifies the bytes: the description, and the shards with size and time."""
         info = hashlib.sha256((self.folder / INFO).read_bytes()).hexdigest()
-        return [info, self.split, [(path.name, path.stat().st_size) for path in self.shards()]]
+        shards = [(path.name, path.stat()) for path in self.shards()]
+        return [info, self.split, [(name, each.st_size, each.st_mtime_ns) for name, each in shards]]
 
     def dataset(
         self, *, shuffle: bool, seed: int | None, shard_info: seqio.ShardInfo | None
@@ -91,6 +92,7 @@ class TfdsFiles:
 
     def _opened(self) -> tfds.core.DatasetBuilder:
         try:
+            _check_types(json.loads((self.folder / "features.json").read_text(encoding="utf-8")))
             builder = tfds.builder_from_directory(str(self.folder))
         except Exception as error:  # whatever its parsers make of a damaged description
             raise ValueError(
@@ -104,3 +106,16 @@ class TfdsFiles:
         if "image" not in builder.info.features:
             raise ValueError(f'{self.name} in {self.folder} must have a feature "image".')
         return builder
+
+
+def _check_types(features: Any) -> None:
+    """Raises ValueError if a description names a class that is not TFDS's: it would be imported."""
+    if isinstance(features, list):
+        features = dict(enumerate(features))
+    if not isinstance(features, dict):
+        return
+    for key, value in features.items():
+        is_name = key in ("type", "pythonClassName") and isinstance(value, str)
+        if is_name and not value.startswith("tensorflow_datasets.core.features."):
+            raise ValueError(f"features.json names {value!r}, which is no feature of TFDS's own")
+        _check_types(value)

@@ -110,3 +110,14 @@ RECORDED = {
     "turns": [0, 2, 2, 2, 2, 0, 0, 0],
     "order": [5, 0, 0, 2, 4, 0, 0, 0],
 }
+
+
+def test_many_channels_are_no_burden_where_they_keep_their_places():
+    kinds = Augmentation()
+    kinds.check((4, 4, 40))
+    images = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 40), dtype=np.uint8)
+    codes = kinds.codes(0, 0, np.arange(30), channels=40)
+    found = augmentation.apply(images, codes)
+    np.testing.assert_array_equal(found[~codes.applied.any(1)], images[~codes.applied.any(1)])
+    with pytest.raises(ValueError, match=r"At most 5 channels.*got 6.*channels = False"):
+        Augmentation(channels=True).check((4, 4, 6))

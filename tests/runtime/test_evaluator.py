@@ -85,6 +85,13 @@ def test_a_single_image_has_no_standard_error(evaluate):
     assert summary["tn"]["stderr"] is None
 
 
+def test_conditioning_must_be_the_networks(monkeypatch):
+    tiny.use_tiny_data(monkeypatch)
+    network = UNet(channels=8, levels=1, groups=2, conditioning_size=3)
+    with pytest.raises(ValueError, match=r"1 conditioning numbers.*takes 3.*conditioning_size = 1"):
+        run_inputs.load(tiny.config(), tiny.model(network=network))
+
+
 def test_a_sample_does_not_see_its_batch(monkeypatch, tmp_path):
     network = UNet(channels=8, levels=1, groups=2, fourier_exponents=(1,))
     model = tiny.model(network=network, image_shape=tiny.SHAPE)

@@ -424,3 +424,17 @@ def test_a_damaged_record_is_an_error_with_a_way_out(register):
     )
     with pytest.raises(ValueError, match=r"could not be read: .*bad record.*Prepare"):
         load("made_damaged")
+
+
+def test_what_a_task_makes_of_images_is_what_is_read(knowing, register):
+    """A task of one's own over a source that could be read directly."""
+    images = random_images(9)
+    source = knowing("made_original", images)
+    register(
+        "made_coarser",
+        {"image": images},
+        source=source,
+        preprocessors=[lambda ds: ds.map(lambda each: {"image": each["image"] // 8})],
+    )
+    np.testing.assert_array_equal(load("made_coarser", cache_dir="").images, images // 8)
+    np.testing.assert_array_equal(load("made_original", cache_dir="").images, images)

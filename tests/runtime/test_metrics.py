@@ -128,6 +128,18 @@ def test_means_over_a_split_do_not_depend_on_the_batch_size():
     np.testing.assert_allclose(found[0][1], expected.std(ddof=1) / np.sqrt(23), rtol=1e-6)
 
 
+def test_a_process_that_does_not_write_knows_the_rows(tmp_path):
+    """Or the processes of a resumed run would not agree on what is left to compute."""
+    path = tmp_path / "metrics.jsonl"
+    metrics.MetricsLog(path, keep_up_to=9).write(5, {"train/bpd": 1.0})
+    before = path.read_bytes()
+    other = metrics.MetricsLog(path, keep_up_to=9, writes=False)
+    assert other.row(5) == {"step": 5, "train/bpd": 1.0}
+    other.write(6, {"train/bpd": 2.0})
+    assert other.row(6) is not None
+    assert path.read_bytes() == before
+
+
 def test_a_single_image_has_no_standard_error():
     means = evaluation.MaskedMeans()
     means.add({"bpd": np.asarray([2.0, 9.0])}, 1)

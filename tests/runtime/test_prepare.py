@@ -428,3 +428,14 @@ def test_pixels_that_read_back_otherwise_are_never_finished(tmp_path, capsys, mo
 def test_partial_tfrecords_without_the_flag(ready, tmp_path, capsys):
     prepare("imagenet32_new", [ready], tmp_path / "data", code=2)
     assert "the sources hold 53" in capsys.readouterr().err
+
+
+def test_a_foreign_description_of_features_is_not_taken_over(tmp_path):
+    """It names classes, which TFDS would import from wherever they are."""
+    archives.authors_tfrecords(tmp_path, N_TRAIN, N_OTHER)
+    source = tmp_path / "downsampled_imagenet_new" / "32x32" / "2.0.0"
+    (source / "features.json").write_text('{"type": "evil_module.Feature"}')
+    (source / "metadata.json").write_text('{"partial": true}')
+    folder = prepare("imagenet32_new", [source], tmp_path / "data", "--allow_partial")
+    assert "evil_module" not in (folder / "features.json").read_text()
+    assert len(read(folder, "train")) == N_TRAIN

@@ -1,7 +1,9 @@
 """Tasks over files of TensorFlow Datasets: the right images, or the reason why not."""
 
+import os
 import pathlib
 import shutil
+import sys
 
 import fake_tfds
 import numpy as np
@@ -308,14 +310,28 @@ def test_the_cache_key_follows_what_is_on_disk(copied, source):
         assert source.cache_key("train") == key
         assert source.cache_key("validation") != key
         (shard,) = copied.glob("*train*tfrecord*")
-        whole = shard.read_bytes()
+        whole, status = shard.read_bytes(), shard.stat()
         shard.write_bytes(whole + b"x")
         assert source.cache_key("train") != key
+        shard.write_bytes(b"x" + whole[1:])  # of the same size
+        assert source.cache_key("train") != key
         shard.write_bytes(whole)
+        os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
         assert source.cache_key("train") == key
         info = copied / "dataset_info.json"
         info.write_text(info.read_text() + " ")
         assert source.cache_key("train") != key
+
+
+def test_a_description_that_would_import_a_module_is_refused(copied, source):
+    path = copied / "features.json"
+    path.write_text(path.read_text().replace("tensorflow_datasets.core", "evil_module.core", 1))
+    with (
+        fake_tfds.data_dir(copied.parents[2]),
+        pytest.raises(ValueError, match=r"names 'evil_module\.core.*no feature of TFDS's own"),
+    ):
+        source.get_dataset("train")
+    assert "evil_module" not in sys.modules
 
 
 def test_the_same_dataset_elsewhere_has_the_same_cache_key(copied, source, root):
