@@ -6,13 +6,15 @@ Synthetic 32 x 32 x 3 images stand in for CIFAR-10, in the on-disk cache and in 
 Every feed delivers shuffled, augmented uint8 NumPy batches with their conditioning to the host:
 mirrored, turned and with shuffled channels, each with probability 1/2. The feeds take turns, so
 that a busy machine slows all; medians are printed, with their ratio to seqio. grain is measured
-where it is installed (`pip install grain`).
+where it is installed (`pip install grain`), after the others: its threads would take their cores.
 
 Also printed: seconds from opening the cache to the first batch, and the memory that takes, mapped
 and whole, as a multiple of the decoded images.
 """
 
 import argparse
+import pathlib
+import re
 import statistics
 import subprocess
 import sys
@@ -81,6 +83,7 @@ def seqio_batches(split: data.ImageSplit, batch_size: int) -> Iterator[Any]:
     images = np.asarray(split.images)
 
     def augment(example: dict[str, Any], seed: Any) -> dict[str, Any]:
+        seed = tf.stack(seed)
         coins = tf.random.stateless_uniform([3], seed) < 0.5
         image = tf.where(coins[0], tf.image.flip_left_right(example["image"]), example["image"])
         turns = tf.random.stateless_uniform([], seed + 1, 1, 4, tf.int32)
@@ -93,7 +96,9 @@ def seqio_batches(split: data.ImageSplit, batch_size: int) -> Iterator[Any]:
     task = seqio.Task(
         "made_for_benchmark",
         source=seqio.FunctionDataSource(
-            lambda split, shuffle_files: tf.data.Dataset.from_tensor_slices({"image": images}),
+            lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices(
+                {"image": images}
+            ),
             splits=("train",),
         ),
         preprocessors=[seqio.map_over_dataset(augment, num_seeds=1)],
@@ -117,16 +122,22 @@ def images_per_second(feed: Iterator[Any], batch_size: int, seconds: float = 2.0
     return count / (time.perf_counter() - began)
 
 
+def peak_bytes() -> int:
+    """Most memory this process ever had; unlike ru_maxrss, not what its parent had."""
+    (line,) = re.findall(r"VmHWM:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())
+    return 1024 * int(line)
+
+
 def report_opening(folder: str, count: int, batch_size: int) -> None:
     """Runs in a process of its own, so that its memory is its own."""
     decoded = count * int(np.prod(SHAPE))
     for memory_map in (True, False):
         script = (
-            "import resource, sys, time; from benchmarks import feed\n"
-            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; began = time.time()\n"
+            "import time; from benchmarks import feed\n"
+            "before = feed.peak_bytes(); began = time.time()\n"
             f"split = feed.open_cache({folder!r}, {count}, {memory_map}, True)\n"
             f"next(feed.ours(split, {batch_size})); first = time.time() - began\n"
-            "print(first, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))"
+            "print(first, feed.peak_bytes() - before)"
         )
         done = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, check=True
@@ -158,12 +169,6 @@ def measure(args: argparse.Namespace, folder: str) -> None:
         "feed, no augmentation": lambda: ours(plain, args.batch_size),
         "seqio + tf.data": lambda: seqio_batches(split, args.batch_size),
     }
-    try:
-        import grain.python  # noqa: F401
-
-        makers["grain"] = lambda: grain_batches(split, args.batch_size)
-    except ImportError:
-        print("grain is not installed and not measured.")
     feeds = {name: make() for name, make in makers.items()}
     for each in feeds.values():
         next(each)  # buffers fill, functions are traced
@@ -171,6 +176,11 @@ def measure(args: argparse.Namespace, folder: str) -> None:
     for _ in range(args.repeats):
         for name, each in feeds.items():
             rates[name].append(images_per_second(each, args.batch_size))
+    try:
+        last = grain_batches(split, args.batch_size)
+        rates["grain"] = [images_per_second(last, args.batch_size) for _ in range(args.repeats)]
+    except ImportError:
+        print("grain is not installed and not measured.")
     medians = {name: statistics.median(found) for name, found in rates.items()}
     for name, median in medians.items():
         ratio = median / medians["seqio + tf.data"]

@@ -16,7 +16,6 @@ Each function makes only the `rows` of the global batch that it is asked for: a 
 images of its own devices and no others.
 """
 
-import concurrent.futures
 import contextlib
 import functools
 import queue
@@ -31,9 +30,6 @@ from idode_gin.runtime import augmentation
 from idode_gin.runtime.data import Batch, DatasetConfig, ImageSplit
 
 T = TypeVar("T")
-
-_WORKERS = 2
-_PARALLEL_FROM = 256  # augmented images at a time: below, threads cost more than they save
 
 
 @functools.lru_cache(maxsize=4)  # a step asks for the order of the epoch it is in, or of two
@@ -77,7 +73,7 @@ def train_batch(
     if split.augmentation is None or not codes:
         return batch
     joined = augmentation.Codes(*(np.concatenate(each) for each in zip(*codes, strict=True)))
-    batch["image"] = _augmented(batch["image"], joined)
+    batch["image"] = augmentation.apply(batch["image"], joined)
     batch["conditioning"] = split.augmentation.bits(joined.applied)
     return batch
 
@@ -129,20 +125,6 @@ def _gather(split: ImageSplit, index: np.ndarray, rows: np.ndarray, *, num_real:
         "index": index.astype(np.int32),
         "mask": (rows < num_real).astype(np.float32),
     }
-
-
-def _augmented(images: np.ndarray, codes: augmentation.Codes) -> np.ndarray:
-    if len(images) < _PARALLEL_FROM:
-        return augmentation.apply(images, codes)
-    # NumPy lets go of the interpreter's lock while it moves pixels.
-    parts = np.array_split(np.arange(len(images)), _WORKERS)
-    pieces = [(images[part], augmentation.Codes(*(each[part] for each in codes))) for part in parts]
-    return np.concatenate(list(_pool().map(lambda piece: augmentation.apply(*piece), pieces)))
-
-
-@functools.cache
-def _pool() -> concurrent.futures.ThreadPoolExecutor:
-    return concurrent.futures.ThreadPoolExecutor(_WORKERS, thread_name_prefix="augment")
 
 
 def _prefetch(batches: Iterable[T], size: int) -> Generator[T, None, None]:
