@@ -75,14 +75,16 @@ def load(
     """
     folder = pathlib.Path(directory).expanduser().absolute()
     stem = f"{re.sub(r'[^A-Za-z0-9_.]+', '_', name)}-{key}"
-    with _explained(folder), _only_one(folder, stem):
-        # Under the lock: what is damaged is removed, and another process must not use it meanwhile.
-        found = _find(folder, stem)
-        if found is None:
-            _check_space(folder, expected_bytes)
-            found = _decode(folder, stem, decode())
-        path, known = found
-        images = np.load(path, mmap_mode="r" if memory_map else None)
+    found = _find(folder, stem)  # without the lock: a folder that is whole may be read-only
+    if found is None:
+        with _explained(folder), _only_one(folder, stem):
+            found = _find(folder, stem)  # another process may have been faster
+            if found is None:
+                _remove(folder, stem)
+                _check_space(folder, expected_bytes)
+                found = _decode(folder, stem, decode())
+    path, known = found
+    images = np.load(path, mmap_mode="r" if memory_map else None)
     images.setflags(write=False)
     return CachedImages(images, known)
 
@@ -95,16 +97,19 @@ def _find(folder: pathlib.Path, stem: str) -> tuple[pathlib.Path, ImageFingerpri
             known = ImageFingerprint.from_dict(meta["fingerprint"])
             if meta["format"] == FORMAT and _is_as_written(path, meta["file"], known):
                 if meta["file"] != _facts(path):
-                    _describe(path, known)
+                    with contextlib.suppress(OSError):  # read-only: looked at again next time
+                        _describe(path, known)
                 return path, known
-            problem = "its pixels have changed"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problem = str(error)
-        logging.warning("%s is damaged (%s) and will be decoded again.", path, problem)
-        for each in (described, path):
-            with contextlib.suppress(OSError):
-                each.unlink()
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
     return None
+
+
+def _remove(folder: pathlib.Path, stem: str) -> None:
+    """Removes what `_find` did not find whole; under the lock, so that nobody is writing it."""
+    for each in [*folder.glob(f"{stem}-*.json"), *folder.glob(f"{stem}-*.npy")]:
+        logging.warning("%s is damaged and will be decoded again.", each)
+        each.unlink(missing_ok=True)
 
 
 def _is_as_written(path: pathlib.Path, facts: dict[str, int], known: ImageFingerprint) -> bool:
