@@ -8,6 +8,7 @@ import contextlib
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -39,6 +40,16 @@ SLOWEST_FIRST = ("end_to_end", "golden", "laws", "runtime", "configs")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first, so that no worker is left with one when the others are done."""
     items.sort(key=lambda item: SLOWEST_FIRST.index(item.path.relative_to(HERE).parts[0]))
+
+
+@pytest.fixture(autouse=True)
+def _data_folders_of_its_own() -> Iterator[None]:
+    """The data flags bind the whole process: what one test named, the next must not find."""
+    before = list(sys.modules["seqio"].get_global_cache_dirs()) if "seqio" in sys.modules else []
+    yield
+    if (seqio := sys.modules.get("seqio")) is not None:
+        seqio.set_tfds_data_dir_override(None)
+        seqio.set_global_cache_dirs(before)
 
 
 @contextlib.contextmanager

@@ -220,11 +220,7 @@ def test_tensorflow_datasets_on_disk_are_read_whole(register, tmp_path):
         source=seqio.TfdsDataSource("made:1.0.0", read_only=True, splits=("train",)),
     )
     loading.set_data_dirs(tfds_data_dir=str(tmp_path))
-    try:
-        split = load("made_tfds")
-        again = load("made_tfds")
-    finally:
-        seqio.set_tfds_data_dir_override(None)
+    split, again = load("made_tfds"), load("made_tfds")
     assert Counter(each.tobytes() for each in split.images) == Counter(
         each.tobytes() for each in images
     )
@@ -240,7 +236,6 @@ def test_a_seqio_cache_is_read_where_asked_for(register, tmp_path):
         {"image": random_images(3, dtype=np.int32)},
         preprocessors=[seqio.CacheDatasetPlaceholder()],
     )
-    before = list(seqio.get_global_cache_dirs())
     with pytest.raises(ValueError, match="'made_cached' is in none of the seqio cache folders"):
         load("made_cached", use_cached=True)
 
@@ -260,10 +255,7 @@ def test_a_seqio_cache_is_read_where_asked_for(register, tmp_path):
             writer.write(example.SerializeToString())
 
     loading.set_data_dirs(seqio_cache_dirs=[str(tmp_path)])
-    try:
-        np.testing.assert_array_equal(load("made_cached", use_cached=True).images, cached)
-    finally:
-        seqio.set_global_cache_dirs(before)
+    np.testing.assert_array_equal(load("made_cached", use_cached=True).images, cached)
 
 
 def test_gpus_are_hidden_from_tensorflow(monkeypatch):
