@@ -1,16 +1,22 @@
 """Files that are either whole or not there."""
 
 import contextlib
-import io
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any
 
 import numpy as np
 
 
-def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+def write_atomically(
+    path: str | os.PathLike[str], content: str | bytes | Callable[[IO[bytes]], Any]
+) -> None:
     """Replaces the file at `path`; whoever reads it meanwhile sees the old or the new content.
+
+    Args:
+        path: of the file; missing folders are made.
+        content: what it shall hold, or a function that writes that to an open file.
 
     Raises:
         OSError: naming `path`, where the disk refuses; the old content is still there then.
@@ -21,7 +27,10 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
+                if callable(content):
+                    content(file)
+                else:
+                    file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
@@ -43,6 +52,4 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def write_npz_atomically(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
     """Replaces a compressed NumPy archive."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]

@@ -5,9 +5,8 @@ object interface: no pyplot, no global state, no display.
 """
 
 import os
-import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -120,24 +119,7 @@ def image_grid(
         raise ValueError(f"`columns` must be one or more, got columns={columns}.")
     canvas = _lay_out(tiles, min(columns, len(tiles)))
     picture = Image.fromarray(canvas[..., 0] if canvas.shape[2] == 1 else canvas)
-    write_atomically(path, lambda file: picture.save(file, format="PNG"))
-
-
-def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], Any]) -> None:
-    """Calls `write` on a temporary file beside `path`, then renames it: readers see all or nothing.
-
-    Missing parent folders are made. After an exception `path` is what it was before.
-    """
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with files.naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                write(file)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    files.write_atomically(path, lambda file: picture.save(file, format="PNG"))
 
 
 def _bpd_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
@@ -160,7 +142,7 @@ def _new_figure(x_label: str, y_label: str) -> tuple[Any, Any]:
 
 
 def _save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
-    write_atomically(path, lambda file: figure.savefig(file, format="png"))
+    files.write_atomically(path, lambda file: figure.savefig(file, format="png"))
 
 
 def _tiles(images: np.ndarray, levels: int) -> np.ndarray:

@@ -204,6 +204,25 @@ def test_files_are_replaced_whole(tmp_path):
     assert [each.name for each in path.parent.iterdir()] == ["a.txt"]
 
 
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "folder" / "file"
+    files.write_atomically(path, lambda file: file.write(b"first"))
+
+    def half_written(file):
+        file.write(b"sec")
+        file.flush()
+        assert path.read_bytes() == b"first"
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        files.write_atomically(path, half_written)
+    assert path.read_bytes() == b"first"
+    assert [each.name for each in path.parent.iterdir()] == ["file"]
+    files.write_atomically(path, lambda file: file.write(b"third"))
+    assert path.read_bytes() == b"third"
+    assert [each.name for each in path.parent.iterdir()] == ["file"]
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
 def test_a_disk_that_refuses_leaves_the_old_file_and_is_named(tmp_path, monkeypatch, number):
     path = tmp_path / "a.txt"

@@ -152,25 +152,6 @@ def test_a_bad_integrand_is_refused(tmp_path, gammas, values):
         plots.plot_integrand(gammas, values, tmp_path / "integrand.png")
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "new" / "folder" / "file"
-    plots.write_atomically(path, lambda file: file.write(b"first"))
-
-    def half_written(file):
-        file.write(b"sec")
-        file.flush()
-        assert path.read_bytes() == b"first"
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        plots.write_atomically(path, half_written)
-    assert path.read_bytes() == b"first"
-    assert [each.name for each in path.parent.iterdir()] == ["file"]
-    plots.write_atomically(path, lambda file: file.write(b"third"))
-    assert path.read_bytes() == b"third"
-    assert [each.name for each in path.parent.iterdir()] == ["file"]
-
-
 def test_drawing_needs_no_display_and_no_pyplot(tmp_path):
     program = (
         "import sys\n"
