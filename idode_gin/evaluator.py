@@ -5,33 +5,26 @@ import json
 import pathlib
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, final
 
 import jax
 import numpy as np
 
-from idode_gin import baselines, checks, numerics, run_inputs, types
+from idode_gin import baselines, checks, image_loop, run_inputs, types
 from idode_gin.likelihood import ImageLikelihood, ODELikelihood
 from idode_gin.losses.base import AbstractBound
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.models import DiffusionODE
 from idode_gin.runtime import batches as batch_lib
-from idode_gin.runtime import (
-    checkpoints,
-    data,
-    evaluation,
-    files,
-    fingerprints,
-    loading,
-    preemption,
-)
+from idode_gin.runtime import checkpoints, data, evaluation, files, fingerprints, loading
 from idode_gin.runtime.partitioning import PjitPartitioner
-from idode_gin.runtime.preemption import StopRequest
 
 VARIATIONAL_BOUND = "variational_bound"
+PARTIAL = "partial_results"
+"""The folder, in the output directory, of scores that are there before all are."""
 Scores = dict[str, np.ndarray]
-Scorer = Callable[[types.Params, types.Batch], Mapping[str, jax.Array]]
+Scorer = image_loop.Compute
 
 
 @final
@@ -43,6 +36,10 @@ class Evaluator:
     and `seed`: batch size, order and neighbours do not matter, not in one bit. Other devices, or
     CPU devices of another number of threads, round otherwise, and adaptive steps may then differ:
     by no more than the solver's own error.
+
+    Scores are kept as they come, in `partial_results/`: stopped anywhere, even killed, and run
+    again, an evaluation goes on with the images that have none and ends in the same `results.npz`.
+    One that is finished is done anew.
 
     Args:
         output_dir: where the files go.
@@ -83,7 +80,7 @@ class Evaluator:
             ValueError: for an unknown task or split, images that do not fit the model, or a
                 checkpoint that is missing or of another architecture.
             checks.NonFiniteError: if an image's figure is not finite or a solve did not arrive.
-            checks.Preempted: when asked to stop; no results are written.
+            checks.Preempted: when asked to stop; the next `run` goes on from there.
         """
         self.partitioner.check_batch_size("batch_size", dataset.batch_size)
         began = time.monotonic()
@@ -95,18 +92,20 @@ class Evaluator:
             f"{checkpoint}, step {step}, {'EMA' if self.use_ema else 'raw'} parameters.",
             flush=True,
         )
+        facts = self._facts(model, params, split)
+        loop = image_loop.ImageLoop(self._directory / PARTIAL, facts, split.num_images)
         histogram = self._histogram(dataset, split, model.encoding.levels)
         scores = {}
-        with StopRequest(preemption.RESULTS) as stop:
+        with loop:
             for name, scorer in self._scorers(model).items():
-                scores[name] = self._score(name, scorer, params, split, dataset.batch_size, stop)
+                scores[name] = self._score(name, scorer, params, split, dataset.batch_size, loop)
         summary = {
             **split.facts(),
             "levels": model.encoding.levels,
             "checkpoint": checkpoint,
             "step": step,
             "parameters": "ema" if self.use_ema else "raw",
-            "params_sha256": fingerprints.sha256(params),
+            "params_sha256": facts["params_sha256"],
             "seed": self.seed,
             "solve_size": self.solve_size,
             "histogram_bpd": None if histogram is None else float(np.mean(histogram)),
@@ -114,8 +113,13 @@ class Evaluator:
             "wall_seconds": time.monotonic() - began,
         }
         self._write(summary, scores, histogram)
+        loop.remove()
         print(table(summary, histogram), flush=True)
         return summary
+
+    @property
+    def _directory(self) -> pathlib.Path:
+        return pathlib.Path(self.output_dir)
 
     def _scorers(self, model: DiffusionODE) -> dict[str, Scorer]:
         """One compiled function `(params, batch) -> scores [B]` per bound."""
@@ -142,16 +146,10 @@ class Evaluator:
 
         scorers: dict[str, Scorer] = {VARIATIONAL_BOUND: bound}
         scorers |= {name: ode(name, each) for name, each in self.likelihoods.items()}
-        return {name: self._compiled(each) for name, each in scorers.items()}
-
-    def _compiled(self, score: Scorer) -> Scorer:
-        """The scorer on every device's own images, `solve_size` at a time."""
-
-        def scored(params: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
-            return numerics.map_chunks(lambda part: score(params, part), batch, self.solve_size)
-
-        per_device = self.partitioner.per_device(scored)
-        return jax.jit(per_device, out_shardings=self.partitioner.replicated)
+        return {
+            name: image_loop.compiled(each, self.partitioner, self.solve_size)
+            for name, each in scorers.items()
+        }
 
     def _score(
         self,
@@ -160,27 +158,40 @@ class Evaluator:
         params: types.Params,
         split: data.ImageSplit,
         batch_size: int,
-        stop: StopRequest,
+        loop: image_loop.ImageLoop,
     ) -> Scores:
-        """Scores of all images in the order of the split, `[N]` each."""
-        import tqdm
-
+        """Scores of all images in the order of the split, float64 `[N]` each."""
         rows = self.partitioner.local_rows(batch_size)
-        batches = batch_lib.eval_batches(split, batch_size, rows)
-        count = -(-split.num_images // batch_size)
-        found = evaluation.over_batches(
+        found = loop.run(
+            name,
             lambda batch: scorer(params, self.partitioner.put_batch(batch, batch_size)),
-            iter(tqdm.tqdm(batches, total=count, desc=name, unit="batch", disable=None)),
-            split.num_images,
-            lambda: stop.requested,
+            lambda index: batch_lib.eval_batches(split, batch_size, rows, index),
+            batch_size,
         )
-        if found is None:
-            raise checks.Preempted(
-                f"Stopped by {stop.reason} while scoring {name}; no results were written."
-            )
-        scores = found.per_image()
-        _check_scores(name, scores)
+        scores = {key: np.asarray(each, np.float64) for key, each in found.items()}
+        try:
+            _check_scores(name, scores)
+        except checks.NonFiniteError:
+            loop.remove()  # they would be no better the next time
+            raise
         return scores
+
+    def _facts(
+        self, model: DiffusionODE, params: types.Params, split: data.ImageSplit
+    ) -> dict[str, Any]:
+        """What decides the scores."""
+        likelihoods = {f"likelihoods.{name}": each for name, each in self.likelihoods.items()}
+        return run_inputs.result_facts(
+            model,
+            params,
+            dataset=str(split),
+            dataset_sha256=split.fingerprint.sha256,
+            conditioning_sha256=fingerprints.sha256(split.conditioning),
+            seed=self.seed,
+            solve_size=self.solve_size,
+            variational_bound=self.variational_bound,
+            **likelihoods,
+        )
 
     def _histogram(
         self, dataset: data.DatasetConfig, split: data.ImageSplit, levels: int
@@ -200,7 +211,7 @@ class Evaluator:
         arrays = {f"{name}/{key}": v for name, each in scores.items() for key, v in each.items()}
         if histogram is not None:
             arrays["histogram/bpd"] = histogram
-        directory = pathlib.Path(self.output_dir)
+        directory = self._directory
         files.write_npz_atomically(directory / "results.npz", arrays)
         files.write_atomically(directory / "table.txt", table(summary, histogram) + "\n")
         text = json.dumps(summary, indent=2, allow_nan=False) + "\n"

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from idode_gin import types
+from idode_gin import numerics, types
 from idode_gin.models import DiffusionODE
-from idode_gin.runtime import checkpoints, data, loading
+from idode_gin.runtime import checkpoints, data, fingerprints, loading
 
 
 def describe(model: DiffusionODE, params: types.Params) -> str:
@@ -83,19 +83,49 @@ def blank_batch(model: DiffusionODE, image_shape: tuple[int, ...], size: int) ->
 
 
 def facts(
-    model: DiffusionODE, split: data.ImageSplit, dataset: data.DatasetConfig, **others: Any
+    model: DiffusionODE,
+    split: data.ImageSplit,
+    dataset: data.DatasetConfig,
+    eval_split: data.ImageSplit | None = None,
+    **others: Any,
 ) -> dict[str, Any]:
     """What decides the course of a run: kept in its checkpoints, compared when it is resumed."""
     return {
         **described("model", model),
         "dataset": str(split),
         "dataset_sha256": split.fingerprint.sha256,
+        "eval_dataset_sha256": None if eval_split is None else eval_split.fingerprint.sha256,
         "augmentation": shortened(split.augmentation),
         "dataset_seed": dataset.seed,
         "shuffle": dataset.shuffle,
         "batch_size": dataset.batch_size,
         **others,
     }
+
+
+def result_facts(model: DiffusionODE, params: types.Params, **others: Any) -> dict[str, Any]:
+    """What decides values of images: kept beside those computed, compared when it is gone on.
+
+    Args:
+        model: that computes them.
+        params: its parameters, of which the digest is taken.
+        others: JSON-able facts, and dataclasses to be described.
+    """
+    found: dict[str, Any] = {
+        "code_sha256": fingerprints.code_sha256(),
+        "params_sha256": fingerprints.sha256(params),
+        "float": str(numerics.float_dtype()),
+        "matmul_precision": str(jax.config.jax_default_matmul_precision),  # type: ignore[attr-defined]
+    }
+    for name, value in {"model": model, **others}.items():
+        found |= described(name, value) if dataclasses.is_dataclass(value) else {name: value}
+    return found
+
+
+def trained_on(checkpoint: str) -> dict[str, Any]:
+    """The images that a checkpoint was trained on: `dataset` and `dataset_sha256`."""
+    saved = checkpoints.read_facts(checkpoint)
+    return {name: saved.get(name) for name in ("dataset", "dataset_sha256")}
 
 
 MEANING = ("model.schedule", "model.time", "model.parameterization", "model.encoding")

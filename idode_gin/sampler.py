@@ -4,17 +4,23 @@ import dataclasses
 import json
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any, final
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from idode_gin import checks, numerics, run_inputs, types
+from idode_gin import checks, image_loop, run_inputs, types
 from idode_gin.models import DiffusionODE
-from idode_gin.runtime import checkpoints, files, plots, preemption
+from idode_gin.runtime import batches as batch_lib
+from idode_gin.runtime import checkpoints, files, plots
 from idode_gin.runtime.partitioning import PjitPartitioner
-from idode_gin.runtime.preemption import StopRequest
-from idode_gin.sampling import ODESampler, Samples
+from idode_gin.sampling import ODESampler
+
+PARTIAL = "partial_results"
+"""The folder, in the output directory, of samples that are there before all are."""
+SECTION = "samples"
 
 
 @final
@@ -24,6 +30,8 @@ class Sampler:
 
     `samples.npz` holds `arr_0`, uint8 `[N, H, W, C]` over the full range 0 … 255, and `levels`, the
     integers 0 … V-1 the model speaks. Image i is a pure function of the parameters, `seed` and i.
+    Images are kept as they come, in `partial_results/`: stopped anywhere, even killed, and run
+    again, sampling goes on from there and ends in the same files.
 
     Args:
         output_dir: where the files go.
@@ -64,7 +72,7 @@ class Sampler:
             ValueError: if the model has no image shape, or for a checkpoint that is missing or of
                 another architecture.
             checks.NonFiniteError: if a solve did not arrive.
-            checks.Preempted: when asked to stop; no results are written.
+            checks.Preempted: when asked to stop; the next `run` goes on from there.
         """
         if model.image_shape is None:
             raise ValueError("Sampling needs `DiffusionODE.image_shape`; bind IMAGE_SHAPE.")
@@ -76,61 +84,83 @@ class Sampler:
             f"Drawing {self.num_samples} images from {checkpoint}, step {step}.",
             flush=True,
         )
-        pixels, evaluations = self._draw(model, params)
+        loop = image_loop.ImageLoop(
+            self._directory / PARTIAL, self._facts(model, params), self.num_samples
+        )
+        with loop:
+            drawn = self._draw(model, params, loop)
         summary = {
             "checkpoint": checkpoint,
             "step": step,
             "parameters": "ema" if self.use_ema else "raw",
+            "trained_on": run_inputs.trained_on(checkpoint),
             "num_samples": self.num_samples,
             "image_shape": list(model.image_shape),
             "levels": model.encoding.levels,
             "seed": self.seed,
-            "nfe": float(np.mean(evaluations)),
+            "nfe": float(np.mean(drawn["nfe"])),
             "wall_seconds": time.monotonic() - began,
         }
-        self._write(summary, pixels, model.encoding.levels)
+        self._write(summary, drawn["pixels"], model.encoding.levels)
+        loop.remove()
         return summary
 
-    def _draw(self, model: DiffusionODE, params: types.Params) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels `[N, H, W, C]` and network evaluations `[N]`."""
-        import tqdm
+    @property
+    def _directory(self) -> pathlib.Path:
+        return pathlib.Path(self.output_dir)
 
-        def sample(params: types.Params, batch: types.Batch) -> Samples:
-            return model.sample_fn(params, batch, jax.random.key(self.seed), self.ode_sampler)
+    def _facts(self, model: DiffusionODE, params: types.Params) -> dict[str, Any]:
+        """What decides the samples."""
+        return run_inputs.result_facts(
+            model,
+            params,
+            ode_sampler=self.ode_sampler,
+            num_samples=self.num_samples,
+            conditioning=self.conditioning,
+            seed=self.seed,
+            solve_size=self.solve_size,
+        )
 
-        def sample_some(params: types.Params, batch: types.Batch) -> Samples:
-            return numerics.map_chunks(lambda part: sample(params, part), batch, self.solve_size)
+    def _draw(
+        self, model: DiffusionODE, params: types.Params, loop: image_loop.ImageLoop
+    ) -> dict[str, np.ndarray]:
+        """Per sample: `pixels` `[N, H, W, C]`, network evaluations `nfe` and `success` `[N]`."""
+        dtype = np.min_scalar_type(model.encoding.levels - 1)
 
-        per_device = self.partitioner.per_device(sample_some)
-        compiled = jax.jit(per_device, out_shardings=self.partitioner.replicated)
-        collected: list[Samples] = []
-        starts = range(0, self.num_samples, self.batch_size)
-        with StopRequest(preemption.RESULTS) as stop:
-            for start in tqdm.tqdm(starts, unit="batch", disable=None):
-                if stop.requested:
-                    raise checks.Preempted(
-                        f"Stopped by {stop.reason} while sampling; no results were written."
-                    )
-                batch = self._batch(start)
-                collected.append(jax.device_get(compiled(params, batch)))
-        merged = jax.tree.map(lambda *each: np.concatenate(each)[: self.num_samples], *collected)
-        if not merged.success.all() or not np.isfinite(merged.latent).all():
+        def sample(params: types.Params, batch: types.Batch) -> dict[str, jax.Array]:
+            found = model.sample_fn(params, batch, jax.random.key(self.seed), self.ode_sampler)
+            is_finite = jnp.isfinite(found.latent).all(axis=(1, 2, 3))
+            return {
+                "pixels": found.pixels.astype(dtype),
+                "nfe": found.num_evaluations,
+                "success": found.success & is_finite,
+            }
+
+        compiled = image_loop.compiled(sample, self.partitioner, self.solve_size)
+        drawn = loop.run(
+            SECTION, lambda batch: compiled(params, batch), self._batches, self.batch_size
+        )
+        failed = int((~drawn["success"]).sum())
+        if failed:
+            loop.remove()  # they would be no better the next time
             raise checks.NonFiniteError(
-                f"{int((~merged.success).sum())} of {self.num_samples} samples did not reach the "
-                "clean end. Raise the solver's max_steps or its tolerances."
+                f"{failed} of {self.num_samples} samples did not reach the clean end. Raise the "
+                "solver's max_steps or its tolerances."
             )
-        return merged.pixels, merged.num_evaluations
+        return drawn
 
-    def _batch(self, start: int) -> types.Batch:
-        index = start + self.partitioner.local_rows(self.batch_size).astype(np.int32)
-        conditioning = np.tile(np.asarray(self.conditioning, np.float32), (len(index), 1))
-        batch = {"index": index, "conditioning": conditioning}
-        return self.partitioner.put_batch(batch, self.batch_size)
+    def _batches(self, index: np.ndarray) -> Iterator[types.Batch]:
+        """Batches of the samples `index`, in that order, the last filled up with sample 0."""
+        rows = self.partitioner.local_rows(self.batch_size)
+        conditioning = np.tile(np.asarray(self.conditioning, np.float32), (len(rows), 1))
+        for chosen, _ in batch_lib.index_batches(index, self.batch_size, rows):
+            batch = {"index": chosen.astype(np.int32), "conditioning": conditioning}
+            yield self.partitioner.put_batch(batch, self.batch_size)
 
     def _write(self, summary: dict[str, Any], pixels: np.ndarray, levels: int) -> None:
         if jax.process_index() != 0:
             return
-        directory = pathlib.Path(self.output_dir)
+        directory = self._directory
         arrays = {"arr_0": to_uint8(pixels, levels), "levels": pixels}
         files.write_npz_atomically(directory / "samples.npz", arrays)
         plots.image_grid(pixels[: self.grid_images], levels, directory / "grid.png")
@@ -140,4 +170,4 @@ class Sampler:
 
 def to_uint8(pixels: np.ndarray, levels: int) -> np.ndarray:
     """Levels 0 … V-1 stretched over 0 … 255; 8-bit images come back unchanged."""
-    return np.round(pixels * (255 / (levels - 1))).astype(np.uint8)
+    return np.round(np.arange(levels) * (255 / (levels - 1))).astype(np.uint8)[pixels]

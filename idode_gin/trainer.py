@@ -198,6 +198,7 @@ class _Run:
             model,
             self._split,
             train_dataset,
+            self._eval_split,
             seed=trainer.seed,
             ema_rate=trainer.ema_rate,
             num_microbatches=trainer.num_microbatches,

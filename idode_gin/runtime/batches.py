@@ -79,7 +79,10 @@ def train_batch(
 
 
 def eval_batches(
-    split: ImageSplit, batch_size: int, rows: np.ndarray | None = None
+    split: ImageSplit,
+    batch_size: int,
+    rows: np.ndarray | None = None,
+    index: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Every image exactly once, in order; the last batch is filled up with masked image 0.
 
@@ -87,10 +90,30 @@ def eval_batches(
         split: the images.
         batch_size: of the global batch.
         rows: places in each global batch, integers `[n]`; None makes all of them.
+        index: the images wanted, as places in the split; None is all.
     """
     checks.check_integer("batch_size", batch_size, at_least=1)
     rows = np.arange(batch_size) if rows is None else np.asarray(rows)
-    return _eval_batches(split, batch_size, rows)
+    index = np.arange(split.num_images) if index is None else np.asarray(index)
+    return (
+        _gather(split, chosen, rows, num_real=num_real)
+        for chosen, num_real in index_batches(index, batch_size, rows)
+    )
+
+
+def index_batches(
+    index: np.ndarray, batch_size: int, rows: np.ndarray
+) -> Iterator[tuple[np.ndarray, int]]:
+    """For each batch of `index`, those at `rows` of it, 0 for padding; and how many are no padding.
+
+    Args:
+        index: integers `[N]`.
+        batch_size: of the global batch.
+        rows: places in each global batch, integers `[n]`.
+    """
+    for start in range(0, len(index), batch_size):
+        here = index[start : start + batch_size]
+        yield np.where(rows < len(here), here[np.minimum(rows, len(here) - 1)], 0), len(here)
 
 
 def prefetch(batches: Iterable[T], *, size: int = 2) -> Generator[T, None, None]:
@@ -108,12 +131,6 @@ def _ordered(config: DatasetConfig, epoch: int, num_images: int, places: np.ndar
     if not config.shuffle:
         return places
     return epoch_order(int(config.seed), epoch, num_images)[places]
-
-
-def _eval_batches(split: ImageSplit, batch_size: int, rows: np.ndarray) -> Iterator[Batch]:
-    for start in range(0, split.num_images, batch_size):
-        num_real = min(batch_size, split.num_images - start)
-        yield _gather(split, np.where(rows < num_real, start + rows, 0), rows, num_real=num_real)
 
 
 def _gather(split: ImageSplit, index: np.ndarray, rows: np.ndarray, *, num_real: int) -> Batch:

@@ -2,7 +2,7 @@
 
 import collections
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -38,10 +38,6 @@ class MaskedMeans:
         """The mean of everything added, by name."""
         return {name: float(np.mean(self._all(name))) for name in sorted(self._values)}
 
-    def per_image(self) -> dict[str, np.ndarray]:
-        """Every value `[N]` in the order of the split, float64, by name."""
-        return {name: self._all(name) for name in sorted(self._values)}
-
     def standard_error(self, name: str) -> float | None:
         """Standard error of one mean; None for a single image."""
         return standard_error(self._all(name))
@@ -57,13 +53,44 @@ def standard_error(values: np.ndarray) -> float | None:
     return float(np.std(values, ddof=1) / np.sqrt(values.size))
 
 
+class AskedToStop(Exception):
+    """Raised between two batches."""
+
+
+def landed(
+    evaluate: Callable[[types.Batch], Mapping[str, jax.Array]],
+    batches: Iterator[types.Batch],
+    is_asked_to_stop: Callable[[], bool],
+) -> Generator[dict[str, np.ndarray], None, None]:
+    """The values of batch after batch, on the host; a few more batches are in flight meanwhile.
+
+    Args:
+        evaluate: per-image values `[B, ...]` of one batch, the same on every process.
+        batches: in the order in which values are wanted.
+        is_asked_to_stop: polled before every batch.
+
+    Raises:
+        AskedToStop: when it was; what is in flight then is dropped.
+    """
+    in_flight: collections.deque[Mapping[str, jax.Array]] = collections.deque()
+    with contextlib.closing(batch_lib.prefetch(batches)) as ready:
+        for batch in ready:
+            if is_asked_to_stop():
+                raise AskedToStop
+            in_flight.append(evaluate(batch))
+            if len(in_flight) > LOOK_AHEAD:
+                yield jax.device_get(in_flight.popleft())
+    while in_flight:
+        yield jax.device_get(in_flight.popleft())
+
+
 def over_batches(
     evaluate: Callable[[types.Batch], Mapping[str, jax.Array]],
     batches: Iterator[types.Batch],
     num_images: int,
     is_asked_to_stop: Callable[[], bool],
 ) -> MaskedMeans | None:
-    """Evaluates batch after batch, a few in flight; None if asked to stop meanwhile.
+    """Means over batch after batch; None if asked to stop meanwhile.
 
     Args:
         evaluate: per-image values `[B]` of one batch, the same on every process.
@@ -72,19 +99,9 @@ def over_batches(
         is_asked_to_stop: polled before every batch.
     """
     means = MaskedMeans()
-    in_flight: collections.deque[Mapping[str, jax.Array]] = collections.deque()
-
-    def land() -> None:
-        values = jax.device_get(in_flight.popleft())
-        means.add(values, num_images - means.images)
-
-    with contextlib.closing(batch_lib.prefetch(batches)) as ready:
-        for batch in ready:
-            if is_asked_to_stop():
-                return None
-            in_flight.append(evaluate(batch))
-            if len(in_flight) > LOOK_AHEAD:
-                land()
-    while in_flight:
-        land()
+    try:
+        for values in landed(evaluate, batches, is_asked_to_stop):
+            means.add(values, num_images - means.images)
+    except AskedToStop:
+        return None
     return means

@@ -3,17 +3,23 @@
 Light to import: a program handles signals before it knows whether it needs jax.
 """
 
+import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import NoReturn
+
+from idode_gin import checks
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 TRAINING = "stopping after this step. Again to stop at once, unsaved."
 RESULTS = "stopping before the next batch. Again to stop at once."
+GRACE = 5.0
+"""Seconds that a loop has to come to its next poll, where it can also be left in mid-batch."""
 _asked_outside = 0  # the signal that the last `OutsideLoop` got; 0 for none
 
 
@@ -32,8 +38,9 @@ class _Handlers:
     where Python allows no handlers, nothing is installed.
     """
 
-    def __init__(self, notice: str) -> None:
-        self._notice = notice
+    def __init__(self, notice: str, last_words: Callable[[str], str] | None = None) -> None:
+        self._notice, self._last_words = notice, last_words
+        self._leaving, self._is_left = threading.Lock(), False
         self._signal = 0
         self._previous: dict[signal.Signals, object] = {}
         self._previous_fd = -1
@@ -54,6 +61,8 @@ class _Handlers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        with self._leaving:
+            self._is_left = True
         if not self._previous:
             return
         for each, handler in self._previous.items():
@@ -67,7 +76,7 @@ class _Handlers:
         """Does nothing: with a Python handler in place, C code writes the number to the socket."""
 
     def _watch(self, reader: socket.socket) -> None:
-        with reader:
+        with reader, contextlib.suppress(TimeoutError):
             while numbers := reader.recv(64):
                 for number in numbers:
                     if number not in SIGNALS:
@@ -77,6 +86,23 @@ class _Handlers:
                     self._signal = number
                     name = signal.Signals(number).name
                     print(f"\n{name}: {self._notice}", file=sys.stderr, flush=True)
+                    if self._last_words is not None:
+                        reader.settimeout(GRACE)
+            return
+        self._leave_at_once()
+
+    def _leave_at_once(self) -> None:
+        """Ends the process from this thread, unless the context was left meanwhile."""
+        with self._leaving:
+            if self._is_left or self._last_words is None:
+                return
+            code = checks.EXIT_PREEMPTED
+            try:
+                said = f"stopped: {self._last_words(signal.Signals(self._signal).name)}"
+            except OSError as error:
+                said, code = f"error: {error}", checks.EXIT_BAD_INPUT
+            print(said, file=sys.stderr, flush=True)
+            os._exit(code)
 
 
 class OutsideLoop(_Handlers):
@@ -129,10 +155,16 @@ class StopRequest(_Handlers):
 
     Args:
         notice: what the first signal prints after its name.
+        last_words: given the signal's name, saves what there is and says so. Called in a thread,
+            `GRACE` seconds after the signal, where the context was not left until then: in mid
+            compilation, or in a batch that takes long. The process then ends with exit code 75.
+            Without it, only a poll ends the loop.
     """
 
-    def __init__(self, notice: str = TRAINING) -> None:
-        super().__init__(notice)
+    def __init__(
+        self, notice: str = TRAINING, last_words: Callable[[str], str] | None = None
+    ) -> None:
+        super().__init__(notice, last_words)
 
     @property
     def requested(self) -> bool:

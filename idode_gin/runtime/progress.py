@@ -123,3 +123,13 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def image_bar(what: str, count: int, done: int) -> Any:
+    """A bar of images on a terminal, on the first process alone; a context with `update`."""
+    import tqdm
+
+    is_off = True if jax.process_index() else None  # None: off where there is no terminal
+    return tqdm.tqdm(
+        desc=what, total=count, initial=done, unit="image", dynamic_ncols=True, disable=is_off
+    )

@@ -98,6 +98,7 @@ def test_a_sample_does_not_see_its_batch(monkeypatch, tmp_path):
     params = model.init(jax.random.key(0), tiny.SHAPE)
     monkeypatch.setattr(run_inputs, "load_params", lambda *_: (params, 3))
     monkeypatch.setattr(checkpoints, "find", pathlib.Path)
+    monkeypatch.setattr(checkpoints, "read_facts", lambda _: {"dataset": "made"})
     found = []
     for size in (2, 5):
         made = sampler.Sampler(
