@@ -168,3 +168,40 @@ def test_outside_a_loop_a_second_signal_ends_the_process_at_once():
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize(("words", "code"), [("return name", 75), ("raise OSError('full')", 2)])
+def test_a_loop_that_does_not_come_to_its_next_poll_says_its_last_words(words, code):
+    program = textwrap.dedent(
+        f"""
+        import hashlib
+        from idode_gin.runtime import preemption
+        def last_words(name):
+            {words}
+        preemption.GRACE = 0.2
+        with preemption.StopRequest(preemption.RESULTS, last_words):
+            print("ready", flush=True)
+            # C code that does not return for minutes, as a compilation is.
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+        """
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == code
+        assert errors.endswith("stopped: SIGTERM\n" if code == 75 else "error: full\n")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_no_last_words_where_the_loop_was_left_in_time(monkeypatch):
+    monkeypatch.setattr(preemption, "GRACE", 0.1)
+    with StopRequest(preemption.RESULTS, lambda _: pytest.fail("said them")) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_until(lambda: stop.requested)
+    time.sleep(0.3)  # a thread that went on would end this process

@@ -1,9 +1,15 @@
-"""Evaluation and sampling: which checkpoint, in what order, and stopping them."""
+"""Evaluation and sampling: which checkpoint, in what order, stopping them and going on."""
 
+import itertools
 import json
 import os
+import random
 import signal
+import subprocess
+import sys
+import time
 
+import interrupted
 import jax
 import pytest
 import tiny
@@ -11,7 +17,14 @@ import tiny
 from idode_gin import checks, sampling
 from idode_gin.evaluator import Evaluator
 from idode_gin.losses.bound import VariationalBound
-from idode_gin.runtime import checkpoints, loading, plots, preemption, train_state
+from idode_gin.runtime import (
+    checkpoints,
+    loading,
+    partial_results,
+    plots,
+    preemption,
+    train_state,
+)
 from idode_gin.sampler import Sampler
 from idode_gin.solvers.fixed_grid import FixedGrid
 
@@ -87,3 +100,147 @@ def test_asked_to_stop(program, run_dir, tmp_path, monkeypatch, capfd):
     with pytest.raises(checks.Preempted, match="Stopped by SIGTERM after 0 of .* same command"):
         program(run_dir, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+KINDS = {
+    "evaluate": (interrupted.evaluate, "results.npz"),
+    "sample": (interrupted.sample, "samples.npz"),
+}
+PARTIAL = "partial_results"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """What an evaluation and a sampling that nobody stops write."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        interrupted.prepare(patch.setattr)
+        for name, (run, file) in KINDS.items():
+            folder = tmp_path_factory.mktemp(name)
+            summary = run(folder, 8)
+            found[name] = (folder / file).read_bytes(), summary
+            assert not (folder / PARTIAL).exists()
+    return found
+
+
+@pytest.fixture(params=KINDS)
+def kind(request, monkeypatch):
+    interrupted.prepare(monkeypatch.setattr)
+    return request.param
+
+
+def is_same(found, expected):
+    changing = ("wall_seconds",)
+    left, right = (
+        {k: v for k, v in each.items() if k not in changing} for each in (found, expected)
+    )
+    return left == right
+
+
+def test_asked_to_stop_in_the_middle_and_gone_on(kind, undisturbed, tmp_path, monkeypatch, capfd):
+    run, file = KINDS[kind]
+    add, sections, polls = partial_results.PartialResults.add, [], itertools.count()
+
+    def counting(kept, section, index, rows):
+        add(kept, section, index, rows)
+        sections.extend([(section, each) for each in index])
+
+    monkeypatch.setattr(partial_results.PartialResults, "add", counting)
+    stop_at = preemption.StopRequest.stop_at
+    with monkeypatch.context() as patch:
+
+        def asking(stop, step):
+            if next(polls) == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+                while not stop.requested:
+                    time.sleep(0.001)
+            return stop_at(stop, step)
+
+        patch.setattr(preemption.StopRequest, "stop_at", asking)
+        with pytest.raises(checks.Preempted, match=r"SIGTERM after 15 of 41 images of .*goes"):
+            run(tmp_path, 5)  # one batch more than are in flight, and then two
+    assert not (tmp_path / file).exists()
+    capfd.readouterr()
+    summary = run(tmp_path, 7)
+    assert "Going on from 15 of 41 images" in capfd.readouterr().out
+    assert (tmp_path / file).read_bytes() == undisturbed[kind][0]
+    assert is_same(summary, undisturbed[kind][1])
+    assert not (tmp_path / PARTIAL).exists()
+    assert len(sections) == len(set(sections))  # no image twice
+
+
+def test_gone_on_with_another_seed_is_refused(kind, tmp_path, monkeypatch):
+    run, _ = KINDS[kind]
+    with monkeypatch.context() as patch:
+        patch.setattr(partial_results.PartialResults, "rows", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(tmp_path, 8)
+    assert (tmp_path / PARTIAL).is_dir()
+    with pytest.raises(ValueError, match=r"seed was 0 and is 1 now.*or remove .*partial_results"):
+        run(tmp_path, 8, seed=1)
+
+
+def start(kind, folder, batch_size):
+    return subprocess.Popen(
+        [sys.executable, interrupted.__file__, kind, str(folder), str(batch_size)],
+        cwd=interrupted.ROOT,
+        env={**os.environ, "PYTHONPATH": str(interrupted.ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def interrupt(kind, folder, batch_size, number, parts):
+    """Sends a signal when there are so many parts more; False if the process was done before."""
+    partial = folder / PARTIAL
+    process = start(kind, folder, batch_size)
+    try:
+        before = len(list(partial.glob("part_*")))
+        while process.poll() is None and len(list(partial.glob("part_*"))) < before + parts:
+            time.sleep(0.001)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode in (0, -signal.SIGKILL, 1), output
+    return process.returncode != 0
+
+
+def test_killed_and_gone_on_with_another_batch_size(undisturbed, tmp_path, monkeypatch):
+    assert interrupt("evaluate", tmp_path, 2, signal.SIGKILL, 25)  # in the second bound
+    assert not (tmp_path / "results.npz").exists()
+    interrupted.prepare(monkeypatch.setattr)
+    summary = interrupted.evaluate(tmp_path, 8)
+    assert (tmp_path / "results.npz").read_bytes() == undisturbed["evaluate"][0]
+    assert is_same(summary, undisturbed["evaluate"][1])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_again_and_again(kind, undisturbed, tmp_path, seed):
+    run, file = KINDS[kind]
+    moments = random.Random(seed)
+    for _ in range(5):
+        size, parts = moments.randint(1, 4), moments.randint(0, 8)
+        if not interrupt(kind, tmp_path, size, signal.SIGKILL, parts):
+            break
+        if moments.random() < 0.5 and (damaged := list((tmp_path / PARTIAL).glob("part_*"))):
+            path = moments.choice(damaged)
+            path.write_bytes(path.read_bytes()[: moments.randint(0, 99)])
+    else:
+        run(tmp_path, 8)
+    assert (tmp_path / file).read_bytes() == undisturbed[kind][0]
+    assert not (tmp_path / PARTIAL).exists()
+
+
+@pytest.mark.full
+def test_memory_does_not_grow_with_the_split(tmp_path):
+    """But by the scores: 32 x 32 colour images have 3072 bytes each."""
+    most = []
+    for number in (8192, 81920):
+        process = start("memory", tmp_path / str(number), number)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+        most.append(int(output.splitlines()[-1]))
+    assert (most[1] - most[0]) / (81920 - 8192) < 200

@@ -1,0 +1,120 @@
+"""An evaluation and a sampling of a random network, to be interrupted.
+
+python interrupted.py evaluate|sample OUTPUT_DIR BATCH_SIZE     a part after every batch
+python interrupted.py memory OUTPUT_DIR NUMBER                  prints bytes, see `memory`
+"""
+
+import dataclasses
+import pathlib
+import re
+import sys
+
+import jax
+import numpy as np
+import tiny
+
+from idode_gin import evaluator, run_inputs, sampler
+from idode_gin.dequantizers.truncated_normal import TruncatedNormal
+from idode_gin.likelihood import ODELikelihood
+from idode_gin.losses import base
+from idode_gin.losses.bound import VariationalBound
+from idode_gin.runtime import checkpoints, data, image_fingerprints, loading, partial_results
+from idode_gin.sampling import ODESampler
+from idode_gin.solvers.fixed_grid import FixedGrid
+
+ROOT = pathlib.Path(__file__).parents[2]
+NUMBER = 41
+
+
+def prepare(replace=setattr):
+    """Makes checkpoint and data from nothing."""
+
+    def load_params(model, image_shape, *_):
+        return model.init(jax.random.key(0), image_shape), 3
+
+    replace(run_inputs, "load_params", load_params)
+    replace(checkpoints, "find", pathlib.Path)
+    replace(checkpoints, "read_facts", lambda _: {"dataset": "made", "dataset_sha256": "12"})
+    replace(loading, "load_split", lambda _: tiny.split(number=NUMBER))
+    replace(partial_results, "WRITE_PERIOD", 0.0)
+
+
+def evaluate(output, batch_size, **changes):
+    fields = {
+        "output_dir": str(output),
+        "checkpoint_path": "made",
+        "likelihoods": {
+            "tn": ODELikelihood(dequantizer=TruncatedNormal(), solver=FixedGrid(steps=2))
+        },
+        "variational_bound": VariationalBound(num_times=2),
+        "solve_size": 2,
+    }
+    made = evaluator.Evaluator(**(fields | changes))
+    return made.run(tiny.model(), tiny.config(batch_size))
+
+
+def sample(output, batch_size, **changes):
+    fields = {
+        "output_dir": str(output),
+        "checkpoint_path": "made",
+        "ode_sampler": ODESampler(solver=FixedGrid(steps=2)),
+        "num_samples": NUMBER,
+        "batch_size": batch_size,
+        "solve_size": 2,
+    }
+    return sampler.Sampler(**(fields | changes)).run(tiny.model(image_shape=tiny.SHAPE))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeanPixel(base.AbstractBound):
+    """A scorer that costs nothing, and is no bound."""
+
+    def num_evaluations(self):
+        return 1
+
+    def __call__(self, field, end, time, x, keys):
+        mean = x.astype(np.float32).mean(axis=(1, 2, 3))
+        return base.BoundTerms(reconstruction=mean, prior=mean, diffusion=mean)
+
+
+def memory(output, number):
+    """The most memory of its own, in bytes, while a split in a file was scored: not the file's."""
+    output.mkdir(parents=True, exist_ok=True)
+    shape = (int(number), 32, 32, 3)
+    np.lib.format.open_memmap(output / "images.npy", "w+", np.uint8, shape)  # zeros: a sparse file
+    few = np.zeros((1, *shape[1:]), np.uint8)
+    split = data.ImageSplit(
+        images=np.load(output / "images.npy", mmap_mode="r"),
+        conditioning=np.zeros((shape[0], 1), np.float32),
+        name="made",
+        split="train",
+        known_fingerprint=dataclasses.replace(
+            image_fingerprints.fingerprint(few), num_images=shape[0]
+        ),
+    )
+    loading.load_split = lambda _: split
+    most, add = [0], partial_results.PartialResults.add
+
+    def watched(*arguments):
+        add(*arguments)
+        status = pathlib.Path("/proc/self/status").read_text()
+        most[0] = max(most[0], 1024 * int(re.search(r"RssAnon:\s*(\d+) kB", status)[1]))
+
+    partial_results.PartialResults.add = watched
+    evaluate(
+        output,
+        512,
+        likelihoods={},
+        variational_bound=MeanPixel(),
+        histogram_split=None,
+        solve_size=512,
+    )
+    return most[0]
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    prepare()
+    what, output_dir, size = sys.argv[1:]
+    run = {"evaluate": evaluate, "sample": sample, "memory": memory}[what]
+    print(run(pathlib.Path(output_dir), int(size)))
