@@ -12,9 +12,12 @@ if __name__ == "__main__":
     # module that gin files import, not this second copy of it.
     import sys
 
-    from idode_gin import gin_utils
+    from idode_gin.runtime import preemption
 
-    sys.exit(gin_utils.run("idode_gin.eval", "evaluate", __doc__))
+    with preemption.starting():
+        from idode_gin import gin_utils
+
+        sys.exit(gin_utils.run("idode_gin.eval", "evaluate", __doc__))
 
 from idode_gin import gin_utils
 from idode_gin.evaluator import Evaluator

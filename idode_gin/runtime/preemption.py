@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import NoReturn
 
@@ -141,6 +141,17 @@ class OutsideLoop(_Handlers):
             f"Stopped by {signal.Signals(number).name} while starting or finishing. Nothing that "
             "was saved is lost, and the same command starts again."
         )
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """A context around a program's first imports, too: a request to stop exits with 75."""
+    try:
+        with OutsideLoop():
+            yield
+    except KeyboardInterrupt as error:
+        print(f"stopped: {error}", file=sys.stderr, flush=True)
+        sys.exit(checks.EXIT_PREEMPTED)
 
 
 class StopRequest(_Handlers):

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -98,3 +99,29 @@ def test_missing_checkpoint_is_told_before_anything_heavy(tmp_path: pathlib.Path
         assert "error: No checkpoint at" in done.stderr
         assert "| tensorflow\n" not in done.stderr
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("program", ["train", "eval", "sample"])
+def test_asked_to_stop_while_it_imports(program: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "gin").mkdir()
+    (tmp_path / "gin" / "__init__.py").write_text(
+        "import time; print('ready', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"idode_gin.{program}"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 75
+    assert "stopped: Stopped by SIGTERM while starting" in errors
+    assert "Traceback" not in errors
