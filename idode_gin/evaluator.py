@@ -110,7 +110,7 @@ class Evaluator:
             "solve_size": self.solve_size,
             "histogram_bpd": None if histogram is None else float(np.mean(histogram)),
             **{name: _summarize(each) for name, each in scores.items()},
-            "wall_seconds": time.monotonic() - began,
+            "wall_seconds": loop.seconds_before + time.monotonic() - began,
         }
         self._write(summary, scores, histogram)
         loop.remove()

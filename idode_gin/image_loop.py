@@ -51,6 +51,11 @@ class ImageLoop:
         self._stop = preemption.StopRequest(preemption.RESULTS, self._last_words)
         self._polls = itertools.count()
 
+    @property
+    def seconds_before(self) -> float:
+        """That the processes before this one took for what is kept."""
+        return self._kept.seconds_before
+
     def __enter__(self) -> "ImageLoop":
         if self._kept.is_begun and jax.process_index() == 0:
             print(f"Going on from {self._kept.progress()}.", flush=True)

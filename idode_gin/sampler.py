@@ -99,7 +99,7 @@ class Sampler:
             "levels": model.encoding.levels,
             "seed": self.seed,
             "nfe": float(np.mean(drawn["nfe"])),
-            "wall_seconds": time.monotonic() - began,
+            "wall_seconds": loop.seconds_before + time.monotonic() - began,
         }
         self._write(summary, drawn["pixels"], model.encoding.levels)
         loop.remove()

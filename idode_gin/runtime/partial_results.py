@@ -1,7 +1,8 @@
 """Values of images, kept on disk as they are computed: a killed process is gone on from.
 
     <folder>/facts.json                            what is computed, in words
-    <folder>/part_<facts>_<number>_<content>.npz   rows of it: `<section>/index` and the values
+    <folder>/part_<facts>_<number>_<content>.npz   rows of it: `<section>/index` and the values;
+                                                   and `/seconds` that they took
 
 Parts appear whole or not at all and are never changed. Their names hold the digest of the facts, so
 that values of two computations are never mixed, and of the content, so that damage is noticed.
@@ -14,7 +15,7 @@ import pathlib
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -61,7 +62,10 @@ class PartialResults:
         self._done: dict[str, np.ndarray] = {}
         self._values: dict[str, Rows] = {}
         self._unwritten: dict[str, list[np.ndarray]] = {}
-        self._is_told, self._number, self._last_write = False, 0, time.monotonic()
+        self._is_told, self._number = False, 0
+        self._last_part = self._last_write = time.monotonic()
+        self.seconds_before = 0.0
+        """That other processes, before this one, took for what they wrote."""
         self._lock = threading.RLock()  # a thread writes when the process must leave at once
         self._read()
 
@@ -124,12 +128,12 @@ class PartialResults:
                     files.write_atomically(self._folder / "facts.json", text)
                     self._is_told = True
                 self._number += 1
-                content = _packed(
-                    {
-                        section: self._chosen(section, np.concatenate(index))
-                        for section, index in self._unwritten.items()
-                    }
-                )
+                sections = {
+                    section: self._chosen(section, np.concatenate(index))
+                    for section, index in self._unwritten.items()
+                }
+                content = _packed(sections, self._last_write - self._last_part)
+                self._last_part = self._last_write
                 name = f"part_{self._digest}_{self._number:06d}_{_digest(content)}.npz"
                 files.write_atomically(self._folder / name, content)
             self._unwritten = {}
@@ -161,14 +165,16 @@ class PartialResults:
         if jax.process_count() == 1:
             self._read_parts()
             return
-        for section, rows in _unpacked(_told_by_first(self._read_and_pack)):
-            self._put(section, rows.pop("index"), rows)
+        content = _told_by_first(self._read_and_pack)
+        self.seconds_before = 0.0  # what the first process read it is told, too
+        self._take(content)
 
     def _read_and_pack(self) -> bytes:
         self._read_parts()
-        return _packed(
-            {name: self._chosen(name, np.flatnonzero(done)) for name, done in self._done.items()}
-        )
+        sections = {
+            name: self._chosen(name, np.flatnonzero(done)) for name, done in self._done.items()
+        }
+        return _packed(sections, self.seconds_before)
 
     def _read_parts(self) -> None:
         self._check_facts()
@@ -183,8 +189,14 @@ class PartialResults:
                 path.unlink()
                 continue
             self._number = max(self._number, int(number))
-            for section, rows in _unpacked(content):
-                self._put(section, rows.pop("index"), rows)
+            self._take(content)
+
+    def _take(self, content: bytes) -> None:
+        """Takes what `_packed` made."""
+        sections = _unpacked(content)
+        self.seconds_before += float(sections.pop("")["seconds"])
+        for section, rows in sections.items():
+            self._put(section, rows.pop("index"), rows)
 
     def _check_facts(self) -> None:
         path = self._folder / "facts.json"
@@ -230,22 +242,25 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:_DIGITS]
 
 
-def _packed(sections: Mapping[str, Rows]) -> bytes:
-    buffer = io.BytesIO()
+def _packed(sections: Mapping[str, Rows], seconds: float) -> bytes:
     arrays = {
-        f"{section}/{name}": v for section, rows in sections.items() for name, v in rows.items()
+        f"{section}/{name}": each
+        for section, rows in sections.items()
+        for name, each in rows.items()
     }
+    arrays["/seconds"] = np.asarray(seconds)
+    buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
-def _unpacked(content: bytes) -> Iterable[tuple[str, Rows]]:
+def _unpacked(content: bytes) -> dict[str, Rows]:
     sections: dict[str, Rows] = {}
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         for key in arrays.files:
             section, _, name = key.rpartition("/")
             sections.setdefault(section, {})[name] = arrays[key]
-    return sections.items()
+    return sections
 
 
 def _told_by_first(make: Callable[[], bytes]) -> bytes:

@@ -1,19 +1,22 @@
 """An evaluation and a sampling of a random network, to be interrupted.
 
-python interrupted.py evaluate|sample OUTPUT_DIR BATCH_SIZE     a part after every batch
-python interrupted.py memory OUTPUT_DIR NUMBER                  prints bytes, see `memory`
+    python interrupted.py evaluate|sample OUTPUT_DIR BATCH_SIZE [INDEX PROCESSES PORT]
+    python interrupted.py memory OUTPUT_DIR NUMBER
+
+The first writes a part after every batch, the second prints bytes, see `memory`.
 """
 
 import dataclasses
 import pathlib
 import re
 import sys
+import time
 
 import jax
 import numpy as np
 import tiny
 
-from idode_gin import evaluator, run_inputs, sampler
+from idode_gin import checks, evaluator, run_inputs, sampler
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.likelihood import ODELikelihood
 from idode_gin.losses import base
@@ -112,9 +115,31 @@ def memory(output, number):
     return most[0]
 
 
-if __name__ == "__main__":
+def slow(method):
+    def after_a_pause(*arguments):
+        time.sleep(0.1)
+        method(*arguments)
+
+    return after_a_pause
+
+
+def main(what, output, size, *process):
     jax.config.update("jax_platforms", "cpu")
+    if process:
+        index, number, port = process
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"localhost:{port}", int(number), int(index))
+        # A request to stop takes a moment from process to process, longer than these batches do.
+        partial_results.PartialResults.add = slow(partial_results.PartialResults.add)
     prepare()
-    what, output_dir, size = sys.argv[1:]
-    run = {"evaluate": evaluate, "sample": sample, "memory": memory}[what]
-    print(run(pathlib.Path(output_dir), int(size)))
+    try:
+        run = {"evaluate": evaluate, "sample": sample, "memory": memory}[what]
+        print(run(pathlib.Path(output), int(size)))
+    except (checks.Preempted, ValueError) as error:
+        print(error)
+        return checks.EXIT_PREEMPTED if isinstance(error, checks.Preempted) else 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

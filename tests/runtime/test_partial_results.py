@@ -62,6 +62,18 @@ def test_rows_come_back_in_place_and_type(folder):
             np.testing.assert_array_equal(found[name], expected)
 
 
+def test_seconds_add_up(folder, monkeypatch):
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(partial_results.time, "monotonic", lambda: next(clock))
+    before = []
+    for number in range(3):
+        kept = opened(folder)
+        before.append(kept.seconds_before)
+        fill(kept, "a", [number])
+    assert before[0] == 0
+    assert 0 < before[1] == before[2] / 2
+
+
 def test_nothing_is_written_before_there_is_something(folder):
     with opened(folder) as kept:
         assert not kept.is_begun

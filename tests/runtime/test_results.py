@@ -1,16 +1,19 @@
 """Evaluation and sampling: which checkpoint, in what order, stopping them and going on."""
 
+import io
 import itertools
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import interrupted
 import jax
+import numpy as np
 import pytest
 import tiny
 
@@ -180,9 +183,10 @@ def test_gone_on_with_another_seed_is_refused(kind, tmp_path, monkeypatch):
         run(tmp_path, 8, seed=1)
 
 
-def start(kind, folder, batch_size):
+def start(kind, folder, batch_size, *process):
+    arguments = [kind, folder, batch_size, *process]
     return subprocess.Popen(
-        [sys.executable, interrupted.__file__, kind, str(folder), str(batch_size)],
+        [sys.executable, interrupted.__file__, *map(str, arguments)],
         cwd=interrupted.ROOT,
         env={**os.environ, "PYTHONPATH": str(interrupted.ROOT)},
         stdout=subprocess.PIPE,
@@ -203,7 +207,7 @@ def interrupt(kind, folder, batch_size, number, parts):
         output, _ = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode in (0, -signal.SIGKILL, 1), output
+    assert process.returncode in (0, -signal.SIGKILL), output
     return process.returncode != 0
 
 
@@ -231,6 +235,53 @@ def test_killed_again_and_again(kind, undisturbed, tmp_path, seed):
     else:
         run(tmp_path, 8)
     assert (tmp_path / file).read_bytes() == undisturbed[kind][0]
+    assert not (tmp_path / PARTIAL).exists()
+
+
+def together(kind, folder, batch_size):
+    with socket.socket() as unused:
+        unused.bind(("localhost", 0))
+        port = unused.getsockname()[1]
+    return [start(kind, folder, batch_size, index, 2, port) for index in range(2)]
+
+
+def ended(processes):
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+        return outputs, [process.returncode for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.full
+def test_two_processes_stop_together_and_go_on_together(kind, undisturbed, tmp_path):
+    run, file = KINDS[kind]
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        before = len(list((tmp_path / PARTIAL).glob("part_*")))
+        processes = together(kind, tmp_path, 2)
+        while len(list((tmp_path / PARTIAL).glob("part_*"))) < before + 4:
+            assert all(process.poll() is None for process in processes)
+            time.sleep(0.001)
+        processes[1].send_signal(number)
+        if number == signal.SIGKILL:
+            processes[0].kill()
+        outputs, codes = ended(processes)
+        assert codes == ([75, 75] if number == signal.SIGTERM else [-9, -9]), outputs
+    assert "Stopped by preemption after" in outputs[0]
+    facts = tmp_path / PARTIAL / "facts.json"
+    text = facts.read_text()
+    facts.write_text(text.replace('"seed": 0', '"seed": 1'))
+    outputs, codes = ended(together(kind, tmp_path, 4))
+    assert codes == [2, 2], outputs
+    assert all("seed was 1 and is 0 now" in each for each in outputs)
+    facts.write_text(text)
+    outputs, codes = ended(together(kind, tmp_path, 4))
+    assert codes == [0, 0], outputs
+    assert "Going on from" in outputs[0]
+    with np.load(tmp_path / file) as found, np.load(io.BytesIO(undisturbed[kind][0])) as expected:
+        for name in expected.files:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-5)
     assert not (tmp_path / PARTIAL).exists()
 
 
