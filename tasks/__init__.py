@@ -27,21 +27,9 @@ def register_images(
       load_split: split name -> images, uint8 `[N, H, W, C]`, always in the same order. Called when
         the task is read, never when it is registered.
     """
-    import seqio
-    import tensorflow as tf
+    from tasks.support import arrays, registration
 
-    from tasks.support import registration
-
-    def dataset_fn(
-        split: str, shuffle_files: bool = False, seed: int | None = None
-    ) -> tf.data.Dataset:
-        del shuffle_files, seed  # one array: there are no files whose order could change
-        return tf.data.Dataset.from_tensor_slices({"image": load_split(split)})
-
-    source = seqio.FunctionDataSource(
-        dataset_fn, splits=tuple(split_sizes), num_input_examples=dict(split_sizes)
-    )
-    registration.add_task(name, source)
+    registration.add_task(name, arrays.ArrayImages(split_sizes, load_split))
 
 
 def _register_all() -> None:

@@ -203,7 +203,7 @@ def _table_size(index: np.ndarray) -> int:
     return max(_SMALLEST_TABLE, 1 << largest.bit_length())
 
 
-@functools.lru_cache(maxsize=4)  # an epoch, or two where a batch lies across their border
+@functools.lru_cache(maxsize=2)  # an epoch, or two where a batch lies across their border
 def _words(seed: int, epoch: int, size: int) -> np.ndarray:
     """uint64 `[size]`: word i of the epoch's stream, whatever the size."""
     # Raw words: NumPy promises that those never change.

@@ -12,14 +12,16 @@ changed since is looked at pixel by pixel before it is used again.
 
 import contextlib
 import fcntl
+import hashlib
 import io
 import json
+import math
 import os
 import pathlib
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -30,6 +32,8 @@ from idode_gin.runtime.image_fingerprints import Fingerprinter, ImageFingerprint
 
 FORMAT = 1
 _SHOWN_DIGITS = 16
+_KEY_DIGITS = 32
+_PIECE = 1024  # images
 _STALE_SECONDS = 24 * 3600
 
 
@@ -87,6 +91,58 @@ def load(
     images = np.load(path, mmap_mode="r" if memory_map else None)
     images.setflags(write=False)
     return CachedImages(images, known)
+
+
+def join(
+    directory: str | os.PathLike[str],
+    name: str,
+    parts: Sequence[CachedImages],
+    *,
+    memory_map: bool,
+) -> CachedImages:
+    """Several mapped splits of the cache one after the other, as one more split of it.
+
+    Args:
+        directory: of the cache.
+        name: of the whole.
+        parts: from `load`, mapped.
+        memory_map: as of `load`.
+
+    Raises:
+        ValueError: as `load`, and if their images differ in shape.
+    """
+    key = hashlib.sha256("".join(part.fingerprint.sha256 for part in parts).encode()).hexdigest()
+    dtype = np.result_type(*(part.images.dtype for part in parts))
+
+    def copy() -> Iterator[np.ndarray]:
+        for part in parts:
+            for piece in pieces(part):
+                yield piece.astype(dtype, copy=False)
+
+    return load(
+        directory,
+        name,
+        key[:_KEY_DIGITS],
+        copy,
+        memory_map=memory_map,
+        expected_bytes=sum(part.images.size for part in parts) * dtype.itemsize,
+    )
+
+
+def pieces(cached: CachedImages) -> Iterator[np.ndarray]:
+    """Its images, `[n, H, W, C]` some at a time.
+
+    Those of a map are read from its file: pages of a map that were looked at stay in memory.
+    """
+    images = cached.images
+    row = images.itemsize * math.prod(images.shape[1:])
+    for start in range(0, len(images), _PIECE):
+        piece = images[start : start + _PIECE]
+        if isinstance(images, np.memmap) and images.filename:
+            place = images.offset + start * row
+            flat = np.fromfile(images.filename, images.dtype, piece.size, offset=place)
+            piece = flat.reshape(piece.shape)
+        yield piece
 
 
 def _find(folder: pathlib.Path, stem: str) -> tuple[pathlib.Path, ImageFingerprint] | None:

@@ -1,20 +1,8 @@
 """Reads splits: a split of a seqio task, decoded once, whole and in its own order.
 
 Images are kept in an on-disk cache where the task's source can say which files they come from
-(`image_cache`), and are in memory otherwise. `batches` makes batches of them.
-
-Beside seqio's own contract a task's source may have any of
-
-    plain                  the source of the images as they are, without augmentation
-    augmentation           what training does to them, an `Augmentation`
-    variant                which of the published variants it is, in words
-    cache_key(split)       hex digest of the files the split is decoded from; None: not cached
-    known(split)           {"num_images", "image_shape", "channel_mean", "channel_mean_tolerance"}
-    other_variants(num_images, split)   a sentence, if another variant has so many images
-    at(path)               the same source for a user's own files
-
-The source is read without the task only if every preprocessor of the task has an attribute
-`keeps_plain_images`, as those of `tasks.support.registration.add_task` have.
+(`image_cache`), and are in memory otherwise, where they are never twice (`gathering`). What a
+source may tell of itself is in `task_images`. `batches` makes batches of a split.
 
 seqio and TensorFlow take seconds to import, so only the functions that need them do.
 """
@@ -28,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from idode_gin import checks
-from idode_gin.runtime import image_cache
+from idode_gin.runtime import image_cache, task_images
 from idode_gin.runtime.augmentation import Augmentation
 from idode_gin.runtime.data import DatasetConfig, ImageSplit
+from idode_gin.runtime.gathering import Gathered, narrowed
 from idode_gin.runtime.image_fingerprints import ImageFingerprint
 
 DEFAULT_MODULE = "tasks"
-_READ_CHUNK = 256  # images per TensorFlow call: reading them one by one is ten times slower
 
 
 def set_data_dirs(
@@ -69,13 +57,11 @@ def load_split(config: DatasetConfig) -> ImageSplit:
         )
     tasks = getattr(provider, "tasks", [provider])
     tasks = [task for task in tasks if config.split in task.splits]
-    parts = [_read_task(task, config) for task in tasks]
-    _check_rates(provider, tasks, parts)
-    split = _join(tasks, parts, config)
+    split = _as_split(_read(provider, tasks, config), tasks, config)
     if split.augmentation is not None:
         split.augmentation.check(split.image_shape)
     if len(tasks) == 1:
-        _check_known(split, _source(tasks[0], config))
+        _check_known(split, task_images.source_of(tasks[0], config))
     _check_fingerprint(split, config.fingerprint)
     return split
 
@@ -112,78 +98,94 @@ def _find_task_or_mixture(config: DatasetConfig) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Part:
-    """One task's images, and its conditioning if it has any, `[N, ...]` each."""
+class _Read:
+    """The images of all tasks in turn, and their conditioning if they have any, `[N, ...]`."""
 
     images: np.ndarray
     conditioning: np.ndarray | None = None
     fingerprint: ImageFingerprint | None = None
 
 
-def _source(task: Any, config: DatasetConfig) -> Any:
-    """Where a task's images come from, the user's own files included."""
-    source = task.source
-    if config.data_path is None:
-        return source
-    if not hasattr(source, "at"):
+def _read(provider: Any, tasks: list[Any], config: DatasetConfig) -> _Read:
+    """From the cache where the sources allow it, otherwise gathered from the tasks themselves."""
+    is_mixed = len(tasks) > 1
+    cached = [_from_cache(task, config, config.memory_map or is_mixed) for task in tasks]
+    found = [each for each in cached if each is not None]
+    if is_mixed and len(found) == len(tasks):
+        _check_rates(provider, tasks, [len(each.images) for each in found])
+        directory = config.cache_dir or image_cache.default_directory()
+        name = f"{config.mixture_or_task_name}-{config.split}"
+        found = [image_cache.join(directory, name, found, memory_map=config.memory_map)]
+    if len(found) == 1 and found[0].images.dtype in (np.uint8, np.int32):
+        return _Read(images=found[0].images, fingerprint=found[0].fingerprint)
+    if not is_mixed and not found:
+        array = task_images.array_of(task_images.plain_source(tasks[0], config), config.split)
+        if array is not None:
+            return _Read(images=narrowed(array)[...])  # a view: the source's own stays writable
+    return _gather(provider, tasks, cached, config)
+
+
+def _gather(
+    provider: Any,
+    tasks: list[Any],
+    cached: list[image_cache.CachedImages | None],
+    config: DatasetConfig,
+) -> _Read:
+    images, conditioning, sizes = Gathered("image"), Gathered("conditioning"), []
+    for task, known in zip(tasks, cached, strict=True):
+        before = len(images)
+        for chunk, expected in _chunks(task, known, config):
+            images.add(narrowed(chunk["image"]), expected)
+            if "conditioning" in chunk:
+                conditioning.add(chunk["conditioning"].astype(np.float32, copy=False), expected)
+        sizes.append(len(images) - before)
+    _check_rates(provider, tasks, sizes)
+    if 0 < len(conditioning) < len(images):
         raise ValueError(
-            f"Task {task.name!r} reads no files of yours, but data_path={config.data_path!r}. "
-            "Choose the task image_folder or image_npz, or leave data_path out."
+            f"Some tasks of {config.mixture_or_task_name!r} have a conditioning and some have not."
         )
-    return source.at(config.data_path)
+    given = conditioning.result() if len(conditioning) else None
+    return _Read(images=images.result(), conditioning=given)
 
 
-def _read_task(task: Any, config: DatasetConfig) -> _Part:
-    """The images from the cache where the source allows it, otherwise from the task itself."""
-    source = _source(task, config)
-    plain = getattr(source, "plain", None)
-    if not all(getattr(each, "keeps_plain_images", False) for each in task.preprocessors):
-        plain = None  # the task makes something else of them
-    key = None
-    if plain is not None and not config.use_cached and hasattr(plain, "cache_key"):
-        key = plain.cache_key(config.split)
-    if key is not None and config.cache_dir != "":
-        return _from_cache(task, plain, key, config)
-    if plain is None or config.use_cached:
-        return _read_through_task(task.replace(source=source), config)
-    return _Part(images=_whole(_plain_chunks(plain, config.split, str(task.name))))
+def _chunks(
+    task: Any, cached: image_cache.CachedImages | None, config: DatasetConfig
+) -> Iterator[task_images.Chunk]:
+    if cached is not None:
+        return (({"image": piece}, len(cached.images)) for piece in image_cache.pieces(cached))
+    plain = task_images.plain_source(task, config)
+    if plain is not None:
+        return task_images.plain_chunks(plain, config.split, str(task.name))
+    return task_images.chunks_through_task(task, config)
 
 
-def _from_cache(task: Any, plain: Any, key: str, config: DatasetConfig) -> _Part:
+def _from_cache(
+    task: Any, config: DatasetConfig, memory_map: bool
+) -> image_cache.CachedImages | None:
+    """One task's images, decoded if need be; None where they are not to be cached."""
+    plain = task_images.plain_source(task, config)
+    key = plain.cache_key(config.split) if hasattr(plain, "cache_key") else None
+    if key is None or config.cache_dir == "":
+        return None
     known = getattr(plain, "known", lambda split: None)(config.split)
     expected = int(np.prod([known["num_images"], *known["image_shape"]])) if known else 0
-    cached = image_cache.load(
+
+    def decode() -> Iterator[np.ndarray]:
+        chunks = task_images.plain_chunks(plain, config.split, str(task.name))
+        return _with_progress(
+            (narrowed(chunk["image"]) for chunk, _ in chunks),
+            f"Decoding {config.split!r} of {task.name!r}, once",
+            plain.num_input_examples(config.split),
+        )
+
+    return image_cache.load(
         config.cache_dir or image_cache.default_directory(),
         f"{getattr(plain, 'name', task.name)}-{config.split}",
         key,
-        lambda: _with_progress(
-            _plain_chunks(plain, config.split, str(task.name)),
-            f"Decoding {config.split!r} of {task.name!r}, once",
-            plain.num_input_examples(config.split),
-        ),
-        memory_map=config.memory_map,
+        decode,
+        memory_map=memory_map,
         expected_bytes=expected,
     )
-    return _Part(images=cached.images, fingerprint=cached.fingerprint)
-
-
-def _plain_chunks(plain: Any, split: str, name: str) -> Iterator[np.ndarray]:
-    """The images of a source, integers `[n, H, W, C]`, some at a time."""
-    dataset = plain.get_dataset(split=split, shuffle=False)
-    chunks = _chunks(dataset.map(lambda example: {"image": example["image"]}), ["image"])
-    first = None
-    for chunk in chunks:
-        images = chunk["image"]
-        first = images if first is None else first
-        if images.shape[1:] != first.shape[1:] or images.dtype.kind not in "iu":
-            raise ValueError(
-                f"Every image of split {split!r} of {name!r} must be integers "
-                f"{list(first.shape[1:])}, as the first is, got {images.dtype} "
-                f"{list(images.shape[1:])}."
-            )
-        yield images
-    if first is None:
-        raise ValueError(f"Split {split!r} of task {name!r} is empty.")
 
 
 def _with_progress(
@@ -197,71 +199,10 @@ def _with_progress(
             bar.update(len(chunk))
 
 
-def _read_through_task(task: Any, config: DatasetConfig) -> _Part:
-    """One task's "image" and, if it has it, "conditioning", `[N, ...]` each."""
-    if config.use_cached and task.supports_caching and not task.cache_dir:
-        raise ValueError(
-            f"Task {task.name!r} is in none of the seqio cache folders that were given, but "
-            "use_cached=True. Cache it, name its folder, or set use_cached=False."
-        )
-    dataset = task.get_dataset(
-        sequence_length=None,  # any length would crop the images
-        split=config.split,
-        use_cached=config.use_cached,
-        shuffle=False,
-        num_epochs=1,
-        try_in_mem_cache=False,
-    )
-    spec = dataset.element_spec
-    if "image" not in spec:
-        raise ValueError(
-            f'Task {task.name!r} must yield an "image" feature, got {", ".join(sorted(spec))}. '
-            "Rename it in the task's preprocessors."
-        )
-    keys = [key for key in ("image", "conditioning") if key in spec]
-    chunks = list(_chunks(dataset.map(lambda example: {key: example[key] for key in keys}), keys))
-    if not chunks:
-        raise ValueError(f"Split {config.split!r} of task {task.name!r} is empty.")
-    merged = {key: _concatenate([chunk[key] for chunk in chunks], key) for key in keys}
-    return _Part(images=merged["image"], conditioning=merged.get("conditioning"))
-
-
-def _chunks(dataset: Any, keys: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
-    import tensorflow as tf
-
-    spec = dataset.element_spec
-    of_one_shape = all(spec[key].shape.is_fully_defined() for key in keys)
-    try:
-        yield from dataset.batch(_READ_CHUNK if of_one_shape else 1).as_numpy_iterator()
-    except tf.errors.OpError as error:
-        first_line = (error.message.strip().splitlines() or [""])[0].rpartition("}} ")[2]
-        raise ValueError(
-            f"An image could not be read: {first_line}. A damaged file, or one of "
-            "another shape? Prepare the dataset again, or take the file out."
-        ) from error
-
-
-def _whole(chunks: Iterator[np.ndarray]) -> np.ndarray:
-    return _concatenate(list(chunks), "image")
-
-
-def _concatenate(chunks: list[np.ndarray], what: str) -> np.ndarray:
-    start = 0
-    for chunk in chunks:
-        if chunk.shape[1:] != chunks[0].shape[1:]:
-            raise ValueError(
-                f'Every "{what}" of a split must have one shape, but number {start} is '
-                f"{list(chunk.shape[1:])} and number 0 is {list(chunks[0].shape[1:])}. Crop or "
-                "resize in the task's preprocessors."
-            )
-        start += len(chunk)
-    return np.concatenate(chunks)
-
-
-def _check_rates(provider: Any, tasks: list[Any], parts: list[_Part]) -> None:
+def _check_rates(provider: Any, tasks: list[Any], num_images: list[int]) -> None:
     if len(tasks) < 2:
         return
-    sizes = np.array([len(part.images) for part in parts], float)
+    sizes = np.array(num_images, float)
     rates = np.array([provider.get_rate(task) for task in tasks], float)
     if not np.allclose(rates / rates.sum(), sizes / sizes.sum(), rtol=1e-6, atol=0):
         found = ", ".join(
@@ -275,21 +216,12 @@ def _check_rates(provider: Any, tasks: list[Any], parts: list[_Part]) -> None:
         )
 
 
-def _join(tasks: list[Any], parts: list[_Part], config: DatasetConfig) -> ImageSplit:
-    if len(parts) == 1:
-        images = parts[0].images
-    else:
-        images = _concatenate([part.images for part in parts], "image")
-    fingerprint = parts[0].fingerprint if len(parts) == 1 else None
-    if images.dtype.kind in "iu" and images.dtype != np.uint8:
-        narrow = images.astype(np.int32)  # what a device holds
-        images = narrow if np.array_equal(narrow, images) else images
-        fingerprint = None
-    sources = [_source(task, config) for task in tasks]
+def _as_split(read: _Read, tasks: list[Any], config: DatasetConfig) -> ImageSplit:
+    sources = [task_images.source_of(task, config) for task in tasks]
     augmentation = config.augmentation or next(
         filter(None, (getattr(each, "augmentation", None) for each in sources)), None
     )
-    conditioning = _conditioning(parts, len(images), augmentation, config)
+    images, conditioning = read.images, _conditioning(read, augmentation, config)
     images.setflags(write=False)
     conditioning.setflags(write=False)
     variants = dict.fromkeys(str(getattr(each, "variant", "")) for each in sources)
@@ -300,31 +232,25 @@ def _join(tasks: list[Any], parts: list[_Part], config: DatasetConfig) -> ImageS
         split=config.split,
         variant=" and ".join(filter(None, variants)),
         augmentation=augmentation,
-        known_fingerprint=fingerprint,
+        known_fingerprint=read.fingerprint,
     )
 
 
 def _conditioning(
-    parts: list[_Part], num_images: int, augmentation: Augmentation | None, config: DatasetConfig
+    read: _Read, augmentation: Augmentation | None, config: DatasetConfig
 ) -> np.ndarray:
     """float32 `[N, K]`: the tasks' own, or zeros, which say that nothing was done."""
-    given = [part.conditioning for part in parts if part.conditioning is not None]
-    if not given:
+    if read.conditioning is None:
         size = 1 if augmentation is None else augmentation.conditioning_size
-        return np.zeros((num_images, size), np.float32)
+        # One row for all images, in no memory.
+        return np.broadcast_to(np.zeros((1, size), np.float32), (len(read.images), size))
     if augmentation is not None:
         raise ValueError(
             f"{config.mixture_or_task_name!r} has a conditioning of its own, which an augmentation "
             "would overwrite. Set augmentation = None."
         )
-    if len(given) != len(parts):
-        raise ValueError(
-            f"Some tasks of {config.mixture_or_task_name!r} have a conditioning and some have not."
-        )
-    conditioning = _concatenate(given, "conditioning")
-    if conditioning.ndim == 1:
-        conditioning = conditioning[:, None]
-    return conditioning.astype(np.float32)
+    given = read.conditioning
+    return given[:, None] if given.ndim == 1 else given
 
 
 def _check_known(split: ImageSplit, source: Any) -> None:

@@ -38,6 +38,9 @@ class _Reader(Protocol):
     def files(self, path: pathlib.Path, split: str) -> list[pathlib.Path]:
         """What the split is read from, checked to be there."""
 
+    def array(self, path: pathlib.Path, split: str) -> np.ndarray | None:
+        """The same as one array `[N, H, W, C]`, if that is how they are kept."""
+
     def dataset(self, path: pathlib.Path, split: str) -> tf.data.Dataset:
         """All images of the split, in order."""
 
@@ -98,6 +101,10 @@ class OwnImages(seqio.DataSource):
         facts = [(each.relative_to(root).as_posix(), *file_facts(each)) for each in files]
         return digest([self._name, str(root.absolute()), split, facts])
 
+    def array(self, split: str) -> np.ndarray | None:
+        """The split as one array, where the file holds it so; None otherwise."""
+        return self._reader.array(self._known_path(), split)
+
     def get_dataset(
         self,
         split: str = "train",
@@ -157,6 +164,9 @@ class FolderReader:
                 )
         return files
 
+    def array(self, path: pathlib.Path, split: str) -> None:
+        """They are files."""
+
     def dataset(self, path: pathlib.Path, split: str) -> tf.data.Dataset:
         """Images as they are read; all headers are compared before the first."""
         if (path / INFO).is_file():
@@ -197,8 +207,13 @@ class NpzReader:
             raise ValueError(f"{path} is no file. {self.layout}")
         return [path]
 
+    def array(self, path: pathlib.Path, split: str) -> np.ndarray:
+        """The array; memory for it and nothing else is taken."""
+        (file,) = self.files(path, split)
+        return read_array(file, split)
+
     def dataset(self, path: pathlib.Path, split: str) -> tf.data.Dataset:
-        """The array's images; it is held in memory."""
+        """The array's images; TensorFlow holds a copy of them in memory."""
         (file,) = self.files(path, split)
         images = read_array(file, split)
         dataset = tf.data.Dataset.from_tensor_slices({"image": images})

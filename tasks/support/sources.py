@@ -3,6 +3,7 @@
 Beside seqio's own contract a source of images may have
 
     plain                           the source that yields the images as they are
+    array(split)                    the split as one array, or None where it is not kept as one
     augmentation                    `Augmentation` of the training split, or None
     variant                         which of the published variants, in words
     cache_key(split)                hex digest of the bytes on disk, or None where unknown
