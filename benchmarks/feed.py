@@ -1,23 +1,26 @@
-"""Images per second of the feed beside grain and plain seqio + tf.data, same machine, same images.
+"""The feed beside grain and plain seqio + tf.data: images per second, first batch, memory.
 
-    python -m benchmarks.feed [--batch_size=1024] [--images=50000] [--repeats=5]
+    python -m benchmarks.feed [--batch_sizes 1024 128] [--images 50000] [--repeats 3]
 
-Synthetic 32 x 32 x 3 images stand in for CIFAR-10, in the on-disk cache and in a tf.data source.
-Every feed delivers shuffled, augmented uint8 NumPy batches with their conditioning to the host:
-mirrored, turned and with shuffled channels, each with probability 1/2. The feeds take turns, so
-that a busy machine slows all; medians are printed, with their ratio to seqio. grain is measured
-where it is installed (`pip install grain`), after the others: its threads would take their cores.
+Synthetic 32 x 32 x 3 images stand in for CIFAR-10, in the on-disk cache. Every pipeline delivers
+shuffled, augmented uint8 NumPy batches with their conditioning to the host: mirrored, turned and
+with shuffled channels, each with probability 1/2. Each is measured in a process of its own, one
+after the other, `repeats` rounds of all; medians are printed. grain is measured where it is
+installed (`pip install grain`).
 
-Also printed: seconds from opening the cache to the first batch, and the memory that takes, mapped
-and whole, as a multiple of the decoded images.
+    images/s    over 3 seconds, after the first two batches
+    per core    images per second of a core's time: what a busy machine leaves as it is
+    first       seconds from opening the cache to the first batch; imports are not counted
+    peak        most resident memory since the imports, as a multiple of the decoded images
+    private     the same of what is not a mapped file's, after the first batches or at the end
+    load        of the machine, mean of the rounds: this process alone makes it one or two
+
+The first column of figures is for two cores that have nothing else to do; see `load`.
 """
 
 import argparse
-import pathlib
-import re
-import statistics
-import subprocess
-import sys
+import importlib
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,24 +28,24 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import processes
 from idode_gin.runtime import augmentation, batches, data, image_cache
 
 KINDS = augmentation.Augmentation(channels=True)
 SHAPE = (32, 32, 3)
-
-
-def images_of(count: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
+SECONDS = 3.0
+Batches = Iterator[dict[str, np.ndarray]]
 
 
 def open_cache(folder: str, count: int, memory_map: bool, is_augmented: bool) -> data.ImageSplit:
     def decode() -> Iterator[np.ndarray]:
-        yield from np.array_split(images_of(count), 50)
+        for seed, rows in enumerate(np.array_split(np.arange(count), 50)):
+            yield np.random.default_rng(seed).integers(0, 256, (len(rows), *SHAPE), np.uint8)
 
     cached = image_cache.load(folder, "made", str(count), decode, memory_map=memory_map)
     return data.ImageSplit(
         images=cached.images,
-        conditioning=np.zeros((count, 1), np.float32),
+        conditioning=np.broadcast_to(np.zeros((1, 1), np.float32), (count, 1)),
         name="made",
         split="train",
         augmentation=KINDS if is_augmented else None,
@@ -50,7 +53,7 @@ def open_cache(folder: str, count: int, memory_map: bool, is_augmented: bool) ->
     )
 
 
-def ours(split: data.ImageSplit, batch_size: int) -> Iterator[Any]:
+def ours(split: data.ImageSplit, batch_size: int) -> Batches:
     config = data.DatasetConfig(
         mixture_or_task_name="made", split="train", batch_size=batch_size, shuffle=True
     )
@@ -60,27 +63,25 @@ def ours(split: data.ImageSplit, batch_size: int) -> Iterator[Any]:
         step += 1
 
 
-def grain_batches(split: data.ImageSplit, batch_size: int) -> Iterator[Any]:
+def grain_batches(split: data.ImageSplit, batch_size: int) -> Batches:
     import grain.python as grain
 
     class Augment(grain.RandomMapTransform):
         def random_map(self, element: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-            codes = KINDS.codes(int(rng.integers(2**31)), 0, np.asarray([element]))
-            return {
-                "image": augmentation.apply(split.images[element][None], codes)[0],
-                "conditioning": KINDS.bits(codes.applied)[0],
-            }
+            image, coins = split.images[element], rng.random(3) < 0.5
+            image = image[:, ::-1] if coins[0] else image
+            image = np.rot90(image, rng.integers(1, 4)) if coins[1] else image
+            image = image[..., rng.permutation(3)] if coins[2] else image
+            return {"image": image, "conditioning": np.any(coins, keepdims=True).astype("f4")}
 
     dataset = grain.MapDataset.range(split.num_images).shuffle(seed=0).repeat()
     dataset = dataset.random_map(Augment(), seed=0).batch(batch_size)
     return iter(dataset.to_iter_dataset())
 
 
-def seqio_batches(split: data.ImageSplit, batch_size: int) -> Iterator[Any]:
+def seqio_batches(split: data.ImageSplit, batch_size: int) -> Batches:
     import seqio
     import tensorflow as tf
-
-    images = np.asarray(split.images)
 
     def augment(example: dict[str, Any], seed: Any) -> dict[str, Any]:
         seed = tf.stack(seed)
@@ -93,12 +94,15 @@ def seqio_batches(split: data.ImageSplit, batch_size: int) -> Iterator[Any]:
         told = tf.cast(tf.reduce_any(coins), tf.float32)[None]
         return {"image": tf.ensure_shape(image, SHAPE), "conditioning": told}
 
+    images = split.images
+
+    def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices({"image": images})
+
     task = seqio.Task(
         "made_for_benchmark",
         source=seqio.FunctionDataSource(
-            lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices(
-                {"image": images}
-            ),
+            dataset_fn,
             splits=("train",),
         ),
         preprocessors=[seqio.map_over_dataset(augment, num_seeds=1)],
@@ -114,77 +118,92 @@ def seqio_batches(split: data.ImageSplit, batch_size: int) -> Iterator[Any]:
     return iter(dataset.as_numpy_iterator())
 
 
-def images_per_second(feed: Iterator[Any], batch_size: int, seconds: float = 2.0) -> float:
-    count, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
+def prefetched(split: data.ImageSplit, batch_size: int) -> Batches:
+    return batches.prefetch(ours(split, batch_size))
+
+
+PIPELINES: dict[str, tuple[Callable[[data.ImageSplit, int], Batches], bool, bool]] = {
+    # how batches are made, whether the images stay on disk, whether they are augmented
+    "feed, mapped": (ours, True, True),
+    "feed, in memory": (ours, False, True),
+    "feed, mapped, prefetched": (prefetched, True, True),
+    "feed, mapped, as they are": (ours, True, False),
+    "seqio + tf.data": (seqio_batches, True, True),
+    "grain": (grain_batches, False, True),
+}
+
+
+def run_one(name: str, folder: str, count: int, batch_size: int) -> processes.Found | None:
+    make, memory_map, is_augmented = PIPELINES[name]
+    module = {grain_batches: "grain.python", seqio_batches: "seqio"}.get(make)
+    try:
+        importlib.import_module(module or "numpy")  # not to be timed
+    except ImportError:
+        return None
+    before, began = processes.memory(), time.perf_counter()
+    feed = make(open_cache(folder, count, memory_map, is_augmented), batch_size)
+    next(feed)
+    first = time.perf_counter() - began
+    next(feed)
+    private = processes.memory()["private"]
+    images, began, cpu = 0, time.perf_counter(), time.process_time()
+    while (seconds := time.perf_counter() - began) < SECONDS:
         next(feed)
-        count += batch_size
-    return count / (time.perf_counter() - began)
+        images += batch_size
+    cpu = time.process_time() - cpu
+    private = max(private, processes.memory()["private"])
+    decoded = count * float(np.prod(SHAPE))
+    return {
+        "rate": images / seconds,
+        "per_core": images / cpu,
+        "first": first,
+        "peak": (processes.memory()["peak"] - before["peak"]) / decoded,
+        "private": max(0.0, private - before["private"]) / decoded,
+    }
 
 
-def peak_bytes() -> int:
-    """Most memory this process ever had; unlike ru_maxrss, not what its parent had."""
-    (line,) = re.findall(r"VmHWM:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())
-    return 1024 * int(line)
-
-
-def report_opening(folder: str, count: int, batch_size: int) -> None:
-    """Runs in a process of its own, so that its memory is its own."""
-    decoded = count * int(np.prod(SHAPE))
-    for memory_map in (True, False):
-        script = (
-            "import time; from benchmarks import feed\n"
-            "before = feed.peak_bytes(); began = time.time()\n"
-            f"split = feed.open_cache({folder!r}, {count}, {memory_map}, True)\n"
-            f"next(feed.ours(split, {batch_size})); first = time.time() - began\n"
-            "print(first, feed.peak_bytes() - before)"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, check=True
-        )
-        first, memory = map(float, done.stdout.split())
+def compare(folder: str, count: int, batch_size: int, repeats: int) -> None:
+    found: dict[str, list[processes.Found]] = {}
+    loads = []
+    for _ in range(repeats):
+        for name in PIPELINES:
+            one = ["--one", name, folder, str(count), str(batch_size)]
+            result = processes.measure("benchmarks.feed", one)
+            loads.append(processes.load_average())
+            if result is not None:
+                found.setdefault(name, []).append(result)
+    rows = {name: processes.medians(each) for name, each in found.items()}
+    print(f"\nBatch {batch_size}, {count:,} images, load {np.mean(loads):.1f}:\n")
+    print("| pipeline | images/s | x seqio | per core | x seqio | first, s | peak | private |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    for name, row in rows.items():
+        plain = rows["seqio + tf.data"]
         print(
-            f"{'memory-mapped' if memory_map else 'in memory':<16} first batch in {first:.2f} s, "
-            f"{memory / 1e6:.0f} MB more memory, {memory / decoded:.2f} of the decoded images"
+            f"| {name} | {row['rate']:,.0f} | {row['rate'] / plain['rate']:.1f} "
+            f"| {row['per_core']:,.0f} | {row['per_core'] / plain['per_core']:.1f} "
+            f"| {row['first']:.2f} | {row['peak']:.2f} | {row['private']:.2f} |",
+            flush=True,
         )
+    if "grain" not in rows:
+        print("\ngrain is not installed and was not measured.")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch_size", type=int, default=1024)
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1024, 128])
     parser.add_argument("--images", type=int, default=50_000)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.one:
+        name, folder, count, batch_size = args.one
+        print(json.dumps(run_one(name, folder, int(count), int(batch_size))))
+        return
+    print(processes.conditions(["numpy", "tensorflow", "seqio", "grain"]))
     with tempfile.TemporaryDirectory() as folder:
-        measure(args, folder)
-
-
-def measure(args: argparse.Namespace, folder: str) -> None:
-    split = open_cache(folder, args.images, True, True)
-    report_opening(folder, args.images, args.batch_size)
-    plain = open_cache(folder, args.images, True, False)
-    makers: dict[str, Callable[[], Iterator[Any]]] = {
-        "feed": lambda: ours(split, args.batch_size),
-        "feed, prefetched": lambda: batches.prefetch(ours(split, args.batch_size)),
-        "feed, no augmentation": lambda: ours(plain, args.batch_size),
-        "seqio + tf.data": lambda: seqio_batches(split, args.batch_size),
-    }
-    feeds = {name: make() for name, make in makers.items()}
-    for each in feeds.values():
-        next(each)  # buffers fill, functions are traced
-    rates: dict[str, list[float]] = {name: [] for name in feeds}
-    for _ in range(args.repeats):
-        for name, each in feeds.items():
-            rates[name].append(images_per_second(each, args.batch_size))
-    try:
-        last = grain_batches(split, args.batch_size)
-        rates["grain"] = [images_per_second(last, args.batch_size) for _ in range(args.repeats)]
-    except ImportError:
-        print("grain is not installed and not measured.")
-    medians = {name: statistics.median(found) for name, found in rates.items()}
-    for name, median in medians.items():
-        ratio = median / medians["seqio + tf.data"]
-        print(f"{name:<24} {median:>10,.0f} images/s   {ratio:6.1f} x seqio + tf.data")
+        open_cache(folder, args.images, True, True)
+        for batch_size in args.batch_sizes:
+            compare(folder, args.images, batch_size, args.repeats)
 
 
 if __name__ == "__main__":
