@@ -4,41 +4,38 @@ from typing import final
 
 import numpy as np
 
-_GROWTH = 8  # one part in so many more than is needed
+_GROWTH = 16  # one part in so many more than is needed
 
 
 @final
 class Gathered:
     """Rows in one array that grows where it lies.
 
-    Takes the memory of the rows where their number is known before the first, and up to an eighth
-    more where it is not (on Linux, where the system can move pages instead of copying them).
+    Takes the memory of the rows where their number is known, and up to a 16th more where it is not
+    (on Linux, where the system can move pages instead of copying them).
 
     Args:
         what: the rows are, for messages.
+        expected: how many there will be, or 0. A wrong number costs memory and nothing else.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, expected: int = 0) -> None:
         self._what = what
+        self._expected = expected
         self._array: np.ndarray | None = None
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def add(self, rows: np.ndarray, expected: int = 0) -> None:
-        """Adds `[n, ...]`, n above 0, after those before; dtypes are joined as NumPy joins them.
-
-        Args:
-            rows: copied.
-            expected: how many there will be in all, or 0; counts only the first time, and may be
-                wrong.
+    def add(self, rows: np.ndarray) -> None:
+        """Adds `[n, ...]` after those before; dtypes are joined as NumPy joins them.
 
         Raises:
             ValueError: if they have another shape than those before.
         """
         if self._array is None:
-            self._array = _empty(rows, expected)
+            self._array = self._first(rows)
         if rows.shape[1:] != self._array.shape[1:]:
             raise ValueError(
                 f'Every "{self._what}" of a split must have one shape, but number {self._count} is '
@@ -64,6 +61,17 @@ class Gathered:
         array, self._array, self._count = self._array, None, 0
         return array
 
+    def _first(self, rows: np.ndarray) -> np.ndarray:
+        # Memory that is asked for and not written takes none: a number too large does no harm.
+        try:
+            if self._expected:
+                return np.empty((self._expected, *rows.shape[1:]), rows.dtype)
+        except (MemoryError, ValueError):
+            pass
+        # NumPy asks for huge pages in what it makes large, and that the system cannot move. What
+        # begins small and is made larger it can.
+        return np.empty((1, *rows.shape[1:]), rows.dtype)
+
     def _resize(self, length: int) -> None:
         assert self._array is not None
         # Nobody else has seen the array: there are no references to check for.
@@ -85,11 +93,3 @@ def narrowed(images: np.ndarray) -> np.ndarray:
             f"{images.min()} and {images.max()}. Map them to 0..V-1 in the task's preprocessors."
         )
     return narrow
-
-
-def _empty(rows: np.ndarray, expected: int) -> np.ndarray:
-    # Memory that is asked for and not written takes none, so a number too large does no harm.
-    try:
-        return np.empty((max(len(rows), expected), *rows.shape[1:]), rows.dtype)
-    except (MemoryError, ValueError):
-        return np.empty(rows.shape, rows.dtype)

@@ -131,13 +131,16 @@ def _gather(
     cached: list[image_cache.CachedImages | None],
     config: DatasetConfig,
 ) -> _Read:
-    images, conditioning, sizes = Gathered("image"), Gathered("conditioning"), []
+    counts = [_num_images(*each, config) for each in zip(tasks, cached, strict=True)]
+    expected = sum(counts) if all(counts) else 0
+    images, conditioning = Gathered("image", expected), Gathered("conditioning", expected)
+    sizes = []
     for task, known in zip(tasks, cached, strict=True):
         before = len(images)
-        for chunk, expected in _chunks(task, known, config):
-            images.add(narrowed(chunk["image"]), expected)
+        for chunk in _chunks(task, known, config):
+            images.add(narrowed(chunk["image"]))
             if "conditioning" in chunk:
-                conditioning.add(chunk["conditioning"].astype(np.float32, copy=False), expected)
+                conditioning.add(chunk["conditioning"].astype(np.float32, copy=False))
         sizes.append(len(images) - before)
     _check_rates(provider, tasks, sizes)
     if 0 < len(conditioning) < len(images):
@@ -148,11 +151,19 @@ def _gather(
     return _Read(images=images.result(), conditioning=given)
 
 
+def _num_images(task: Any, cached: image_cache.CachedImages | None, config: DatasetConfig) -> int:
+    """N of one task, or 0 where it is not known before they are read."""
+    if cached is not None:
+        return len(cached.images)
+    plain = task_images.plain_source(task, config)
+    return (plain.num_input_examples(config.split) or 0) if plain is not None else 0
+
+
 def _chunks(
     task: Any, cached: image_cache.CachedImages | None, config: DatasetConfig
 ) -> Iterator[task_images.Chunk]:
     if cached is not None:
-        return (({"image": piece}, len(cached.images)) for piece in image_cache.pieces(cached))
+        return ({"image": piece} for piece in image_cache.pieces(cached))
     plain = task_images.plain_source(task, config)
     if plain is not None:
         return task_images.plain_chunks(plain, config.split, str(task.name))
@@ -173,7 +184,7 @@ def _from_cache(
     def decode() -> Iterator[np.ndarray]:
         chunks = task_images.plain_chunks(plain, config.split, str(task.name))
         return _with_progress(
-            (narrowed(chunk["image"]) for chunk, _ in chunks),
+            (narrowed(chunk["image"]) for chunk in chunks),
             f"Decoding {config.split!r} of {task.name!r}, once",
             plain.num_input_examples(config.split),
         )

@@ -49,8 +49,8 @@ def plain_source(task: Any, config: DatasetConfig) -> Any:
     return getattr(source_of(task, config), "plain", None)
 
 
-Chunk = tuple[dict[str, np.ndarray], int]
-"""Some examples, `[n, ...]` by feature, and how many there will be in all; 0 if nobody knows."""
+Chunk = dict[str, np.ndarray]
+"""Some examples, `[n, ...]` by feature."""
 
 
 def array_of(plain: Any, split: str) -> np.ndarray | None:
@@ -66,9 +66,9 @@ def plain_chunks(plain: Any, split: str, name: str) -> Iterator[Chunk]:
         chunks = _chunks(dataset.map(lambda example: {"image": example["image"]}), ["image"])
     else:
         starts = range(0, len(array), _READ_CHUNK)
-        chunks = (({"image": array[at : at + _READ_CHUNK]}, len(array)) for at in starts)
+        chunks = ({"image": array[at : at + _READ_CHUNK]} for at in starts)
     first = None
-    for chunk, expected in chunks:
+    for chunk in chunks:
         images = chunk["image"]
         first = images[:0] if first is None else first
         if images.shape[1:] != first.shape[1:] or images.dtype.kind not in "iu":
@@ -77,7 +77,7 @@ def plain_chunks(plain: Any, split: str, name: str) -> Iterator[Chunk]:
                 f"{list(first.shape[1:])}, as the first is, got {images.dtype} "
                 f"{list(images.shape[1:])}."
             )
-        yield chunk, expected
+        yield chunk
     if first is None:
         raise ValueError(f"Split {split!r} of task {name!r} is empty.")
 
@@ -118,9 +118,7 @@ def _chunks(dataset: Any, keys: Sequence[str]) -> Iterator[Chunk]:
     spec = dataset.element_spec
     of_one_shape = all(spec[key].shape.is_fully_defined() for key in keys)
     try:
-        expected = max(0, int(dataset.cardinality()))  # negative where it is not known
-        for chunk in dataset.batch(_READ_CHUNK if of_one_shape else 1).as_numpy_iterator():
-            yield chunk, expected
+        yield from dataset.batch(_READ_CHUNK if of_one_shape else 1).as_numpy_iterator()
     except tf.errors.OpError as error:
         first_line = (error.message.strip().splitlines() or [""])[0].rpartition("}} ")[2]
         raise ValueError(

@@ -11,9 +11,9 @@ ROWS = np.random.default_rng(0).integers(0, 256, (50, 4, 5, 3), dtype=np.uint8)
 @pytest.mark.parametrize("expected", [0, 1, 50, 70, 10**15, 10**30])
 @pytest.mark.parametrize("cuts", [[], [1, 2, 3], [7, 20], list(range(1, 50))])
 def test_all_rows_in_order(cuts, expected):
-    gathered = Gathered("image")
+    gathered = Gathered("image", expected)
     for rows in np.split(ROWS, cuts):
-        gathered.add(rows, expected)
+        gathered.add(rows)
     assert len(gathered) == 50
     found = gathered.result()
     np.testing.assert_array_equal(found, ROWS)
