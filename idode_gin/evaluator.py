@@ -23,6 +23,7 @@ from idode_gin.runtime.partitioning import PjitPartitioner
 VARIATIONAL_BOUND = "variational_bound"
 PARTIAL = "partial_results"
 """The folder, in the output directory, of scores that are there before all are."""
+_SHOWN_DIGITS = 12
 Scores = dict[str, np.ndarray]
 Scorer = image_loop.Compute
 
@@ -219,11 +220,12 @@ class Evaluator:
 
 
 def table(summary: Mapping[str, Any], histogram: np.ndarray | None = None) -> str:
-    """The results as text: one line per bound."""
+    """The results as text: which pixels of which dataset, then one line per bound."""
+    variant = f", {summary['variant']}" if summary["variant"] else ""
     lines = [
-        f"{summary['dataset']} / {summary['split']}: {summary['num_images']} images of "
+        f"{summary['dataset']}{variant} / {summary['split']}: {summary['num_images']} images of "
         f"{'x'.join(str(each) for each in summary['image_shape'])}, {summary['levels']} levels, "
-        f"step {summary['step']}",
+        f"sha256 {summary['sha256'][:_SHOWN_DIGITS]}, step {summary['step']}",
         f"{'bound':<20}{'bpd':>10}{'std. error':>12}{'NFE':>8}",
     ]
     for name, each in summary.items():

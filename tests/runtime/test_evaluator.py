@@ -79,6 +79,30 @@ def test_adaptive_steps_of_a_convolutional_network_do_not_see_the_batch(evaluate
         )
 
 
+@pytest.mark.parametrize(
+    ("variant", "shown"), [("", "made /"), ("van den Oord", "made, van den Oord /")]
+)
+def test_the_table_says_which_pixels_were_scored(variant, shown):
+    summary = {
+        **{"dataset": "made", "variant": variant, "split": "test", "num_images": 3},
+        **{"image_shape": [8, 8, 1], "levels": 17, "step": 5, "sha256": "0123456789abcdef" * 4},
+        "uniform": {"mean": 2.0, "stderr": 0.5, "nfe": 7.0},
+    }
+    first, _, bound = evaluator.table(summary).split("\n")
+    assert first == f"{shown} test: 3 images of 8x8x1, 17 levels, sha256 0123456789ab, step 5"
+    assert bound.split() == ["uniform", "2.0000", "0.5000", "7"]
+
+
+def test_the_sample_in_the_readme_is_of_these_pixels():
+    from idode_gin.runtime import data, loading
+
+    config = data.DatasetConfig(mixture_or_task_name="digits", split="test", batch_size=1)
+    split = loading.load_split(config)
+    readme = pathlib.Path(__file__).parents[2].joinpath("README.md").read_text()
+    facts = {**split.facts(), "levels": 17, "step": 1500}
+    assert f"\n{evaluator.table(facts).splitlines()[0]}\n" in readme
+
+
 def test_a_single_image_has_no_standard_error(evaluate):
     summary, _ = evaluate(1, 2, tiny.model(), FixedGrid(steps=3))
     assert summary["num_images"] == 1
