@@ -21,7 +21,8 @@ class ImageFeatureConverter(seqio.FeatureConverter):
     Raises, when called:
         ValueError: for features of another type, rank or an unknown shape, for lengths that differ
             from the image's shape or name another feature, and from `batch` of the result, where
-            the last images of an epoch would be dropped.
+            the last images of an epoch would be dropped, or might be: where their number is
+            unknown.
     """
 
     TASK_FEATURES = {
@@ -111,7 +112,15 @@ def _refuse_dropping(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
     def batch_all(batch_size: int, drop_remainder: bool = False, **kwargs: Any) -> tf.data.Dataset:
         num_images = int(dataset.cardinality())
-        left = num_images % int(batch_size) if num_images > 0 else 0  # negative: endless, unknown
+        if drop_remainder and num_images == tf.data.UNKNOWN_CARDINALITY:
+            raise ValueError(
+                f"The dataset does not say how many images it has, so batches of {int(batch_size)} "
+                "might drop the last ones. Say it with dataset.apply("
+                "tf.data.experimental.assert_cardinality(N)) in the task's last preprocessor, use "
+                "num_epochs=None to train, or leave `batch_size` out and call .batch(...) on the "
+                "result yourself."
+            )
+        left = num_images % int(batch_size) if num_images > 0 else 0  # negative: endless
         if drop_remainder and left:
             raise ValueError(
                 f"Batches of {int(batch_size)} would drop the last {left} of {num_images} images. "

@@ -157,3 +157,22 @@ def test_endless_training_takes_any_batch_size(task, converter, images):
     dataset = get(task, converter, {}, batch_size=4, num_epochs=None)
     batches = [batch["image"] for batch in dataset.take(5).as_numpy_iterator()]
     np.testing.assert_array_equal(np.concatenate(batches), np.concatenate([images, images]))
+
+
+def test_an_unknown_number_of_images_is_not_batched_in_silence(tf, converter, images):
+    """seqio asks for whole batches only; nobody can tell what that would drop."""
+    known = tf.data.Dataset.from_tensor_slices({"image": images})
+    unknown = known.filter(lambda example: True)
+    assert unknown.cardinality() == tf.data.UNKNOWN_CARDINALITY
+    with pytest.raises(ValueError, match="does not say how many images it has.* Say it with"):
+        converter()(unknown).batch(4, drop_remainder=True)
+    said = unknown.apply(tf.data.experimental.assert_cardinality(NUM_IMAGES))
+    with pytest.raises(ValueError, match="would drop the last 2 of 10 images"):
+        converter()(said).batch(4, drop_remainder=True)
+    for dataset in (
+        converter()(unknown).batch(4),
+        converter()(said).batch(5, drop_remainder=True),
+        converter()(unknown.repeat()).batch(4, drop_remainder=True).take(3),
+    ):
+        found = np.concatenate([batch["image"] for batch in dataset.as_numpy_iterator()])
+        np.testing.assert_array_equal(found[:NUM_IMAGES], images)
