@@ -3,8 +3,6 @@
 import collections
 import io
 import pathlib
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,6 +12,7 @@ from tasks.prepare import members, png
 from tasks.prepare.datasets import Dataset
 from tasks.prepare.records import Record, Source
 from tasks.prepare.refusals import SourceError
+from tasks.support import depth
 
 SPLITS = ("train", "validation", "test")
 _FORMATS = {
@@ -81,11 +80,10 @@ def decode(path: pathlib.Path) -> np.ndarray:
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror}.") from error
     if content.startswith(png.SIGNATURE):
-        _, _, depth, _ = png.header(content, f"{path}:")
-        if depth > 8:  # Pillow would halve the depth of some, and not say so
-            raise SourceError(f"{path}: {depth}-bit channels. Convert it to 8 bits.")
+        png.header(content, f"{path}:")
+    file = io.BytesIO(content)
     try:
-        with Image.open(io.BytesIO(content), formats=tuple(set(_FORMATS.values()))) as image:
+        with Image.open(file, formats=tuple(set(_FORMATS.values()))) as image:
             if image.width * image.height > _MOST_PIXELS:
                 raise SourceError(
                     f"{path}: claims {image.width:,} x {image.height:,} pixels; at most "
@@ -98,12 +96,14 @@ def decode(path: pathlib.Path) -> np.ndarray:
                     f"{path}: colour mode {image.mode}. Convert it, for instance with Pillow's "
                     "`Image.convert('RGB')`."
                 )
+            if found := depth.other_than_8_bits(image, file):
+                raise SourceError(f"{path}: {found}, where 8 bits are read. {depth.WAY_OUT}")
             pixels = np.asarray(image)
     except SourceError:
         raise
     except Image.DecompressionBombError as error:
         raise SourceError(f"{path}: {error}") from error
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error) as error:
+    except Exception as error:  # whatever Pillow's parsers and decoders make of damage
         reason = str(error).replace(str(io.BytesIO), "")[:100] or type(error).__name__
         raise SourceError(f"{path}: cannot be decoded ({reason}).") from error
     return pixels[..., None] if pixels.ndim == 2 else pixels

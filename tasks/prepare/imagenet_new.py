@@ -19,6 +19,8 @@ from tasks.prepare.refusals import SourceError, shown
 _BATCH = re.compile(r"(train_data_batch_([1-9]|10)|val_data)(\.npz)?")
 _NUM_BATCHES = 10
 _CHUNK = 1024  # images turned at one time
+_MARGIN = 1.05  # of the images that the largest batch holds
+_BESIDES = 16 << 20  # bytes of a batch that are not images: its labels and its mean
 
 
 def read(dataset: Dataset, sources: Sequence[pathlib.Path], *, partial: bool) -> Source:
@@ -63,7 +65,7 @@ def read(dataset: Dataset, sources: Sequence[pathlib.Path], *, partial: bool) ->
     def records(split: str) -> Iterator[Record]:
         index = 0
         for member in batches[split]:
-            for rows in _rows(member, dataset.image_shape):
+            for rows in _rows(member, dataset):
                 for image in _images(rows, dataset.image_shape):
                     yield Record(key=index, image=image)
                     index += 1
@@ -87,14 +89,19 @@ def is_batches(path: pathlib.Path) -> bool:
 
 def _members(dataset: Dataset, source: pathlib.Path) -> Iterator[members.Member]:
     members.check_source(source)
+    most = _most_images(dataset) * math.prod(dataset.image_shape or ()) + _BESIDES
     if source.is_file() and _BATCH.fullmatch(source.name):
-        yield members.file_member(source)
+        yield members.checked(members.file_member(source), most)
         return
     if source.is_file() and not members.is_zip(source):
         raise _not_these(dataset, source, [source.name])
-    # No batch holds more than the whole split, plus its labels and its mean.
-    most = max(dataset.sizes.values()) * math.prod(dataset.image_shape or ()) + (64 << 20)
     yield from members.iterate(source, largest=most)
+
+
+def _most_images(dataset: Dataset) -> int:
+    """More than any batch file holds: a tenth of the training images, or all for validation."""
+    sizes = dataset.sizes
+    return int(_MARGIN * max(-(-sizes["train"] // _NUM_BATCHES), sizes["validation"]))
 
 
 def _not_these(dataset: Dataset, source: pathlib.Path, names: list[str]) -> SourceError:
@@ -106,14 +113,13 @@ def _not_these(dataset: Dataset, source: pathlib.Path, names: list[str]) -> Sour
     )
 
 
-def _rows(member: members.Member, shape: tuple[int, int, int] | None) -> Iterator[np.ndarray]:
+def _rows(member: members.Member, dataset: Dataset) -> Iterator[np.ndarray]:
     """The batch's images, uint8 `[n, 3 * H * W]`, some at a time."""
-    assert shape is not None
     if member.basename.endswith(".npz"):
         archive = npz.open_npz(member)
         data_shape, dtype = npz.shape_of(archive, "data", str(member))
-        (num_labels, *_), _ = npz.shape_of(archive, "labels", str(member))
-        _check_batch(member, data_shape, dtype, num_labels, shape)
+        labels_shape, _ = npz.shape_of(archive, "labels", str(member))
+        _check_batch(member, data_shape, dtype, labels_shape, dataset)
         yield from npz.rows(archive, "data", str(member), _CHUNK)
         return
     with members.damage_named(str(member)):
@@ -123,7 +129,8 @@ def _rows(member: members.Member, shape: tuple[int, int, int] | None) -> Iterato
         raise SourceError(
             f"{member} must hold an array 'data' and a list 'labels', and holds {shown([*fields])}."
         )
-    _check_batch(member, data.shape, data.dtype, len(labels), shape)
+    labels_shape = labels.shape if isinstance(labels, np.ndarray) else (len(labels),)
+    _check_batch(member, data.shape, data.dtype, labels_shape, dataset)
     yield from (data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK))
 
 
@@ -131,10 +138,10 @@ def _check_batch(
     member: members.Member,
     data_shape: tuple[int, ...],
     dtype: np.dtype,
-    num_labels: int,
-    shape: tuple[int, int, int],
+    labels_shape: tuple[int, ...],
+    dataset: Dataset,
 ) -> None:
-    width = math.prod(shape)
+    width = math.prod(dataset.image_shape or ())
     if dtype != np.uint8 or len(data_shape) != 2 or data_shape[1] != width:
         other = {3 * 8**2: "8x8", 3 * 16**2: "16x16", 3 * 32**2: "32x32", 3 * 64**2: "64x64"}
         hint = (
@@ -145,10 +152,16 @@ def _check_batch(
         raise SourceError(
             f"{member} must hold uint8 'data' [N, {width:,}], got {dtype} {list(data_shape)}.{hint}"
         )
-    if num_labels != data_shape[0]:
+    if labels_shape != data_shape[:1]:
+        num_labels = f"{labels_shape[0]:,} labels" if len(labels_shape) == 1 else "none [N]"
         raise SourceError(
-            f"{member} must have a label per image, got {num_labels:,} labels for "
+            f"{member} must have a label per image, got {num_labels} for "
             f"{data_shape[0]:,} images. Download the archive again."
+        )
+    if data_shape[0] > _most_images(dataset):
+        raise SourceError(
+            f"{member} holds {data_shape[0]:,} images, more than any batch of {dataset.title}. "
+            "This is not the published archive: download it again."
         )
 
 

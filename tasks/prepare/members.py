@@ -25,9 +25,11 @@ from tasks.prepare.refusals import SourceError
 
 _BLOCK = 512
 _LARGEST_EXTENSION = 1 << 20
+_LARGEST_END = 64 << 20  # tar fills up to whole records, of 10 kB unless told otherwise
+# What the readers of archives raise: the second row for forged numbers and names in a directory.
 _DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, tarfile.HeaderError, struct.error),
-    *(NotImplementedError, gzip.BadGzipFile),
+    *(NotImplementedError, gzip.BadGzipFile, ValueError, KeyError, IndexError, OverflowError),
 )
 
 
@@ -117,12 +119,17 @@ def iterate(path: pathlib.Path, *, largest: int) -> Iterator[Member]:
             )
     with damage_named(str(path)):
         for member in found:
-            if member.size > largest:
-                raise SourceError(
-                    f"{member} claims {member.size:,} bytes; {largest:,} are more than this "
-                    "dataset needs. This is not the published archive: download it again."
-                )
-            yield member
+            yield checked(member, largest)
+
+
+def checked(member: Member, largest: int) -> Member:
+    """The member; raises SourceError if it claims more than `largest` bytes."""
+    if member.size > largest:
+        raise SourceError(
+            f"{member} claims {member.size:,} bytes; {largest:,} are more than this "
+            "dataset needs. This is not the published archive: download it again."
+        )
+    return member
 
 
 def file_member(path: pathlib.Path, name: str | None = None) -> Member:
@@ -140,6 +147,8 @@ def damage_named(what: str) -> Iterator[None]:
     """Turns the many errors of a damaged archive into one SourceError that names it."""
     try:
         yield
+    except SourceError:
+        raise
     except _DAMAGED as error:
         raise SourceError(
             f"{what} is cut short or damaged ({error or type(error).__name__}). Download it again."
@@ -253,6 +262,19 @@ def _in_tar(path: pathlib.Path, open_tar: Callable[[], IO[bytes]]) -> Iterator[M
                 source=path, name=name, size=header.size, open=functools.partial(_same, part)
             )
             part.skip()
+        _drain(path, stream)
+
+
+def _drain(path: pathlib.Path, stream: IO[bytes]) -> None:
+    """Reads what follows a tar's end mark: gzip compares its checksum at the very end."""
+    left = _LARGEST_END
+    while chunk := stream.read(1 << 20):
+        left -= len(chunk)
+        if left < 0:
+            raise SourceError(
+                f"{path} goes on for more than {_LARGEST_END:,} bytes after its end mark. This is "
+                "not the published archive: download it again."
+            )
 
 
 def _tar_header(path: pathlib.Path, stream: IO[bytes], first: bool) -> tarfile.TarInfo | None:

@@ -1,12 +1,15 @@
 """Sources of a user's own images: a folder of image files, or one .npz file."""
 
+import contextlib
 import lzma
 import math
 import pathlib
+import struct
+import tokenize
 import warnings
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, Self, final
 
 import numpy as np
@@ -14,6 +17,7 @@ import seqio
 import tensorflow as tf
 from PIL import Image
 
+from tasks.support import depth
 from tasks.support.sources import digest, file_facts, with_static_shape
 from tasks.support.tfds_files import INFO, TfdsFiles
 
@@ -23,7 +27,15 @@ CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
 """Of the colour modes that hold 8 bits per channel."""
 MAX_PIXELS = 1 << 24  # per image; a small file can claim to be as large as memory
 
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+"""Pillow's names: a file is what its content says, whatever it is called."""
+# What `zipfile` and NumPy's reader of headers, which parses the text of a Python dict, make of
+# damage and forgery.
+_NO_ARRAY = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError),
+    *(ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError, RuntimeError),
+    *(SyntaxError, tokenize.TokenError, AttributeError),
+)
 _NO_PATH = (
     "{name!r} needs to know where your images are: bind DATA_PATH in gin "
     "(--gin.DATA_PATH=\"'/my/images'\"). {layout}"
@@ -194,11 +206,16 @@ class FolderReader:
 
 @final
 class NpzReader:
-    """One .npz file with an array uint8 `[N, H, W, C]` for each split, of the split's name."""
+    """One .npz file with an array `[N, H, W, C]` for each split, of the split's name.
+
+    Of uint8, or of uint16 for more than 256 levels: those for the feed only, for seqio is told of
+    uint8 when the task is registered.
+    """
 
     layout = (
-        "It must be a .npz file with an array uint8 [N, H, W, C] for each split that is used, as "
-        "numpy.savez(path, train=..., validation=..., test=...) writes it."
+        "It must be a .npz file with an array uint8 (or uint16, for more than 256 levels) "
+        "[N, H, W, C] for each split that is used, as numpy.savez(path, train=..., "
+        "validation=..., test=...) writes it."
     )
 
     def files(self, path: pathlib.Path, split: str) -> list[pathlib.Path]:
@@ -217,7 +234,8 @@ class NpzReader:
         (file,) = self.files(path, split)
         images = read_array(file, split)
         dataset = tf.data.Dataset.from_tensor_slices({"image": images})
-        return with_static_shape(dataset, images.shape[1:], f"{split!r} in {file}")
+        name = f"{split!r} in {file}"
+        return with_static_shape(dataset, images.shape[1:], name, (tf.uint8, tf.uint16))
 
 
 def image_shape(path: pathlib.Path) -> tuple[int, int, int]:
@@ -227,7 +245,7 @@ def image_shape(path: pathlib.Path) -> tuple[int, int, int]:
         ValueError: if it is no image, too large, animated, or not 8 bits of grey, RGB or RGBA.
     """
     with _opened(path) as image:
-        return _checked_shape(path, image)
+        return image.height, image.width, CHANNELS[image.mode]
 
 
 def read_image(path: pathlib.Path, shape: tuple[int, int, int]) -> np.ndarray:
@@ -237,62 +255,77 @@ def read_image(path: pathlib.Path, shape: tuple[int, int, int]) -> np.ndarray:
         ValueError: with the file's name, if it cannot be read or has another shape.
     """
     with _opened(path) as image:
-        if _checked_shape(path, image) != shape:
+        if (image.height, image.width, CHANNELS[image.mode]) != shape:
             raise ValueError(f"{path} must be {shape}, it was changed while being read.")
         try:
             return np.asarray(image, np.uint8).reshape(shape)
-        except (OSError, SyntaxError, ValueError, MemoryError, zlib.error) as error:
+        except Exception as error:  # whatever Pillow's decoders make of damage
             raise ValueError(f"{path} cannot be decoded: {error}. Replace or remove it.") from error
 
 
 def read_array(path: pathlib.Path, name: str) -> np.ndarray:
-    """An array of a .npz file, uint8 `[N, H, W, C]`; pickled objects are refused, not run.
+    """An array of a .npz file, `[N, H, W, C]`; pickled objects are refused, not run.
 
     Raises:
         ValueError: with the file's name, if it is not such a file or lacks such an array.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            held = [each.removesuffix(".npy") for each in archive.namelist()]
+            suffix = ".npy"
+            held = [
+                each.removesuffix(suffix) for each in archive.namelist() if each.endswith(suffix)
+            ]
             if name not in held:
                 raise ValueError(f"there is no array {name!r}; arrays: {', '.join(held) or 'none'}")
-            _check_size(archive, name)
-            with archive.open(f"{name}.npy") as member:
+            _check_size(archive, name, path.stat().st_size)
+            with archive.open(f"{name}{suffix}") as member:
                 images = np.lib.format.read_array(member, allow_pickle=False)
-    except (OSError, EOFError, ValueError, MemoryError, RuntimeError, *_ZIP_ERRORS) as error:
-        raise ValueError(f"{path} cannot be read: {error}. {NpzReader.layout}") from error
-    if images.dtype != np.uint8 or images.ndim != 4 or images.size == 0:
+                if member.read(1):  # at the end the checksum of the whole is compared
+                    raise ValueError(f"{name!r} holds more than its header says")
+    except _NO_ARRAY as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} cannot be read: {reason:.200}. {NpzReader.layout}") from error
+    if images.dtype not in (np.uint8, np.uint16) or images.ndim != 4 or images.size == 0:
         raise ValueError(
-            f"{name!r} in {path} must be uint8 [N, H, W, C] and not empty, got {images.dtype} "
-            f"{list(images.shape)}. Grey images need a last axis of 1."
+            f"{name!r} in {path} must be uint8 or uint16 [N, H, W, C] and not empty, got "
+            f"{images.dtype} {list(images.shape)}. Grey images need a last axis of 1."
         )
     return images
 
 
-def _opened(path: pathlib.Path) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we have our own bound
-            return Image.open(path)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is no readable image: {error}. Replace or remove it.") from error
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[Image.Image]:
+    """An image whose header was read and is that of one that may be decoded."""
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(path.open("rb"))
+            with warnings.catch_warnings():
+                # We have our own bound.
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                image = stack.enter_context(Image.open(file, formats=_FORMATS))
+            too_large = image.width * image.height > MAX_PIXELS
+            frames = 1 if too_large else getattr(image, "n_frames", 1)
+            found = depth.other_than_8_bits(image, file)
+        except Exception as error:  # whatever Pillow's parsers make of damage
+            raise ValueError(
+                f"{path} is no readable image: {error}. Replace or remove it."
+            ) from error
+        if too_large:
+            raise ValueError(
+                f"{path} says that it is {image.height} x {image.width}; images of more than "
+                f"{MAX_PIXELS:,} pixels are not read."
+            )
+        if image.mode not in CHANNELS or frames != 1:
+            raise ValueError(
+                f"{path} must be one picture of 8-bit grey, RGB or RGBA ({', '.join(CHANNELS)}), "
+                f"got mode {image.mode!r} and {frames} frames. Convert it."
+            )
+        if found:
+            raise ValueError(f"{path} must have 8 bits per channel, got {found}. {depth.WAY_OUT}")
+        yield image
 
 
-def _checked_shape(path: pathlib.Path, image: Image.Image) -> tuple[int, int, int]:
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(
-            f"{path} says that it is {image.height} x {image.width}; images of more than "
-            f"{MAX_PIXELS:,} pixels are not read."
-        )
-    if image.mode not in CHANNELS or getattr(image, "n_frames", 1) != 1:
-        raise ValueError(
-            f"{path} must be one picture of 8-bit grey, RGB or RGBA ({', '.join(CHANNELS)}), got "
-            f"mode {image.mode!r} and {getattr(image, 'n_frames', 1)} frames. Convert it."
-        )
-    return image.height, image.width, CHANNELS[image.mode]
-
-
-def _check_size(archive: zipfile.ZipFile, name: str) -> None:
+def _check_size(archive: zipfile.ZipFile, name: str, file_bytes: int) -> None:
     """A header may claim any size: memory is not asked for before the file's own size agrees."""
     with archive.open(f"{name}.npy") as member:
         version = np.lib.format.read_magic(member)
@@ -306,7 +339,7 @@ def _check_size(archive: zipfile.ZipFile, name: str) -> None:
         wanted = member.tell() + math.prod(shape) * dtype.itemsize
     info = archive.getinfo(f"{name}.npy")
     # Deflate makes nothing smaller than 1/1032 of its size.
-    most = min(info.file_size, 1032 * info.compress_size)
+    most = min(info.file_size, 1032 * min(info.compress_size, file_bytes))
     if wanted > most:
         raise ValueError(f"{name!r} claims {wanted:,} bytes, and the file holds {most:,}")
 

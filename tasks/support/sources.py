@@ -217,19 +217,22 @@ class AugmentedSource(seqio.DataSource):
 
 
 def with_static_shape(
-    dataset: tf.data.Dataset, image_shape: tuple[int | None, ...], name: str
+    dataset: tf.data.Dataset,
+    image_shape: tuple[int | None, ...],
+    name: str,
+    dtypes: Sequence[tf.DType] = (tf.uint8,),
 ) -> tf.data.Dataset:
     """The same images, of a shape that is known before the first is read.
 
     Raises:
-        ValueError: if they are not uint8, or are known to have another shape. An image that turns
-            out to have another shape is an error of TensorFlow's, when it is read.
+        ValueError: if they are of none of the `dtypes`, or are known to have another shape. An
+            image that turns out to have another is an error of TensorFlow's, when it is read.
     """
     spec = dataset.element_spec["image"]
-    if spec.dtype != tf.uint8 or not spec.shape.is_compatible_with(image_shape):
+    if spec.dtype not in dtypes or not spec.shape.is_compatible_with(image_shape):
         raise ValueError(
-            f"Images of {name} must be uint8 {list(image_shape)}, got {spec.dtype.name} "
-            f"{spec.shape}."
+            f"Images of {name} must be {' or '.join(each.name for each in dtypes)} "
+            f"{list(image_shape)}, got {spec.dtype.name} {spec.shape}."
         )
     return dataset.map(
         lambda example: {"image": tf.ensure_shape(example["image"], image_shape)},

@@ -11,6 +11,7 @@ import pickle
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -301,6 +302,54 @@ def image_folder(
             path.write_bytes(png(image))
         images[split] = each
     return images
+
+
+def not_8_bits() -> dict[str, tuple[bytes, str]]:
+    """Files of 6 x 5 pixels that Pillow opens as 8 bits: name -> content, what it has instead."""
+    rgb = np.random.default_rng(0).integers(0, 1 << 16, (6, 5, 3)).astype(">u2")
+    grey, alpha = rgb[..., :1], np.concatenate([rgb, rgb[..., :1]], axis=-1)
+    ten_bits, coarse = rgb % 1024, (rgb % 16).astype(np.uint8)
+    plain = " ".join(map(str, ten_bits.ravel().tolist())).encode()
+    return {
+        "rgb.png": (_deep_png(rgb, colour=2), "16 bits per channel"),
+        "rgba.png": (_deep_png(alpha, colour=6), "16 bits per channel"),
+        "grey_alpha.png": (_deep_png(rgb[..., :2], colour=4), "16 bits per channel"),
+        "rgb.ppm": (b"P6 5 6 65535\n" + rgb.tobytes(), "values 0 to 65,535"),
+        "ten.ppm": (b"P6\n# a\n5 6\n1023\n" + ten_bits.tobytes(), "values 0 to 1,023"),
+        "plain.ppm": (b"P3 5 6 1023\n" + plain, "values 0 to 1,023"),
+        "coarse.pgm": (b"P5 5 6 15\n" + coarse[..., 0].tobytes(), "values 0 to 15"),
+        "rgb.tif": (_deep_tiff(rgb), "16 bits per channel"),
+        # Pillow has a colour mode of its own for these.
+        "grey.pgm": (b"P5 5 6 65535\n" + grey.tobytes(), "mode I"),
+        "grey.png": (_deep_png(grey, colour=0), "mode I;16"),
+    }
+
+
+def _deep_png(image: np.ndarray, colour: int) -> bytes:
+    height, width, _ = image.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in image)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+
+
+def _deep_tiff(image: np.ndarray) -> bytes:
+    """Big-endian, uncompressed, in one strip: 9 entries, then the three depths, then the pixels."""
+    height, width, channels = image.shape
+    depths_at = 8 + 2 + 9 * 12 + 4
+    short, long = 3, 4
+    entries = (
+        *((256, long, 1, width), (257, long, 1, height), (258, short, channels, depths_at)),
+        *((259, long, 1, 1), (262, long, 1, 2), (273, long, 1, depths_at + 2 * channels)),
+        *((277, long, 1, channels), (278, long, 1, height), (279, long, 1, image.nbytes)),
+    )
+    directory = struct.pack(">H", len(entries))
+    directory += b"".join(struct.pack(">HHII", *each) for each in entries) + bytes(4)
+    depths = struct.pack(f">{channels}H", *[16] * channels)
+    return b"MM\0*" + struct.pack(">I", 8) + directory + depths + image.tobytes()
 
 
 # Pickles as Python 2 wrote them

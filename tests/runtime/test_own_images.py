@@ -5,6 +5,7 @@ import struct
 import zipfile
 import zlib
 
+import archives
 import fake_tfds
 import numpy as np
 import pytest
@@ -163,6 +164,77 @@ def test_a_bad_file_among_good_ones_is_named_before_any_is_decoded(folder, kind)
         load("image_folder", folder)
 
 
+@pytest.mark.parametrize("name", archives.not_8_bits())
+def test_depths_that_pillow_would_change_are_refused(name, folder, own_images):
+    content, found = archives.not_8_bits()[name]
+    path = folder / "train" / name
+    path.write_bytes(content)
+    with Image.open(path) as image:
+        assert image.size == (5, 6)
+        np.asarray(image)  # Pillow itself takes no offence
+    with pytest.raises(ValueError, match=name) as caught:
+        load("image_folder", folder)
+    if found.startswith("mode"):
+        found = f"got mode '{found[5:]}"
+    else:
+        assert "must have 8 bits per channel, got " in str(caught.value)
+        assert "Convert it to 8 bits, or keep its integers" in str(caught.value)
+    assert found in str(caught.value)
+
+
+def test_eight_bits_in_any_format_are_read_as_they_are(tmp_path, own_images):
+    image = fake_tfds.random_images(1, SHAPES[3])[0]
+    files = {
+        "a.ppm": b"P6\n# from 0 to\n5 6 255\n" + image.tobytes(),
+        "b.ppm": b"P3 5 6 255\n" + " ".join(map(str, image.ravel())).encode(),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    for name in ("c.tif", "d.bmp", "e.png"):
+        Image.fromarray(image).save(tmp_path / name)
+    for path in tmp_path.iterdir():
+        np.testing.assert_array_equal(own_images.read_image(path, SHAPES[3]), image)
+
+
+def test_integers_above_255_are_read_from_an_npz(tmp_path):
+    images = np.random.default_rng(0).integers(0, 1 << 16, (7, *SHAPES[3])).astype(np.uint16)
+    np.savez(tmp_path / "own.npz", train=images)
+    found = load("image_npz", tmp_path / "own.npz")
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, images)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP"])
+def test_damage_in_a_later_frame_is_named(kind, folder, own_images):
+    """Pillow counts frames by walking through them, and stumbles with errors of many types."""
+    out = io.BytesIO()
+    frames = [Image.new("RGB", (5, 6), shade) for shade in ("red", "blue")]
+    frames[0].save(out, kind, save_all=True, append_images=frames[1:])
+    path = folder / f"bad.{kind.lower()}"
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        content = bytearray(out.getvalue())
+        start = int(rng.integers(len(content)))
+        content[start : start + 4] = rng.bytes(4)
+        path.write_bytes(content)
+        try:
+            own_images.read_image(path, own_images.image_shape(path))
+        except ValueError as error:
+            assert type(error) is ValueError
+            assert str(path) in str(error)
+
+
+def test_an_error_in_counting_frames_is_named(tmp_path, own_images, monkeypatch):
+    def fail(image):
+        raise IndexError("no such frame")
+
+    Image.new("RGB", (5, 6)).save(tmp_path / "a.bmp")
+    monkeypatch.setattr(Image.Image, "n_frames", property(fail), raising=False)
+    with pytest.raises(ValueError, match=r"a\.bmp is no readable image: no such frame"):
+        own_images.image_shape(tmp_path / "a.bmp")
+
+
 def test_a_file_that_is_no_image_by_its_name_is_named(folder):
     (folder / "train" / "labels.csv").write_text("1,2")
     with pytest.raises(ValueError, match=r"labels\.csv is no image: files must end in \.png"):
@@ -218,8 +290,13 @@ def huge() -> bytes:
     return out.getvalue()
 
 
+def header_of(text: str) -> bytes:
+    """An array whose header is this text."""
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + text.encode().ljust(118) + bytes(99)
+
+
 BAD_ARRAYS = {
-    "float": (npy(np.zeros((2, 6, 5, 3))), r"must be uint8 \[N, H, W, C\] .* got float64"),
+    "float": (npy(np.zeros((2, 6, 5, 3))), r"must be uint8 or .* \[N, H, W, C\] .* got float64"),
     "no channels": (npy(np.zeros((2, 6, 5), np.uint8)), r"got uint8 \[2, 6, 5\]. Grey images"),
     "empty": (npy(np.zeros((0, 6, 5, 3), np.uint8)), r"not empty, got uint8 \[0, 6, 5, 3\]"),
     "huge": (huge(), "claims 12,288,000,000,128 bytes, and the file holds"),
@@ -229,6 +306,11 @@ BAD_ARRAYS = {
     ),
     "no array": (b"text", "cannot be read"),
     "another version": (b"\x93NUMPY\x09\x00" + bytes(99), "cannot be read"),
+    "an open bracket": (header_of("((((("), "cannot be read"),
+    "an odd indent": (header_of("  a\n b"), "cannot be read"),
+    "no shape": (header_of("{'descr': '|u1'}"), "cannot be read"),
+    "wide": (npy(np.zeros((2, 6, 5, 3), np.int64)), r"must be uint8 or uint16 .* got int64"),
+    "more than it says": (npy(np.zeros((2, 6, 5, 3), np.uint8)) + b"x", "holds more than"),
 }
 
 
@@ -239,6 +321,35 @@ def test_a_bad_array_is_refused(kind, tmp_path):
     with pytest.raises(ValueError, match=message) as caught:
         load("image_npz", path)
     assert str(path) in str(caught.value)
+
+
+def test_a_member_that_is_no_array_by_its_name_is_none(tmp_path):
+    path = tmp_path / "own.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("train", npy(np.zeros((2, 6, 5, 3), np.uint8)))
+    with pytest.raises(ValueError, match="own.npz cannot be .* no array 'train'; arrays: none"):
+        load("image_npz", path)
+
+
+@pytest.mark.parametrize("compress", [np.savez, np.savez_compressed])
+def test_a_damaged_npz_is_read_whole_or_named(compress, tmp_path, own_images):
+    images = fake_tfds.random_images(3, SHAPES[3])
+    out = io.BytesIO()
+    compress(out, train=images)
+    path, rng = tmp_path / "own.npz", np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        content = bytearray(out.getvalue())
+        start = int(rng.integers(len(content)))
+        content[start : start + 4] = [b"\xff" * 4, bytes(4), rng.bytes(4)][rng.integers(3)]
+        path.write_bytes(content)
+        try:
+            np.testing.assert_array_equal(own_images.read_array(path, "train"), images)
+        except ValueError as error:
+            assert type(error) is ValueError
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > 200
 
 
 def test_a_pickle_is_refused_and_not_run(tmp_path):

@@ -5,6 +5,7 @@ import io
 import pathlib
 import pickle
 import random
+import re
 import struct
 import tarfile
 import tracemalloc
@@ -342,6 +343,38 @@ def test_fuzzed_archives(name, rounds, tmp_path):
     assert sorted(each.name for each in (tmp_path / "damaged").iterdir()) == [name]
 
 
+@pytest.mark.parametrize("name", ["p.tar.gz", "b.tar.gz"])
+def test_no_flipped_bit_in_a_compressed_tar_goes_unnoticed(name, tmp_path):
+    """The checksum of gzip is at the very end, behind the end mark of the tar."""
+    read = sources(tmp_path)[name]
+    target = tmp_path / f"flipped.{name}"
+    content = (tmp_path / name).read_bytes()
+    rng = random.Random(name)
+    for place in [*(rng.randrange(32, len(content)) for _ in range(40)), *range(-8, 0)]:
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << rng.randrange(8)
+        target.write_bytes(flipped)
+        with pytest.raises(SourceError, match=str(target)):
+            drain(read(target))
+
+
+def test_a_tar_that_goes_on_after_its_end_mark(tmp_path, monkeypatch):
+    import gzip
+
+    monkeypatch.setattr(members, "_LARGEST_END", 20_480)
+    archives.tar(tmp_path / "plain.tar", {"a": b"b"})
+    content = (tmp_path / "plain.tar").read_bytes()
+    for more, fits in ((10_000, True), (30_000, False)):
+        path = tmp_path / "t.tar.gz"
+        path.write_bytes(gzip.compress(content + bytes(more)))
+        found = (member.read() for member in members.iterate(path, largest=9))
+        if fits:
+            assert list(found) == [b"b"]
+        else:
+            with pytest.raises(SourceError, match="t.tar.gz goes on for more than 20,480 bytes"):
+                list(found)
+
+
 @pytest.mark.parametrize("rounds", ROUNDS)
 def test_fuzzed_tars_inside_their_compression(rounds, tmp_path):
     # Damage that the checksum of gzip would have caught.
@@ -436,6 +469,56 @@ def test_a_zip_that_claims_gigabytes(tmp_path):
         read_val(path)
 
 
+def test_a_member_as_large_as_the_whole_split(tmp_path):
+    """A batch is a tenth of it, and is held in memory."""
+    largest = int(1.05 * 128_117) * 3072 + 16 * MEGABYTE
+    path = forged_size(val_zip(tmp_path / "v.zip"), largest + 1)
+    with pytest.raises(SourceError, match=rf"val_data in .* claims {largest + 1:,} bytes"):
+        read_val(path)
+    assert read_val(forged_size(path, largest)) == 3
+    alone = tmp_path / "val_data"
+    with alone.open("wb") as file:
+        file.truncate(largest + 1)  # sparse: it takes no disk
+    with pytest.raises(SourceError, match="val_data in .* claims"):
+        read_val(alone)
+
+
+def test_more_images_than_any_batch_has(tmp_path, monkeypatch):
+    monkeypatch.setitem(datasets.NEW_SIZES, "train", 10)
+    monkeypatch.setitem(datasets.NEW_SIZES, "validation", 2)
+    for path in (val_zip(tmp_path / "v.zip"), npz(tmp_path)):
+        with pytest.raises(SourceError, match="holds 3 images, more than any batch of the new"):
+            read_val(path)
+
+
+LOCAL, CENTRAL, END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
+HUGE = b"\xff\xff\xff\x7f"
+FORGED_ZIPS = {
+    "directory before the file": (END, {16: HUGE}),
+    "directory larger than the file": (END, {12: HUGE}),
+    "member beyond the file": (CENTRAL, {42: HUGE}),
+    "name without letters": (CENTRAL, {46: b"\0"}),
+    "name not in UTF-8": (CENTRAL, {8: b"\0\x08", 46: b"\xff"}),
+    "name at the member not in UTF-8": (LOCAL, {6: b"\0\x08", 30: b"\xff"}),
+    "unknown compression": (CENTRAL, {10: b"\x63\0"}),
+    "version 99": (CENTRAL, {6: b"\xff\0"}),
+}
+
+
+@pytest.mark.parametrize("case", FORGED_ZIPS)
+@pytest.mark.parametrize("write", ["zip", "npz"])
+def test_forged_directories_of_a_zip(write, case, tmp_path):
+    path = val_zip(tmp_path / "v.zip") if write == "zip" else npz(tmp_path)
+    marker, changes = FORGED_ZIPS[case]
+    content = bytearray(path.read_bytes())
+    for at, value in changes.items():
+        start = content.index(marker) + at
+        content[start : start + len(value)] = value
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=path.name):
+        read_val(path)
+
+
 def test_a_zip_that_claims_another_size(tmp_path):
     with pytest.raises(SourceError, match="val_data"):
         read_val(forged_size(val_zip(tmp_path / "v.zip"), 10))
@@ -519,9 +602,20 @@ def test_pickled_objects_in_an_npz(tmp_path):
     assert not marker.exists()
 
 
-def test_labels_of_another_number(tmp_path):
-    with pytest.raises(SourceError, match="4 labels for 3 images"):
-        read_val(npz(tmp_path, labels=np.arange(4)))
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.arange(4), "4 labels for 3 images"),
+        (np.array(3), r"none \[N\] for 3 images"),
+        (np.ones((3, 2), int), r"none \[N\] for 3 images"),
+    ],
+)
+def test_labels_of_another_number(labels, message, tmp_path):
+    with pytest.raises(SourceError, match=message):
+        read_val(npz(tmp_path, labels=labels))
+    fields = {"data": archives.channel_first(archives.photos(3)), "labels": labels}
+    with pytest.raises(SourceError, match=message):
+        read_val(val_zip(tmp_path / "v.zip", content=pickle.dumps(fields)))
 
 
 # Tar
@@ -705,7 +799,7 @@ def test_all_problems_of_a_folder_are_told_at_once(tmp_path):
     assert "12 files are no good" in message
     assert "and 2 more" in message
     assert "bomb.png: claims 8,000 x 8,000 pixels" in message
-    assert "deep.png: 16-bit" in message
+    assert "deep.png: 16 bits per channel, where 8 bits are read. Convert" in message
     assert "colours.png: colour mode P" in message
     assert sum(name in message for name in [*bad, "lost.png"]) == 10
     assert len(message) < 3000
@@ -717,6 +811,17 @@ def test_all_problems_of_a_folder_are_told_at_once(tmp_path):
     source = image_folder.read(dataset, [tmp_path], partial=False)
     assert source.sizes == {"train": 4, "test": 2}
     assert source.image_shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("name", archives.not_8_bits())
+def test_depths_that_pillow_would_change(name, tmp_path):
+    content, found = archives.not_8_bits()[name]
+    archives.image_folder(tmp_path, {"train": 2}, shape=(6, 5, 3))
+    (tmp_path / "train" / name).write_bytes(content)
+    if name.endswith(".tif"):
+        found = "is not read"
+    with pytest.raises(SourceError, match=re.escape(f"train/{name}: ") + ".*" + re.escape(found)):
+        image_folder.read(datasets.image_folder("mine"), [tmp_path], partial=False)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".bmp", ".ppm"])
