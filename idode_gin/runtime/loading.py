@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from idode_gin import checks
-from idode_gin.runtime import image_cache, task_images
+from idode_gin.runtime import image_cache, image_fingerprints, task_images
 from idode_gin.runtime.augmentation import Augmentation
 from idode_gin.runtime.data import DatasetConfig, ImageSplit
 from idode_gin.runtime.gathering import Gathered, narrowed
@@ -148,7 +148,16 @@ def _gather(
             f"Some tasks of {config.mixture_or_task_name!r} have a conditioning and some have not."
         )
     given = conditioning.result() if len(conditioning) else None
-    return _Read(images=images.result(), conditioning=given)
+    read = _Read(images=images.result(), conditioning=given)
+    ends = np.cumsum(sizes)
+    for task, known, start, end in zip(tasks, cached, ends - sizes, ends, strict=True):
+        plain = task_images.plain_source(task, config)
+        if known is None and hasattr(plain, "check_recorded"):
+            found = image_fingerprints.fingerprint(read.images[start:end])
+            plain.check_recorded(config.split, found)
+            if len(tasks) == 1:  # taken once, here or later
+                read = dataclasses.replace(read, fingerprint=found)
+    return read
 
 
 def _num_images(task: Any, cached: image_cache.CachedImages | None, config: DatasetConfig) -> int:
@@ -189,7 +198,7 @@ def _from_cache(
             plain.num_input_examples(config.split),
         )
 
-    return image_cache.load(
+    found = image_cache.load(
         config.cache_dir or image_cache.default_directory(),
         f"{getattr(plain, 'name', task.name)}-{config.split}",
         key,
@@ -197,6 +206,9 @@ def _from_cache(
         memory_map=memory_map,
         expected_bytes=expected,
     )
+    if hasattr(plain, "check_recorded"):
+        plain.check_recorded(config.split, found.fingerprint)
+    return found
 
 
 def _with_progress(

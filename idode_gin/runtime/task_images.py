@@ -8,6 +8,7 @@ Beside seqio's own contract a task's source may have any of
     array(split)           the split as one array, or None where it has to be gathered
     cache_key(split)       hex digest of the files the split is decoded from; None: not cached
     known(split)           {"num_images", "image_shape", "channel_mean", "channel_mean_tolerance"}
+    check_recorded(split, fingerprint)  ValueError unless the decoded images are those recorded
     other_variants(num_images, split)   a sentence, if another variant has so many images
     at(path)               the same source for a user's own files
 

@@ -23,6 +23,7 @@ from tasks.prepare.targets import explain
 from tasks.prepare.tfrecords import ReadySource
 
 FINGERPRINT = "fingerprint.json"
+"""Beside the shards: split -> `ImageFingerprint`, compared with whenever the dataset is opened."""
 METADATA = "metadata.json"
 _CHUNK = 1024  # images hashed or read back at one time
 

@@ -17,6 +17,7 @@ import seqio
 import tensorflow as tf
 from PIL import Image
 
+from idode_gin.runtime.image_fingerprints import ImageFingerprint
 from tasks.support import depth
 from tasks.support.sources import digest, file_facts, with_static_shape
 from tasks.support.tfds_files import INFO, TfdsFiles
@@ -100,6 +101,12 @@ class OwnImages(seqio.DataSource):
     def known(self, split: str) -> None:
         """Nothing is."""
         return None
+
+    def check_recorded(self, split: str, found: ImageFingerprint) -> None:
+        """Raises ValueError if a prepared folder changed since it was written."""
+        path = self._known_path()
+        if (path / INFO).is_file():
+            _prepared(path, split).check_recorded(found)
 
     def other_variants(self, num_images: int, split: str) -> None:
         """There are none."""

@@ -8,6 +8,8 @@ Beside seqio's own contract a source of images may have
     variant                         which of the published variants, in words
     cache_key(split)                hex digest of the bytes on disk, or None where unknown
     known(split)                    what the split must hold, a dict, or None
+    check_recorded(split, found)    ValueError unless `found`, the fingerprint of the decoded split,
+                                    is what was recorded when the files were made
     other_variants(num_images, split)   a sentence if another variant has so many images
     at(path)                        the same source, reading the user's files at `path`
 """
@@ -24,6 +26,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from idode_gin.runtime.augmentation import Augmentation
+from idode_gin.runtime.image_fingerprints import ImageFingerprint
 from tasks.support import variants
 from tasks.support.tfds_files import DESCRIPTION, TfdsFiles
 
@@ -90,6 +93,10 @@ class TfdsImages(seqio.DataSource):
     def known(self, split: str) -> dict[str, Any] | None:
         """What the split must hold; nothing, where `--allow_partial` has prepared it."""
         return None if self._files(split).is_partial else self._described.known(split)
+
+    def check_recorded(self, split: str, found: ImageFingerprint) -> None:
+        """Raises ValueError if the files changed since `tasks.prepare` has written them."""
+        self._files(split).check_recorded(found)
 
     def other_variants(self, num_images: int, split: str) -> str | None:
         """A sentence that names the other variants with so many images."""

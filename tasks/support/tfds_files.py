@@ -10,6 +10,9 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from idode_gin.runtime.image_fingerprints import ImageFingerprint
+from tasks.prepare.writer import FINGERPRINT
+
 INFO = "dataset_info.json"
 DESCRIPTION = (INFO, "features.json")
 
@@ -24,7 +27,7 @@ class TfdsFiles:
         split: one of its splits.
         name: of the dataset, for messages.
         remedy: what to do where files of it are no good, a sentence.
-    Raises, by all but `is_partial`:
+    Raises, by all but `is_partial` and `check_recorded`:
         ValueError: if the folder cannot be read as a dataset with this split, or lacks files.
     """
 
@@ -51,6 +54,29 @@ class TfdsFiles:
         except (OSError, ValueError):
             return False
         return isinstance(metadata, dict) and metadata.get("partial") is True
+
+    def check_recorded(self, found: ImageFingerprint) -> None:
+        """Raises ValueError unless the decoded split is the one that was prepared.
+
+        A dataset that others have made has no record, and nothing is compared.
+        """
+        path = self.folder / FINGERPRINT
+        try:
+            recorded = ImageFingerprint.from_dict(json.loads(path.read_text())[self.split])
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} cannot be read as the fingerprint of split {self.split!r} "
+                f"({type(error).__name__}: {error}). {self.remedy}"
+            ) from error
+        for field in ("num_images", "image_shape", "sha256"):
+            expected, got = getattr(recorded, field), getattr(found, field)
+            if got != expected:
+                raise ValueError(
+                    f"Split {self.split!r} of {self.name} changed on disk since it was prepared: "
+                    f"{path} records {field} {expected}, the files decode to {got}. {self.remedy}"
+                )
 
     def shards(self) -> list[pathlib.Path]:
         """The files that hold the split, checked to be there."""

@@ -88,6 +88,20 @@ def test_a_folder_that_was_prepared_is_read_like_any(tmp_path):
         load("image_folder", folder, "test")
 
 
+def test_a_prepared_folder_that_changed_is_refused(tmp_path):
+    from tasks.prepare import writer
+
+    images = fake_tfds.random_images(7, SHAPES[3])
+    folder = fake_tfds.write(tmp_path, "image_folder/mine:1.0.0", {"train": images})
+    writer._write_fingerprint(folder, writer.read_back(folder))
+    assert len(load("image_folder", folder)) == 7
+    other = fake_tfds.write(tmp_path / "b", "image_folder/mine:1.0.0", {"train": images ^ 1})
+    (shard,) = folder.glob("*.tfrecord-*")
+    shard.write_bytes((other / shard.name).read_bytes())
+    with pytest.raises(ValueError, match="changed on disk since it was prepared"):
+        load("image_folder", folder)
+
+
 def test_a_jpeg_is_what_pillow_makes_of_it(tmp_path):
     image = fake_tfds.random_images(1, (16, 16, 3))[0]
     (tmp_path / "train").mkdir()

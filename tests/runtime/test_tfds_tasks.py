@@ -323,6 +323,79 @@ def test_the_cache_key_follows_what_is_on_disk(copied, source):
         assert source.cache_key("train") != key
 
 
+@pytest.fixture
+def recorded(copied, source):
+    """The damageable dataset with the record that `tasks.prepare` leaves; the record's path."""
+    from tasks.prepare import writer
+
+    writer._write_fingerprint(copied, writer.read_back(copied))
+    with fake_tfds.data_dir(copied.parents[2]):
+        yield copied / writer.FINGERPRINT
+
+
+@pytest.mark.parametrize("cache_dir", ["", None])
+def test_files_that_changed_since_they_were_prepared_stop(
+    cache_dir, recorded, source, images, tmp_path
+):
+    cache_dir = str(tmp_path / "cache") if cache_dir is None else ""
+    with fake_tfds.task("made_old", source) as name:
+
+        def load():
+            config = data.DatasetConfig(
+                mixture_or_task_name=name, split="train", batch_size=1, cache_dir=cache_dir
+            )
+            return loading.load_split(config)
+
+        expected = load().fingerprint
+        (shard,) = recorded.parent.glob("*-train.tfrecord-*")
+        other = {**images, "train": images["train"].copy()}
+        other["train"][-1, 0, 0, 0] ^= 1  # as small as a change can be
+        made = fake_tfds.write(tmp_path / "other", "downsampled_imagenet/32x32:2.0.0", other)
+        shutil.copyfile(made / shard.name, shard)
+        with pytest.raises(ValueError, match="'train' of .* changed on disk since .* sha256") as no:
+            load()
+        assert f"{recorded} records sha256 {expected.sha256}" in str(no.value)
+        assert "Prepare it again: python -m tasks.prepare imagenet32_old --over" in str(no.value)
+        recorded.unlink()  # as with datasets that others have made
+        assert load().fingerprint != expected
+
+
+def test_the_record_is_compared_with_what_augmentation_has_not_touched(recorded, source, sources):
+    from idode_gin.runtime.augmentation import Augmentation
+
+    content = recorded.read_text()
+    with fake_tfds.task("made_aug", sources.AugmentedSource(source, Augmentation())) as name:
+        config = data.DatasetConfig(mixture_or_task_name=name, split="train", batch_size=1)
+        assert loading.load_split(config).num_images == SIZES["train"]
+        for damaged in (content[:-9], "[]", '{"train": {}}', content.replace("train", "trial")):
+            recorded.write_text(damaged)
+            with pytest.raises(ValueError, match=r"fingerprint\.json cannot be read as .* 'train'"):
+                loading.load_split(config)
+        recorded.write_text(content.replace('"num_images": 23', '"num_images": 22'))
+        with pytest.raises(ValueError, match="records num_images 22, the files decode to 23"):
+            loading.load_split(config)
+
+
+def test_the_record_costs_no_second_look_at_the_pixels(recorded, source, monkeypatch, tmp_path):
+    from idode_gin.runtime import image_fingerprints
+
+    taken = []
+    add = image_fingerprints.Fingerprinter.add
+    monkeypatch.setattr(
+        image_fingerprints.Fingerprinter,
+        "add",
+        lambda self, images: (taken.append(len(images)), add(self, images))[1],
+    )
+    with fake_tfds.task("made_old", source) as name:
+        for cache_dir, looks in ((str(tmp_path), 1), (str(tmp_path), 0), ("", 1)):
+            config = data.DatasetConfig(
+                mixture_or_task_name=name, split="train", batch_size=1, cache_dir=cache_dir
+            )
+            assert loading.load_split(config).facts()["num_images"] == SIZES["train"]
+            assert sum(taken) == looks * SIZES["train"]
+            taken.clear()
+
+
 def test_a_description_that_would_import_a_module_is_refused(copied, source):
     path = copied / "features.json"
     path.write_text(path.read_text().replace("tensorflow_datasets.core", "evil_module.core", 1))
