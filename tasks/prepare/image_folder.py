@@ -22,6 +22,7 @@ _FORMATS = {
 _OTHER_IMAGES = {".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".jxl", ".tga", ".ico", ".svg"}
 _CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
 _MOST_PIXELS = 4096 * 4096
+_MOST_BYTES = 16 * _MOST_PIXELS  # of a file, which is held in memory
 _SHOWN = 10
 
 
@@ -76,6 +77,8 @@ def decode(path: pathlib.Path) -> np.ndarray:
         SourceError: if it is damaged, too large, or no 8-bit grey, RGB or RGBA image.
     """
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise SourceError(f"{path}: larger than {_MOST_BYTES:,} bytes.")
         content = path.read_bytes()
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror}.") from error

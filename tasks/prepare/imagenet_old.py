@@ -65,9 +65,7 @@ def _opened(sources: Sequence[pathlib.Path], dataset: Dataset) -> Iterator[pathl
 
 def _pngs(dataset: Dataset, source: pathlib.Path) -> Iterator[members.Member]:
     assert dataset.image_shape is not None
-    height, width, channels = dataset.image_shape
-    # An incompressible image, twice, and room for what else a PNG may carry.
-    largest = 2 * height * width * channels + (64 << 10)
+    largest = png.most_bytes(dataset.image_shape)
     root = f"{source.name}/" if source.is_dir() else ""
     for member in members.iterate(source, largest=largest):
         # Left out as TFDS does: what macOS and editors add.

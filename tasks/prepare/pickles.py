@@ -46,6 +46,8 @@ def load(open_stream: Callable[[], IO[bytes]], size: int, what: str) -> dict[str
     try:
         with contextlib.closing(open_stream()) as stream:
             loaded = _Unpickler(_Limited(stream, size, what), size, what).load()
+            while stream.read(1 << 20):  # to the end, where a zip compares its checksum
+                pass
         if type(loaded) is not dict:
             raise SourceError(f"{what} must be a pickled dict, and is a {type(loaded).__name__}.")
         return {_text(key, what): _plain(value, what) for key, value in loaded.items()}

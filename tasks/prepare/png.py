@@ -1,6 +1,7 @@
 """One image at a time: a PNG's claims checked before it is decoded, and pixels made into a PNG."""
 
 import io
+import math
 import struct
 import zlib
 
@@ -41,6 +42,11 @@ def decode_rgb(content: bytes, shape: tuple[int, int, int], what: str) -> np.nda
     if pixels.dtype != np.uint8 or pixels.shape != shape:
         raise SourceError(f"{what} decodes to {pixels.dtype} {pixels.shape}, not uint8 {shape}.")
     return pixels
+
+
+def most_bytes(shape: tuple[int, int, int]) -> int:
+    """Of a file: an incompressible image (H, W, C), twice, and room for what else it may carry."""
+    return 2 * math.prod(shape) + (64 << 10)
 
 
 def header(content: bytes, what: str) -> tuple[int, int, int, int]:

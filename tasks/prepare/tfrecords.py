@@ -53,12 +53,13 @@ class ReadySource:
             SourceError: at the first record or shard that is not what it should be.
         """
         done = 0
+        assert self.dataset.image_shape is not None
+        largest = png.most_bytes(self.dataset.image_shape)
         for shards in self.shards.values():
             for name, expected in shards.items():
                 found = 0
-                for number, record in enumerate(_records(self.folder / name)):
+                for number, record in enumerate(_records(self.folder / name, largest)):
                     what = f"record {number:,} of {self.folder / name}"
-                    assert self.dataset.image_shape is not None
                     png.decode_rgb(image_of(record, what), self.dataset.image_shape, what)
                     found, done = found + 1, done + 1
                     yield done
@@ -162,21 +163,23 @@ def _varint(message: bytes, position: int) -> tuple[int, int]:
     raise ValueError("a number of more than ten bytes")
 
 
-def _records(path: pathlib.Path) -> Iterator[bytes]:
+def _records(path: pathlib.Path, largest: int) -> Iterator[bytes]:
     with members.damage_named(str(path)), path.open("rb") as file:
         left = path.stat().st_size
         while left:
-            content, left = _record(file, left, path)
+            content, left = _record(file, left, path, largest)
             yield content
 
 
-def _record(file: IO[bytes], left: int, path: pathlib.Path) -> tuple[bytes, int]:
+def _record(file: IO[bytes], left: int, path: pathlib.Path, largest: int) -> tuple[bytes, int]:
     head = file.read(_HEAD.size)
     # The checksums are compared when the copy is read back.
     size = _HEAD.unpack(head)[0] if len(head) == _HEAD.size else left
     left -= _HEAD.size + size + _TAIL
     if left < 0:
         raise SourceError(f"{path} is cut short or damaged: its last record is not whole.")
+    if size > largest:
+        raise SourceError(f"{path} has a record of {size:,} bytes, which is no image of this size.")
     content = file.read(size)
     file.read(_TAIL)
     return content, left

@@ -87,7 +87,7 @@ def copy(source: ReadySource, data_dir: pathlib.Path) -> dict[str, ImageFingerpr
         image = tfds.features.Image(shape=source.dataset.image_shape, encoding_format="png")
         tfds.features.FeaturesDict({"image": image}).save_config(folder)
         (folder / METADATA).write_text(json.dumps({"partial": source.partial}))
-    written = read_back(folder)
+    written = read_back(folder, source.folder)
     for fingerprint in written.values():
         if fingerprint.image_shape != source.dataset.image_shape:
             raise SourceError(f"{source.folder} decodes to {fingerprint.image_shape} images.")
@@ -95,25 +95,34 @@ def copy(source: ReadySource, data_dir: pathlib.Path) -> dict[str, ImageFingerpr
     return written
 
 
-def read_back(folder: pathlib.Path) -> dict[str, ImageFingerprint]:
+def read_back(
+    folder: pathlib.Path, source: pathlib.Path | None = None
+) -> dict[str, ImageFingerprint]:
     """Fingerprints of a dataset on disk, its shards read one after the other.
 
+    Args:
+        folder: where it lies.
+        source: what it is a copy of, for messages.
+
     Raises:
-        SourceError: if a record is damaged.
+        SourceError: if its description or a record is damaged.
     """
     tfds = _tfds()
     import tensorflow as tf
 
-    builder = tfds.builder_from_directory(str(folder))
+    named = source or folder
+    with _parsed(named):
+        builder = tfds.builder_from_directory(str(folder))
     config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
     written = {}
     for split, info in builder.info.splits.items():
         fingerprinter = Fingerprinter()
-        dataset = builder.as_dataset(
-            split=split,
-            read_config=config,
-            decoders=tfds.decode.PartialDecoding({"image": True}),
-        )
+        with _parsed(named):
+            dataset = builder.as_dataset(
+                split=split,
+                read_config=config,
+                decoders=tfds.decode.PartialDecoding({"image": True}),
+            )
         dataset = dataset.map(lambda example: example["image"]).batch(_CHUNK).prefetch(2)
         try:
             with Progress(f"reading back {split}", info.num_examples) as progress:
@@ -121,14 +130,23 @@ def read_back(folder: pathlib.Path) -> dict[str, ImageFingerprint]:
                     fingerprinter.add(images)
                     progress.add(len(images))
         except tf.errors.OpError as error:
-            raise SourceError(f"{folder}, split {split!r}, is damaged: {error.message}") from error
+            raise SourceError(f"{named}, split {split!r}, is damaged: {error.message}") from error
         written[split] = fingerprinter.result()
         if written[split].num_images != info.num_examples:
             raise SourceError(
-                f"{folder}, split {split!r}, must have {info.num_examples:,} images, and has "
+                f"{named}, split {split!r}, must have {info.num_examples:,} images, and has "
                 f"{written[split].num_images:,}."
             )
     return written
+
+
+@contextlib.contextmanager
+def _parsed(folder: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever TFDS's parsers make of a damaged description
+        path, reason = folder / tfrecords.INFO, str(error).strip()[:300]
+        raise SourceError(f"{path} is damaged: {reason}. Copy the folder again.") from error
 
 
 def _fingerprinted(

@@ -65,7 +65,7 @@ class TfdsFiles:
             recorded = ImageFingerprint.from_dict(json.loads(path.read_text())[self.split])
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} cannot be read as the fingerprint of split {self.split!r} "
                 f"({type(error).__name__}: {error}). {self.remedy}"

@@ -387,9 +387,32 @@ def other_name(folder):
     path.write_text(path.read_text().replace("downsampled_imagenet_new", "cifar10"))
 
 
+def changed_info(key, value):
+    def change(folder):
+        path = folder / "dataset_info.json"
+        info = json.loads(path.read_text())
+        place = info if key in info or key == "unknown" else info["splits"][1]
+        place[key] = value
+        path.write_text(json.dumps(info))
+
+    return change
+
+
+def one_split_more(folder):
+    path = folder / "dataset_info.json"
+    info = json.loads(path.read_text())
+    info["splits"].append({"name": "../../evil", "shardLengths": ["1"]})
+    path.write_text(json.dumps(info))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (changed_info("description", 5), "dataset_info.json is damaged: Failed to parse desc"),
+        (changed_info("unknown", 5), "dataset_info.json is damaged: "),
+        (changed_info("numBytes", "x"), "dataset_info.json is damaged: Failed to parse splits"),
+        (changed_info("shardLengths", [{}]), "has a shard of length {}"),
+        (one_split_more, "dataset_info.json is damaged: "),
         (lose_a_shard, "lacks 1 of 3 shards"),
         (cut_a_shard, "its last record is not whole"),
         (change_a_pixel, "damaged"),

@@ -72,6 +72,20 @@ def test_pickles_of_arrays_are_read(protocol):
     assert loaded["data"].dtype == np.uint8
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_what_follows_a_pickle_is_read_to_the_checksum(compression, tmp_path):
+    content = pickle.dumps({"data": np.arange(12, dtype=np.uint8)}) + bytes(9_000)
+    path = tmp_path / "v.zip"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("val_data", content)
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.index(b"PK\x01\x02") + 16] ^= 1  # the checksum itself
+    path.write_bytes(damaged)
+    (member,) = members.iterate(path, largest=10_000)
+    with pytest.raises(zipfile.BadZipFile, match="CRC"):
+        pickles.load(member.open, member.size, str(member))
+
+
 def test_python_2_pickles_are_read():
     data = np.arange(12, dtype=np.uint8).reshape(2, 6)
     loaded = load(archives.python2_pickle({b"data": data, b"labels": [1, 300], b"names": [b"a"]}))
@@ -403,6 +417,18 @@ def test_fuzzed_records(rounds):
     content = archives.example(b"abc" * 20)
     assert tfrecords.image_of(content, "record") == b"abc" * 20
     fuzz(content, lambda c: tfrecords.image_of(c, "record"), rounds, 0)
+
+
+def test_a_record_that_claims_gigabytes(tmp_path):
+    archives.authors_tfrecords(tmp_path, 3, 2, num_shards=1)
+    folder = tmp_path / "downsampled_imagenet_new" / "32x32" / "2.0.0"
+    (shard,) = folder.glob("*-train.tfrecord-*")
+    with shard.open("r+b") as file:
+        file.write(struct.pack("<Q", TEN_GIGABYTES))
+        file.truncate(TEN_GIGABYTES + 16)  # sparse: it takes no disk
+    source = tfrecords.read(NEW, folder, partial=True)
+    with pytest.raises(SourceError, match=f"{shard} has a record of 10,000,000,000 bytes"):
+        list(source.check_records())
 
 
 # Zip
@@ -811,6 +837,14 @@ def test_all_problems_of_a_folder_are_told_at_once(tmp_path):
     source = image_folder.read(dataset, [tmp_path], partial=False)
     assert source.sizes == {"train": 4, "test": 2}
     assert source.image_shape == (8, 8, 3)
+
+
+def test_an_image_file_of_gigabytes(tmp_path):
+    archives.image_folder(tmp_path, {"train": 2})
+    with (tmp_path / "train" / "huge.bmp").open("wb") as file:
+        file.truncate(TEN_GIGABYTES)
+    with pytest.raises(SourceError, match="huge.bmp: larger than 268,435,456 bytes"):
+        image_folder.read(datasets.image_folder("mine"), [tmp_path], partial=False)
 
 
 @pytest.mark.parametrize("name", archives.not_8_bits())

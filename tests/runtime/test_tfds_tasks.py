@@ -367,7 +367,8 @@ def test_the_record_is_compared_with_what_augmentation_has_not_touched(recorded,
     with fake_tfds.task("made_aug", sources.AugmentedSource(source, Augmentation())) as name:
         config = data.DatasetConfig(mixture_or_task_name=name, split="train", batch_size=1)
         assert loading.load_split(config).num_images == SIZES["train"]
-        for damaged in (content[:-9], "[]", '{"train": {}}', content.replace("train", "trial")):
+        renamed = content.replace("train", "trial")
+        for damaged in (content[:-9], "[]", '{"train": {}}', '{"train": []}', renamed):
             recorded.write_text(damaged)
             with pytest.raises(ValueError, match=r"fingerprint\.json cannot be read as .* 'train'"):
                 loading.load_split(config)
