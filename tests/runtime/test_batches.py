@@ -213,6 +213,17 @@ def test_evaluation_sees_every_image_exactly_once_in_order(batch_size):
     assert len(real) < 7 + batch_size
 
 
+def test_evaluation_of_the_images_that_are_left():
+    split, rows = made.split(), np.asarray([0, 2])
+    left = np.asarray([1, 4, 5, 6])
+    found = list(batches.eval_batches(split, 3, rows, left))
+    assert [batch["index"].tolist() for batch in found] == [[1, 5], [6, 0]]
+    assert [batch["mask"].tolist() for batch in found] == [[1, 1], [1, 0]]
+    for batch in found:
+        np.testing.assert_array_equal(batch["image"], split.images[batch["index"]])
+    assert list(batches.eval_batches(split, 3, rows, left[:0])) == []
+
+
 def test_evaluation_refuses_an_empty_batch_at_once():
     with pytest.raises(ValueError, match="batch_size=0"):
         batches.eval_batches(made.split(), 0)

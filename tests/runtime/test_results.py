@@ -122,6 +122,7 @@ def undisturbed(tmp_path_factory):
             folder = tmp_path_factory.mktemp(name)
             summary = run(folder, 8)
             found[name] = (folder / file).read_bytes(), summary
+            assert json.loads((folder / "summary.json").read_text()) == summary
             assert not (folder / PARTIAL).exists()
     return found
 
@@ -170,6 +171,24 @@ def test_asked_to_stop_in_the_middle_and_gone_on(kind, undisturbed, tmp_path, mo
     assert is_same(summary, undisturbed[kind][1])
     assert not (tmp_path / PARTIAL).exists()
     assert len(sections) == len(set(sections))  # no image twice
+
+
+def test_samples_say_what_their_checkpoint_was_trained_on(undisturbed):
+    summary = undisturbed["sample"][1]
+    assert summary["trained_on"] == {"dataset": "made", "dataset_sha256": "12"}
+
+
+def test_what_failed_is_not_kept(kind, tmp_path, monkeypatch):
+    run, file = KINDS[kind]
+    rows = partial_results.PartialResults.rows
+
+    def failed(kept, section):
+        return rows(kept, section) | {"success": np.zeros(interrupted.NUMBER, bool)}
+
+    monkeypatch.setattr(partial_results.PartialResults, "rows", failed)
+    with pytest.raises(checks.NonFiniteError, match="41 of 41"):
+        run(tmp_path, 8)
+    assert not list(tmp_path.iterdir())
 
 
 def test_gone_on_with_another_seed_is_refused(kind, tmp_path, monkeypatch):
