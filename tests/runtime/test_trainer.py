@@ -322,11 +322,13 @@ def test_starting_from_another_run(undisturbed, tmp_path):
     assert [row["step"] for row in rows(tmp_path / "fresh")] == [2]
 
 
-def test_another_seed_in_the_same_directory_is_told(tmp_path, caplog):
+def test_another_seed_in_the_same_directory_is_told(tmp_path, caplog, monkeypatch):
     run(tmp_path / "run", 4)
+    tiny.use_tiny_data(monkeypatch, 21)
     run(tmp_path / "run", 6, seed=3, dataset=tiny.config(8))
     assert "seed was 0 when the checkpoint was saved and is 3 now" in caplog.text
     assert "batch_size was 4" in caplog.text
+    assert "eval_dataset_sha256 was" in caplog.text
     assert "optimizer was" not in caplog.text
 
 
