@@ -16,7 +16,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -38,8 +37,8 @@ Rows = dict[str, np.ndarray]
 class PartialResults:
     """Rows of N images in one section or several, filled in any order, each once.
 
-    A context: however it is left, what was not yet written is. With several processes every one of
-    them is given every row; the first reads and writes, and tells the others what it read.
+    With several processes every one of them is given every row; the first reads and writes, and
+    tells the others what it read.
 
     Args:
         folder: for the files; made when there is something to keep.
@@ -68,17 +67,6 @@ class PartialResults:
         """That other processes, before this one, took for what they wrote."""
         self._lock = threading.RLock()  # a thread writes when the process must leave at once
         self._read()
-
-    def __enter__(self) -> "PartialResults":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.write()
 
     @property
     def is_begun(self) -> bool:

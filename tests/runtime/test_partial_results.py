@@ -75,19 +75,20 @@ def test_seconds_add_up(folder, monkeypatch):
 
 
 def test_nothing_is_written_before_there_is_something(folder):
-    with opened(folder) as kept:
-        assert not kept.is_begun
-        assert kept.missing("a").tolist() == list(range(NUMBER))
+    kept = opened(folder)
+    assert not kept.is_begun
+    assert kept.missing("a").tolist() == list(range(NUMBER))
+    kept.write()
     assert not folder.parent.exists()
 
 
-def test_written_now_and_then_and_however_it_is_left(folder, monkeypatch):
+def test_written_now_and_then(folder, monkeypatch):
     monkeypatch.setattr(partial_results, "WRITE_PERIOD", 3600.0)
     kept = opened(folder)
     fill(kept, "a", [0], [1], [2])
     assert parts(folder) == []
-    with pytest.raises(KeyboardInterrupt), kept:
-        raise KeyboardInterrupt
+    kept.write()
+    kept.write()
     assert len(parts(folder)) == 1
     assert opened(folder).missing("a").tolist() == [3, 4, 5, 6]
 
@@ -153,10 +154,13 @@ def test_another_place_is_told(folder, caplog):
     assert "computed on 1 x cpu, the others now on 2 x cpu" in caplog.text
 
 
-def test_removed_is_removed(folder):
-    with opened(folder) as kept:
-        fill(kept, "a", [0])
-        kept.remove()
+def test_removed_is_removed(folder, monkeypatch):
+    kept = opened(folder)
+    fill(kept, "a", [0])
+    monkeypatch.setattr(partial_results, "WRITE_PERIOD", 3600.0)
+    fill(kept, "a", [1])
+    kept.remove()
+    kept.write()
     assert not folder.exists()
     assert folder.parent.exists()
 

@@ -191,6 +191,15 @@ def test_what_failed_is_not_kept(kind, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_was_computed_is_kept_whatever_ends_it(kind, tmp_path, monkeypatch):
+    run, _ = KINDS[kind]
+    monkeypatch.setattr(partial_results, "WRITE_PERIOD", 3600.0)
+    monkeypatch.setattr(partial_results.PartialResults, "rows", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path, 8)
+    assert len(list((tmp_path / PARTIAL).glob("part_*"))) == 1
+
+
 def test_gone_on_with_another_seed_is_refused(kind, tmp_path, monkeypatch):
     run, _ = KINDS[kind]
     with monkeypatch.context() as patch:
