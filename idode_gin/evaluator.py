@@ -85,9 +85,12 @@ class Evaluator:
         """
         self.partitioner.check_batch_size("batch_size", dataset.batch_size)
         began = time.monotonic()
-        checkpoint = str(checkpoints.find(self.checkpoint_path))
+        checkpoints.find(self.checkpoint_path)  # before images are read
         split = run_inputs.load(dataset, model)
-        params, step = run_inputs.load_params(model, split.image_shape, checkpoint, self.use_ema)
+        restored = run_inputs.load_params(
+            model, split.image_shape, self.checkpoint_path, self.use_ema
+        )
+        params, step, checkpoint = restored.params, restored.step, str(restored.path)
         print(
             f"Scoring {split.num_images} images of {split.name} / {split.split} with "
             f"{checkpoint}, step {step}, {'EMA' if self.use_ema else 'raw'} parameters.",

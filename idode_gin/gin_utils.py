@@ -112,17 +112,27 @@ def write_configs(directory: str | os.PathLike[str], macro: str) -> None:
     import jax
 
     if jax.process_index() == 0:
-        folder = pathlib.Path(directory)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason = "it is a file" if folder.is_file() else error.strerror
-            raise ConfigError(
-                f"{macro} = {str(directory)!r} cannot be made a directory: {reason}. Bind another: "
-                f"--gin.{macro}=\"'…'\""
-            ) from error
+        folder = make_folder(directory, macro)
         files.write_atomically(folder / "config.gin", config.config_str())
         files.write_atomically(folder / "operative_config.gin", config.operative_config_str())
+
+
+def make_folder(directory: str | os.PathLike[str], macro: str) -> pathlib.Path:
+    """Makes a directory that is called `macro` in the gin files, if it is not there.
+
+    Raises:
+        ConfigError: if it cannot be made.
+    """
+    folder = pathlib.Path(directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise ConfigError(
+            f"{macro} = {str(directory)!r} cannot be made a directory: {reason}. Bind another: "
+            f"--gin.{macro}=\"'…'\""
+        ) from error
+    return folder
 
 
 def refuse_bindings(target: Callable[..., Any], parameters: Iterable[str], reason: str) -> None:

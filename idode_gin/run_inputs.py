@@ -42,8 +42,8 @@ def load(dataset: data.DatasetConfig, model: DiffusionODE) -> data.ImageSplit:
 
 def load_params(
     model: DiffusionODE, image_shape: tuple[int, int, int], path: str, use_ema: bool
-) -> tuple[types.Params, int]:
-    """Parameters of a checkpoint for images of this shape, and the step it was saved at.
+) -> checkpoints.RestoredParams:
+    """Parameters for images of this shape, of one checkpoint or of a run's newest whole one.
 
     Raises:
         ValueError: if there is none, or what its network's output means is not what `model` takes
@@ -51,11 +51,10 @@ def load_params(
     """
     abstract = jax.eval_shape(lambda key: model.init(key, image_shape), jax.random.key(0))
     restored = checkpoints.restore_params(path, abstract, ema=use_ema)
-    saved = checkpoints.read_facts(path)
-    if other := changed(saved, described("model", model), MEANING):
+    if other := changed(restored.facts, described("model", model), MEANING):
         raise ValueError(
-            f"{path} was trained with another meaning of the network's output: {'; '.join(other)}. "
-            "Name the objective and the task it was trained with."
+            f"{restored.path} was trained with another meaning of the network's output: "
+            f"{'; '.join(other)}. Name the objective and the task it was trained with."
         )
     return restored
 
@@ -122,9 +121,8 @@ def result_facts(model: DiffusionODE, params: types.Params, **others: Any) -> di
     return found
 
 
-def trained_on(checkpoint: str) -> dict[str, Any]:
-    """The images that a checkpoint was trained on: `dataset` and `dataset_sha256`."""
-    saved = checkpoints.read_facts(checkpoint)
+def trained_on(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a checkpoint's facts, the images it was trained on: `dataset` and `dataset_sha256`."""
     return {name: saved.get(name) for name in ("dataset", "dataset_sha256")}
 
 

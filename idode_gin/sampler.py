@@ -14,7 +14,7 @@ import numpy as np
 from idode_gin import checks, image_loop, run_inputs, types
 from idode_gin.models import DiffusionODE
 from idode_gin.runtime import batches as batch_lib
-from idode_gin.runtime import checkpoints, files, plots
+from idode_gin.runtime import files, plots
 from idode_gin.runtime.partitioning import PjitPartitioner
 from idode_gin.sampling import ODESampler
 
@@ -78,8 +78,10 @@ class Sampler:
             raise ValueError("Sampling needs `DiffusionODE.image_shape`; bind IMAGE_SHAPE.")
         self.partitioner.check_batch_size("batch_size", self.batch_size)
         began = time.monotonic()
-        checkpoint = str(checkpoints.find(self.checkpoint_path))
-        params, step = run_inputs.load_params(model, model.image_shape, checkpoint, self.use_ema)
+        restored = run_inputs.load_params(
+            model, model.image_shape, self.checkpoint_path, self.use_ema
+        )
+        params, step, checkpoint = restored.params, restored.step, str(restored.path)
         print(
             f"Drawing {self.num_samples} images from {checkpoint}, step {step}.",
             flush=True,
@@ -93,7 +95,7 @@ class Sampler:
             "checkpoint": checkpoint,
             "step": step,
             "parameters": "ema" if self.use_ema else "raw",
-            "trained_on": run_inputs.trained_on(checkpoint),
+            "trained_on": run_inputs.trained_on(restored.facts),
             "num_samples": self.num_samples,
             "image_shape": list(model.image_shape),
             "levels": model.encoding.levels,

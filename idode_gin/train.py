@@ -21,10 +21,12 @@ if __name__ == "__main__":
 
 from collections.abc import Callable
 
+import jax
 import optax
 
 from idode_gin import gin_utils
 from idode_gin.models import DiffusionODE
+from idode_gin.runtime import run_lock
 from idode_gin.runtime.checkpoints import CheckpointConfig
 from idode_gin.runtime.data import DatasetConfig
 from idode_gin.runtime.optimizers import AdamW
@@ -80,5 +82,7 @@ def train(
     if dry_run:
         print(trainer.dry_run(model, train_dataset_cfg, train_eval_dataset_cfg))
         return
-    gin_utils.write_configs(model_dir, "MODEL_DIR")
-    trainer.run(model, train_dataset_cfg, train_eval_dataset_cfg)
+    gin_utils.make_folder(model_dir, "MODEL_DIR")
+    with run_lock.held(model_dir, is_first=jax.process_index() == 0):
+        gin_utils.write_configs(model_dir, "MODEL_DIR")
+        trainer.run(model, train_dataset_cfg, train_eval_dataset_cfg)

@@ -26,6 +26,7 @@ from idode_gin.runtime import (
     plots,
     programs,
     progress,
+    run_lock,
     train_state,
     train_step,
 )
@@ -116,6 +117,7 @@ class Trainer:
             checks.Preempted: when asked to stop, once the state is saved.
         """
         self._check_batch_sizes(train_dataset, eval_dataset)
+        self._check_best(eval_dataset)
         with StopRequest() as stop, contextlib.ExitStack() as stack:
             return _Run(self, model, train_dataset, eval_dataset, stop, stack).run()
 
@@ -134,6 +136,7 @@ class Trainer:
             ValueError: for batch sizes, shapes or checkpoints that do not fit.
         """
         self._check_batch_sizes(train_dataset, eval_dataset)
+        self._check_best(eval_dataset)
         shape = model.image_shape or run_inputs.load(train_dataset, model).image_shape
         batch = run_inputs.blank_batch(model, shape, train_dataset.batch_size)
         program = self.program(model, shape, batch)
@@ -141,6 +144,11 @@ class Trainer:
         jax.eval_shape(program.evaluate, program.abstract_state.params, batch)
         plan = Checkpoints(self.model_dir, self.checkpoints, {}).plan(program.abstract_state)
         return f"{run_inputs.describe(model, program.abstract_state.params)}\nWould train {plan}."
+
+    @property
+    def transformation(self) -> optax.GradientTransformation:
+        """The optimizer as optax knows it."""
+        return self.optimizer.build() if isinstance(self.optimizer, AdamW) else self.optimizer
 
     def program(
         self, model: DiffusionODE, image_shape: tuple[int, int, int], batch: types.Batch
@@ -151,7 +159,7 @@ class Trainer:
             lambda key: model.init(key, image_shape),
             model.loss_fn,
             model.eval_fn,
-            optimizer.build() if isinstance(optimizer, AdamW) else optimizer,
+            self.transformation,
             batch=batch,
             seed=self.seed,
             ema_rate=self.ema_rate,
@@ -168,6 +176,13 @@ class Trainer:
         check("batch_size", train_dataset.batch_size, self.num_microbatches)
         if eval_dataset is not None:
             check("batch_size of evaluation", eval_dataset.batch_size)
+
+    def _check_best(self, eval_dataset: data.DatasetConfig | None) -> None:
+        self.checkpoints.save.check_best(
+            evaluates=eval_dataset is not None,
+            eval_period=self.eval_period,
+            last_step=self.train_steps,
+        )
 
 
 class _Run:
@@ -204,9 +219,12 @@ class _Run:
             num_microbatches=trainer.num_microbatches,
             **run_inputs.described("optimizer", trainer.optimizer),
         )
-        self._saved = stack.enter_context(Checkpoints(self._directory, trainer.checkpoints, facts))
+        stack.enter_context(run_lock.held(self._directory, is_first=self._is_writer))
+        self._saved = stack.enter_context(
+            Checkpoints(self._directory, trainer.checkpoints, facts, self._bpd)
+        )
         self._state, restored = self._saved.restore(
-            self._program.abstract_state, self._program.init
+            self._program.abstract_state, self._program.init, trainer.transformation.init
         )
         self._start = int(self._state.step)
         self._is_resumed = restored is not None and restored.path.parent == self._directory
@@ -260,6 +278,8 @@ class _Run:
         last = self._trainer.train_steps
         source = "scratch" if restored is None else f"{restored.path}, step {self._start},"
         self._bar.say(f"Training from {source} to step {last} in {self._directory}.")
+        if restored is not None and restored.report is not None:
+            self._bar.say(restored.report.partition("\n\n")[0])
         if self._start >= last:
             self._bar.say(f"Nothing left to train: the run is at step {self._start} of {last}.")
         if restored is None or not self._is_resumed:
@@ -296,6 +316,9 @@ class _Run:
     def _batch(self, step: int) -> types.Batch:
         batch = batch_lib.train_batch(self._split, self._dataset, step, self._rows)
         return self._trainer.partitioner.put_batch(batch, self._dataset.batch_size)
+
+    def _bpd(self, step: int) -> float | None:
+        return (self._log.row(step) or {}).get("eval/bpd")
 
     def _save(self) -> None:
         self._watch.drain()

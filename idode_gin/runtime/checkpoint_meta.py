@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from idode_gin.runtime import fingerprints, partitioning
+from idode_gin.runtime import fingerprints
 
 FORMAT = 1
 _SHOWN = 5
@@ -72,28 +72,24 @@ def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
     return meta
 
 
-def as_saved(checkpoint: pathlib.Path, meta: Mapping[str, Any], part: str, wanted: Any) -> Any:
-    """The tree `wanted` with the dtypes that were saved, each leaf with a sharding.
-
-    Leaves that come without one are replicated over all devices.
+def saved_leaves(
+    checkpoint: pathlib.Path, meta: Mapping[str, Any], part: str
+) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """Dtype and shape of every leaf of a part, by name.
 
     Raises:
         ValueError: if the leaves are float64 and JAX is not.
     """
-    saved = meta["trees"][part]
-    replicated = partitioning.PjitPartitioner().replicated
-
-    def leaf_as_saved(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-        dtype = jnp.dtype(saved[_path_name(path)][0])
+    found = {}
+    for name, (type_name, *shape) in meta["trees"][part].items():
+        dtype = jnp.dtype(type_name)
         if jax.dtypes.canonicalize_dtype(dtype) != dtype:
             raise ValueError(
                 f"{checkpoint} holds {dtype} numbers and JAX is in its 32-bit mode. Set "
                 "JAX_ENABLE_X64=1 to read it."
             )
-        sharding = getattr(leaf, "sharding", None) or replicated
-        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
-
-    return jax.tree_util.tree_map_with_path(leaf_as_saved, wanted)
+        found[name] = (dtype, tuple(shape))
+    return found
 
 
 def check_sums(
@@ -143,7 +139,7 @@ def check_same_leaves(
     if all(each.startswith("training/") for each in problems):
         way_out = (
             "The parameters fit; the optimizer or the metrics differ. Use the optimizer it was "
-            "trained with, or, in a new MODEL_DIR, RestoreCheckpointConfig.fresh_start = True."
+            "trained with, or, in a new MODEL_DIR, RestoreCheckpointConfig.optimizer = 'reset'."
         )
     else:
         way_out = "Use the network it was trained with, or choose another MODEL_DIR or path."
@@ -152,10 +148,6 @@ def check_same_leaves(
     raise ValueError(
         f"{checkpoint} does not fit: {len(problems)} leaves differ.{shown}{more}\n{way_out}"
     )
-
-
-def _path_name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _named(tree: Any) -> dict[str, Any]:

@@ -16,8 +16,12 @@ _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 def paths_and_leaves(tree: Any) -> list[tuple[str, Any]]:
     """Every leaf with its path, such as `down_0/kernel`, sorted by path."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    named = [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in flat]
-    return sorted(named, key=lambda each: each[0])
+    return sorted(((path_name(path), leaf) for path, leaf in flat), key=lambda each: each[0])
+
+
+def path_name(path: Any) -> str:
+    """A leaf's path, as `jax.tree_util.tree_flatten_with_path` gives it, in one word."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def sha256(tree: Any) -> str:

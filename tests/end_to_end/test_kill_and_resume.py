@@ -183,8 +183,10 @@ def test_killed_while_an_old_checkpoint_is_deleted(undisturbed, tmp_path):
     run = Run(tmp_path / "run", settings)
 
     def is_being_deleted() -> bool:
+        # Renamed before anything of it goes; what has its name is whole.
         paths = [checkpoints.checkpoint_path(run.folder, step) for step in run.saved_steps()]
-        return any(not (path / part).exists() for path in paths for part in PARTS)
+        assert all((path / part).exists() or not path.exists() for path in paths for part in PARTS)
+        return any(run.folder.glob("deleted_*"))
 
     for _ in range(3):
         if not run.kill_when(is_being_deleted):
@@ -193,3 +195,4 @@ def test_killed_while_an_old_checkpoint_is_deleted(undisturbed, tmp_path):
     run.finish()
     assert run.outcome() == undisturbed.outcome()
     assert run.saved_steps() == [STEPS]
+    assert not is_being_deleted()

@@ -20,6 +20,7 @@ import tiny
 from idode_gin import checks
 from idode_gin.runtime import (
     checkpoint_meta,
+    checkpoint_quiet,
     checkpoints,
     fingerprints,
     optimizers,
@@ -149,27 +150,19 @@ def test_order_own_then_given_then_scratch(tmp_path):
     assert int(restore(own, path=str(other))[0].step) == 2
 
 
-def test_fresh_start_takes_parameters_only(tmp_path):
-    other = tmp_path / "other"
-    save(other, 6)
-    fresh = state_of(0, clip_norm=1.0)  # another optimizer does not matter then
-    state, restored = restore(tmp_path / "own", fresh, path=str(other), fresh_start=True)
-    assert_same(state.params, state_of(6).params)
-    assert_same(state.ema, state_of(6).ema)
-    assert_same(state.opt_state, fresh.opt_state)
-    assert int(state.step) == 0
-    assert restored.path.name == "checkpoint_6"
-
-
 def test_parameters_for_evaluation(tmp_path):
     save(tmp_path, 2, 4)
     shapes = jax.eval_shape(lambda: state_of(0).params)
-    averaged, step = checkpoints.restore_params(tmp_path, shapes)
+    averaged, step, *_ = checkpoints.restore_params(tmp_path, shapes)
     assert step == 4
     assert_same(averaged, state_of(4).ema)
-    raw, step = checkpoints.restore_params(tmp_path / "checkpoint_2", shapes, ema=False)
+    raw, step, path, facts = checkpoints.restore_params(
+        tmp_path / "checkpoint_2", shapes, ema=False
+    )
     assert step == 2
     assert_same(raw, state_of(2).params)
+    assert path == tmp_path / "checkpoint_2"
+    assert facts == FACTS
 
 
 def test_a_relative_path_will_do(tmp_path, monkeypatch):
@@ -238,15 +231,36 @@ def test_when_all_are_damaged_training_does_not_start_over_by_itself(tmp_path):
         restore(tmp_path)
 
 
+def test_a_damaged_newest_of_another_run_is_passed_over_loudly(tmp_path, caplog):
+    other = tmp_path / "other"
+    save(other, 2, 4)
+    truncate(other / "checkpoint_4", "ema")
+    shapes = jax.eval_shape(lambda: state_of(0).params)
+    averaged, step, path, _ = checkpoints.restore_params(other, shapes)
+    assert_same(averaged, state_of(2).ema)
+    assert (step, path) == (2, other / "checkpoint_2")
+    loud = rf"checkpoint_4 is damaged: .* TAKING THE ONE BEFORE IT: {other / 'checkpoint_2'}"
+    assert len(re.findall(loud, caplog.text)) == 1
+    state, restored = restore(tmp_path / "own", path=str(other))
+    assert_same(state, state_of(2))
+    assert restored.path == other / "checkpoint_2"
+    assert len(re.findall(loud, caplog.text)) == 2
+    assert (other / "checkpoint_4").is_dir()  # it is not this run's to move
+    truncate(other / "checkpoint_2", "ema")
+    with pytest.raises(ValueError, match=r"checkpoint_2 is damaged.* So are the 1 after it"):
+        checkpoints.restore_params(other, shapes)
+
+
 def test_a_damaged_one_that_was_asked_for_is_an_error(tmp_path):
     save(tmp_path / "other", 2, 4)
-    truncate(tmp_path / "other" / "checkpoint_4", "ema")
+    newest = tmp_path / "other" / "checkpoint_4"
+    truncate(newest, "ema")
     shapes = jax.eval_shape(lambda: state_of(0).params)
     with pytest.raises(ValueError, match="checkpoint_4 is damaged"):
-        checkpoints.restore_params(tmp_path / "other", shapes)
+        checkpoints.restore_params(newest, shapes)
     with pytest.raises(ValueError, match="checkpoint_4 is damaged"):
-        restore(tmp_path / "own", path=str(tmp_path / "other"))
-    assert (tmp_path / "other" / "checkpoint_4").is_dir()
+        restore(tmp_path / "own", path=str(newest))
+    assert newest.is_dir()
 
 
 def test_a_half_written_directory_is_not_a_checkpoint(tmp_path):
@@ -281,8 +295,8 @@ def test_another_architecture_is_named_leaf_by_leaf(tmp_path):
 
 def test_another_optimizer_has_its_own_way_out(tmp_path):
     save(tmp_path, 2)
-    with pytest.raises(ValueError, match="fresh_start") as error:
-        restore(tmp_path, state_of(0, accumulation_steps=2))
+    with pytest.raises(ValueError, match="optimizer = 'reset'") as error:
+        restore(tmp_path, state_of(0, clip_norm=1.0))
     assert "training/opt_state" in str(error.value)
 
 
@@ -301,7 +315,7 @@ def test_single_precision_is_widened(tmp_path, float64):
     jax.config.update("jax_enable_x64", True)
     shapes = jax.eval_shape(lambda: state_of(0).params)
     assert jax.tree.leaves(shapes)[0].dtype == jnp.float64
-    found, _ = checkpoints.restore_params(tmp_path, shapes, ema=False)
+    found = checkpoints.restore_params(tmp_path, shapes, ema=False).params
     assert jax.tree.leaves(found)[0].dtype == jnp.float64
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
@@ -330,9 +344,12 @@ def test_plan_says_what_restore_would_do(tmp_path):
     own, other = tmp_path / "own", tmp_path / "other"
     assert plan(own) == "from scratch"
     save(other, 4)
-    assert plan(own, path=str(other)) == f"from {other / 'checkpoint_4'}"
-    fresh = plan(own, abstract_of(state_of(0, clip_norm=1.0)), path=str(other), fresh_start=True)
-    assert fresh == f"from the parameters of {other / 'checkpoint_4'}"
+    assert plan(other) == f"from {other / 'checkpoint_4'}"
+    found = plan(own, path=str(other))
+    assert found.startswith(f"from {other / 'checkpoint_4'}, of which\n")
+    assert "optimizer  10 leaves restored, 0 padded, 0 reset" in found
+    another = abstract_of(state_of(0, clip_norm=1.0))
+    assert "10 reset" in plan(own, another, path=str(other), optimizer="reset")
     with pytest.raises(ValueError, match="does not fit"):
         plan(own, abstract_of(state_of(0, width=16)), path=str(other))
     with pytest.raises(ValueError, match="no such directory"):
@@ -357,7 +374,7 @@ def test_a_newer_format_is_refused(tmp_path):
 
 
 def test_numbers_out_of_range():
-    for changes in ({"period": 0}, {"keep": 0}):
+    for changes in ({"period": 0}, {"keep": 0}, {"keep_period": 0}, {"keep_best": 0}):
         with pytest.raises(ValueError, match=f"SaveCheckpointConfig.{next(iter(changes))}"):
             checkpoints.SaveCheckpointConfig(**changes)
 
@@ -383,7 +400,7 @@ def test_damage_names_the_one_before_it(tmp_path):
     shapes = jax.eval_shape(lambda: state_of(0).params)
     way_out = re.escape(f"--gin.CHECKPOINT_PATH=\"'{tmp_path / 'checkpoint_2'}'\"")
     with pytest.raises(ValueError, match=way_out) as error:
-        checkpoints.restore_params(tmp_path, shapes)
+        checkpoints.restore_params(tmp_path / "checkpoint_6", shapes)
     assert len(str(error.value).splitlines()) == 1
     assert len(str(error.value)) < 600
     truncate(tmp_path / "checkpoint_2", "ema")
@@ -402,7 +419,7 @@ def test_reads_that_fail_after_the_first_one_are_not_printed(caplog, monkeypatch
         sys.unraisablehook(types.SimpleNamespace(exc_value=error))
 
     asyncio_log = logging.getLogger("asyncio")
-    with pytest.raises(ValueError, match="first"), checkpoints._silent_stragglers():
+    with pytest.raises(ValueError, match="first"), checkpoint_quiet.silent_stragglers():
         raise ValueError("first")
     late("Event loop is closed")
     asyncio_log.error("Future exception was never retrieved\nfuture: a page of it")

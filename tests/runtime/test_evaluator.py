@@ -34,7 +34,8 @@ def evaluate(monkeypatch, tmp_path):
             params,
             jax.tree.unflatten(jax.tree.structure(params), list(noise)),
         )
-        monkeypatch.setattr(run_inputs, "load_params", lambda *_: (params, 3))
+        restored = checkpoints.RestoredParams(params, 3, pathlib.Path("unread"), {})
+        monkeypatch.setattr(run_inputs, "load_params", lambda *_: restored)
         monkeypatch.setattr(checkpoints, "find", pathlib.Path)
         made = evaluator.Evaluator(
             output_dir=str(tmp_path),
@@ -120,7 +121,8 @@ def test_a_sample_does_not_see_its_batch(monkeypatch, tmp_path):
     network = UNet(channels=8, levels=1, groups=2, fourier_exponents=(1,))
     model = tiny.model(network=network, image_shape=tiny.SHAPE)
     params = model.init(jax.random.key(0), tiny.SHAPE)
-    monkeypatch.setattr(run_inputs, "load_params", lambda *_: (params, 3))
+    restored = checkpoints.RestoredParams(params, 3, pathlib.Path("unread"), {})
+    monkeypatch.setattr(run_inputs, "load_params", lambda *_: restored)
     monkeypatch.setattr(checkpoints, "find", pathlib.Path)
     monkeypatch.setattr(checkpoints, "read_facts", lambda _: {"dataset": "made"})
     found = []

@@ -300,7 +300,7 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path, at_step, good):
     assert f"The last good checkpoint is {folder / f'checkpoint_{good}'}" in str(error.value)
     assert checkpoints.saved_steps(folder)[-1] == good
     shapes = jax.eval_shape(lambda: tiny.model().init(jax.random.key(0), tiny.SHAPE))
-    params, _ = checkpoints.restore_params(folder, shapes, ema=False)
+    params = checkpoints.restore_params(folder, shapes, ema=False).params
     assert fingerprints.all_finite(params)
 
 
@@ -316,7 +316,7 @@ def test_starting_from_another_run(undisturbed, tmp_path):
     summary = run(tmp_path / "run", restore=source)
     assert summary["params_sha256"] == undisturbed[1]["params_sha256"]
     assert [row["step"] for row in rows(tmp_path / "run")] == [6]
-    fresh = dataclasses.replace(source, fresh_start=True)
+    fresh = dataclasses.replace(source, optimizer="reset", step="reset")
     summary = run(tmp_path / "fresh", 2, restore=fresh)
     assert summary["step"] == 2
     assert [row["step"] for row in rows(tmp_path / "fresh")] == [2]
@@ -339,8 +339,8 @@ def test_another_meaning_of_the_output_in_the_same_directory_is_refused(tmp_path
         run(tmp_path / "run", 4, model=tiny.model(time=time))
     with pytest.raises(ValueError, match=r"was trained with another meaning.*gamma_min"):
         run_inputs.load_params(tiny.model(time=time), tiny.SHAPE, str(tmp_path / "run"), True)
-    _, step = run_inputs.load_params(tiny.model(), tiny.SHAPE, str(tmp_path / "run"), True)
-    assert step == 2
+    found = run_inputs.load_params(tiny.model(), tiny.SHAPE, str(tmp_path / "run"), True)
+    assert found.step == 2
 
 
 def test_another_network_in_the_same_directory_is_refused(tmp_path):

@@ -1,0 +1,275 @@
+"""The state of a run from a checkpoint: its own, or another one's by rules."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from idode_gin import types
+from idode_gin.runtime import checkpoint_meta, checkpoint_reading, fingerprints, warm_start
+from idode_gin.runtime.checkpoint_config import RestoreCheckpointConfig
+from idode_gin.runtime.train_state import TrainState
+
+ACCUMULATION = "optimizer.accumulation_steps"
+"""The fact of a run that says how many steps it accumulates gradients over."""
+_OPTIMIZER, _OPT_STATE = "optimizer/", "opt_state/"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fresh:
+    """Where what is not restored comes from.
+
+    Args:
+        state: makes the state of a run from scratch.
+        optimizer: makes the optimizer's state for parameters; None takes that of `state`.
+    """
+
+    state: Callable[[], TrainState]
+    optimizer: Callable[[types.Params], Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Restored:
+    """A state, the checkpoint it came from, and what the run that wrote it said of itself.
+
+    Args:
+        state: to go on from.
+        path: of the checkpoint.
+        facts: about the run that wrote it.
+        report: what became of the leaves, where not all are as they were saved.
+    """
+
+    state: TrainState
+    path: pathlib.Path
+    facts: dict[str, Any]
+    report: str | None = None
+
+
+def parts(state: TrainState) -> dict[str, Any]:
+    """The parts of a checkpoint, as they are saved."""
+    training = {"step": state.step, "opt_state": state.opt_state, "window": state.window}
+    return {"params": state.params, "ema": state.ema, "training": training}
+
+
+def resume(
+    checkpoint: pathlib.Path, abstract: TrainState, fresh: Fresh, facts: Mapping[str, Any]
+) -> Restored:
+    """The state of a run from a checkpoint of its own, bit for bit.
+
+    Where gradients are accumulated over another number of steps than before, the optimizer's
+    moments stay and what was accumulated so far is dropped.
+
+    Raises:
+        DamagedError: if it is damaged.
+        ValueError: if it is another architecture's.
+    """
+    meta = checkpoint_meta.read_meta(checkpoint)
+    check_resume(checkpoint, meta, abstract, facts)
+    if _is_switched(meta, abstract, facts):
+        return start(checkpoint, abstract, RestoreCheckpointConfig(), fresh, facts)
+    loaded = checkpoint_reading.read_trees(checkpoint, meta, parts(abstract))
+    state = TrainState(params=loaded["params"], ema=loaded["ema"], **loaded["training"])
+    return Restored(state=state, path=checkpoint, facts=meta["facts"])
+
+
+def check_resume(
+    checkpoint: pathlib.Path,
+    meta: Mapping[str, Any],
+    abstract: TrainState,
+    facts: Mapping[str, Any],
+) -> None:
+    """Raises ValueError if `resume` would for another architecture or optimizer."""
+    wanted = parts(abstract)
+    if _is_switched(meta, abstract, facts):
+        del wanted["training"]
+    checkpoint_meta.check_same_leaves(checkpoint, meta, wanted)
+
+
+def plan(
+    checkpoint: pathlib.Path,
+    meta: Mapping[str, Any],
+    abstract: TrainState,
+    config: RestoreCheckpointConfig,
+    facts: Mapping[str, Any],
+) -> warm_start.Plan:
+    """What `start` makes of every leaf.
+
+    Raises:
+        ValueError: if a leaf is covered by no rule, or a rule covers none.
+    """
+    saved, wanted = _saved_shapes(meta), _shapes(abstract)
+    found = warm_start.plan(
+        saved,
+        wanted,
+        config.defaults,
+        warm_start.parse(config.rules),
+        warm_start.counterparts(saved, wanted, _is_switched(meta, abstract, facts)),
+    )
+    found.check(str(checkpoint))
+    return found
+
+
+def start(
+    checkpoint: pathlib.Path,
+    abstract: TrainState,
+    config: RestoreCheckpointConfig,
+    fresh: Fresh,
+    facts: Mapping[str, Any],
+) -> Restored:
+    """The state of a new run from a checkpoint, as `config` says.
+
+    Raises:
+        DamagedError: if it is damaged.
+        ValueError: if a leaf is covered by no rule, or a rule covers none.
+    """
+    meta = checkpoint_meta.read_meta(checkpoint)
+    chosen = plan(checkpoint, meta, abstract, config, facts)
+    leaves = _read(checkpoint, meta, abstract, chosen)
+    given: set[str] = set()
+
+    def taken(part: str, tree: Any, new: Callable[[], Any]) -> Any:
+        found = dict(fingerprints.paths_and_leaves(new())) if chosen.resets(part) else {}
+        for name, source in chosen.sources(part).items():
+            # Copied the second time: the update donates its buffers, each of which once.
+            leaf = jnp.copy(leaves[source]) if source in given else leaves[source]
+            found[name.partition("/")[2]] = leaf
+            given.add(source)
+        return _padded(tree, found)
+
+    params = taken("params", abstract.params, lambda: fresh.state().params)
+    ema = taken("ema", abstract.ema, lambda: jax.tree.map(jnp.copy, params))
+    opt_state = taken(
+        "optimizer", abstract.opt_state, lambda: _new_optimizer(fresh, abstract, params)
+    )
+    step = int(meta["step"]) if config.step == warm_start.RESTORE else 0
+    every = facts.get(ACCUMULATION)
+    follows = (
+        step != meta["step"] or chosen.resets("optimizer") or _is_switched(meta, abstract, facts)
+    )
+    if every is not None and follows:
+        opt_state = _schedules_at(opt_state, step // int(every))
+    state = TrainState(
+        step=checkpoint_reading.like(abstract.step, {"": step}),
+        params=params,
+        ema=ema,
+        opt_state=opt_state,
+        window=_window(checkpoint, meta, abstract, step),
+    )
+    report = f"{chosen.summary()}\n  step {step}\n\n{chosen.report()}\n"
+    return Restored(state=state, path=checkpoint, facts=meta["facts"], report=report)
+
+
+def _read(
+    checkpoint: pathlib.Path,
+    meta: Mapping[str, Any],
+    abstract: TrainState,
+    chosen: warm_start.Plan,
+) -> checkpoint_reading.Leaves:
+    """The leaves that are taken, by name; each lies where the leaf it becomes will lie."""
+    lies = _named(checkpoint_reading.shardings(parts(abstract)), full=True)
+    saved, wanted = _saved_shapes(meta), _shapes(abstract)
+    placed: dict[str, dict[str, jax.sharding.Sharding]] = {}
+    for name, fate in chosen.fates.items():
+        if fate.source is None:
+            continue
+        part, _, path = _as_saved(fate.source).partition("/")
+        here = placed.setdefault(part, {})
+        if saved[fate.source] == wanted[name] and name in lies:
+            here[path] = lies[name]
+    leaves: checkpoint_reading.Leaves = {}
+    for part, where in placed.items():
+        found = checkpoint_reading.read_leaves(checkpoint, meta, part, where)
+        leaves |= {f"{part}/{path}": leaf for path, leaf in found.items()}
+    return _named(leaves, full=True)
+
+
+def _padded(abstract: Any, leaves: Mapping[str, jax.Array]) -> Any:
+    """A tree like `abstract`; leaves that are smaller end in zeros."""
+    shapes = {name: leaf.shape for name, leaf in fingerprints.paths_and_leaves(abstract)}
+    whole = {
+        name: leaf
+        if leaf.shape == shapes[name]
+        else jnp.pad(leaf, [(0, b - a) for a, b in zip(leaf.shape, shapes[name], strict=True)])
+        for name, leaf in leaves.items()
+    }
+    return checkpoint_reading.like(abstract, whole)
+
+
+def _new_optimizer(fresh: Fresh, abstract: TrainState, params: types.Params) -> Any:
+    if fresh.optimizer is None:
+        return fresh.state().opt_state
+    lies = jax.tree.map(lambda leaf: getattr(leaf, "sharding", None), abstract.opt_state)
+    return jax.jit(fresh.optimizer, out_shardings=lies)(params)
+
+
+def _schedules_at(opt_state: Any, updates: int) -> Any:
+    """The same optimizer, with its learning-rate schedules so many updates after their start."""
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    def moved(node: Any) -> Any:
+        if not is_schedule(node):
+            return node
+        count = jnp.full_like(node.count, updates)
+        return node._replace(count=jax.device_put(count, node.count.sharding))
+
+    return jax.tree.map(moved, opt_state, is_leaf=is_schedule)
+
+
+def _window(
+    checkpoint: pathlib.Path, meta: Mapping[str, Any], abstract: TrainState, step: int
+) -> dict[str, jax.Array]:
+    """Sums since the last log: the checkpoint's while they are sums of the same, else none."""
+    names = {f"window/{name}" for name in abstract.window}
+    saved = {name for name in meta["trees"]["training"] if name.startswith("window/")}
+    if step != meta["step"] or names != saved:
+        found = {name: jnp.zeros(leaf.shape) for name, leaf in abstract.window.items()}
+    else:
+        leaves = checkpoint_reading.read_leaves(checkpoint, meta, "training", {})
+        found = {name: leaves[f"window/{name}"] for name in abstract.window}
+    return checkpoint_reading.like(abstract.window, found)
+
+
+def _is_switched(meta: Mapping[str, Any], abstract: TrainState, facts: Mapping[str, Any]) -> bool:
+    """Whether gradients are accumulated over another number of steps than before."""
+    before, now = meta["facts"].get(ACCUMULATION), facts.get(ACCUMULATION)
+    if before is not None and now is not None:
+        return before != now
+    return bool(warm_start.counterparts(_saved_shapes(meta), _shapes(abstract)))
+
+
+def _saved_shapes(meta: Mapping[str, Any]) -> dict[str, warm_start.Shape]:
+    leaves = {
+        f"{part}/{path}": tuple(entry[1:])
+        for part, tree in meta["trees"].items()
+        for path, entry in tree.items()
+    }
+    return _named(leaves)
+
+
+def _shapes(abstract: TrainState) -> dict[str, warm_start.Shape]:
+    leaves = fingerprints.paths_and_leaves(parts(abstract))
+    return _named({name: tuple(leaf.shape) for name, leaf in leaves})
+
+
+def _named(leaves: Mapping[str, Any], *, full: bool = False) -> dict[str, Any]:
+    """Leaves of a checkpoint under the names that rules know; step and window have none."""
+    prefix = f"training/{_OPT_STATE}"
+    found = {}
+    for name, leaf in leaves.items():
+        if name.startswith(prefix):
+            found[_OPTIMIZER + name[len(prefix) :]] = leaf
+        elif full or not name.startswith("training/"):
+            found[name] = leaf
+    return found
+
+
+def _as_saved(name: str) -> str:
+    if name.startswith(_OPTIMIZER):
+        return f"training/{_OPT_STATE}{name[len(_OPTIMIZER) :]}"
+    return name
