@@ -279,7 +279,7 @@ class _Run:
         source = "scratch" if restored is None else f"{restored.path}, step {self._start},"
         self._bar.say(f"Training from {source} to step {last} in {self._directory}.")
         if restored is not None and restored.report is not None:
-            self._bar.say(restored.report.partition("\n\n")[0])
+            self._bar.say("Of that checkpoint\n" + restored.report.partition("\n\n")[0])
         if self._start >= last:
             self._bar.say(f"Nothing left to train: the run is at step {self._start} of {last}.")
         if restored is None or not self._is_resumed:

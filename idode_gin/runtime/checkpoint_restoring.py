@@ -157,7 +157,7 @@ def start(
         params=params,
         ema=ema,
         opt_state=opt_state,
-        window=_window(checkpoint, meta, abstract, step),
+        window=_window(meta, abstract, leaves, step),
     )
     report = f"{chosen.summary()}\n  step {step}\n\n{chosen.report()}\n"
     return Restored(state=state, path=checkpoint, facts=meta["facts"], report=report)
@@ -222,16 +222,15 @@ def _schedules_at(opt_state: Any, updates: int) -> Any:
 
 
 def _window(
-    checkpoint: pathlib.Path, meta: Mapping[str, Any], abstract: TrainState, step: int
+    meta: Mapping[str, Any], abstract: TrainState, leaves: Mapping[str, jax.Array], step: int
 ) -> dict[str, jax.Array]:
     """Sums since the last log: the checkpoint's while they are sums of the same, else none."""
-    names = {f"window/{name}" for name in abstract.window}
-    saved = {name for name in meta["trees"]["training"] if name.startswith("window/")}
-    if step != meta["step"] or names != saved:
+    prefix = "training/window/"
+    saved = {name[len(prefix) :] for name in leaves if name.startswith(prefix)}
+    if step != meta["step"] or abstract.window.keys() != saved:
         found = {name: jnp.zeros(leaf.shape) for name, leaf in abstract.window.items()}
     else:
-        leaves = checkpoint_reading.read_leaves(checkpoint, meta, "training", {})
-        found = {name: leaves[f"window/{name}"] for name in abstract.window}
+        found = {name: leaves[prefix + name] for name in abstract.window}
     return checkpoint_reading.like(abstract.window, found)
 
 

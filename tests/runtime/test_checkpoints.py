@@ -5,8 +5,10 @@ import errno
 import json
 import logging
 import os
+import pathlib
 import re
 import shutil
+import subprocess
 import sys
 import types
 
@@ -471,3 +473,20 @@ def test_a_full_disk_is_one_error_with_a_way_out(tmp_path, monkeypatch, caplog, 
     empty_disk()
     save(tmp_path, 4)
     assert_same(restore(tmp_path)[0], state_of(4))
+
+
+def test_restored_on_another_mesh_and_in_another_dtype(tmp_path):
+    here = pathlib.Path(__file__).parent
+    result = subprocess.run(
+        [sys.executable, here / "restore_on_meshes.py", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(here.parent.parent)},
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert all(each["same"] for each in found.values())
+    for name, devices in (("1", 1), ("4", 4), ("2x2", 4), ("1x4", 4)):
+        assert found[f"{name} float32"]["bytes"] == [256 // devices] * devices
+        assert found[f"{name} bfloat16"]["bytes"] == [128 // devices] * devices

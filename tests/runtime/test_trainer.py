@@ -68,7 +68,7 @@ def state_at(model_dir, step):
     program = trainer.program(tiny.model(), tiny.SHAPE, batch)
     restore = RestoreCheckpointConfig(path=str(model_dir / f"checkpoint_{step}"))
     config = checkpoints.CheckpointConfig(restore=restore)
-    elsewhere = checkpoints.Checkpoints(model_dir / "elsewhere", config, {})
+    elsewhere = checkpoints.Checkpoints(model_dir.with_name("elsewhere"), config, {})
     return elsewhere.restore(program.abstract_state, program.init)[0]
 
 
@@ -320,6 +320,37 @@ def test_starting_from_another_run(undisturbed, tmp_path):
     summary = run(tmp_path / "fresh", 2, restore=fresh)
     assert summary["step"] == 2
     assert [row["step"] for row in rows(tmp_path / "fresh")] == [2]
+
+
+def test_the_best_stays(tmp_path):
+    folder = tmp_path / "run"
+    save = checkpoints.SaveCheckpointConfig(period=1, keep=1, keep_best=2)
+    config = checkpoints.CheckpointConfig(save=save)
+    run(folder, checkpoints=config, eval_period=2, optimizer=optax.sgd(1e-2))
+    bpd = {row["step"]: row["eval/bpd"] for row in rows(folder) if "eval/bpd" in row}
+    best = sorted(bpd, key=bpd.get)[:2]
+    assert set(bpd) == {2, 4, 6}
+    assert checkpoints.saved_steps(folder) == sorted({*best, 6})
+    for changes, dataset in (({}, None), ({"eval_period": None}, tiny.config(8))):
+        trainer = tiny.trainer(tmp_path / "no", checkpoints=config, **changes)
+        for method in (trainer.run, trainer.dry_run):
+            with pytest.raises(ValueError, match="keep_best"):
+                method(tiny.model(), tiny.config(), dataset)
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.full
+def test_accumulation_may_be_switched_on_in_mid_run(tmp_path, caplog):
+    folder = tmp_path / "run"
+    run(folder, 4, optimizer=optimizers.AdamW(learning_rate=1e-2, warmup_steps=2))
+    twice = optimizers.AdamW(learning_rate=1e-2, warmup_steps=2, accumulation_steps=2)
+    text = tiny.trainer(folder, 6, optimizer=twice).dry_run(tiny.model(), tiny.config())
+    assert text.endswith(f"Would train from {folder / 'checkpoint_4'}.")
+    summary = run(folder, 4, optimizer=twice)
+    assert summary["step"] == 4
+    assert "accumulation_steps was 1" in caplog.text
+    summary = run(folder, 6, optimizer=twice)
+    assert summary["step"] == 6
 
 
 def test_another_seed_in_the_same_directory_is_told(tmp_path, caplog, monkeypatch):

@@ -1,0 +1,91 @@
+"""`python -m idode_gin.interop.convert --source <file> --output <folder>`: a published checkpoint.
+
+Writes `checkpoint_<step>` in the format of this library: parameters, EMA and Adam's moments, to be
+scored, sampled from, or started from (CHECKPOINT_PATH, INITIAL_CHECKPOINT_PATH). Exit codes: 0
+done, 2 refused.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from idode_gin import checks
+from idode_gin.interop import official
+from idode_gin.runtime import checkpoint_restoring, checkpoints, optimizers, train_state
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the program; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m idode_gin.interop.convert",
+        description="Writes a checkpoint of the published training program in our format.",
+    )
+    parser.add_argument(
+        "--source", required=True, help="ckpt-<n>.flax, or the folder of such files"
+    )
+    parser.add_argument("--output", required=True, help="a run directory to be; must hold none")
+    options = parser.parse_args(arguments)
+    try:
+        path = convert(options.source, options.output)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return checks.EXIT_BAD_INPUT
+    print(f"Wrote {path}.")
+    return checks.EXIT_DONE
+
+
+def convert(source: str | pathlib.Path, output: str | pathlib.Path) -> pathlib.Path:
+    """Writes a published checkpoint as one of ours, and returns where.
+
+    The optimizer's state is that of `AdamW` without clipping and accumulation.
+
+    Args:
+        source: a `ckpt-<n>.flax` file, or the folder that holds them (the newest is read).
+        output: a run directory to be.
+
+    Raises:
+        ValueError: if there is no such file, or `output` holds checkpoints.
+        OSError: where the disk refuses.
+    """
+    if steps := checkpoints.saved_steps(output):
+        raise ValueError(
+            f"{output} holds checkpoints already (steps {steps}). Name another folder."
+        )
+    found = official.load_official_checkpoint(source)
+    params, ema = (jax.tree.map(jnp.asarray, found[name]) for name in ("params", "ema_params"))
+    state = train_state.create(params, optimizers.AdamW().build(), [])
+    state = dataclasses.replace(
+        state,
+        step=jnp.asarray(found["step"], state.step.dtype),
+        ema=ema,
+        opt_state=_with_moments(state.opt_state, found["opt_state"]),
+    )
+    facts = {"converted_from": str(source), checkpoint_restoring.ACCUMULATION: "1"}
+    with checkpoints.Checkpoints(output, checkpoints.CheckpointConfig(), facts) as saved:
+        saved.save(state)
+    return checkpoints.find(output)
+
+
+def _with_moments(opt_state: optax.OptState, adam: dict) -> optax.OptState:
+    """The same with Adam's moments and every counter replaced by published ones."""
+
+    def replaced(node: object) -> object:
+        if isinstance(node, optax.ScaleByAdamState):
+            mu, nu = (jax.tree.map(jnp.asarray, adam[name]) for name in ("mu", "nu"))
+            return node._replace(count=jnp.full_like(node.count, adam["count"]), mu=mu, nu=nu)
+        if isinstance(node, optax.ScaleByScheduleState):
+            return node._replace(count=jnp.full_like(node.count, adam["count"]))
+        return node
+
+    kinds = (optax.ScaleByAdamState, optax.ScaleByScheduleState)
+    return jax.tree.map(replaced, opt_state, is_leaf=lambda node: isinstance(node, kinds))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
