@@ -294,6 +294,10 @@ class Checkpoints:
                 if jax.process_index() == 0:
                     shutil.rmtree(aside, ignore_errors=True)
                     path.rename(aside)
+                if jax.process_count() > 1:  # none looks for what is there before that
+                    from jax.experimental import multihost_utils
+
+                    multihost_utils.sync_global_devices(f"{aside.name} is out of the way")
         if steps:
             raise ValueError(
                 f"Every checkpoint of {self._directory} is damaged (steps {steps}). They were "

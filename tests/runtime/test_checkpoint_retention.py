@@ -4,7 +4,9 @@ import collections
 import dataclasses
 import re
 import shutil
+import threading
 
+import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
@@ -96,6 +98,27 @@ def test_nothing_is_deleted_before_its_successor_is_whole(tmp_path, monkeypatch)
         saved.save(state_of(4))
     assert checkpoints.saved_steps(tmp_path) == [3]
     assert whole == {1: 1, 2: 1}
+
+
+def test_training_goes_on_while_files_are_written(tmp_path, monkeypatch):
+    finalize, may_finish = ocp.StandardCheckpointHandler.finalize, threading.Event()
+
+    def waiting(*args):
+        assert may_finish.wait(60)
+        return finalize(*args)
+
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "finalize", waiting)
+    step = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
+    with saving(tmp_path, period=1) as saved:
+        params = {"kernel": jnp.full((64,), 5.0)}
+        state = dataclasses.replace(state_of(5), params=params)
+        saved.save(state)
+        trained = step(params)
+        assert float(trained["kernel"][0]) == 6
+        assert checkpoints.saved_steps(tmp_path) == []
+        may_finish.set()
+    restored, *_ = checkpoints.restore_params(tmp_path, state_of(0).params, ema=False)
+    assert float(restored["kernel"][0]) == 5
 
 
 def test_half_a_deletion_is_no_checkpoint_and_is_finished_later(tmp_path):
