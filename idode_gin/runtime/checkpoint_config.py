@@ -90,7 +90,7 @@ class RestoreCheckpointConfig:
 
     Args:
         path: a run directory (its newest checkpoint that is not damaged) or one
-            `checkpoint_<step>` directory. None or "" starts from scratch.
+            `checkpoint_<step>` directory. None starts from scratch.
         mode: "latest" insists that `path` is a run directory, "specific" that it is one
             checkpoint; None takes either.
         params: 'restore', or 'reset' to take fresh ones.
@@ -102,7 +102,7 @@ class RestoreCheckpointConfig:
         fresh_start: what `optimizer` and `step` replaced; setting it raises.
 
     Raises:
-        ValueError: if a value is unknown, or nothing would be restored.
+        ValueError: if a value is unknown or has no effect, or nothing would be restored.
     """
 
     path: str | None = None
@@ -132,6 +132,27 @@ class RestoreCheckpointConfig:
             raise ValueError(
                 "Nothing would be restored: params, ema and optimizer are all 'reset'. Bind path "
                 "= None to start from scratch."
+            )
+
+        self._check_path()
+
+    def _check_path(self) -> None:
+        if self.path == "":
+            raise ValueError(
+                "`path` must name a run directory or a checkpoint_<step> in one, got an empty "
+                "string. Bind INITIAL_CHECKPOINT_PATH, or leave it at None to start from scratch."
+            )
+        if self.path is not None:
+            return
+        idle = [
+            field.name
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) not in (None, warm_start.RESTORE, {})
+        ]
+        if idle:
+            raise ValueError(
+                f"{', '.join(map(repr, idle))} say what becomes of another run's checkpoint, and "
+                "`path` is None. Bind INITIAL_CHECKPOINT_PATH, or leave them out."
             )
 
     @property

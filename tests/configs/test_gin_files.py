@@ -158,7 +158,9 @@ def test_several_ways_to_bind_on_the_command_line() -> None:
         "Trainer.num_microbatches = 2",
         "train/DatasetConfig.shuffle = False",
         "SaveCheckpointConfig.keep = 1",
+        "INITIAL_CHECKPOINT_PATH = 'c'",
         "RestoreCheckpointConfig.mode = 'latest'",
+        "RestoreCheckpointConfig.rules = {'.*/dense_0/kernel': 'pad'}",
         "PjitPartitioner.num_partitions = 1",
         "train.eval_period = None",
         "UNet.channels = 16",
@@ -170,6 +172,7 @@ def test_several_ways_to_bind_on_the_command_line() -> None:
     assert arguments["train_dataset_cfg"].shuffle is False
     assert arguments["train_eval_dataset_cfg"].shuffle is True
     assert arguments["checkpoint_cfg"].save.keep == 1
+    assert arguments["checkpoint_cfg"].restore.rules == {".*/dense_0/kernel": "pad"}
     assert arguments["eval_period"] is None
     assert arguments["trainer_cls"](model_dir="m", train_steps=1).num_microbatches == 2
 

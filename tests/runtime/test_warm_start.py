@@ -121,6 +121,11 @@ def test_configurations_that_are_refused():
         checkpoints.RestoreCheckpointConfig(fresh_start=True)
     with pytest.raises(ValueError, match=r"`step` must be one of.* Did you mean 'restore'"):
         checkpoints.RestoreCheckpointConfig(step="restored")
+    with pytest.raises(ValueError, match="`path` must name .* got an empty string"):
+        checkpoints.RestoreCheckpointConfig(path="")
+    for changes in ({"step": "reset"}, {"mode": "latest"}, {"rules": {"params/a": "pad"}}):
+        with pytest.raises(ValueError, match=rf"{next(iter(changes))!r} say what .* is None"):
+            checkpoints.RestoreCheckpointConfig(**changes)
     with pytest.raises(ValueError, match="Nothing would be restored"):
         checkpoints.RestoreCheckpointConfig(params="reset", ema="reset", optimizer="reset")
 
