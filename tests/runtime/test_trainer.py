@@ -1,6 +1,7 @@
 """The loop: what a run leaves behind, and that stopping it anywhere changes nothing."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
@@ -320,6 +321,16 @@ def test_starting_from_another_run(undisturbed, tmp_path):
     summary = run(tmp_path / "fresh", 2, restore=fresh)
     assert summary["step"] == 2
     assert [row["step"] for row in rows(tmp_path / "fresh")] == [2]
+
+
+def test_two_runs_in_one_directory(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with open(folder / "run.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="for one run at a time, and .*run is in use"):
+            run(folder)
+        assert [each.name for each in folder.iterdir()] == ["run.lock"]
 
 
 def test_the_best_stays(tmp_path):
