@@ -22,13 +22,22 @@ from gin import config
 import idode_gin
 from idode_gin import checks, gin_checks, gin_loading
 from idode_gin.gin_loading import ConfigError
-from idode_gin.runtime import files, preemption, quiet
+from idode_gin.runtime import (
+    agreement,
+    files,
+    preemption,
+    processes,
+    quiet,
+    shared_fate,
+    voices,
+)
 
 _BAD_INPUT = (ValueError, SyntaxError, OSError)
 _PROGRAMS = ("train", "eval", "sample")
 _IN_CALL = re.compile(r"\n  In call to configurable '([^']*)' \([^\n]*\)( in scope '[^']*')?")
 _ABSL_NOTE = ";\n    repeat this option"  # what absl adds to the help of repeatable flags
 EXIT_BROKEN_PIPE = 141
+EXIT_DEFECT = 1
 
 
 def run(program: str, function: str, about: str, argv: Sequence[str] | None = None) -> int:
@@ -36,7 +45,8 @@ def run(program: str, function: str, about: str, argv: Sequence[str] | None = No
 
     0 done; 2 bad configuration or input, or a disk that refuses; 3 a number became non-finite; 75
     stopped when asked to, by SIGTERM or Ctrl-C, at whatever point. A second signal ends the process
-    at once, with 128 + signal. Any other exception is a defect and passes through.
+    at once, with 128 + signal. Any other exception is a defect and passes through. Of several
+    processes all end with the code of the first that did not end as agreed; a defect's is 1.
 
     Args:
         program: module name, such as `idode_gin.train`.
@@ -59,6 +69,9 @@ def _exit_code_of(program: str, function: str, about: str, arguments: list[str])
     except Exception as error:
         code = exit_code(error)
         if code is None:
+            if processes.client() is not None:
+                traceback.print_exc()
+                shared_fate.fail(EXIT_DEFECT, f"{type(error).__name__}: {error}")
             raise
         label = "stopped" if code == checks.EXIT_PREEMPTED else "error"
         hint = ""
@@ -66,10 +79,15 @@ def _exit_code_of(program: str, function: str, about: str, arguments: list[str])
             traceback.print_exc()
         elif isinstance(error, ValueError) and not isinstance(error, ConfigError):
             hint = "\n(--debug prints where it was raised)"
-        print(f"{label}: {message(error, function)}{hint}", file=sys.stderr, flush=True)
+        text = message(error, function)
+        print(f"{label}: {text}{hint}", file=sys.stderr, flush=True)
+        if code != checks.EXIT_PREEMPTED:  # which all processes agreed on
+            shared_fate.fail(code, text)
         return code
     except KeyboardInterrupt as error:
-        print(f"stopped: {str(error) or 'interrupted.'}", file=sys.stderr, flush=True)
+        text = str(error) or "interrupted."
+        print(f"stopped: {text}", file=sys.stderr, flush=True)
+        shared_fate.fail(checks.EXIT_PREEMPTED, text)
         return checks.EXIT_PREEMPTED
     return checks.EXIT_DONE
 
@@ -100,7 +118,8 @@ def write_configs(directory: str | os.PathLike[str], macro: str) -> None:
     """Writes `config.gin` (what was bound) and `operative_config.gin` (what is used, defaults too).
 
     Called from inside a program's function, when gin has built its arguments. Either file, given
-    as the only --gin_file, repeats the run. Only the first of several processes writes.
+    as the only --gin_file, repeats the run. Only the first of several processes writes, and only
+    if all of them hold the same configuration and code.
 
     Args:
         directory: where to; made if it is not there.
@@ -108,9 +127,11 @@ def write_configs(directory: str | os.PathLike[str], macro: str) -> None:
 
     Raises:
         ConfigError: if it cannot be made.
+        ValueError: if the processes differ.
     """
     import jax
 
+    agreement.check("configuration and code", lambda: {**used_bindings(), **agreement.of_code()})
     if jax.process_index() == 0:
         folder = make_folder(directory, macro)
         files.write_atomically(folder / "config.gin", config.config_str())
@@ -133,6 +154,13 @@ def make_folder(directory: str | os.PathLike[str], macro: str) -> pathlib.Path:
             f"--gin.{macro}=\"'…'\""
         ) from error
     return folder
+
+
+def used_bindings() -> dict[str, str]:
+    """Every macro and parameter that was used so far, with its value in gin's words."""
+    text = re.sub(r"( \\)?\n +", " ", config.operative_config_str())  # long values go on below
+    pairs = (line.split(" = ", 1) for line in text.splitlines() if " = " in line)
+    return {name: value for name, value in pairs if not name.startswith("#")}
 
 
 def refuse_bindings(target: Callable[..., Any], parameters: Iterable[str], reason: str) -> None:
@@ -190,10 +218,10 @@ def _run(program: str, function: str, about: str, arguments: list[str]) -> None:
     load_and_check(root, options.gin_file, options.gin_bindings, options.gin_search_paths)
     refuse_bindings(root, ["dry_run"], "use the flag --dry_run")
     initialize_processes(options)
-    _set_data_dirs(options)
-    if not options.process_index:
+    with shared_fate.Watch():
+        _set_data_dirs(options)
         print(first_screen(program, options.gin_file), flush=True)
-    config.get_configurable(root)(dry_run=options.dry_run)
+        config.get_configurable(root)(dry_run=options.dry_run)
 
 
 def parse_flags(arguments: Sequence[str]) -> flags.FlagValues:
@@ -253,6 +281,7 @@ def initialize_processes(options: flags.FlagValues) -> None:
 
     Raises:
         ConfigError: if the others are described but --multiprocess_gpu is missing.
+        ValueError: if they are not described, do not fit together, or do not come.
     """
     described = ("coordinator_address", "process_count", "process_index", "local_device_ids")
     given = [f"--{name}" for name in described if options[name].value is not None]
@@ -260,18 +289,17 @@ def initialize_processes(options: flags.FlagValues) -> None:
         if given:
             raise ConfigError(f"{', '.join(given)} without --multiprocess_gpu. Add it.")
         return
-    import jax
-
-    if "cpu" in (getattr(jax.config, "jax_platforms", None) or ""):
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    ids = options.local_device_ids
-    jax.distributed.initialize(
-        coordinator_address=options.coordinator_address,
-        num_processes=options.process_count,
-        process_id=options.process_index,
-        local_device_ids=None if ids is None else [int(each) for each in ids],
-        initialization_timeout=options.initialization_timeout,
+    timeout = options.initialization_timeout
+    place = processes.find_place(
+        options.coordinator_address,
+        options.process_count,
+        options.process_index,
+        options.local_device_ids,
+        timeout=timeout,
     )
+    if place.index > 0:
+        voices.only_errors(place.index)
+    processes.join(place, timeout)
 
 
 def _define_flags() -> flags.FlagValues:
@@ -290,7 +318,7 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_integer("process_count", None, "How many processes there are.", **here)
     flags.DEFINE_integer("process_index", None, "Which one this is, from 0.", **here)
     flags.DEFINE_integer("initialization_timeout", 300, "Seconds to wait for others.", **here)
-    flags.DEFINE_list("local_device_ids", None, "Devices of this process, by number.", **here)
+    flags.DEFINE_list("local_device_ids", None, "GPUs by number, or all.", **here)
     flags.DEFINE_bool("help", False, "Print this.", short_name="h", **here)
     return options
 

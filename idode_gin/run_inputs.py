@@ -10,7 +10,7 @@ import numpy as np
 
 from idode_gin import numerics, types
 from idode_gin.models import DiffusionODE
-from idode_gin.runtime import checkpoints, data, fingerprints, loading
+from idode_gin.runtime import agreement, checkpoints, data, fingerprints, loading
 
 
 def describe(model: DiffusionODE, params: types.Params) -> str:
@@ -22,11 +22,11 @@ def describe(model: DiffusionODE, params: types.Params) -> str:
 
 
 def load(dataset: data.DatasetConfig, model: DiffusionODE) -> data.ImageSplit:
-    """The split, checked against the model.
+    """The split, checked against the model; the same one on every process.
 
     Raises:
-        ValueError: if its pixels are none of the model's levels, or its conditioning has another
-            size than the network's.
+        ValueError: if its pixels are none of the model's levels, its conditioning has another
+            size than the network's, or the processes loaded different images.
     """
     split = loading.load_split(dataset)
     data.check_images(split, model.encoding.levels)
@@ -37,6 +37,8 @@ def load(dataset: data.DatasetConfig, model: DiffusionODE) -> data.ImageSplit:
             f"Set UNet.conditioning_size = {given}, and bind data.DatasetConfig.augmentation, if "
             "any, without a scope: for training and evaluation alike."
         )
+    order = {"seed": dataset.seed, "batch_size": dataset.batch_size}
+    agreement.check(f"the data, {split}", lambda: {**split.facts(), **order})
     return split
 
 
@@ -56,6 +58,7 @@ def load_params(
             f"{restored.path} was trained with another meaning of the network's output: "
             f"{'; '.join(other)}. Name the objective and the task it was trained with."
         )
+    agreement.check("the checkpoint", lambda: {"path": str(restored.path), "step": restored.step})
     return restored
 
 

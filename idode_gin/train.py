@@ -19,6 +19,7 @@ if __name__ == "__main__":
 
         sys.exit(gin_utils.run("idode_gin.train", "train", __doc__))
 
+import pathlib
 from collections.abc import Callable
 
 import jax
@@ -26,7 +27,7 @@ import optax
 
 from idode_gin import gin_utils
 from idode_gin.models import DiffusionODE
-from idode_gin.runtime import run_lock
+from idode_gin.runtime import agreement, run_lock
 from idode_gin.runtime.checkpoints import CheckpointConfig
 from idode_gin.runtime.data import DatasetConfig
 from idode_gin.runtime.optimizers import AdamW
@@ -85,4 +86,5 @@ def train(
     gin_utils.make_folder(model_dir, "MODEL_DIR")
     with run_lock.held(model_dir, is_first=jax.process_index() == 0):
         gin_utils.write_configs(model_dir, "MODEL_DIR")
+        agreement.check_shared(pathlib.Path(model_dir) / "config.gin", "MODEL_DIR")
         trainer.run(model, train_dataset_cfg, train_eval_dataset_cfg)

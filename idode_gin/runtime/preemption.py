@@ -4,6 +4,7 @@ Light to import: a program handles signals before it knows whether it needs jax.
 """
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ TRAINING = "stopping after this step. Again to stop at once, unsaved."
 RESULTS = "stopping before the next batch. Again to stop at once."
 GRACE = 5.0
 """Seconds that a loop has to come to its next poll, where it can also be left in mid-batch."""
+_POLLS = itertools.count(1)
 _asked_outside = 0  # the signal that the last `OutsideLoop` got; 0 for none
 
 
@@ -45,13 +47,13 @@ class _Handlers:
         self._previous: dict[signal.Signals, object] = {}
         self._previous_fd = -1
 
-    def _install(self) -> None:
+    def _install(self, signals: tuple[signal.Signals, ...] = SIGNALS) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        for each in SIGNALS:
+        for each in signals:
             self._previous[each] = signal.signal(each, self._handle)
         threading.Thread(target=self._watch, args=(self._reader,), daemon=True).start()
 
@@ -79,13 +81,14 @@ class _Handlers:
         with reader, contextlib.suppress(TimeoutError):
             while numbers := reader.recv(64):
                 for number in numbers:
-                    if number not in SIGNALS:
+                    if number not in self._previous:
                         continue
                     if self._signal:
                         os._exit(128 + number)
                     self._signal = number
                     name = signal.Signals(number).name
                     print(f"\n{name}: {self._notice}", file=sys.stderr, flush=True)
+                    self._asked(number)
                     if self._last_words is not None:
                         reader.settimeout(GRACE)
             return
@@ -103,6 +106,9 @@ class _Handlers:
                 said, code = f"error: {error}", checks.EXIT_BAD_INPUT
             print(said, file=sys.stderr, flush=True)
             os._exit(code)
+
+    def _asked(self, number: int) -> None:
+        """Called in the watching thread, for the first signal."""
 
 
 class OutsideLoop(_Handlers):
@@ -160,27 +166,36 @@ class StopRequest(_Handlers):
     Training, evaluation and sampling alike poll it, save what they have and raise
     `checks.Preempted`. A second signal ends the process at once, with exit code 128 + signal.
 
-    With several processes SIGTERM is left to jax's own preemption service: it agrees with every
-    process on one step to stop at, which `stop_at` asks for. Outside the main thread, where Python
-    allows no handlers, nothing is installed and nothing is ever requested.
+    Several processes stop together: jax's preemption service, which SIGTERM is left to, agrees with
+    all of them on one poll to stop at. So all must poll equally often. SIGINT is passed on to it.
+
+    Outside the main thread, where Python allows no handlers, nothing is installed and nothing is
+    ever requested.
 
     Args:
         notice: what the first signal prints after its name.
         last_words: given the signal's name, saves what there is and says so. Called in a thread,
             `GRACE` seconds after the signal, where the context was not left until then: in mid
             compilation, or in a batch that takes long. The process then ends with exit code 75.
-            Without it, only a poll ends the loop.
+            Without it, and with several processes, only a poll ends the loop.
     """
 
     def __init__(
         self, notice: str = TRAINING, last_words: Callable[[str], str] | None = None
     ) -> None:
         super().__init__(notice, last_words)
+        self._is_agreed = False
 
     @property
     def requested(self) -> bool:
-        """Whether this process was asked to stop."""
-        return self._signal != 0
+        """Whether to stop. With several processes a poll, with the same answer on all of them."""
+        if _process_count() == 1:
+            return self._signal != 0
+        from jax.experimental import multihost_utils
+
+        if not self._is_agreed:
+            self._is_agreed = bool(multihost_utils.reached_preemption_sync_point(next(_POLLS)))
+        return self._is_agreed
 
     @property
     def reason(self) -> str:
@@ -189,17 +204,20 @@ class StopRequest(_Handlers):
 
     def stop_at(self, step: int) -> bool:
         """Whether to stop after `step`; with several processes, the same answer on all of them."""
-        if _process_count() == 1:
-            return self.requested
-        from jax.experimental import multihost_utils
-
-        return bool(multihost_utils.reached_preemption_sync_point(step))
+        return self.requested
 
     def __enter__(self) -> "StopRequest":
         if _process_count() == 1:
             self._signal = _asked_outside
             self._install()
+        else:
+            self._last_words = None  # the others would be left in mid-batch
+            self._install((signal.SIGINT,))
         return self
+
+    def _asked(self, number: int) -> None:
+        if _process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _process_count() -> int:

@@ -1,0 +1,34 @@
+"""Of several processes one speaks; the others are heard only when something is wrong."""
+
+import logging
+import os
+import sys
+import warnings
+from typing import Any, TextIO
+
+
+def only_errors(index: int) -> None:
+    """From here on this process prints errors alone, every line with its index in front."""
+    sys.stdout.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what C code prints as well
+    sys.stderr = _Prefixed(sys.stderr, f"process {index}: ")  # type: ignore[assignment]
+    os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, where a bar is first shown
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+
+
+class _Prefixed:
+    """A text stream that begins every line with the same words; otherwise the one it wraps."""
+
+    def __init__(self, stream: TextIO, prefix: str) -> None:
+        self._stream, self._prefix = stream, prefix
+        self._is_line_start = True
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines(keepends=True):
+            self._stream.write(self._prefix + line if self._is_line_start else line)
+            self._is_line_start = line.endswith("\n")
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
