@@ -1,0 +1,130 @@
+"""Starts the processes of one run on this machine, as a cluster would on several."""
+
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+ROOT = pathlib.Path(__file__).parents[2]
+TINY = [
+    "--gin.TRAIN_STEPS=12",
+    "--gin.BATCH_SIZE=16",
+    "--gin.EVAL_PERIOD=6",
+    "--gin.EVAL_STEPS=2",
+    "--gin.CHECKPOINT_PERIOD=4",
+    "--gin.LEARNING_RATE=1e-3",
+    "--gin.EMA_RATE=0.9",
+    "--gin.Trainer.log_period=3",
+    "--gin.Trainer.tensorboard=False",
+    "--gin.UNet.channels=8",
+    "--gin.UNet.levels=1",
+    "--gin.UNet.groups=2",
+]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+class Processes:
+    """Processes of one command that were started together; left, none of them lives on.
+
+    Args:
+        logs: folder for what each prints.
+        command: what they all run, after `python`.
+        count: how many there are.
+        devices: of each.
+        own: arguments of each of its own.
+        folders: to run in, of each.
+    """
+
+    def __init__(
+        self,
+        logs: pathlib.Path,
+        command: Sequence[str],
+        count: int,
+        devices: int = 1,
+        *,
+        own: Sequence[Sequence[str]] = (),
+        folders: Sequence[pathlib.Path] = (),
+    ) -> None:
+        logs.mkdir(parents=True, exist_ok=True)
+        self._logs = [logs / f"{index}.log" for index in range(count)]
+        address = f"localhost:{free_port()}"
+        self.all: list[subprocess.Popen] = []
+        for index, log in enumerate(self._logs):
+            flags = list(own[index]) if own else []
+            if count > 1:
+                flags += ["--multiprocess_gpu", f"--coordinator_address={address}"]
+                flags += [f"--process_count={count}", f"--process_index={index}"]
+            with log.open("w") as file:
+                self.all.append(
+                    subprocess.Popen(
+                        [sys.executable, *command, *flags],
+                        cwd=folders[index] if folders else ROOT,
+                        stdout=file,
+                        stderr=file,
+                        env={
+                            **os.environ,
+                            "PYTHONPATH": str(ROOT),
+                            "JAX_PLATFORMS": "cpu",
+                            "JAX_NUM_CPU_DEVICES": str(devices),
+                        },
+                    )
+                )
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        for each in self.all:
+            each.kill()
+            each.wait()
+
+    def codes(self, timeout: float = 300) -> list[int]:
+        deadline = time.monotonic() + timeout
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            for each in self.all:
+                each.wait(max(0.1, deadline - time.monotonic()))
+        return [each.poll() if each.poll() is not None else -999 for each in self.all]
+
+    def expect(self, code: int, timeout: float = 300) -> None:
+        assert self.codes(timeout) == [code] * len(self.all), "\n".join(self.outputs())
+
+    def outputs(self) -> list[str]:
+        return [log.read_text() for log in self._logs]
+
+    def wait_until(self, is_moment: Callable[[], bool]) -> None:
+        while not is_moment():
+            assert all(each.poll() is None for each in self.all), "\n".join(self.outputs())
+            time.sleep(0.005)
+
+
+def train(folder: pathlib.Path, *settings: str) -> list[str]:
+    """The command of a small training run."""
+    file = ROOT / "gin_configs/experiments/digits.gin"
+    binding = f"--gin.MODEL_DIR={str(folder)!r}"
+    return ["-m", "idode_gin.train", f"--gin_file={file}", *TINY, *settings, binding]
+
+
+def summary(folder: pathlib.Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+@contextlib.contextmanager
+def at_work(folder: pathlib.Path, count: int, devices: int, *settings: str) -> Iterator[Processes]:
+    """A training run until it has its first checkpoint."""
+    command = train(folder, *settings)
+    with Processes(folder.parent / f"{folder.name}_logs", command, count, devices) as started:
+        started.wait_until(lambda: any(folder.glob("checkpoint_[0-9]*/meta/metadata")))
+        yield started

@@ -1,0 +1,269 @@
+"""Several processes compute what one does, stop together, and go on together.
+
+Real processes on this machine, connected by gloo.
+"""
+
+import json
+import os
+import pathlib
+import re
+import signal
+
+import jax
+import numpy as np
+import put_batches
+import pytest
+import several
+from several import ROOT, Processes, summary, train
+
+from idode_gin import checks
+from idode_gin.runtime import batches, checkpoint_meta, checkpoints, metrics
+
+HASHES = ("exit_reason", "step", "bpd", "params_sha256", "ema_sha256")
+LAYOUTS = [(1, 4), (2, 2), (4, 1)]
+
+
+def landed(folder: pathlib.Path, count: int, devices: int) -> dict[tuple[int, int], str]:
+    """What processes put on their devices: digests by step and position in the global batch."""
+    command = [str(ROOT / "tests/end_to_end/put_batches.py")]
+    found: dict[tuple[int, int], str] = {}
+    with Processes(folder, command, count, devices) as started:
+        started.expect(0)
+        for output in started.outputs():
+            for line in re.findall(r"\[\d+, \d+, \"\w+\"\]", output):
+                step, position, digest = json.loads(line)
+                assert (step, position) not in found
+                found[step, position] = digest
+    return found
+
+
+def expected_batches(first: int = 0) -> dict[tuple[int, int], str]:
+    """The same, without devices or processes."""
+    split, config = put_batches.dataset()
+    return {
+        (step, place): put_batches.digest(batches.train_batch(split, config, step), place)
+        for step in range(first, put_batches.STEPS)
+        for place in range(config.batch_size)
+    }
+
+
+def test_batches_are_those_of_one_process(tmp_path):
+    assert landed(tmp_path, 2, 2) == expected_batches()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("count", "devices", "ahead", "first"), [(1, 4, 2, 0), (4, 1, 1, 0), (2, 4, 4, 3), (2, 1, 2, 2)]
+)
+def test_batches_do_not_depend_on_anything(tmp_path, monkeypatch, count, devices, ahead, first):
+    monkeypatch.setenv("AHEAD", str(ahead))
+    monkeypatch.setenv("FIRST_STEP", str(first))
+    assert landed(tmp_path, count, devices) == expected_batches(first)
+
+
+def test_processes_that_differ_stop_with_the_difference(tmp_path):
+    folder = tmp_path / "run"
+    own = [[], ["--gin.TRAIN_STEPS=7"]]
+    with Processes(tmp_path / "logs", train(folder), 2, own=own) as started:
+        started.expect(checks.EXIT_BAD_INPUT, timeout=120)
+    zero, one = started.outputs()
+    assert "\n  process 1 has TRAIN_STEPS = 7, process 0 has 12\n" in zero
+    assert one.startswith("process 1: error: The processes do not agree on configuration and code:")
+    assert all(line.startswith("process 1: ") for line in one.splitlines())
+    assert "Traceback" not in zero + one
+    assert not folder.exists()
+
+
+def params_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    path = checkpoints.find(folder)
+    abstract: dict = {}
+    for name, (dtype, *shape) in checkpoint_meta.read_meta(path)["trees"]["params"].items():
+        *parents, leaf = name.split("/")
+        place = abstract
+        for each in parents:
+            place = place.setdefault(each, {})
+        place[leaf] = jax.ShapeDtypeStruct(tuple(shape), dtype)
+    restored, _ = checkpoints.restore_params(path, abstract, ema=False)
+    return {
+        jax.tree_util.keystr(where): np.asarray(leaf, np.float64)
+        for where, leaf in jax.tree_util.tree_leaves_with_path(restored)
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Run directories of the same training in each layout."""
+    folders = {}
+    for count, devices in LAYOUTS:
+        folder = tmp_path_factory.mktemp("trained") / f"run_{count}x{devices}"
+        # SGD: Adam makes of the rounding of a gradient that is truly zero a whole step.
+        with Processes(folder.parent / "logs", train(folder), count, devices) as started:
+            started.expect(0)
+        folders[count, devices] = folder
+    return folders
+
+
+def rows_of(folder: pathlib.Path) -> list[metrics.Row]:
+    return [metrics.reproducible(row) for row in metrics.read_rows(folder / "metrics.jsonl")]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
+def test_trains_as_one_process_does(trained, layout):
+    alone, together = trained[LAYOUTS[0]], trained[layout]
+    rows, others = rows_of(alone), rows_of(together)
+    assert [row["step"] for row in rows] == [row["step"] for row in others] == [3, 6, 9, 12]
+    for row, other in zip(rows, others, strict=True):
+        assert row.keys() == other.keys()
+        for name in row:
+            np.testing.assert_allclose(other[name], row[name], rtol=1e-5, err_msg=name)
+    expected, found = params_of(alone), params_of(together)
+    assert expected.keys() == found.keys()
+    for name in expected:
+        error = np.linalg.norm(found[name] - expected[name])
+        assert error <= 1e-5 * np.linalg.norm(expected[name]), (name, error)
+
+
+@pytest.mark.full
+def test_killed_together_and_resumed(trained, tmp_path):
+    folder = tmp_path / "run"
+    with several.at_work(folder, 2, 2) as started:
+        started.kill()
+    with Processes(tmp_path / "logs", train(folder), 2, 2) as started:
+        started.expect(0)
+    undisturbed = trained[2, 2]
+    expected, found = summary(undisturbed), summary(folder)
+    assert {name: found[name] for name in HASHES} == {name: expected[name] for name in HASHES}
+    assert rows_of(folder) == rows_of(undisturbed)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("number", "to"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
+def test_one_is_asked_and_all_stop_saved(trained, tmp_path, number, to):
+    folder = tmp_path / "run"
+    many = "--gin.TRAIN_STEPS=5000"
+    with several.at_work(folder, 2, 2, many) as started:
+        started.all[to].send_signal(number)
+        started.expect(checks.EXIT_PREEMPTED, timeout=60)
+    found = summary(folder)
+    assert found["exit_reason"] == "preempted"
+    stopped_at = found["step"]
+    assert checkpoints.saved_steps(folder)[-1] == stopped_at
+    last = f"--gin.TRAIN_STEPS={stopped_at + 6}"
+    with Processes(tmp_path / "logs", train(folder, last), 2, 2) as started:
+        started.expect(0)
+    steps = [row["step"] for row in rows_of(folder)]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == stopped_at + 6
+
+
+@pytest.mark.full
+def test_one_that_fails_takes_the_others_along(tmp_path):
+    """Process 1 does not find the images that process 0 has; both are told which one and why."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
+    np.savez(folders[0] / "images.npz", train=images, validation=images, test=images)
+    command = image_npz(tmp_path / "run")
+    with Processes(tmp_path / "logs", command, 2, folders=folders) as started:
+        started.expect(checks.EXIT_BAD_INPUT, timeout=120)
+    zero, one = started.outputs()
+    assert "images.npz" in one
+    assert "stopped: process 1 failed: " in zero
+    images[7] += 1
+    np.savez(folders[1] / "images.npz", train=images, validation=images, test=images)
+    with Processes(tmp_path / "logs", command, 2, folders=folders) as started:
+        started.expect(checks.EXIT_BAD_INPUT, timeout=120)
+    zero, one = started.outputs()
+    assert "The processes do not agree on the data, Split 'train' of 'image_npz':" in zero
+    assert "process 1 has sha256 = " in zero
+
+
+def image_npz(folder: pathlib.Path) -> list[str]:
+    command = train(folder, "--gin.DATA_PATH='images.npz'", "--gin.IMAGE_SHAPE=(8, 8, 1)")
+    file = f"--gin_file={ROOT / 'gin_configs/experiments/image_npz.gin'}"
+    return [file if each.startswith("--gin_file=") else each for each in command]
+
+
+@pytest.mark.full
+def test_run_directory_must_be_shared(tmp_path):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    command = train(pathlib.Path("run"))
+    with Processes(tmp_path / "logs", command, 2, folders=folders) as started:
+        started.expect(checks.EXIT_BAD_INPUT, timeout=120)
+    found = "MODEL_DIR must be a directory that all processes share"
+    assert all(found in output for output in started.outputs())
+    assert not (folders[1] / "run").exists()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("victim", [0, 1])
+def test_killed_one_ends_the_others(tmp_path, victim):
+    with several.at_work(tmp_path / "run", 2, 1, "--gin.TRAIN_STEPS=50000") as started:
+        started.all[victim].kill()
+        code = started.codes(timeout=60)[1 - victim]
+    assert code not in (0, checks.EXIT_PREEMPTED, -999)
+
+
+def program(name: str, checkpoint: pathlib.Path, output: pathlib.Path) -> list[str]:
+    file = ROOT / f"gin_configs/experiments/digits_{name}.gin"
+    settings = {
+        "eval": ["--gin.EVAL_OUTPUT_DIR", "--gin.EVAL_SPLIT='validation'", "--gin.TOLERANCE=1e-2"],
+        "sample": ["--gin.SAMPLE_OUTPUT_DIR", "--gin.Sampler.num_samples=20"],
+    }[name]
+    return [
+        *("-m", f"idode_gin.{name}", f"--gin_file={file}", "--gin.BATCH_SIZE=32"),
+        *("--gin.UNet.channels=8", "--gin.UNet.levels=1", "--gin.UNet.groups=2"),
+        *(f"--gin.CHECKPOINT_PATH={str(checkpoint)!r}", f"{settings[0]}={str(output)!r}"),
+        *settings[1:],
+    ]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("name", "file"), [("eval", "results.npz"), ("sample", "samples.npz")])
+def test_scores_and_samples_as_one_process_does(trained, tmp_path, name, file):
+    found = []
+    for count, devices in [(1, 4), (2, 2)]:
+        output = tmp_path / f"{count}"
+        command = program(name, trained[1, 4], output)
+        with Processes(tmp_path / f"logs{count}", command, count, devices) as started:
+            started.expect(0)
+        with np.load(output / file) as arrays:
+            found.append(dict(arrays))
+    alone, together = found
+    assert alone.keys() == together.keys()
+    for key in alone:
+        np.testing.assert_array_equal(together[key], alone[key], err_msg=key)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["eval", "sample"])
+def test_evaluation_and_sampling_stop_together(trained, tmp_path, name):
+    more = {
+        "eval": ["--gin.TOLERANCE=1e-6"],
+        "sample": ["--gin.Sampler.num_samples=100000"],
+    }[name]
+    command = [*program(name, trained[1, 4], tmp_path / "out"), *more]
+    with Processes(tmp_path / "logs", command, 2, 2) as started:
+        words = {"eval": "Scoring", "sample": "Drawing"}[name]
+        started.wait_until(lambda: words in started.outputs()[0])
+        started.all[1].send_signal(signal.SIGTERM)
+        started.expect(checks.EXIT_PREEMPTED, timeout=120)
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_nobody_to_meet(tmp_path):
+    """The other processes did not come, or process 0 did not: one line, in time."""
+    address = f"--coordinator_address=localhost:{several.free_port()}"
+    flags = ["--multiprocess_gpu", address, "--process_count=2", "--initialization_timeout=1"]
+    for index, found in [(0, "Of 2 processes, 1 did not reach process 0"), (1, "could not reach")]:
+        command = [*train(tmp_path / "run"), *flags, f"--process_index={index}"]
+        with Processes(tmp_path / "logs", command, 1) as started:
+            started.expect(checks.EXIT_BAD_INPUT, timeout=60)
+        (output,) = started.outputs()
+        assert found in output
+        assert len(output.splitlines()) == 2  # the line, and how to trace it
+    assert os.listdir(tmp_path) == ["logs"]
