@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import warnings
-from typing import Any, TextIO
+from typing import Any
 
 
 def only_errors(index: int) -> None:
@@ -20,7 +20,7 @@ def only_errors(index: int) -> None:
 class _Prefixed:
     """A text stream that begins every line with the same words; otherwise the one it wraps."""
 
-    def __init__(self, stream: TextIO, prefix: str) -> None:
+    def __init__(self, stream: Any, prefix: str) -> None:
         self._stream, self._prefix = stream, prefix
         self._is_line_start = True
 

@@ -245,6 +245,15 @@ def test_written_configs_repeat_the_run(tmp_path: pathlib.Path) -> None:
     assert "Wheel.size" not in (tmp_path / "out" / "config.gin").read_text()
 
 
+def test_used_bindings_are_compared_whole(tmp_path: pathlib.Path) -> None:
+    folder = repr("long " * 40)
+    toy_files.load(tmp_path, "", ["STEPS = 11", f"FOLDER = {folder}"])
+    gin_utils.build(toy_program.main)
+    used = gin_utils.used_bindings()
+    assert used["STEPS"] == "11"
+    assert re.sub("['()]", "", used["FOLDER"]).split() == ["long"] * 40
+
+
 def test_search_paths_put_the_users_first_and_ours_last() -> None:
     first, *_, last = gin_utils.search_paths(["mine"])
     assert first == "mine"
@@ -255,7 +264,11 @@ def test_search_paths_put_the_users_first_and_ours_last() -> None:
 def test_processes_join_as_the_flags_say(monkeypatch: pytest.MonkeyPatch, platforms: str) -> None:
     joined: dict[str, object] = {}
     updated: dict[str, object] = {}
+    met: list[object] = []
+    quiet: list[int] = []
     monkeypatch.setattr("jax.distributed.initialize", lambda **given: joined.update(given))
+    monkeypatch.setattr("idode_gin.runtime.rendezvous.meet", lambda *given: met.extend(given))
+    monkeypatch.setattr("idode_gin.runtime.voices.only_errors", quiet.append)
     monkeypatch.setattr(type(jax.config), "jax_platforms", property(lambda _: platforms))
     monkeypatch.setattr("jax.config.update", updated.__setitem__)
     gin_utils.initialize_processes(gin_utils.parse_flags([]))
@@ -270,8 +283,21 @@ def test_processes_join_as_the_flags_say(monkeypatch: pytest.MonkeyPatch, platfo
         "local_device_ids": [2, 3],
         "initialization_timeout": 5,
     }
+    assert met == ["host:1", 2, 1, 5]
+    assert quiet == [1]
     gloo = {"jax_cpu_collectives_implementation": "gloo"}
     assert updated == (gloo if platforms == "cpu" else {})
+
+
+def test_all_local_devices_are_not_for_jax_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With None, jax gives a task of SLURM or Open MPI one device."""
+    joined: dict[str, object] = {}
+    monkeypatch.setattr("jax.distributed.initialize", lambda **given: joined.update(given))
+    monkeypatch.setattr("idode_gin.runtime.rendezvous.meet", lambda *_: None)
+    flags = ["--multiprocess_gpu", "--coordinator_address=host:1", "--process_count=2"]
+    flags += ["--process_index=0", "--local_device_ids=all"]
+    gin_utils.initialize_processes(gin_utils.parse_flags(flags))
+    assert joined["local_device_ids"] == []
 
 
 def test_data_folders_are_passed_on(run, monkeypatch: pytest.MonkeyPatch) -> None:
