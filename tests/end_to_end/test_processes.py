@@ -67,7 +67,7 @@ def test_processes_that_differ_stop_with_the_difference(tmp_path):
     with Processes(tmp_path / "logs", train(folder), 2, own=own) as started:
         started.expect(checks.EXIT_BAD_INPUT, timeout=120)
     zero, one = started.outputs()
-    assert "\n  process 1 has TRAIN_STEPS = 7, process 0 has 12\n" in zero
+    assert "\n  process 1 has TRAIN_STEPS = 7, process 0 has 8\n" in zero
     assert one.startswith("process 1: error: The processes do not agree on configuration and code:")
     assert all(line.startswith("process 1: ") for line in one.splitlines())
     assert "Traceback" not in zero + one
@@ -96,7 +96,6 @@ def trained(tmp_path_factory):
     folders = {}
     for count, devices in LAYOUTS:
         folder = tmp_path_factory.mktemp("trained") / f"run_{count}x{devices}"
-        # SGD: Adam makes of the rounding of a gradient that is truly zero a whole step.
         with Processes(folder.parent / "logs", train(folder), count, devices) as started:
             started.expect(0)
         folders[count, devices] = folder
@@ -112,7 +111,7 @@ def rows_of(folder: pathlib.Path) -> list[metrics.Row]:
 def test_trains_as_one_process_does(trained, layout):
     alone, together = trained[LAYOUTS[0]], trained[layout]
     rows, others = rows_of(alone), rows_of(together)
-    assert [row["step"] for row in rows] == [row["step"] for row in others] == [3, 6, 9, 12]
+    assert [row["step"] for row in rows] == [row["step"] for row in others] == [2, 4, 6, 8]
     for row, other in zip(rows, others, strict=True):
         assert row.keys() == other.keys()
         for name in row:

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# A Cloud TPU pod slice: the same command on every worker, which find each other by themselves.
+#
+#   TPU=my-pod ZONE=us-central2-b launch/tpu_pod.sh train \
+#       --gin_file=gin_configs/experiments/imagenet32_new.gin --gin.MODEL_DIR="'/shared/runs/a'"
+#
+# Every worker holds the clone, set up with `make setup EXTRAS=tpu`, in FOLDER, and sees MODEL_DIR.
+# gcloud does not tell 75 from other failures: MODEL_DIR/summary.json does (`exit_reason`).
+set -euo pipefail
+
+program=${1:?"usage: TPU=… ZONE=… launch/tpu_pod.sh train|eval|sample --gin_file=… …"}
+shift
+: "${TPU:?the name of the TPU}" "${ZONE:?its zone}"
+arguments=$(printf ' %q' "$@")
+exec gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \
+    --command="cd ${FOLDER:-idode_gin} && exec ${PYTHON:-.venv/bin/python} -m idode_gin.$program --multiprocess_gpu$arguments"
