@@ -65,6 +65,7 @@ def _exit_code_of(program: str, function: str, about: str, arguments: list[str])
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        shared_fate.fail(EXIT_BROKEN_PIPE, "nobody reads its output any more.")
         return EXIT_BROKEN_PIPE
     except Exception as error:
         code = exit_code(error)
@@ -129,10 +130,8 @@ def write_configs(directory: str | os.PathLike[str], macro: str) -> None:
         ConfigError: if it cannot be made.
         ValueError: if the processes differ.
     """
-    import jax
-
     agreement.check("configuration and code", lambda: {**used_bindings(), **agreement.of_code()})
-    if jax.process_index() == 0:
+    if processes.index() == 0:
         folder = make_folder(directory, macro)
         files.write_atomically(folder / "config.gin", config.config_str())
         files.write_atomically(folder / "operative_config.gin", config.operative_config_str())

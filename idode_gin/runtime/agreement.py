@@ -22,6 +22,7 @@ _SHOWN = 5
 _LENGTH = 200
 _PATIENCE = 10.0
 """Seconds that a file may take to be seen from another machine."""
+_SETTINGS = ("platforms", "enable_x64", "default_matmul_precision", "default_prng_impl")
 _COUNT = itertools.count()
 
 
@@ -61,10 +62,8 @@ def check_shared(file: pathlib.Path, macro: str) -> None:
     client = processes.client()
     if client is None:
         return
-    import jax
-
     key = f"idode_gin/agreement/{next(_COUNT)}"
-    if jax.process_index() == 0:
+    if processes.index() == 0:
         client.key_value_set(f"{key}/seen", _seen(file))
     expected, deadline = processes.wait_for(client, f"{key}/seen"), time.monotonic() + _PATIENCE
     while _seen(file) != expected and time.monotonic() < deadline:
@@ -82,9 +81,7 @@ def _compared(client: Any, key: str, ours: dict[str, str]) -> list[str]:
 
     Over jax's key-value store rather than its devices: it works where devices differ as well.
     """
-    import jax
-
-    index, count = jax.process_index(), jax.process_count()
+    index, count = processes.index(), processes.count()
     text = json.dumps(ours, sort_keys=True)
     if index > 0:
         client.key_value_set(f"{key}/hash/{index}", hashlib.sha256(text.encode()).hexdigest())
@@ -130,13 +127,12 @@ def of_code() -> dict[str, Any]:
     import jax
     import jaxlib
 
-    settings = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl")
+    settings = [f"jax_{name}" for name in _SETTINGS]
     return {
         "idode_gin": idode_gin.__version__,
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "numpy": np.__version__,
-        "platform": jax.default_backend(),
         **{name: str(getattr(jax.config, name, None)) for name in settings},
         **modules(),
     }

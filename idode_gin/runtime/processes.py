@@ -62,6 +62,24 @@ def client() -> Any:
     return state.client if (state.num_processes or 1) > 1 else None
 
 
+def index() -> int:
+    """Of this process, 0 where there are no others. Unlike jax's own, it starts no devices."""
+    if client() is None:
+        return 0
+    from jax._src import distributed
+
+    return distributed.global_state.process_id
+
+
+def count() -> int:
+    """How many processes there are; 1 where there are no others."""
+    if client() is None:
+        return 1
+    from jax._src import distributed
+
+    return distributed.global_state.num_processes or 1
+
+
 def wait_for(store: Any, key: str) -> str:
     """The value of a key of `client()`, once a process has set it."""
     while True:
@@ -90,46 +108,46 @@ def find_place(
     """
     given = coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS")
     ids = _device_ids(local_device_ids)
-    address, count, index, found_ids = _detect(given, process_count, process_index, ids, timeout)
+    address, count, own, found_ids = _detect(given, process_count, process_index, ids, timeout)
     missing = [
         flag
         for flag, value in (
             ("--coordinator_address", address),
             ("--process_count", count),
-            ("--process_index", index),
+            ("--process_index", own),
         )
         if value is None
     ]
-    if address is None or count is None or index is None:
+    if address is None or count is None or own is None:
         raise ValueError(
             f"--multiprocess_gpu needs {', '.join(missing)} here: no SLURM, Open MPI, TPU pod or "
             "Kubernetes was detected that tells. (SLURM tells tasks that `srun` starts, not the "
             "batch script itself.)"
         )
-    if count < 1 or not 0 <= index < count:
+    if count < 1 or not 0 <= own < count:
         raise ValueError(
-            f"--process_index must be 0 to {count - 1}, as --process_count is {count}; got {index}."
+            f"--process_index must be 0 to {count - 1}, as --process_count is {count}; got {own}."
         )
     if ids is None:
         ids = () if not found_ids or _has_devices_of_its_own(os.environ) else tuple(found_ids)
-    return Place(coordinator_address=address, count=count, index=index, local_device_ids=ids)
+    return Place(coordinator_address=address, count=count, index=own, local_device_ids=ids)
 
 
 def _detect(
     address: str | None,
     count: int | None,
-    index: int | None,
+    own: int | None,
     ids: tuple[int, ...] | None,
     timeout: int,
 ) -> tuple[str | None, int | None, int | None, Sequence[int] | None]:
-    if None not in (address, count, index, ids):
-        return address, count, index, ids
+    if None not in (address, count, own, ids):
+        return address, count, own, ids
     # Not public, but the one place that knows; `jax.distributed.initialize` calls it as we do.
     from jax._src import clusters
 
     try:
         return clusters.ClusterEnv.auto_detect_unset_distributed_params(
-            address, count, index, ids, None, timeout
+            address, count, own, ids, None, timeout
         )
     except RuntimeError as error:
         raise ValueError(f"The other processes could not be found out. {error}") from error

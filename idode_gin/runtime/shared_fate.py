@@ -49,7 +49,7 @@ class Watch:
                 found = json.loads(processes.client().key_value_try_get(_KEY))
             except Exception:  # there is none, or nobody to ask any more
                 continue
-            if not self._done.is_set() and found["process"] != _index():
+            if not self._done.is_set() and found["process"] != processes.index():
                 print(
                     f"stopped: process {found['process']} failed: {found['message']}",
                     file=sys.stderr,
@@ -62,7 +62,7 @@ def fail(code: int, message: str) -> None:
     client = processes.client()
     if client is None:
         return
-    failure = json.dumps({"process": _index(), "code": code, "message": message})
+    failure = json.dumps({"process": processes.index(), "code": code, "message": message})
     with contextlib.suppress(Exception):  # another one was first
         client.key_value_set(_KEY, failure)
     _leave(code)
@@ -75,12 +75,6 @@ def _leave(code: int) -> NoReturn:
             stream.flush()
     with contextlib.suppress(Exception):
         processes.client().wait_at_barrier(_KEY, int(_PATIENCE * 1000))
-    if _index() == 0:
+    if processes.index() == 0:
         time.sleep(_PERIOD)  # the store is here: jax aborts whoever sees it disappear
     os._exit(code)
-
-
-def _index() -> int:
-    import jax
-
-    return jax.process_index()
