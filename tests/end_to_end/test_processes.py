@@ -3,6 +3,7 @@
 Real processes on this machine, connected by gloo.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -92,14 +93,16 @@ def params_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Run directories of the same training in each layout."""
-    folders = {}
-    for count, devices in LAYOUTS:
+    """Gives the run directory of the same training in a layout, trained when first asked for."""
+
+    @functools.cache
+    def run_directory(count: int, devices: int) -> pathlib.Path:
         folder = tmp_path_factory.mktemp("trained") / f"run_{count}x{devices}"
         with Processes(folder.parent / "logs", train(folder), count, devices) as started:
             started.expect(0)
-        folders[count, devices] = folder
-    return folders
+        return folder
+
+    return run_directory
 
 
 def rows_of(folder: pathlib.Path) -> list[metrics.Row]:
@@ -109,7 +112,7 @@ def rows_of(folder: pathlib.Path) -> list[metrics.Row]:
 @pytest.mark.full
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 def test_trains_as_one_process_does(trained, layout):
-    alone, together = trained[LAYOUTS[0]], trained[layout]
+    alone, together = trained(*LAYOUTS[0]), trained(*layout)
     rows, others = rows_of(alone), rows_of(together)
     assert [row["step"] for row in rows] == [row["step"] for row in others] == [2, 4, 6, 8]
     for row, other in zip(rows, others, strict=True):
@@ -130,7 +133,7 @@ def test_killed_together_and_resumed(trained, tmp_path):
         started.kill()
     with Processes(tmp_path / "logs", train(folder), 2, 2) as started:
         started.expect(0)
-    undisturbed = trained[2, 2]
+    undisturbed = trained(2, 2)
     expected, found = summary(undisturbed), summary(folder)
     assert {name: found[name] for name in HASHES} == {name: expected[name] for name in HASHES}
     assert rows_of(folder) == rows_of(undisturbed)
@@ -138,7 +141,7 @@ def test_killed_together_and_resumed(trained, tmp_path):
 
 @pytest.mark.full
 @pytest.mark.parametrize(("number", "to"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
-def test_one_is_asked_and_all_stop_saved(trained, tmp_path, number, to):
+def test_one_is_asked_and_all_stop_saved(tmp_path, number, to):
     folder = tmp_path / "run"
     many = "--gin.TRAIN_STEPS=5000"
     with several.at_work(folder, 2, 2, many) as started:
@@ -227,7 +230,7 @@ def test_scores_and_samples_as_one_process_does(trained, tmp_path, name, file):
     found = []
     for count, devices in [(1, 4), (2, 2)]:
         output = tmp_path / f"{count}"
-        command = program(name, trained[1, 4], output)
+        command = program(name, trained(1, 4), output)
         with Processes(tmp_path / f"logs{count}", command, count, devices) as started:
             started.expect(0)
         with np.load(output / file) as arrays:
@@ -245,7 +248,7 @@ def test_evaluation_and_sampling_stop_together(trained, tmp_path, name):
         "eval": ["--gin.TOLERANCE=1e-6"],
         "sample": ["--gin.Sampler.num_samples=100000"],
     }[name]
-    command = [*program(name, trained[1, 4], tmp_path / "out"), *more]
+    command = [*program(name, trained(1, 4), tmp_path / "out"), *more]
     with Processes(tmp_path / "logs", command, 2, 2) as started:
         words = {"eval": "Scoring", "sample": "Drawing"}[name]
         started.wait_until(lambda: words in started.outputs()[0])

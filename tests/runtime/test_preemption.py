@@ -52,6 +52,39 @@ def test_handlers_come_back_after_an_error():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_several_processes_poll_alike(monkeypatch):
+    """Every poll has the next number, through all loops of a process: jax waits for one of them."""
+    polls = []
+
+    def agreed(number):
+        polls.append(number)
+        return len(polls) >= 4
+
+    monkeypatch.setattr(preemption, "_process_count", lambda: 2)
+    monkeypatch.setattr("jax.experimental.multihost_utils.reached_preemption_sync_point", agreed)
+    with StopRequest() as stop:
+        assert [stop.requested, stop.stop_at(70)] == [False, False]
+    with StopRequest() as stop:
+        assert [stop.requested, stop.requested, stop.requested] == [False, True, True]
+        assert stop.stop_at(71)
+        assert stop.reason == "preemption"
+    assert polls == list(range(polls[0], polls[0] + 4))
+
+
+def test_several_processes_pass_ctrl_c_on_to_jax(monkeypatch):
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    monkeypatch.setattr(preemption, "_process_count", lambda: 2)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            wait_until(lambda: heard)
+            assert stop.reason == "SIGINT"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
+
+
 def test_outside_the_main_thread_nothing_is_installed():
     before, seen = signal.getsignal(signal.SIGTERM), []
 
