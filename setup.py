@@ -43,6 +43,7 @@ EXTRAS = {
         "mypy>=1.11",
         "pytest>=8",
         "pytest-xdist>=3.6",
+        "pyyaml>=6",
         "ruff>=0.9",
     ],
 }

@@ -118,10 +118,13 @@ def test_trains_as_one_process_does(trained, layout):
     for row, other in zip(rows, others, strict=True):
         assert row.keys() == other.keys()
         for name in row:
-            np.testing.assert_allclose(other[name], row[name], rtol=1e-5, err_msg=name)
+            np.testing.assert_allclose(other[name], row[name], rtol=1e-6, err_msg=name)
     expected, found = params_of(alone), params_of(together)
     assert expected.keys() == found.keys()
     for name in expected:
+        if name.endswith("['attention']['key']['bias']"):  # softmax does not see it: all rounding
+            assert max(np.abs(expected[name]).max(), np.abs(found[name]).max()) < 1e-12
+            continue
         error = np.linalg.norm(found[name] - expected[name])
         assert error <= 1e-5 * np.linalg.norm(expected[name]), (name, error)
 
