@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from idode_gin import checks, numerics, types
-from idode_gin.runtime import evaluation, preemption, progress
+from idode_gin.runtime import evaluation, preemption, processes, progress
 from idode_gin.runtime.partial_results import PartialResults, Rows
 from idode_gin.runtime.partitioning import PjitPartitioner
 
@@ -28,7 +28,7 @@ def compiled(compute: Compute, partitioner: PjitPartitioner, solve_size: int) ->
         return numerics.map_chunks(lambda part: compute(params, part), batch, solve_size)
 
     per_device = partitioner.per_device(computed)
-    return jax.jit(per_device, out_shardings=partitioner.replicated)
+    return processes.together(jax.jit(per_device, out_shardings=partitioner.replicated))
 
 
 class ImageLoop:

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import os
 import re
 import sys
@@ -12,6 +14,9 @@ from idode_gin.runtime import rendezvous
 
 ALL = "all"
 """In place of device numbers: every device that the process can see."""
+
+_COMPILED = itertools.count()
+_A_DAY = 24 * 3600 * 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +93,30 @@ def wait_for(store: Any, key: str) -> str:
         except Exception as error:  # a short wait, so that Python hears of signals in between
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
+
+
+def together(jitted: Any) -> Any:
+    """A jitted function that no process runs before all have compiled it; of one process, itself.
+
+    Who finds it in the compilation cache, or is faster, would otherwise wait for the others inside
+    the function's first collective, where the CPU's give up after 30 seconds.
+    """
+    if count() == 1:
+        return jitted
+    compiled: list[Any] = []
+
+    @functools.wraps(jitted)
+    def run(*arguments: Any) -> Any:
+        import jax
+
+        if any(isinstance(each, jax.core.Tracer) for each in jax.tree.leaves(arguments)):
+            return jitted(*arguments)  # only its shapes are asked for
+        if not compiled:
+            compiled.append(jitted.lower(*arguments).compile())
+            client().wait_at_barrier(f"idode_gin/compiled/{next(_COMPILED)}", _A_DAY)
+        return compiled[0](*arguments)
+
+    return run
 
 
 def find_place(

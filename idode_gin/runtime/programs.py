@@ -8,7 +8,7 @@ import jax
 import optax
 
 from idode_gin import types
-from idode_gin.runtime import partitioning, train_state, train_step
+from idode_gin.runtime import partitioning, processes, train_state, train_step
 from idode_gin.runtime.train_state import TrainState
 
 EvalFn = Callable[[types.Params, types.Batch, types.PRNGKey], dict[str, Any]]
@@ -81,7 +81,9 @@ def build(
     sharding = partitioner.state_sharding(shapes)
     return Program(
         init=jax.jit(init, out_shardings=sharding),
-        step=jax.jit(step, donate_argnums=0, out_shardings=(sharding, partitioner.replicated)),
-        evaluate=jax.jit(evaluate, out_shardings=partitioner.replicated),
+        step=processes.together(
+            jax.jit(step, donate_argnums=0, out_shardings=(sharding, partitioner.replicated))
+        ),
+        evaluate=processes.together(jax.jit(evaluate, out_shardings=partitioner.replicated)),
         abstract_state=partitioning.abstract(shapes, sharding),
     )

@@ -276,3 +276,31 @@ def test_no_client_without_others() -> None:
     assert jax.process_count() == 1
     assert processes.client() is None
     assert "jax" in sys.modules
+
+
+def test_nobody_runs_before_all_have_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    import jax
+    import numpy as np
+
+    happened: list[str] = []
+
+    class Client:
+        def wait_at_barrier(self, name: str, timeout: int) -> None:
+            happened.append(f"waited for {name.rpartition('/')[0]}")
+
+    @jax.jit
+    def double(values):
+        happened.append("compiled")
+        jax.debug.callback(lambda: happened.append("ran"))
+        return 2 * values
+
+    assert processes.together(double) is double
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "client", Client)
+    shared = processes.together(double)
+    assert jax.eval_shape(shared, np.ones(3)).shape == (3,)
+    happened.clear()
+    for _ in range(2):
+        np.testing.assert_array_equal(shared(jax.numpy.ones(4)), 2 * np.ones(4))
+        jax.effects_barrier()
+    assert happened == ["compiled", "waited for idode_gin/compiled", "ran", "ran"]
