@@ -267,7 +267,7 @@ def test_nobody_to_meet(tmp_path):
     for index, found in [(0, "Of 2 processes, 1 did not reach process 0"), (1, "could not reach")]:
         command = [*train(tmp_path / "run"), *flags, f"--process_index={index}"]
         with Processes(tmp_path / "logs", command, 1) as started:
-            started.expect(checks.EXIT_BAD_INPUT, timeout=60)
+            started.expect(checks.EXIT_BAD_INPUT, timeout=120)
         (output,) = started.outputs()
         assert found in output
         assert len(output.splitlines()) == 2  # the line, and how to trace it
