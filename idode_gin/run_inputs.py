@@ -1,12 +1,14 @@
 """What a run starts from: checked images, parameters, shapes, and the facts that identify it."""
 
 import dataclasses
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from idode_gin import numerics, types
 from idode_gin.models import DiffusionODE
@@ -152,6 +154,25 @@ def changed(
         for name, value in facts.items()
         if saved.get(name, value) != value and name.startswith(tuple(names))
     ]
+
+
+def check_resumed(directory: pathlib.Path, saved: Mapping[str, Any], facts: dict[str, Any]) -> None:
+    """Warns of every fact that changed since `directory` was last trained in.
+
+    Raises:
+        ValueError: if one of them is what the network's output means.
+    """
+    if meanings := changed(saved, facts, MEANING):
+        raise ValueError(
+            f"{directory} holds a run of another model: {'; '.join(meanings)}. Its parameters mean "
+            "nothing here. Choose another MODEL_DIR, or the objective and task it was begun with."
+        )
+    for difference in changed(saved, facts):
+        logging.warning(
+            "%s. Training goes on, but no single configuration gives this run any more; "
+            "to start anew, choose another MODEL_DIR.",
+            difference,
+        )
 
 
 def shortened(value: Any) -> str:

@@ -3,27 +3,19 @@
 import contextlib
 import dataclasses
 import itertools
-import json
-import math
 import pathlib
 import time
 from typing import Any, NoReturn, final
 
 import jax
-import numpy as np
 import optax
-from absl import logging
 
-from idode_gin import checks, run_inputs, types
+from idode_gin import checks, run_inputs, run_outputs, types
 from idode_gin.models import DiffusionODE
 from idode_gin.runtime import batches as batch_lib
 from idode_gin.runtime import (
     data,
     evaluation,
-    files,
-    fingerprints,
-    metrics,
-    plots,
     programs,
     progress,
     run_lock,
@@ -34,8 +26,6 @@ from idode_gin.runtime.checkpoints import CheckpointConfig, Checkpoints, Restore
 from idode_gin.runtime.optimizers import AdamW
 from idode_gin.runtime.partitioning import PjitPartitioner
 from idode_gin.runtime.preemption import StopRequest
-
-INTEGRAND_POINTS = 41
 
 
 @final
@@ -201,13 +191,13 @@ class _Run:
         self._trainer, self._model, self._stop = trainer, model, stop
         self._dataset, self._eval_dataset = train_dataset, eval_dataset
         self._directory = pathlib.Path(trainer.model_dir).absolute()
-        self._is_writer = jax.process_index() == 0
         self._split = run_inputs.load(train_dataset, model)
         self._eval_split = None if eval_dataset is None else run_inputs.load(eval_dataset, model)
         run_inputs.check_same_shape(self._split, self._eval_split)
         self._rows = trainer.partitioner.local_rows(train_dataset.batch_size)
-        batch = batch_lib.train_batch(self._split, train_dataset, 0)
-        self._program = trainer.program(model, self._split.image_shape, batch)
+        shape = self._split.image_shape
+        batch = run_inputs.blank_batch(model, shape, train_dataset.batch_size)
+        self._program = trainer.program(model, shape, batch)
 
         facts = run_inputs.facts(
             model,
@@ -229,27 +219,26 @@ class _Run:
         self._start = int(self._state.step)
         self._is_resumed = restored is not None and restored.path.parent == self._directory
         if restored is not None and self._is_resumed:
-            self._check_meaning(run_inputs.changed(restored.facts, facts, run_inputs.MEANING))
+            run_inputs.check_resumed(self._directory, restored.facts, facts)
 
-        self._log = metrics.MetricsLog(
-            self._directory / "metrics.jsonl",
+        self._outputs = run_outputs.RunDirectory(
+            self._directory,
             keep_up_to=self._start if self._is_resumed else -1,
-            writes=self._is_writer,
+            tensorboard=trainer.tensorboard,
+            eval_name=None if self._eval_split is None else self._eval_split.name,
         )
-        writes_events = trainer.tensorboard and self._is_writer
-        self._board = metrics.TensorBoard(
-            self._directory if writes_events else None,
-            None if self._eval_split is None else self._eval_split.name,
-        )
-        stack.callback(self._board.close)
+        stack.callback(self._outputs.close)
         self._watch = train_step.FiniteWatch()
         self._stopwatch = progress.Stopwatch(train_dataset.batch_size)
         self._bar = stack.enter_context(
             progress.Progress(
-                self._start, trainer.train_steps, train_dataset.batch_size, enabled=self._is_writer
+                self._start,
+                trainer.train_steps,
+                train_dataset.batch_size,
+                enabled=jax.process_index() == 0,
             )
         )
-        self._announce(restored, facts)
+        self._announce(restored)
 
     def run(self) -> dict[str, Any]:
         """Trains to the end and returns the summary."""
@@ -258,23 +247,16 @@ class _Run:
         except checks.NonFiniteError as error:
             self._fail(error)
         summary = self._write_summary("done")
-        if self._is_writer:
-            self._plot()
+        split, dataset = self._split, self._dataset
+        if self._eval_split is not None and self._eval_dataset is not None:
+            split, dataset = self._eval_split, self._eval_dataset
+        self._outputs.plot(self._model, self._state.ema, split, dataset)
         return summary
 
-    def _check_meaning(self, changed: list[str]) -> None:
-        if changed:
-            raise ValueError(
-                f"{self._directory} holds a run of another model: {'; '.join(changed)}. Its "
-                "parameters mean nothing here. Choose another MODEL_DIR, or the objective and task "
-                "it was begun with."
-            )
-
-    def _announce(self, restored: Restored | None, facts: dict[str, Any]) -> None:
-        """Says where training starts from, and in what it differs from what was there."""
-        if self._is_writer:
-            text = run_inputs.describe(self._model, self._state.params)
-            files.write_atomically(self._directory / "model-info.txt", text)
+    def _announce(self, restored: Restored | None) -> None:
+        """Says where training starts from."""
+        text = run_inputs.describe(self._model, self._state.params)
+        self._outputs.write_text("model-info.txt", text)
         last = self._trainer.train_steps
         source = "scratch" if restored is None else f"{restored.path}, step {self._start},"
         self._bar.say(f"Training from {source} to step {last} in {self._directory}.")
@@ -282,14 +264,6 @@ class _Run:
             self._bar.say("Of that checkpoint\n" + restored.report.partition("\n\n")[0])
         if self._start >= last:
             self._bar.say(f"Nothing left to train: the run is at step {self._start} of {last}.")
-        if restored is None or not self._is_resumed:
-            return
-        for difference in run_inputs.changed(restored.facts, facts):
-            logging.warning(
-                "%s. Training goes on, but no single configuration gives this run any more; "
-                "to start anew, choose another MODEL_DIR.",
-                difference,
-            )
 
     def _train(self) -> None:
         step, last = self._start, self._trainer.train_steps
@@ -332,7 +306,7 @@ class _Run:
         eval_due = self._eval_split is not None and (
             is_last or (period is not None and step % period == 0)
         )
-        if step == 0 or not (log_due or eval_due) or self._log.row(step) is not None:
+        if step == 0 or not (log_due or eval_due) or self._outputs.log.row(step) is not None:
             return
         self._watch.drain()
         timing = self._stopwatch.lap(step)
@@ -351,7 +325,7 @@ class _Run:
             row |= evaluated
             timing["time/eval_seconds"] = time.monotonic() - began
         timing["time/wall_seconds"] = time.monotonic() - self._began
-        self._board.write(step, self._log.write(step, row | timing))
+        self._outputs.write_row(step, row | timing)
         self._stopwatch.resume(step)
 
     def _evaluate(self, step: int) -> dict[str, float] | None:
@@ -369,18 +343,13 @@ class _Run:
         )
         if means is None:
             return None
-        found = {f"eval/{name}": each for name, each in means.means().items()}
-        if not all(math.isfinite(each) for each in found.values()):
-            raise checks.NonFiniteError(f"The evaluation at step {step} is not finite: {found}.")
-        error = means.standard_error("bpd")
-        if error is not None:
-            found["eval/bpd_stderr"] = error
+        row = evaluation.row(means, step)
         self._bar.say(
-            f"step {step}: {found['eval/bpd']:.4f} ± {error or float('nan'):.4f} bits per "
-            f"dimension on {means.images} images of {self._eval_split.name}, "
+            f"step {step}: {row['eval/bpd']:.4f} ± {row.get('eval/bpd_stderr', float('nan')):.4f} "
+            f"bits per dimension on {means.images} images of {self._eval_split.name}, "
             f"{self._eval_split.split} (variational bound, EMA parameters)"
         )
-        return {**found, "eval/images": means.images}
+        return row
 
     def _leave_if(self, is_asked: bool) -> None:
         if not is_asked:
@@ -407,7 +376,7 @@ class _Run:
         state, step = self._state, int(self._state.step)
         if not is_finite:  # the step that was seen not to be, not those already under way
             step = self._watch.step or step
-        row = self._log.row(step) or {}
+        row = self._outputs.log.row(step) or {}
         path = self._saved.last_good()
         summary = {
             "exit_reason": exit_reason,
@@ -417,32 +386,12 @@ class _Run:
             "bpd": row.get("eval/bpd"),
             "bpd_stderr": row.get("eval/bpd_stderr"),
             "bpd_of": "variational bound of the EMA parameters on the evaluation split, bits/dim",
-            "params_sha256": fingerprints.sha256(state.params) if is_finite else None,
-            "ema_sha256": fingerprints.sha256(state.ema) if is_finite else None,
-            "num_params": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            **run_outputs.outcome(state, is_finite=is_finite),
             "images_per_second": self._stopwatch.images_per_second(),
             "wall_seconds": time.monotonic() - self._began,
             "checkpoint": None if path is None else str(path),
             "data": self._split.facts(),
             "eval_data": None if self._eval_split is None else self._eval_split.facts(),
         }
-        if self._is_writer:
-            text = json.dumps(summary, indent=2) + "\n"
-            files.write_atomically(self._directory / "summary.json", text)
+        self._outputs.write_summary(summary)
         return summary
-
-    def _plot(self) -> None:
-        folder = self._directory / "train"
-        plots.plot_bpd_curve(self._log.rows, folder / "bpd.png")
-        split, dataset = self._split, self._dataset
-        if self._eval_split is not None and self._eval_dataset is not None:
-            split, dataset = self._eval_split, self._eval_dataset
-        # A batch as in training, which has no padding, and the first images of the split.
-        split = dataclasses.replace(split, augmentation=None)
-        batch = batch_lib.train_batch(split, dataclasses.replace(dataset, shuffle=False), 0)
-        gammas = np.linspace(
-            self._model.time.gamma_min, self._model.time.gamma_max, INTEGRAND_POINTS
-        )
-        ema, key = jax.device_get(self._state.ema), jax.random.key(0)
-        values = jax.jit(self._model.integrand)(ema, batch, key, gammas)
-        plots.plot_integrand(gammas, np.asarray(values), folder / "integrand.png")

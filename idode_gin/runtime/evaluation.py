@@ -2,13 +2,14 @@
 
 import collections
 import contextlib
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from idode_gin import types
+from idode_gin import checks, types
 from idode_gin.runtime import batches as batch_lib
 
 LOOK_AHEAD = 2
@@ -105,3 +106,18 @@ def over_batches(
     except AskedToStop:
         return None
     return means
+
+
+def row(means: MaskedMeans, step: int) -> dict[str, float]:
+    """The means, with `bpd_stderr` where there is one, as `eval/…` of a row of metrics.
+
+    Raises:
+        checks.NonFiniteError: if a mean is not finite.
+    """
+    found = {f"eval/{name}": each for name, each in means.means().items()}
+    if not all(math.isfinite(each) for each in found.values()):
+        raise checks.NonFiniteError(f"The evaluation at step {step} is not finite: {found}.")
+    error = means.standard_error("bpd")
+    if error is not None:
+        found["eval/bpd_stderr"] = error
+    return {**found, "eval/images": means.images}
