@@ -14,6 +14,10 @@ class NonFiniteError(RuntimeError):
     """A loss, gradient or log-density became NaN or infinite. Programs exit with 3."""
 
 
+class LossSpikeError(NonFiniteError):
+    """A training loss is finite and far above what it was. Programs exit with 3 as well."""
+
+
 class Preempted(Exception):
     """The process was asked to stop and has saved what it had. Programs exit with 75."""
 

@@ -105,7 +105,7 @@ class DiffusionODE:
         key: types.PRNGKey,
         global_batch_size: int | None = None,
     ) -> tuple[Float[Array, ""], dict[str, types.PerExample]]:
-        """Mean training loss in bits per dim, and its parts per example in bits per dim.
+        """Mean training loss in bits per dim, its parts per example in bits per dim, and `gamma`.
 
         Args:
             params: network parameters.
@@ -151,6 +151,7 @@ class DiffusionODE:
         parts = _bound_parts(bound_terms, numerics.num_dims(f))
         parts["second_order"] = numerics.nats_to_bpd(terms.second_order, numerics.num_dims(f))
         parts["loss"] = parts["bpd"] + parts["second_order"]
+        parts["gamma"] = gamma
         return jnp.mean(parts["loss"]), parts
 
     def bound_fn(

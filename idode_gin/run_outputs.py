@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,8 +11,19 @@ import numpy as np
 
 from idode_gin import types
 from idode_gin.models import DiffusionODE
-from idode_gin.runtime import batches, data, files, fingerprints, metrics, plots
+from idode_gin.runtime import (
+    batches,
+    data,
+    files,
+    fingerprints,
+    guards,
+    metrics,
+    plots,
+    train_state,
+)
+from idode_gin.runtime.optimizers import AdamW
 from idode_gin.runtime.train_state import TrainState
+from idode_gin.runtime.wandb_writer import WandB
 
 INTEGRAND_POINTS = 41
 
@@ -24,6 +36,8 @@ class RunDirectory:
         keep_up_to: rows of later steps are removed; -1 removes all.
         tensorboard: write event files.
         eval_name: the task evaluated on, if there is one.
+        wandb: where else the rows go.
+        facts: of the run, for `wandb`.
     """
 
     def __init__(
@@ -33,6 +47,8 @@ class RunDirectory:
         keep_up_to: int,
         tensorboard: bool,
         eval_name: str | None,
+        wandb: WandB | None,
+        facts: Mapping[str, Any],
     ) -> None:
         self._directory = directory
         self._is_writer = jax.process_index() == 0
@@ -40,15 +56,22 @@ class RunDirectory:
             directory / "metrics.jsonl", keep_up_to=keep_up_to, writes=self._is_writer
         )
         writes_events = tensorboard and self._is_writer
-        self._board = metrics.TensorBoard(directory if writes_events else None, eval_name)
+        self._writers: list[Any] = [
+            metrics.TensorBoard(directory if writes_events else None, eval_name)
+        ]
+        if wandb is not None and self._is_writer:
+            self._writers.append(wandb.open(directory, facts))
 
     def close(self) -> None:
-        """Closes the event files."""
-        self._board.close()
+        """Closes event files and the like."""
+        for writer in self._writers:
+            writer.close()
 
     def write_row(self, step: int, row: metrics.Row) -> None:
         """Adds a row of metrics, and waits until it is on disk."""
-        self._board.write(step, self.log.write(step, row))
+        written = self.log.write(step, row)
+        for writer in self._writers:
+            writer.write(step, written)
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a file whole or not at all."""
@@ -66,18 +89,46 @@ class RunDirectory:
         split: data.ImageSplit,
         dataset: data.DatasetConfig,
     ) -> None:
-        """Draws the curve of the bound, and its integrand on the first images of `split`."""
+        """Draws the bound, its integrand on the first images of `split`, and the loss by gamma."""
         if not self._is_writer:
             return
         folder = self._directory / "train"
         plots.plot_bpd_curve(self.log.rows, folder / "bpd.png")
+        low, high = model.time.gamma_min, model.time.gamma_max
+        if any("train/loss_by_gamma" in row for row in self.log.rows):
+            plots.plot_loss_by_gamma(self.log.rows, low, high, folder / "loss_by_gamma.png")
         # A batch as in training, which has no padding, and the first images of the split.
         split = dataclasses.replace(split, augmentation=None)
         batch = batches.train_batch(split, dataclasses.replace(dataset, shuffle=False), 0)
-        gammas = np.linspace(model.time.gamma_min, model.time.gamma_max, INTEGRAND_POINTS)
+        gammas = np.linspace(low, high, INTEGRAND_POINTS)
         params, key = jax.device_get(params), jax.random.key(0)
         values = jax.jit(model.integrand)(params, batch, key, gammas)
         plots.plot_integrand(gammas, np.asarray(values), folder / "integrand.png")
+
+
+def train_row(state: TrainState, optimizer: Any) -> metrics.Row:
+    """Means since the last log, and the learning rate of the last update, where it is known."""
+    row = {f"train/{name}": each for name, each in train_state.window_means(state).items()}
+    if isinstance(optimizer, AdamW):
+        updates = int(state.step) - int(guards.num_bad(state.guard))
+        row["train/learning_rate"] = float(optimizer.learning_rate_at(max(updates - 1, 0)))
+    return row
+
+
+def advice(reason: str, checkpoint: str | None) -> str:
+    """What to do about a run that a guard has stopped.
+
+    Args:
+        reason: the field of `Trainer` with the rule, "non_finite" or "loss_spike".
+        checkpoint: the last good one, if there is one.
+    """
+    good = f"The last good checkpoint is {checkpoint}"
+    way_out = f" from INITIAL_CHECKPOINT_PATH = {checkpoint!r}" if checkpoint else ""
+    return (
+        f"{good if checkpoint else 'No checkpoint had been saved yet'}. Lower the learning rate, "
+        f"lengthen its warm-up or set clip_norm, and start again in a new MODEL_DIR{way_out}; or "
+        f"have such steps left out: Trainer.{reason} and guards.Skip."
+    )
 
 
 def outcome(state: TrainState, *, is_finite: bool) -> dict[str, Any]:

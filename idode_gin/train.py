@@ -83,6 +83,9 @@ def train(
     if dry_run:
         print(trainer.dry_run(model, train_dataset_cfg, train_eval_dataset_cfg))
         return
+    if trainer.replay:
+        trainer.run(model, train_dataset_cfg, train_eval_dataset_cfg)
+        return
     gin_utils.make_folder(model_dir, "MODEL_DIR")
     with run_lock.held(model_dir, is_first=jax.process_index() == 0):
         gin_utils.write_configs(model_dir, "MODEL_DIR")

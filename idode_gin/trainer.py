@@ -5,27 +5,33 @@ import dataclasses
 import itertools
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import Any, NoReturn, final
 
 import jax
 import optax
 
-from idode_gin import checks, run_inputs, run_outputs, types
+from idode_gin import checks, replays, run_inputs, run_outputs, types
 from idode_gin.models import DiffusionODE
-from idode_gin.runtime import batches as batch_lib
 from idode_gin.runtime import (
+    bad_steps,
     data,
     evaluation,
+    flops,
+    guards,
+    profiling,
     programs,
     progress,
     run_lock,
-    train_state,
+    throughput,
     train_step,
 )
+from idode_gin.runtime import batches as batch_lib
 from idode_gin.runtime.checkpoints import CheckpointConfig, Checkpoints, Restored
 from idode_gin.runtime.optimizers import AdamW
 from idode_gin.runtime.partitioning import PjitPartitioner
 from idode_gin.runtime.preemption import StopRequest
+from idode_gin.runtime.wandb_writer import WandB
 
 
 @final
@@ -57,6 +63,15 @@ class Trainer:
         num_microbatches: parts a batch is worked through in, to save memory.
         ema_rate: of the moving average of the parameters, in [0, 1).
         tensorboard: write event files.
+        wandb: log to Weights & Biases as well.
+        non_finite: what becomes of a step whose loss or gradient is not finite: `guards.Stop` or
+            `guards.Skip`.
+        loss_spike: what becomes of one whose loss jumps; None lets it be.
+        gamma_bins: bins of gamma that the loss is logged in; 0 switches them off.
+        peak_flops: operations a second of one device, {kind: {dtype: number}}, added to
+            `throughput.PEAK_FLOPS`; without an entry no share of the peak is logged.
+        profile: steps to trace into train/profile.
+        replay: a train/bad_step_<step>.npz to examine, instead of training: see `replays`.
 
     Raises:
         ValueError: if a number is out of range.
@@ -74,6 +89,13 @@ class Trainer:
     num_microbatches: int = 1
     ema_rate: float = 0.9999
     tensorboard: bool = True
+    wandb: WandB | None = None
+    non_finite: guards.Rule = guards.Stop()
+    loss_spike: guards.LossSpike | None = None
+    gamma_bins: int = 16
+    peak_flops: Mapping[str, Mapping[str, float]] | None = None
+    profile: profiling.ProfileWindow | None = None
+    replay: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("train_steps", "log_period", "num_microbatches"):
@@ -85,6 +107,10 @@ class Trainer:
             raise ValueError(f"`ema_rate` must be in [0, 1), got ema_rate={self.ema_rate}.")
         if not self.model_dir:
             raise ValueError("`model_dir` must name a directory, got an empty string.")
+        checks.check_integer("gamma_bins", self.gamma_bins, at_least=0)
+        throughput.check_peak_flops(self.peak_flops)
+        if self.profile is not None:
+            self.profile.check(self.train_steps)
 
     def run(
         self,
@@ -98,15 +124,19 @@ class Trainer:
             What summary.json holds: `exit_reason`, `step`, `bpd` (variational bound of the EMA
             parameters on the evaluation split, bits per dimension) and its `bpd_stderr`,
             `params_sha256` and `ema_sha256` (see `fingerprints.sha256`), `num_params`,
-            `checkpoint`, and of this process `images_per_second` (training alone, compilation left
-            out) and `wall_seconds`.
+            `checkpoint`; of this process `images_per_second` (training alone, compilation left
+            out), `flops_per_step`, `flops_share` and `wall_seconds`; and of all processes so far
+            `seconds` by phase and `goodput` (see `throughput.Clock`).
 
         Raises:
             ValueError: for images, batch sizes or checkpoints that do not fit.
-            checks.NonFiniteError: if training diverges. The checkpoints stay as they were.
+            checks.NonFiniteError: if training diverges, by `non_finite` or `loss_spike`. The
+                checkpoints stay as they were; the step's batch lies in train/bad_step_<step>.npz.
             checks.Preempted: when asked to stop, once the state is saved.
         """
         self._check_batch_sizes(train_dataset, eval_dataset)
+        if self.replay:
+            return self._replay(model, train_dataset)
         self._check_best(eval_dataset)
         with StopRequest() as stop, contextlib.ExitStack() as stack:
             return _Run(self, model, train_dataset, eval_dataset, stop, stack).run()
@@ -157,6 +187,32 @@ class Trainer:
             num_microbatches=self.num_microbatches,
             update_period=getattr(optimizer, "accumulation_steps", 1),
             partitioner=self.partitioner,
+            rules=self.rules,
+            gamma_bins=train_step.GammaBins(
+                number=self.gamma_bins, low=model.time.gamma_min, high=model.time.gamma_max
+            ),
+        )
+
+    @property
+    def rules(self) -> guards.Guards:
+        """The rules for bad steps."""
+        return guards.Guards(non_finite=self.non_finite, loss_spike=self.loss_spike)
+
+    def _replay(self, model: DiffusionODE, dataset: data.DatasetConfig) -> dict[str, Any]:
+        assert self.replay
+        split = run_inputs.load(dataset, model)
+        batch = run_inputs.blank_batch(model, split.image_shape, dataset.batch_size)
+        return replays.replay(
+            self.replay,
+            self.program(model, split.image_shape, batch),
+            model.loss_fn,
+            split,
+            dataset,
+            directory=pathlib.Path(self.model_dir).absolute(),
+            config=self.checkpoints,
+            partitioner=self.partitioner,
+            seed=self.seed,
+            num_microbatches=self.num_microbatches,
         )
 
     def _check_batch_sizes(
@@ -198,6 +254,13 @@ class _Run:
         shape = self._split.image_shape
         batch = run_inputs.blank_batch(model, shape, train_dataset.batch_size)
         self._program = trainer.program(model, shape, batch)
+        dtype = getattr(model.network, "dtype", None) or "float32"
+        self._meter = throughput.Meter(
+            train_dataset.batch_size,
+            trainer.partitioner.mesh.size,
+            flops.count(self._program.step, self._program.abstract_state, batch),
+            throughput.peak_flops(jax.devices()[0].device_kind, dtype, trainer.peak_flops),
+        )
 
         facts = run_inputs.facts(
             model,
@@ -208,6 +271,8 @@ class _Run:
             ema_rate=trainer.ema_rate,
             num_microbatches=trainer.num_microbatches,
             **run_inputs.described("optimizer", trainer.optimizer),
+            **run_inputs.described("non_finite", trainer.non_finite),
+            **run_inputs.described("loss_spike", trainer.loss_spike),
         )
         stack.enter_context(run_lock.held(self._directory, is_first=self._is_writer))
         self._saved = stack.enter_context(
@@ -226,9 +291,11 @@ class _Run:
             keep_up_to=self._start if self._is_resumed else -1,
             tensorboard=trainer.tensorboard,
             eval_name=None if self._eval_split is None else self._eval_split.name,
+            wandb=trainer.wandb,
+            facts=facts,
         )
         stack.callback(self._outputs.close)
-        self._watch = train_step.FiniteWatch()
+        self._clock = throughput.Clock(self._outputs.log.rows, self._outputs.log.dropped)
         self._stopwatch = progress.Stopwatch(train_dataset.batch_size)
         self._bar = stack.enter_context(
             progress.Progress(
@@ -238,6 +305,10 @@ class _Run:
                 enabled=jax.process_index() == 0,
             )
         )
+        self._watch = guards.Watch(trainer.rules, say=self._bar.say)
+        folder = self._directory / "train" / "profile"
+        self._profiler = profiling.Profiler(trainer.profile, folder, self._bar.say)
+        stack.callback(self._profiler.close)
         self._announce(restored)
 
     def run(self) -> dict[str, Any]:
@@ -272,11 +343,15 @@ class _Run:
         batches = (self._batch(each) for each in range(step, last))
         with contextlib.closing(batch_lib.prefetch(batches)) as ready:
             self._leave_if(self._stop.requested)
-            for batch in ready:
+            self._profiler.begin(step)
+            for batch in self._clock.waiting_for(ready):
+                self._profiler.before(step)
                 self._state, health = self._program.step(self._state, batch)
                 step += 1
                 self._watch.push(step, health)
+                self._profiler.after(step, health)
                 self._stopwatch.after_first(step, health)
+                self._clock.enter("train")
                 is_asked = self._stop.stop_at(step)
                 # Saved before the row is written: whatever a kill leaves out of the row, the next
                 # process computes again from the state.
@@ -296,7 +371,8 @@ class _Run:
 
     def _save(self) -> None:
         self._watch.drain()
-        self._saved.save(self._state)
+        with self._clock.inside("checkpoint"):
+            self._saved.save(self._state)
 
     def _report(self, step: int) -> None:
         """Writes the row of this step, if one is due and was not written already."""
@@ -310,20 +386,17 @@ class _Run:
             return
         self._watch.drain()
         timing = self._stopwatch.lap(step)
+        timing |= self._meter.rates(timing.get("time/step_seconds"))
         row: dict[str, Any] = {}
         if log_due:
-            means = train_state.window_means(self._state)
-            row |= {f"train/{name}": each for name, each in means.items()}
-            if isinstance(trainer.optimizer, AdamW):
-                rate = trainer.optimizer.learning_rate_at(step - 1)
-                row["train/learning_rate"] = float(rate)
+            row = run_outputs.train_row(self._state, trainer.optimizer)
         if eval_due:
-            began = time.monotonic()
-            evaluated = self._evaluate(step)
+            with self._clock.inside("eval"):
+                evaluated = self._evaluate(step)
             if evaluated is None:
                 return
             row |= evaluated
-            timing["time/eval_seconds"] = time.monotonic() - began
+        timing |= self._clock.lap() | throughput.peak_bytes()
         timing["time/wall_seconds"] = time.monotonic() - self._began
         self._outputs.write_row(step, row | timing)
         self._stopwatch.resume(step)
@@ -363,16 +436,26 @@ class _Run:
         )
 
     def _fail(self, error: checks.NonFiniteError) -> NoReturn:
-        path = self._write_summary("non_finite", str(error))["checkpoint"]
-        good = f"The last good checkpoint is {path}" if path else "No checkpoint had been saved yet"
-        way_out = f" from INITIAL_CHECKPOINT_PATH = {path!r}" if path else ""
-        raise checks.NonFiniteError(
-            f"{error} {good}. Lower the learning rate, lengthen its warm-up or set clip_norm, and "
-            f"start again in a new MODEL_DIR{way_out}."
-        ) from error
+        is_spike = isinstance(error, checks.LossSpikeError)
+        reason = "loss_spike" if is_spike else "non_finite"
+        good, step = self._write_summary(reason, str(error))["checkpoint"], self._watch.bad_step
+        advice = run_outputs.advice(reason, good)
+        if step is None:  # not a step of training, but an evaluation
+            raise type(error)(f"{error} {advice}") from error
+        path = self._directory / "train" / f"bad_step_{step}.npz"
+        if jax.process_index() == 0:
+            bad_steps.BadStep(
+                step=step - 1,
+                seed=self._trainer.seed,
+                batch=batch_lib.train_batch(self._split, self._dataset, step - 1),
+                health=self._watch.health,
+            ).write(path)
+        command = replays.command(self._directory, path)
+        raise type(error)(f"{error} {advice} To examine its batch: {command}") from error
 
     def _write_summary(self, exit_reason: str, error: str | None = None) -> dict[str, Any]:
-        is_finite = exit_reason != "non_finite"
+        is_finite = exit_reason in ("done", "preempted")
+        self._clock.lap()
         state, step = self._state, int(self._state.step)
         if not is_finite:  # the step that was seen not to be, not those already under way
             step = self._watch.step or step
@@ -388,6 +471,11 @@ class _Run:
             "bpd_of": "variational bound of the EMA parameters on the evaluation split, bits/dim",
             **run_outputs.outcome(state, is_finite=is_finite),
             "images_per_second": self._stopwatch.images_per_second(),
+            "flops_per_step": self._meter.flops,
+            "flops_share": self._meter.share(self._stopwatch.images_per_second()),
+            "seconds": self._clock.seconds,
+            "goodput": self._clock.goodput,
+            **throughput.peak_bytes(),
             "wall_seconds": time.monotonic() - self._began,
             "checkpoint": None if path is None else str(path),
             "data": self._split.facts(),

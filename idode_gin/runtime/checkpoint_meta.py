@@ -12,11 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from idode_gin.runtime import fingerprints
 
 FORMAT = 1
 _SHOWN = 5
+_COUNTERS = ("window", "guard")
+"""Flat parts of `training` that may differ from what this run keeps: they can start anew."""
 
 
 class DamagedError(ValueError):
@@ -148,6 +151,60 @@ def check_same_leaves(
     raise ValueError(
         f"{checkpoint} does not fit: {len(problems)} leaves differ.{shown}{more}\n{way_out}"
     )
+
+
+def with_saved_counters(meta: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """`wanted` with the window and the guards' memory as they were saved, whatever was kept then.
+
+    Args:
+        meta: what `read_meta` gave.
+        wanted: trees of shapes and dtypes, by the name of the part.
+    """
+    if "training" not in wanted:
+        return dict(wanted)
+    training = dict(wanted["training"])
+    for part in _COUNTERS:
+        saved = {
+            path.removeprefix(f"{part}/"): jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
+            for path, (dtype, *shape) in meta["trees"]["training"].items()
+            if path.startswith(f"{part}/")
+        }
+        del training[part]
+        if saved:
+            training[part] = _like(saved, wanted["training"][part])
+    return {**wanted, "training": training}
+
+
+def restarted_counters(
+    checkpoint: pathlib.Path, loaded: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`loaded` with zeros for a window or guards' memory that is not the one `wanted`.
+
+    It happens where metrics, bins or the version changed in between, and is warned of.
+    """
+    training = dict(loaded)
+    for part in _COUNTERS:
+        given, own = loaded.get(part, {}), wanted[part]
+        if {name: each.shape for name, each in given.items()} == {
+            name: each.shape for name, each in own.items()
+        }:
+            continue
+        logging.warning("%s keeps another %s than this run; it starts anew.", checkpoint, part)
+        shardings = {name: getattr(each, "sharding", None) for name, each in own.items()}
+        zeros = jax.jit(
+            lambda own=own: {name: jnp.zeros(each.shape, each.dtype) for name, each in own.items()},
+            out_shardings=shardings,
+        )
+        training[part] = zeros()
+    return training
+
+
+def _like(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves that are `wanted` as well, as they are wanted: with a dtype and a sharding."""
+    return {
+        name: wanted[name] if name in wanted and wanted[name].shape == each.shape else each
+        for name, each in saved.items()
+    }
 
 
 def _named(tree: Any) -> dict[str, Any]:

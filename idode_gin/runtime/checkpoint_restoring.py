@@ -51,7 +51,12 @@ class Restored:
 
 def parts(state: TrainState) -> dict[str, Any]:
     """The parts of a checkpoint, as they are saved."""
-    training = {"step": state.step, "opt_state": state.opt_state, "window": state.window}
+    training = {
+        "step": state.step,
+        "opt_state": state.opt_state,
+        "window": state.window,
+        "guard": state.guard,
+    }
     return {"params": state.params, "ema": state.ema, "training": training}
 
 
@@ -71,8 +76,13 @@ def resume(
     check_resume(checkpoint, meta, abstract, facts)
     if _is_switched(meta, abstract, facts):
         return start(checkpoint, abstract, RestoreCheckpointConfig(), fresh, facts)
-    loaded = checkpoint_reading.read_trees(checkpoint, meta, parts(abstract))
-    state = TrainState(params=loaded["params"], ema=loaded["ema"], **loaded["training"])
+    wanted = parts(abstract)
+    saved = checkpoint_meta.with_saved_counters(meta, wanted)
+    loaded = checkpoint_reading.read_trees(checkpoint, meta, saved)
+    training = checkpoint_meta.restarted_counters(
+        checkpoint, loaded["training"], wanted["training"]
+    )
+    state = TrainState(params=loaded["params"], ema=loaded["ema"], **training)
     return Restored(state=state, path=checkpoint, facts=meta["facts"])
 
 
@@ -86,7 +96,8 @@ def check_resume(
     wanted = parts(abstract)
     if _is_switched(meta, abstract, facts):
         del wanted["training"]
-    checkpoint_meta.check_same_leaves(checkpoint, meta, wanted)
+    saved = checkpoint_meta.with_saved_counters(meta, wanted)
+    checkpoint_meta.check_same_leaves(checkpoint, meta, saved)
 
 
 def plan(
@@ -157,7 +168,8 @@ def start(
         params=params,
         ema=ema,
         opt_state=opt_state,
-        window=_window(meta, abstract, leaves, step),
+        window=_counters("window", abstract.window, meta, leaves, step),
+        guard=_counters("guard", abstract.guard, meta, leaves, step),
     )
     report = f"{chosen.summary()}\n  step {step}\n\n{chosen.report()}\n"
     return Restored(state=state, path=checkpoint, facts=meta["facts"], report=report)
@@ -221,17 +233,20 @@ def _schedules_at(opt_state: Any, updates: int) -> Any:
     return jax.tree.map(moved, opt_state, is_leaf=is_schedule)
 
 
-def _window(
-    meta: Mapping[str, Any], abstract: TrainState, leaves: Mapping[str, jax.Array], step: int
+def _counters(
+    part: str,
+    abstract: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    leaves: Mapping[str, jax.Array],
+    step: int,
 ) -> dict[str, jax.Array]:
-    """Sums since the last log: the checkpoint's while they are sums of the same, else none."""
-    prefix = "training/window/"
-    saved = {name[len(prefix) :] for name in leaves if name.startswith(prefix)}
-    if step != meta["step"] or abstract.window.keys() != saved:
-        found = {name: jnp.zeros(leaf.shape) for name, leaf in abstract.window.items()}
-    else:
-        found = {name: leaves[prefix + name] for name in abstract.window}
-    return checkpoint_reading.like(abstract.window, found)
+    """The checkpoint's window or guards' memory while it is one of the same run's, else zeros."""
+    prefix = f"training/{part}/"
+    saved = {name[len(prefix) :]: leaf for name, leaf in leaves.items() if name.startswith(prefix)}
+    shapes = {name: leaf.shape for name, leaf in abstract.items()}
+    if step != meta["step"] or {name: leaf.shape for name, leaf in saved.items()} != shapes:
+        saved = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    return checkpoint_reading.like(abstract, saved)
 
 
 def _is_switched(meta: Mapping[str, Any], abstract: TrainState, facts: Mapping[str, Any]) -> bool:

@@ -1,10 +1,10 @@
 """Saving a run and finding it again. With `checkpoint_reading` the only owner of orbax.
 
 A checkpoint is a directory `checkpoint_<step>` with four parts: `params`, `ema`, `training` (step,
-optimizer state, window of metrics) and `meta`, a JSON file that describes the other three and holds
-a checksum of every leaf. orbax writes it under another name and renames it when it is complete;
-the checksums catch what happens to the files afterwards. Which images a step sees is a function of
-the step, so that with it the position in the data is saved.
+optimizer state, window of metrics, memory of the guards) and `meta`, a JSON file that describes the
+other three and holds a checksum of every leaf. orbax writes it under another name and renames it
+when it is complete; the checksums catch what happens to the files afterwards. Which images a step
+sees is a function of the step, so that with it the position in the data is saved.
 """
 
 import contextlib

@@ -26,6 +26,10 @@ class MetricsLog:
         writes: whether this process writes them. All processes read: which rows are there already
             decides what they compute together.
 
+    Attributes:
+        rows: those kept and those written.
+        dropped: those removed on opening.
+
     Raises:
         ValueError: if the file holds something else than metrics.
     """
@@ -36,6 +40,7 @@ class MetricsLog:
         self._path = pathlib.Path(path) if path is not None and writes else None
         rows = read_rows(path) if path is not None else []
         self.rows = [row for row in rows if row["step"] <= keep_up_to]
+        self.dropped = [row for row in rows if row["step"] > keep_up_to]
         if self._path is not None:
             lines = [json.dumps(row) + "\n" for row in self.rows]
             files.write_atomically(self._path, "".join(lines))
@@ -44,7 +49,7 @@ class MetricsLog:
         """The row of that step, if there is one."""
         return next((row for row in reversed(self.rows) if row["step"] == step), None)
 
-    def write(self, step: int, values: Mapping[str, float | int | str]) -> Row:
+    def write(self, step: int, values: Mapping[str, Any]) -> Row:
         """Appends a row and waits until it is on disk."""
         row: Row = {"step": step, **values}
         self.rows.append(row)
@@ -85,6 +90,11 @@ def reproducible(row: Row) -> Row:
     return {name: value for name, value in row.items() if not name.startswith(TIME_PREFIX)}
 
 
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """What of a row is a number; lists and gaps are left out."""
+    return {name: each for name, each in values.items() if isinstance(each, int | float)}
+
+
 class TensorBoard:
     """Event files of a run directory: `train/`, and `training_eval/<task>/` for `eval/…`.
 
@@ -107,14 +117,14 @@ class TensorBoard:
         for prefixes, folder in folders.items():
             self._writers.append((prefixes, metric_writers.SummaryWriter(os.fspath(folder))))
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes each value to the file that its name belongs to.
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes each number to the file that its name belongs to.
 
         Raises:
             OSError: if the disk refuses, which TensorFlow has errors of its own for.
         """
         for prefixes, writer in self._writers:
-            own = {name: each for name, each in values.items() if name.startswith(prefixes)}
+            own = {k: each for k, each in numbers(values).items() if k.startswith(prefixes)}
             if not own:
                 continue
             try:

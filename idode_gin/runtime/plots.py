@@ -89,6 +89,38 @@ def plot_integrand(gammas: ArrayLike, values: ArrayLike, path: str | os.PathLike
     _save_figure(figure, path)
 
 
+def plot_loss_by_gamma(
+    rows: Sequence[Mapping[str, Any]],
+    low: float,
+    high: float,
+    path: str | os.PathLike[str],
+) -> None:
+    """Draws the training loss by bin of gamma: of the first, the middle and the last row.
+
+    Args:
+      rows: metrics, of which those count that have "train/loss_by_gamma".
+      low: where the first bin begins; nats.
+      high: where the last one ends; nats.
+      path: the PNG to write.
+
+    Raises:
+      ValueError: when no row has it.
+    """
+    found = [row for row in rows if "train/loss_by_gamma" in row]
+    if not found:
+        raise ValueError(f"None of the {len(rows)} rows has 'train/loss_by_gamma'.")
+    figure, axes = _new_figure(
+        "γ = log(σ²/α²): clean on the left, noise on the right", "training loss, bits per dimension"
+    )
+    for place in sorted({0, len(found) // 2, len(found) - 1}):
+        losses = [np.nan if each is None else each for each in found[place]["train/loss_by_gamma"]]
+        edges = np.linspace(low, high, len(losses) + 1)
+        axes.stairs(losses, edges, baseline=None, label=f"step {found[place]['step']}")
+    axes.set_xlim(low, high)
+    axes.legend(frameon=False)
+    _save_figure(figure, path)
+
+
 def image_grid(
     images: np.ndarray,
     levels: int,

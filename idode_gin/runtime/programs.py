@@ -9,6 +9,7 @@ import optax
 
 from idode_gin import types
 from idode_gin.runtime import partitioning, processes, train_state, train_step
+from idode_gin.runtime.guards import STOP, Guards
 from idode_gin.runtime.train_state import TrainState
 
 EvalFn = Callable[[types.Params, types.Batch, types.PRNGKey], dict[str, Any]]
@@ -28,6 +29,12 @@ class Program:
     abstract_state: TrainState
 
 
+def keys(seed: int) -> tuple[types.PRNGKey, types.PRNGKey, types.PRNGKey]:
+    """The keys of initial parameters, of training and of evaluation."""
+    key_init, key_train, key_eval = jax.random.split(jax.random.key(seed), 3)
+    return key_init, key_train, key_eval
+
+
 def build(
     init_params: Callable[[types.PRNGKey], types.Params],
     loss_fn: train_step.LossFn,
@@ -41,6 +48,8 @@ def build(
     num_microbatches: int,
     update_period: int,
     partitioner: partitioning.PjitPartitioner,
+    rules: Guards = STOP,
+    gamma_bins: train_step.GammaBins = train_step.NO_BINS,
 ) -> Program:
     """Builds the functions; each compiles when it is first called.
 
@@ -57,13 +66,15 @@ def build(
         num_microbatches: parts of a batch.
         update_period: steps per move of the parameters.
         partitioner: devices.
+        rules: see `train_step.make_train_step`.
+        gamma_bins: likewise.
     """
-    key_init, key_train, key_eval = jax.random.split(jax.random.key(seed), 3)
+    key_init, key_train, key_eval = keys(seed)
     params = jax.eval_shape(init_params, key_init)
     names = train_step.metric_names(loss_fn, params, batch, key_train)
 
     def init() -> TrainState:
-        return train_state.create(init_params(key_init), transformation, names)
+        return train_state.create(init_params(key_init), transformation, names, gamma_bins.number)
 
     def evaluate(params: types.Params, batch: types.Batch) -> dict[str, Any]:
         return eval_fn(params, batch, key_eval)
@@ -76,6 +87,8 @@ def build(
         log_period=log_period,
         num_microbatches=num_microbatches,
         update_period=update_period,
+        rules=rules,
+        gamma_bins=gamma_bins,
     )
     shapes = jax.eval_shape(init)
     sharding = partitioner.state_sharding(shapes)

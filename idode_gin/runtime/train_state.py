@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from idode_gin import types
+from idode_gin.runtime import guards
 
-COUNT = "count"
+COUNT, SKIPPED = "count", "skipped"
+LOSS_BY_GAMMA, GAMMA_SHARE = "loss_by_gamma", "gamma_share"
 
 
 @jax.tree_util.register_dataclass
@@ -26,8 +28,10 @@ class TrainState:
         ema: exponential moving average of `params`, the ones that are evaluated.
         opt_state: optax's.
         window: sums `[]` of the metrics since the last log, and `count`, the steps they are
-            summed over. They are part of the state so that a restart in mid-window logs the same
-            row.
+            summed over; `skipped`, the steps left out; and by bin of gamma `[bins]` the sums of
+            the batches' `loss_by_gamma` and `gamma_share`. They are part of the state so that a
+            restart in mid-window logs the same row.
+        guard: what the rules for bad steps remember, see `guards.fresh`.
     """
 
     step: Any
@@ -35,10 +39,14 @@ class TrainState:
     ema: Any
     opt_state: Any
     window: dict[str, Any]
+    guard: dict[str, Any]
 
 
 def create(
-    params: types.Params, transformation: optax.GradientTransformation, metrics: Iterable[str]
+    params: types.Params,
+    transformation: optax.GradientTransformation,
+    metrics: Iterable[str],
+    gamma_bins: int = 0,
 ) -> TrainState:
     """The state before the first step.
 
@@ -46,19 +54,37 @@ def create(
         params: fresh parameters.
         transformation: the optimizer.
         metrics: names of what `window` sums, next to `count`.
+        gamma_bins: bins of the loss by gamma.
     """
+    by_gamma = (LOSS_BY_GAMMA, GAMMA_SHARE) if gamma_bins else ()
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         # A copy: the update donates its buffers, and one buffer cannot be donated twice.
         ema=jax.tree.map(jnp.copy, params),
         opt_state=transformation.init(params),
-        window={name: jnp.zeros(()) for name in (COUNT, *metrics)},
+        window={
+            **{name: jnp.zeros(()) for name in (COUNT, SKIPPED, *metrics)},
+            **{name: jnp.zeros(gamma_bins) for name in by_gamma},
+        },
+        guard=guards.fresh(),
     )
 
 
-def window_means(state: TrainState) -> dict[str, float]:
-    """Means of the metrics since the last log. Waits for the device."""
+def window_means(state: TrainState) -> dict[str, Any]:
+    """Means of the metrics since the last log, and the steps left out. Waits for the device.
+
+    Where the loss is kept by gamma, `loss_by_gamma` is a list with the mean of each bin, None for
+    an empty one, and `gamma_share` the fraction of the images in each.
+    """
     sums = jax.device_get(state.window)
-    count = float(sums.pop(COUNT))
-    return {name: float(each) / count for name, each in sorted(sums.items())} if count else {}
+    count, skipped = float(sums.pop(COUNT)), float(sums.pop(SKIPPED))
+    if not count:
+        return {SKIPPED: skipped} if skipped else {}
+    losses, shares = sums.pop(LOSS_BY_GAMMA, None), sums.pop(GAMMA_SHARE, None)
+    means: dict[str, Any] = {name: float(each) / count for name, each in sorted(sums.items())}
+    if losses is not None and shares is not None:
+        pairs = list(zip(losses.tolist(), shares.tolist(), strict=True))
+        means[LOSS_BY_GAMMA] = [loss / share if share else None for loss, share in pairs]
+        means[GAMMA_SHARE] = [share / count for _, share in pairs]
+    return means | {SKIPPED: skipped}

@@ -107,7 +107,8 @@ def test_training_parts_add_up_in_bits(loss):
     model = build(loss=loss)
     params, batch = params_of(model), batch_of()
     mean, parts = model.loss_fn(params, batch, KEY)
-    assert set(parts) == {"reconstruction", "prior", "diffusion", "bpd", "second_order", "loss"}
+    terms = {"reconstruction", "prior", "diffusion", "bpd", "second_order", "loss"}
+    assert set(parts) == terms | {"gamma"}
     total = parts["reconstruction"] + parts["prior"] + parts["diffusion"]
     np.testing.assert_allclose(parts["bpd"], total, rtol=1e-12)
     np.testing.assert_allclose(parts["loss"], parts["bpd"] + parts["second_order"], rtol=1e-12)

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from idode_gin import checks
-from idode_gin.runtime import batches, train_state, train_step
+from idode_gin.runtime import batches, guards, train_state, train_step
 
 KEY = jax.random.key(5)
 
@@ -127,11 +127,13 @@ def test_steps_draw_different_noise():
 
 def health_of(**values):
     values = {"loss": 1.0, "grad_norm": 1.0, "param_norm": 1.0} | values
+    is_good = np.isfinite([values["loss"], values["grad_norm"]]).all()
+    values |= {"verdict": 0 if is_good else 1, "run": 1, "total": 1, "loss_mean": 0.0}
     return {name: jnp.asarray(each) for name, each in values.items()}
 
 
 def test_watch_looks_a_few_steps_back():
-    watch = train_step.FiniteWatch(look_ahead=2)
+    watch = guards.Watch(look_ahead=2)
     watch.push(1, health_of(loss=np.nan))
     watch.push(2, health_of(loss=2.0))
     with pytest.raises(checks.NonFiniteError, match="Step 1 is not finite: loss nan"):
@@ -140,7 +142,7 @@ def test_watch_looks_a_few_steps_back():
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm", "param_norm"])
 def test_watch_checks_every_norm_when_drained(name):
-    watch = train_step.FiniteWatch()
+    watch = guards.Watch()
     watch.push(1, health_of())
     watch.push(2, health_of(**{name: np.inf}))
     with pytest.raises(checks.NonFiniteError, match="Step 2"):

@@ -34,7 +34,7 @@ from idode_gin.schedules.time import linear
 def _quick(monkeypatch):
     """Data without seqio; and no pictures, which would be half of the time."""
     tiny.use_tiny_data(monkeypatch)
-    for name in ("plot_bpd_curve", "plot_integrand"):
+    for name in ("plot_bpd_curve", "plot_integrand", "plot_loss_by_gamma"):
         monkeypatch.setattr(plots, name, lambda *_: None)
 
 
