@@ -295,7 +295,8 @@ class _Run:
             facts=facts,
         )
         stack.callback(self._outputs.close)
-        self._clock = throughput.Clock(self._outputs.log.rows, self._outputs.log.dropped)
+        log = self._outputs.log
+        self._clock = throughput.Clock(self._began, log.rows, log.dropped)
         self._stopwatch = progress.Stopwatch(train_dataset.batch_size)
         self._bar = stack.enter_context(
             progress.Progress(

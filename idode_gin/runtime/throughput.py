@@ -112,12 +112,13 @@ class Clock:
     """Where a process's time goes. Every second belongs to one of `PHASES`.
 
     Args:
+        began: when the process did, by `time.monotonic`.
         rows: of the processes before this one, whose time counts in `goodput`.
         dropped: rows that those had written, and this one will write again.
     """
 
-    def __init__(self, rows: Iterable[Row] = (), dropped: Iterable[Row] = ()) -> None:
-        self._phase, self._since = PHASES[0], time.monotonic()
+    def __init__(self, began: float, rows: Iterable[Row] = (), dropped: Iterable[Row] = ()) -> None:
+        self._phase, self._since = PHASES[0], began
         self._lap = dict.fromkeys(PHASES, 0.0)
         self._lost = sum(sum(_seconds(row).values()) for row in dropped)
         self._totals = dict.fromkeys((*PHASES, "lost"), 0.0)

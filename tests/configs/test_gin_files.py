@@ -3,6 +3,8 @@
 import itertools
 import pathlib
 import re
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +17,10 @@ from idode_gin import sample as sample_program
 from idode_gin import train as train_program
 from idode_gin.gin_loading import MACRO, ConfigError
 from idode_gin.networks.unet import UNet
+from idode_gin.runtime.guards import LossSpike, Skip
 from idode_gin.runtime.optimizers import AdamW
+from idode_gin.runtime.profiling import ProfileWindow
+from idode_gin.runtime.wandb_writer import WandB
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.divergence import Exact, Hutchinson
 from idode_gin.solvers.fixed_grid import FixedGrid
@@ -253,6 +258,35 @@ def test_divergence_can_be_swapped_by_a_later_file(name: str, expected: object) 
     assert_static_equals_dynamic(reach, eval_program.evaluate)
     evaluator = gin_utils.build(eval_program.evaluate)["evaluator"]
     assert {each.divergence for each in evaluator.likelihoods.values()} == {expected}
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "expected"),
+    [
+        ("guards/skip", "non_finite", Skip()),
+        ("guards/skip", "loss_spike", LossSpike(then=Skip())),
+        ("guards/stop_at_spikes", "loss_spike", LossSpike()),
+        ("watching/profile", "profile", ProfileWindow()),
+    ],
+)
+def test_guards_and_watching_by_a_later_file(file: str, field: str, expected: object) -> None:
+    files = ["gin_configs/experiments/digits.gin", f"gin_configs/{file}.gin"]
+    reach = gin_utils.load_and_check(train_program.train, files)
+    trainer = gin_utils.build(train_program.train)["trainer_cls"](model_dir="m", train_steps=20)
+    assert getattr(trainer, field) == expected
+    assert {key.selector.split(".")[-1] for key in reach.used} >= {"Trainer"}
+
+
+def test_watching_with_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))
+    files = ["gin_configs/experiments/digits.gin", "gin_configs/watching/wandb.gin"]
+    with pytest.raises(ConfigError, match="WANDB_PROJECT"):
+        gin_utils.load_and_check(train_program.train, files)
+    bindings = ["WANDB_PROJECT = 'mine'", "Trainer.peak_flops = {'cpu': {'float32': 1e11}}"]
+    gin_utils.load_and_check(train_program.train, files, [*bindings, "WandB.name = 'first'"])
+    trainer = gin_utils.build(train_program.train)["trainer_cls"](model_dir="m", train_steps=20)
+    assert trainer.wandb == WandB(project="mine", name="first")
+    assert trainer.peak_flops == {"cpu": {"float32": 1e11}}
 
 
 @pytest.mark.parametrize("run", PROGRAMS)

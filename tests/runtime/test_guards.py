@@ -73,9 +73,7 @@ def moved_on(state):
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_step_left_out_is_a_step_that_never_was(factor, accumulation):
     """Bit for bit: parameters, average, optimizer; and the window but for its count of them."""
-    rules = Guards(
-        non_finite=Skip(), loss_spike=LossSpike(factor=5.0, warmup_steps=2, then=Skip())
-    )
+    rules = Guards(non_finite=Skip(), loss_spike=LossSpike(factor=5.0, warmup_steps=2, then=Skip()))
     optimizer = optimizers.AdamW(
         learning_rate=1e-2, warmup_steps=0, accumulation_steps=accumulation
     )

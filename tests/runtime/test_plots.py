@@ -163,3 +163,23 @@ def test_drawing_needs_no_display_and_no_pyplot(tmp_path):
     root = pathlib.Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", program], check=True, cwd=root, timeout=120)
     assert (tmp_path / "a.png").exists()
+
+
+def test_loss_by_gamma_is_drawn_for_the_first_the_middle_and_the_last_row(tmp_path, monkeypatch):
+    rows = [{"step": step, "train/loss_by_gamma": [step, None, 2.0 * step]} for step in range(1, 8)]
+    figures = []
+    save = plots._save_figure
+    monkeypatch.setattr(
+        plots, "_save_figure", lambda figure, path: (figures.append(figure), save(figure, path))
+    )
+    plots.plot_loss_by_gamma([{"step": 0}, *rows], -8.0, 4.0, tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    stairs = figures[0].axes[0].patches
+    assert [each.get_label() for each in stairs] == ["step 1", "step 4", "step 7"]
+    np.testing.assert_array_equal(stairs[2].get_data().values, [7, np.nan, 14])
+    np.testing.assert_array_equal(stairs[2].get_data().edges, [-8, -4, 0, 4])
+
+
+def test_loss_by_gamma_needs_a_row(tmp_path):
+    with pytest.raises(ValueError, match="None of the 1 rows"):
+        plots.plot_loss_by_gamma([{"step": 0}], 0.0, 1.0, tmp_path / "loss.png")

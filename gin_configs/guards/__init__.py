@@ -1,0 +1,1 @@
+"""What becomes of bad steps: left out, or stopped at."""

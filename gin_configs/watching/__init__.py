@@ -1,0 +1,1 @@
+"""How a run is watched beside its metrics: a profile, Weights & Biases."""
