@@ -19,6 +19,7 @@ from idode_gin.runtime import (
     evaluation,
     flops,
     guards,
+    partitioning,
     profiling,
     programs,
     progress,
@@ -258,7 +259,7 @@ class _Run:
         self._meter = throughput.Meter(
             train_dataset.batch_size,
             trainer.partitioner.mesh.size,
-            flops.count(self._program.step, self._program.abstract_state, batch),
+            self._count_flops(batch),
             throughput.peak_flops(jax.devices()[0].device_kind, dtype, trainer.peak_flops),
         )
 
@@ -324,6 +325,12 @@ class _Run:
             split, dataset = self._eval_split, self._eval_dataset
         self._outputs.plot(self._model, self._state.ema, split, dataset)
         return summary
+
+    def _count_flops(self, batch: types.Batch) -> float:
+        """Operations of one step, from shapes; placed as in training, so that it traces no more."""
+        sharding = dict.fromkeys(batch, self._trainer.partitioner.batch_sharding)
+        placed = partitioning.abstract(batch, sharding)
+        return flops.count(self._program.step, self._program.abstract_state, placed)
 
     def _announce(self, restored: Restored | None) -> None:
         """Says where training starts from."""

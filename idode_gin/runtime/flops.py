@@ -19,10 +19,12 @@ def count(function: Any, *arguments: Any) -> float:
     is not known beforehand is counted once.
 
     Args:
-        function: a jitted function. Tracing it here spares its first call the work.
+        function: jitted or not. Where it is, and arguments have the shardings of its first call,
+            that one is spared the tracing.
         arguments: arrays, or their shapes and dtypes.
     """
-    return _of_jaxpr(function.trace(*arguments).jaxpr.jaxpr)
+    jitted = function if hasattr(function, "trace") else jax.jit(function)
+    return _of_jaxpr(jitted.trace(*arguments).jaxpr.jaxpr)
 
 
 def _of_jaxpr(jaxpr: Any) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
+from idode_gin.losses import first_order
 from idode_gin.runtime import flops, metrics, plots, profiling, throughput, wandb_writer
 from idode_gin.runtime.profiling import ProfileWindow
 
@@ -48,6 +49,19 @@ def convolution(x, kernel, padding="VALID", stride=1):
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=numbers
     )
+
+
+def test_counting_spares_the_first_call_its_tracing(tmp_path):
+    """Of a run's own update: the published sizes take many seconds to trace."""
+    traced = []
+
+    class Counted(first_order.FirstOrder):
+        def __call__(self, *arguments):
+            traced.append(1)
+            return super().__call__(*arguments)
+
+    tiny.trainer(tmp_path, 1).run(tiny.model(loss=Counted()), tiny.config())
+    assert len(traced) == 2  # the names of its metrics, and the update
 
 
 def test_convolutions_agree_with_the_estimate_of_xla():
