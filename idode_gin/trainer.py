@@ -404,7 +404,7 @@ class _Run:
             if evaluated is None:
                 return
             row |= evaluated
-        timing |= self._clock.lap() | throughput.peak_bytes()
+        timing |= self._clock.lap() | throughput.timed(throughput.peak_bytes())
         timing["time/wall_seconds"] = time.monotonic() - self._began
         self._outputs.write_row(step, row | timing)
         self._stopwatch.resume(step)

@@ -60,15 +60,20 @@ def peak_flops(kind: str, dtype: str, table: PeakTable | None = None) -> float |
     return known[max(fitting, key=len)].get(dtype) if fitting else None
 
 
+def timed(values: Mapping[str, Any]) -> Row:
+    """The values as fields of a row that may differ between two runs of one command."""
+    return {f"{TIME_PREFIX}{name}": each for name, each in values.items()}
+
+
 def peak_bytes() -> Row:
     """The most memory that was in use: of this process's fullest device, else of the process."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     found = [each["peak_bytes_in_use"] for each in stats if each and "peak_bytes_in_use" in each]
     if found:
-        return {f"{TIME_PREFIX}peak_device_bytes": max(found)}
+        return {"peak_device_bytes": max(found)}
     unit = 1 if sys.platform == "darwin" else 1024
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {f"{TIME_PREFIX}peak_host_bytes": used}
+    return {"peak_host_bytes": used}
 
 
 class Meter:
@@ -98,7 +103,7 @@ class Meter:
         share = self.share(steps * self._batch_size)
         if share is not None:
             row["flops_share"] = share
-        return {f"{TIME_PREFIX}{name}": each for name, each in row.items()}
+        return timed(row)
 
     def share(self, images_per_second: float | None) -> float | None:
         """Of the devices' peak, the fraction that training uses; None where it is not known."""
@@ -158,8 +163,8 @@ class Clock:
         lap = {**self._lap, "lost": self._lost} if self._lost else dict(self._lap)
         self._lap, self._lost = dict.fromkeys(PHASES, 0.0), 0.0
         self._add(lap)
-        row = {f"{TIME_PREFIX}{phase}_seconds": each for phase, each in lap.items()}
-        return row | {f"{TIME_PREFIX}goodput": self.goodput}
+        row = {f"{phase}_seconds": each for phase, each in lap.items()}
+        return timed({**row, "goodput": self.goodput})
 
     @property
     def seconds(self) -> dict[str, float]:

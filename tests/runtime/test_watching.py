@@ -178,14 +178,14 @@ def test_goodput_is_over_all_processes_and_counts_what_was_done_twice(clock_at):
 
 def test_memory_is_the_devices_or_else_the_processs(monkeypatch):
     (host,) = throughput.peak_bytes().items()
-    assert host[0] == "time/peak_host_bytes"
+    assert host[0] == "peak_host_bytes"
     assert 2**26 < host[1] < 2**40
     devices = [types.SimpleNamespace(memory_stats=lambda b=b: b) for b in (None, {}, {"a": 1})]
     devices += [
         types.SimpleNamespace(memory_stats=lambda n=n: {"peak_bytes_in_use": n}) for n in (5, 9, 7)
     ]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    assert throughput.peak_bytes() == {"time/peak_device_bytes": 9}
+    assert throughput.peak_bytes() == {"peak_device_bytes": 9}
 
 
 # Whole runs.
