@@ -77,9 +77,21 @@ def replay(
     is_finite, report = bad_steps.examine(
         loss_fn, state.params, partitioner.put_batch(own, size), key, num_microbatches
     )
+    report += f"\n  in the run itself: {_seen(bad.health)}"
     title = f"Step {bad.step + 1}, replayed with the batch of {path}:"
     if not is_finite:
         raise checks.NonFiniteError(f"{title}\n{report}")
     if jax.process_index() == 0:
         print(f"{title}\n{report}", flush=True)
     return {"exit_reason": "replayed", "step": bad.step, "report": report}
+
+
+def _seen(health: dict[str, float]) -> str:
+    """What the run saw; an update can overflow though its gradient did not."""
+    names = {
+        "loss": "loss",
+        "grad_norm": "norm of the gradient",
+        "param_norm": "norm of the parameters after the update",
+        "loss_mean": "running mean of the loss",
+    }
+    return ", ".join(f"{text} {health[name]:g}" for name, text in names.items() if health.get(name))

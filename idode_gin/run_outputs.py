@@ -115,19 +115,20 @@ def train_row(state: TrainState, optimizer: Any) -> metrics.Row:
     return row
 
 
-def advice(reason: str, checkpoint: str | None) -> str:
+def advice(checkpoint: str | None, would_skip: bool) -> str:
     """What to do about a run that a guard has stopped.
 
     Args:
-        reason: the field of `Trainer` with the rule, "non_finite" or "loss_spike".
         checkpoint: the last good one, if there is one.
+        would_skip: whether there is a rule that leaves such a step out.
     """
+    other_rule = "; or have such steps left out: --gin_file=gin_configs/guards/skip.gin"
     good = f"The last good checkpoint is {checkpoint}"
     way_out = f" from INITIAL_CHECKPOINT_PATH = {checkpoint!r}" if checkpoint else ""
     return (
         f"{good if checkpoint else 'No checkpoint had been saved yet'}. Lower the learning rate, "
-        f"lengthen its warm-up or set clip_norm, and start again in a new MODEL_DIR{way_out}; or "
-        f"have such steps left out: Trainer.{reason} and guards.Skip."
+        f"lengthen its warm-up or set clip_norm, and start again in a new MODEL_DIR{way_out}"
+        f"{other_rule if would_skip else ''}."
     )
 
 

@@ -447,7 +447,7 @@ class _Run:
         is_spike = isinstance(error, checks.LossSpikeError)
         reason = "loss_spike" if is_spike else "non_finite"
         good, step = self._write_summary(reason, str(error))["checkpoint"], self._watch.bad_step
-        advice = run_outputs.advice(reason, good)
+        advice = run_outputs.advice(good, self._watch.would_skip)
         if step is None:  # not a step of training, but an evaluation
             raise type(error)(f"{error} {advice}") from error
         path = self._directory / "train" / f"bad_step_{step}.npz"

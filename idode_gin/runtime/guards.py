@@ -181,7 +181,8 @@ class Watch:
     """Reads the verdicts of a few steps ago, so that the device is never waited for.
 
     `step` and `loss` are those of the last step seen to be finished, 0 and NaN before there is
-    one; `health` is all that is known of it. `bad_step` is the one that stopped the run.
+    one; `health` is all that is known of it. `bad_step` is the one that stopped the run, and
+    `would_skip` whether a `Skip` rule in place of `Stop` would have left it out.
 
     Args:
         guards: the rules.
@@ -199,6 +200,7 @@ class Watch:
         self._pending: collections.deque[tuple[int, Health]] = collections.deque()
         self.step, self.loss = 0, float("nan")
         self.bad_step: int | None = None
+        self.would_skip = False
         self.health: dict[str, float] = {}
 
     def push(self, step: int, health: Health) -> None:
@@ -238,6 +240,7 @@ class Watch:
             self._say(f"{what} Left out: {values['run']:.0f} in a row, {values['total']:.0f} ever.")
             return
         self.bad_step = step
+        self.would_skip = verdict != GOOD and isinstance(self._guards.rule(verdict), Stop)
         kind = checks.LossSpikeError if verdict == SPIKE else checks.NonFiniteError
         raise kind(f"{what}{reason}")
 

@@ -183,13 +183,14 @@ def test_too_many_in_a_row_or_in_all_stop_the_run(run, total, limit):
     assert watch.bad_step is None
     with pytest.raises(checks.NonFiniteError, match=rf"Step 2 .*left out already \(Skip\.{limit}"):
         watch.push(2, health_of(guards.NON_FINITE, run, total, loss=np.nan))
-    assert watch.bad_step == 2
+    assert (watch.bad_step, watch.would_skip) == (2, False)  # it would have, and has had enough
 
 
 def test_parameters_that_are_not_finite_stop_the_run_under_any_rule():
     watch = guards.Watch(SKIP, look_ahead=0)
     with pytest.raises(checks.NonFiniteError, match="norm of the parameters inf"):
         watch.push(1, health_of(guards.GOOD, param_norm=np.inf))
+    assert (watch.bad_step, watch.would_skip) == (1, False)
 
 
 def test_a_spike_stops_with_an_error_of_its_own():
@@ -197,6 +198,7 @@ def test_a_spike_stops_with_an_error_of_its_own():
     watch = guards.Watch(rules, look_ahead=0)
     with pytest.raises(checks.LossSpikeError, match=r"loss of 9 is more than 3 times.* mean, 2\."):
         watch.push(4, health_of(guards.SPIKE))
+    assert (watch.bad_step, watch.would_skip) == (4, True)
 
 
 @pytest.mark.parametrize(
@@ -315,6 +317,7 @@ def test_the_batch_of_a_step_that_stopped_the_run_can_be_replayed(tmp_path, monk
         run(tmp_path / "run", log_period=1)
     path = tmp_path / "run" / "train" / "bad_step_5.npz"
     assert str(path) in str(e.value)
+    assert "have such steps left out" in str(e.value)
     bad = bad_steps.read(path)
     assert (bad.step, bad.seed) == (4, 0)
     assert np.isnan(bad.health["loss"])
@@ -327,6 +330,7 @@ def test_the_batch_of_a_step_that_stopped_the_run_can_be_replayed(tmp_path, monk
     with pytest.raises(checks.NonFiniteError, match=r"not finite for 4 of 4 images") as e:
         run(tmp_path / "run", replay=str(path))
     assert "gradient is not finite in 4 of 4 leaves: hidden/bias" in str(e.value)
+    assert "in the run itself: loss nan, norm of the gradient nan" in str(e.value)
     assert sorted(tmp_path.rglob("*")) == before
 
     # A step that was sound, and whose loss was logged alone.
