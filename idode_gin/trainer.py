@@ -275,7 +275,7 @@ class _Run:
             **run_inputs.described("non_finite", trainer.non_finite),
             **run_inputs.described("loss_spike", trainer.loss_spike),
         )
-        stack.enter_context(run_lock.held(self._directory, is_first=self._is_writer))
+        stack.enter_context(run_lock.held(self._directory, is_first=jax.process_index() == 0))
         self._saved = stack.enter_context(
             Checkpoints(self._directory, trainer.checkpoints, facts, self._bpd)
         )
@@ -375,7 +375,7 @@ class _Run:
         return self._trainer.partitioner.put_batch(batch, self._dataset.batch_size)
 
     def _bpd(self, step: int) -> float | None:
-        return (self._log.row(step) or {}).get("eval/bpd")
+        return (self._outputs.log.row(step) or {}).get("eval/bpd")
 
     def _save(self) -> None:
         self._watch.drain()

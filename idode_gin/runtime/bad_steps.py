@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from idode_gin import types
-from idode_gin.runtime import fingerprints, plots
+from idode_gin.runtime import files, fingerprints
 from idode_gin.runtime.train_step import LossFn
 
 _SHOWN = 8
@@ -39,7 +39,7 @@ class BadStep:
         arrays: dict[str, Any] = {"step": self.step, "seed": self.seed}
         arrays |= {f"batch/{name}": each for name, each in self.batch.items()}
         arrays |= {f"health/{name}": each for name, each in self.health.items()}
-        plots.write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+        files.write_npz_atomically(path, arrays)
 
 
 def read(path: str | os.PathLike[str]) -> BadStep:
