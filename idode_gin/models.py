@@ -1,7 +1,7 @@
 """The model: the one object that holds the maths and that a gin file builds."""
 
 import dataclasses
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +82,10 @@ class DiffusionODE:
                 "dataset's, or choose the dataset the model was meant for."
             )
         return self.network.init(key, image_shape)
+
+    def logical_axes(self, image_shape: tuple[int, int, int]) -> Any:
+        """Names of the parameters' axes: see `AbstractNetwork.logical_axes`."""
+        return self.network.logical_axes(image_shape)
 
     def field(
         self,

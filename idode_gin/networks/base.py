@@ -1,8 +1,10 @@
 """The contract of a network."""
 
 import abc
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import jax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from idode_gin import types
@@ -23,6 +25,16 @@ class AbstractNetwork(abc.ABC):
     @abc.abstractmethod
     def init(self, key: types.PRNGKey, image_shape: tuple[int, int, int]) -> types.Params:
         """Fresh float32 parameters for images of shape (height, width, channels)."""
+
+    def logical_axes(self, image_shape: tuple[int, int, int]) -> Any:
+        """Names of the parameters' axes, for a partitioner's rules.
+
+        Returns:
+            A tree like the parameters; each leaf is a `PartitionSpec` with one name, or None, per
+            axis, no name twice. Here: None everywhere, and such a parameter is never split.
+        """
+        params = jax.eval_shape(lambda: self.init(jax.random.key(0), image_shape))
+        return jax.tree.map(lambda leaf: PartitionSpec(*[None] * leaf.ndim), params)
 
     @abc.abstractmethod
     def __call__(

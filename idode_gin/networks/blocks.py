@@ -9,6 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from idode_gin import types
+from idode_gin.networks import layers
 
 Features = Float[Array, "batch height width _"]
 
@@ -42,28 +43,26 @@ class ResNetBlock(nn.Module):
         keys: types.PRNGKeys | None,
     ) -> Features:
         """Applies the block; `keys` None switches dropout off."""
-        h = nn.swish(nn.GroupNorm(self.groups, dtype=self.dtype, name="norm_1")(x))
-        h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_1")(h)
-        shift = nn.Dense(
+        norm_1 = layers.group_norm(self.groups, "channels_in", self.dtype, "norm_1")
+        conv_1 = layers.conv(self.channels, ("channels_in", "hidden"), self.dtype, "conv_1")
+        h = conv_1(nn.swish(norm_1(x)))
+        project = layers.dense(
             self.channels,
+            ("embedding", "hidden"),
+            self.dtype,
+            "conditioning",
+            kernel_init=layers.ZEROS,
             use_bias=False,
-            kernel_init=nn.initializers.zeros,
-            dtype=self.dtype,
-            name="conditioning",
-        )(conditioning)
-        h = h + shift[:, None, None, :]
-        h = nn.swish(nn.GroupNorm(self.groups, dtype=self.dtype, name="norm_2")(h))
+        )
+        h = h + project(conditioning)[:, None, None, :]
+        h = nn.swish(layers.group_norm(self.groups, "hidden", self.dtype, "norm_2")(h))
         if keys is not None and self.dropout_rate > 0:
             h = dropout(h, keys, self.dropout_rate)
-        h = nn.Conv(
-            self.channels,
-            (3, 3),
-            kernel_init=nn.initializers.zeros,
-            dtype=self.dtype,
-            name="conv_2",
-        )(h)
+        axes = ("hidden", "channels")
+        h = layers.conv(self.channels, axes, self.dtype, "conv_2", kernel_init=layers.ZEROS)(h)
         if x.shape[-1] != self.channels:
-            x = nn.Dense(self.channels, dtype=self.dtype, name="shortcut")(x)
+            axes = ("channels_in", "channels")
+            x = layers.dense(self.channels, axes, self.dtype, "shortcut")(x)
         return x + h
 
 
@@ -81,11 +80,11 @@ class AttentionBlock(nn.Module):
     def __call__(self, x: Features) -> Features:
         """Applies the block."""
         channels = x.shape[-1]
-        normed = nn.GroupNorm(self.groups, dtype=self.dtype, name="norm")(x)
+        normed = layers.group_norm(self.groups, "channels", self.dtype, "norm")(x)
         pixels = normed.reshape(x.shape[0], -1, channels)
 
         def project(name: str) -> Array:
-            projected = nn.Dense(channels, dtype=self.dtype, name=name)(pixels)
+            projected = layers.dense(channels, ("channels", "heads"), self.dtype, name)(pixels)
             return projected.reshape(*pixels.shape[:2], self.heads, channels // self.heads)
 
         query, key, value = project("query"), project("key"), project("value")
@@ -94,7 +93,8 @@ class AttentionBlock(nn.Module):
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
         attended = jnp.einsum("bhqk,bkhc->bqhc", weights, value).reshape(x.shape)
-        out = nn.Dense(channels, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="out")
+        axes = ("heads", "channels")
+        out = layers.dense(channels, axes, self.dtype, "out", kernel_init=layers.ZEROS)
         return x + out(attended)
 
 

@@ -1,7 +1,7 @@
 """The U-Net of constant resolution."""
 
 import dataclasses
-from typing import final
+from typing import Any, final
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array
 
 from idode_gin import checks, types
-from idode_gin.networks import base, blocks, embeddings
+from idode_gin.networks import base, blocks, embeddings, layers
 
 
 @final
@@ -82,6 +82,15 @@ class UNet(base.AbstractNetwork):
 
     def init(self, key: types.PRNGKey, image_shape: tuple[int, int, int]) -> types.Params:
         """Fresh parameters: LeCun normal kernels, zero where a block must start as identity."""
+        return layers.unboxed(self._boxed(key, image_shape))
+
+    def logical_axes(self, image_shape: tuple[int, int, int]) -> Any:
+        """Names of the parameters' axes; what they mean is said in `layers`."""
+        boxed = jax.eval_shape(lambda: self._boxed(jax.random.key(0), image_shape))
+        return layers.axis_names(boxed)
+
+    def _boxed(self, key: types.PRNGKey, image_shape: tuple[int, int, int]) -> Any:
+        """Fresh parameters, each with its names."""
         z = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         time = jax.ShapeDtypeStruct((1,), jnp.float32)
         conditioning = jax.ShapeDtypeStruct((1, self.conditioning_size), jnp.float32)
@@ -125,7 +134,8 @@ class _LinenUNet(nn.Module):
         )
         vector = jnp.concatenate([embedding.astype(edge), conditioning.astype(edge)], axis=-1)
         for i in range(2):
-            dense = nn.Dense(4 * config.channels, dtype=edge, name=f"dense_{i}")
+            axes = ("embedding_in" if i else "features", "embedding")
+            dense = layers.dense(4 * config.channels, axes, edge, f"dense_{i}")
             vector = nn.swish(dense(vector))
         vector = vector.astype(inner)
 
@@ -143,7 +153,8 @@ class _LinenUNet(nn.Module):
 
         everywhere = config.attention_everywhere
         h = jnp.concatenate([z, _fourier(z, config.fourier_exponents)], axis=-1)
-        h = nn.Conv(config.channels, (3, 3), dtype=edge, name="conv_in")(h).astype(inner)
+        conv_in = layers.conv(config.channels, ("features", "channels"), edge, "conv_in")
+        h = conv_in(h).astype(inner)
         skips = [h]
         for i in range(config.levels):
             h = stage(f"down_{i}", everywhere, h)
@@ -152,11 +163,10 @@ class _LinenUNet(nn.Module):
         h = stage("middle_1", False, h)
         for i in range(config.levels + 1):
             h = stage(f"up_{i}", everywhere, jnp.concatenate([h, skips.pop()], axis=-1))
-        h = nn.swish(nn.GroupNorm(config.groups, dtype=edge, name="norm_out")(h))
-        h = nn.Conv(
-            z.shape[-1], (3, 3), kernel_init=nn.initializers.zeros, dtype=edge, name="conv_out"
-        )(h)
-        return h + z
+        h = nn.swish(layers.group_norm(config.groups, "channels", edge, "norm_out")(h))
+        axes = ("channels", "image")
+        conv_out = layers.conv(z.shape[-1], axes, edge, "conv_out", kernel_init=layers.ZEROS)
+        return conv_out(h) + z
 
 
 def _fourier(z: Array, exponents: tuple[int, ...]) -> Array:

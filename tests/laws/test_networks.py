@@ -1,11 +1,14 @@
 """Laws of every network, and facts of the U-Net."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
-from idode_gin.networks import blocks, embeddings, unet
+from idode_gin.networks import base, blocks, embeddings, layers, unet
 from idode_gin.networks.unet import UNet
 
 TINY = {"channels": 8, "levels": 1, "groups": 4, "fourier_exponents": (1,)}
@@ -269,3 +272,55 @@ def test_fourier_features_by_numpy():
     slope = jax.grad(lambda z: embeddings.fourier_features(z, (7,))[0, 0, 0, 0])(jnp.asarray(z))
     expected = 2 * np.pi * 128 * np.cos(2 * np.pi * 128 * float(z[0, 0, 0, 0]))
     np.testing.assert_allclose(slope[0, 0, 0, 0], expected, rtol=1e-3)
+
+
+def flat(tree):
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+@every_network
+def test_every_axis_has_a_name(network):
+    names = flat(network.logical_axes((4, 4, 3)))
+    shapes = flat(shapes_of_parameters(network, (4, 4, 3)))
+    assert names.keys() == shapes.keys()
+    for path, leaf in shapes.items():
+        assert len(names[path]) == leaf.ndim == len(set(names[path]) - {None}), path
+    described = re.findall(r"\w+", layers.__doc__)
+    assert {name for each in names.values() for name in each} <= set(described)
+
+
+def test_names_and_sizes_at_the_published_size():
+    network = UNet(channels=128)
+    names = flat(network.logical_axes((32, 32, 3)))
+    shapes = flat(shapes_of_parameters(network, (32, 32, 3)))
+    sizes = {}
+    for path, leaf in shapes.items():
+        for name, size in zip(names[path], leaf.shape, strict=True):
+            sizes.setdefault(name, set()).add(size)
+    assert sizes == {
+        "kernel_height": {3},
+        "kernel_width": {3},
+        "features": {129, 15},
+        "embedding_in": {512},
+        "embedding": {512},
+        "channels": {128},
+        "channels_in": {128, 256},
+        "hidden": {128},
+        "heads": {128},
+        "image": {3},
+    }
+
+
+def test_a_network_without_names_gives_none():
+    class Nameless(base.AbstractNetwork):
+        def init(self, key, image_shape):
+            return {"a": jnp.zeros((2, 3)), "b": jnp.zeros(())}
+
+        def __call__(self, params, z, time, conditioning, key=None):
+            return z
+
+    names = Nameless().logical_axes((4, 4, 1))
+    assert names == {"a": PartitionSpec(None, None), "b": PartitionSpec()}
