@@ -53,7 +53,8 @@ class Evaluator:
         solve_size: images that one solve works on, whatever the batch size. A float32 network
             rounds a little differently for each number of images, and adaptive steps can make of
             that a difference as large as the solver's own error.
-        partitioner: devices.
+        partitioner: devices. Each has images of its own and all parameters, whatever the mesh:
+            solves of different length cannot wait for each other's parts of them.
     """
 
     output_dir: str
@@ -83,12 +84,16 @@ class Evaluator:
             checks.NonFiniteError: if an image's figure is not finite or a solve did not arrive.
             checks.Preempted: when asked to stop; the next `run` goes on from there.
         """
-        self.partitioner.check_batch_size("batch_size", dataset.batch_size)
+        self.partitioner.check_batch_size("batch_size", dataset.batch_size, per_device=True)
         began = time.monotonic()
         checkpoints.find(self.checkpoint_path)  # before images are read
         split = run_inputs.load(dataset, model)
         restored = run_inputs.load_params(
-            model, split.image_shape, self.checkpoint_path, self.use_ema
+            model,
+            split.image_shape,
+            self.checkpoint_path,
+            self.use_ema,
+            self.partitioner.replicated,
         )
         params, step, checkpoint = restored.params, restored.step, str(restored.path)
         print(

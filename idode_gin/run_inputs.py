@@ -45,15 +45,29 @@ def load(dataset: data.DatasetConfig, model: DiffusionODE) -> data.ImageSplit:
 
 
 def load_params(
-    model: DiffusionODE, image_shape: tuple[int, int, int], path: str, use_ema: bool
+    model: DiffusionODE,
+    image_shape: tuple[int, int, int],
+    path: str,
+    use_ema: bool,
+    sharding: jax.sharding.Sharding | None = None,
 ) -> checkpoints.RestoredParams:
     """Parameters for images of this shape, of one checkpoint or of a run's newest whole one.
+
+    Args:
+        model: what they are for.
+        image_shape: (height, width, channels).
+        path: of the checkpoint, or a run directory.
+        use_ema: their moving average, or else the last ones.
+        sharding: of each; None replicates them over all devices.
 
     Raises:
         ValueError: if there is none, or what its network's output means is not what `model` takes
             it to mean: another path, parameterization, range of gamma, or number of levels.
     """
-    abstract = jax.eval_shape(lambda key: model.init(key, image_shape), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: model.init(key, image_shape), jax.random.key(0))
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+    )
     restored = checkpoints.restore_params(path, abstract, ema=use_ema)
     if other := changed(restored.facts, described("model", model), MEANING):
         raise ValueError(

@@ -45,7 +45,7 @@ class Sampler:
         seed: of the noise.
         solve_size: images that one solve works on, whatever the batch size, so that an image does
             not depend on it; see `Evaluator`.
-        partitioner: devices.
+        partitioner: devices; each has all parameters, as in `Evaluator`.
     """
 
     output_dir: str
@@ -76,10 +76,14 @@ class Sampler:
         """
         if model.image_shape is None:
             raise ValueError("Sampling needs `DiffusionODE.image_shape`; bind IMAGE_SHAPE.")
-        self.partitioner.check_batch_size("batch_size", self.batch_size)
+        self.partitioner.check_batch_size("batch_size", self.batch_size, per_device=True)
         began = time.monotonic()
         restored = run_inputs.load_params(
-            model, model.image_shape, self.checkpoint_path, self.use_ema
+            model,
+            model.image_shape,
+            self.checkpoint_path,
+            self.use_ema,
+            self.partitioner.replicated,
         )
         params, step, checkpoint = restored.params, restored.step, str(restored.path)
         print(

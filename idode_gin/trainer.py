@@ -188,6 +188,7 @@ class Trainer:
             num_microbatches=self.num_microbatches,
             update_period=getattr(optimizer, "accumulation_steps", 1),
             partitioner=self.partitioner,
+            logical_axes=model.logical_axes(image_shape),
             rules=self.rules,
             gamma_bins=train_step.GammaBins(
                 number=self.gamma_bins, low=model.time.gamma_min, high=model.time.gamma_max
@@ -323,7 +324,8 @@ class _Run:
         split, dataset = self._split, self._dataset
         if self._eval_split is not None and self._eval_dataset is not None:
             split, dataset = self._eval_split, self._eval_dataset
-        self._outputs.plot(self._model, self._state.ema, split, dataset)
+        ema = self._trainer.partitioner.whole(self._state.ema)
+        self._outputs.plot(self._model, ema, split, dataset)
         return summary
 
     def _count_flops(self, batch: types.Batch) -> float:
@@ -469,6 +471,11 @@ class _Run:
             step = self._watch.step or step
         row = self._outputs.log.row(step) or {}
         path = self._saved.last_good()
+        digests: dict[str, str | None] = {"params_sha256": None, "ema_sha256": None}
+        if is_finite:
+            whole = self._trainer.partitioner.whole
+            digests["params_sha256"] = fingerprints.sha256(whole(state.params))
+            digests["ema_sha256"] = fingerprints.sha256(whole(state.ema))
         summary = {
             "exit_reason": exit_reason,
             "error": error,
@@ -477,7 +484,12 @@ class _Run:
             "bpd": row.get("eval/bpd"),
             "bpd_stderr": row.get("eval/bpd_stderr"),
             "bpd_of": "variational bound of the EMA parameters on the evaluation split, bits/dim",
+<<<<<<< HEAD
             **run_outputs.outcome(state, is_finite=is_finite),
+=======
+            **digests,
+            "num_params": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+>>>>>>> ed59047 (Partitioning: a mesh of data, fsdp and model, rules for what is split over it)
             "images_per_second": self._stopwatch.images_per_second(),
             "flops_per_step": self._meter.flops,
             "flops_share": self._meter.share(self._stopwatch.images_per_second()),
@@ -491,3 +503,21 @@ class _Run:
         }
         self._outputs.write_summary(summary)
         return summary
+<<<<<<< HEAD
+=======
+
+    def _plot(self, ema: types.Params) -> None:
+        folder = self._directory / "train"
+        plots.plot_bpd_curve(self._log.rows, folder / "bpd.png")
+        split, dataset = self._split, self._dataset
+        if self._eval_split is not None and self._eval_dataset is not None:
+            split, dataset = self._eval_split, self._eval_dataset
+        # A batch as in training, which has no padding, and the first images of the split.
+        split = dataclasses.replace(split, augmentation=None)
+        batch = batch_lib.train_batch(split, dataclasses.replace(dataset, shuffle=False), 0)
+        gammas = np.linspace(
+            self._model.time.gamma_min, self._model.time.gamma_max, INTEGRAND_POINTS
+        )
+        values = jax.jit(self._model.integrand)(ema, batch, jax.random.key(0), gammas)
+        plots.plot_integrand(gammas, np.asarray(values), folder / "integrand.png")
+>>>>>>> ed59047 (Partitioning: a mesh of data, fsdp and model, rules for what is split over it)

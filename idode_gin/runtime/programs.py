@@ -20,13 +20,14 @@ EvalFn = Callable[[types.Params, types.Batch, types.PRNGKey], dict[str, Any]]
 class Program:
     """Jitted functions of one run, and the shapes, dtypes and shardings of its state.
 
-    `step` donates the state it is given.
+    `step` donates the state it is given. `logical_axes` names the axes of the parameters.
     """
 
     init: Callable[[], TrainState]
     step: Callable[[TrainState, types.Batch], tuple[TrainState, train_step.Health]]
     evaluate: Callable[[types.Params, types.Batch], dict[str, Any]]
     abstract_state: TrainState
+    logical_axes: Any
 
 
 def keys(seed: int) -> tuple[types.PRNGKey, types.PRNGKey, types.PRNGKey]:
@@ -50,6 +51,7 @@ def build(
     partitioner: partitioning.PjitPartitioner,
     rules: Guards = STOP,
     gamma_bins: train_step.GammaBins = train_step.NO_BINS,
+    logical_axes: Any = None,
 ) -> Program:
     """Builds the functions; each compiles when it is first called.
 
@@ -68,6 +70,8 @@ def build(
         partitioner: devices.
         rules: see `train_step.make_train_step`.
         gamma_bins: likewise.
+        logical_axes: names of the parameters' axes, for the partitioner's rules; None leaves
+            parameters whole.
     """
     key_init, key_train, key_eval = keys(seed)
     params = jax.eval_shape(init_params, key_init)
@@ -76,11 +80,18 @@ def build(
     def init() -> TrainState:
         return train_state.create(init_params(key_init), transformation, names, gamma_bins.number)
 
+    shapes = jax.eval_shape(init)
+    sharding = partitioner.state_sharding(shapes, logical_axes)
+    gathered = partitioner.gathered(sharding.params)
+
+    def loss_of_stored(params: types.Params, *others: Any) -> tuple[jax.Array, dict[str, Any]]:
+        return loss_fn(gathered(params), *others)
+
     def evaluate(params: types.Params, batch: types.Batch) -> dict[str, Any]:
-        return eval_fn(params, batch, key_eval)
+        return eval_fn(gathered(params), batch, key_eval)
 
     step = train_step.make_train_step(
-        loss_fn,
+        loss_of_stored,
         transformation,
         key=key_train,
         ema_rate=ema_rate,
@@ -90,8 +101,6 @@ def build(
         rules=rules,
         gamma_bins=gamma_bins,
     )
-    shapes = jax.eval_shape(init)
-    sharding = partitioner.state_sharding(shapes)
     return Program(
         init=jax.jit(init, out_shardings=sharding),
         step=processes.together(
@@ -99,4 +108,5 @@ def build(
         ),
         evaluate=processes.together(jax.jit(evaluate, out_shardings=partitioner.replicated)),
         abstract_state=partitioning.abstract(shapes, sharding),
+        logical_axes=logical_axes,
     )

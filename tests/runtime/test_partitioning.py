@@ -16,6 +16,7 @@ import on_devices
 import pytest
 import tiny
 
+from idode_gin.networks import base
 from idode_gin.runtime import batches, checkpoints, metrics, partitioning
 
 HERE = pathlib.Path(__file__).parent
@@ -110,7 +111,7 @@ def test_two_processes_train_together_and_stop_together(runs, tmp_path):
 
 def test_batch_size_must_suit_the_devices():
     partitioner = partitioning.PjitPartitioner()
-    assert partitioner.mesh.axis_names == ("data",)
+    assert partitioner.mesh.shape == {"data": 1, "fsdp": 1, "model": 1}
     partitioner.check_batch_size("batch_size", 6)
     partitioner.check_batch_size("batch_size", 6, num_microbatches=3)
     with pytest.raises(ValueError, match=r"batch_size=6.*num_microbatches=4.*next valid.*8"):
@@ -119,17 +120,52 @@ def test_batch_size_must_suit_the_devices():
         partitioner.check_batch_size("batch_size", 0)
 
 
-def test_a_model_over_several_devices_is_refused():
-    with pytest.raises(ValueError, match=r"num_partitions=2.*num_microbatches"):
-        partitioning.PjitPartitioner(num_partitions=2)
+@pytest.mark.parametrize(
+    ("mesh_shape", "arguments", "message"),
+    [
+        ({"data": 2, "fsdp": 4}, {}, r"`data \* fsdp`, got rows=12 and data \* fsdp=8.*is 16"),
+        ({"data": 2}, {"num_microbatches": 8}, r"`data \* num_microbatches`.*=16"),
+        ({"data": 4, "model": 2}, {}, None),
+        ({"data": 4, "model": 2}, {"per_device": True}, r"`data \* model`.*is 16"),
+    ],
+)
+def test_batch_size_must_suit_the_mesh(mesh_shape, arguments, message):
+    partitioner = partitioning.PjitPartitioner(mesh_shape=mesh_shape).without_devices()
+    if message is None:
+        partitioner.check_batch_size("rows", 12, **arguments)
+        return
+    with pytest.raises(ValueError, match=message):
+        partitioner.check_batch_size("rows", 12, **arguments)
 
 
-def test_state_is_replicated_and_batches_are_not():
+def test_a_mesh_that_the_devices_do_not_fill():
+    with pytest.raises(ValueError, match=r"fsdp=4 .* = 4 and 1 devices"):
+        partitioning.PjitPartitioner(mesh_shape={"fsdp": 4}).batch_sharding.mesh.size  # noqa: B018
+
+
+def test_a_model_axis_that_splits_nothing(caplog):
+    class Nameless(tiny.AffineNetwork):
+        logical_axes = base.AbstractNetwork.logical_axes
+
+    names = Nameless().logical_axes(tiny.SHAPE)
+    params = jax.eval_shape(lambda: Nameless().init(jax.random.key(0), tiny.SHAPE))
+    with pytest.raises(ValueError, match="got 2: these devices would all do the same work"):
+        partitioning.PjitPartitioner(num_partitions=2).without_devices().param_sharding(
+            params, names
+        )
+    fsdp = partitioning.PjitPartitioner(mesh_shape={"fsdp": 2}).without_devices()
+    assert all(
+        each.is_fully_replicated for each in jax.tree.leaves(fsdp.param_sharding(params, names))
+    )
+    assert "Every device holds all of them" in caplog.text
+
+
+def test_state_is_whole_without_names_and_batches_are_not():
     partitioner = partitioning.PjitPartitioner()
     shardings = partitioner.state_sharding({"a": 1, "b": [2, 3]})
     assert jax.tree.structure(shardings) == jax.tree.structure({"a": 0, "b": [0, 0]})
     assert all(each.is_fully_replicated for each in jax.tree.leaves(shardings))
-    assert partitioner.batch_sharding.spec[0] == "data"
+    assert partitioner.batch_sharding.spec[0] == ("data", "fsdp")
 
 
 def test_dtypes_of_a_batch_are_kept():

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from idode_gin import models
 from idode_gin.encoding import Encoding
@@ -39,6 +40,18 @@ class AffineNetwork(base.AbstractNetwork):
             "out": {
                 "kernel": 0.1 * jax.random.normal(keys[1], (self.width, 2 * size)),
                 "bias": jnp.zeros(2 * size),
+            },
+        }
+
+    def logical_axes(self, image_shape):
+        return {
+            "hidden": {
+                "kernel": PartitionSpec("features", "hidden"),
+                "bias": PartitionSpec("hidden"),
+            },
+            "out": {
+                "kernel": PartitionSpec("hidden", "channels"),
+                "bias": PartitionSpec("channels"),
             },
         }
 
