@@ -41,9 +41,9 @@ def evaluate(
         evaluator: checkpoint, bounds and output directory.
         dry_run: only say what would be done. Set by the flag --dry_run.
     """
-    found = checkpoints.find(evaluator.checkpoint_path)
     if dry_run:
-        print(f"Would evaluate {found} on {dataset_cfg.mixture_or_task_name}, {dataset_cfg.split}.")
+        print(evaluator.dry_run(model, dataset_cfg))
         return
+    checkpoints.find(evaluator.checkpoint_path)
     gin_utils.write_configs(evaluator.output_dir, "EVAL_OUTPUT_DIR")
     evaluator.run(model, dataset_cfg)

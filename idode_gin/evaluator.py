@@ -130,6 +130,18 @@ class Evaluator:
     def _directory(self) -> pathlib.Path:
         return pathlib.Path(self.output_dir)
 
+    def dry_run(self, model: DiffusionODE, dataset: data.DatasetConfig) -> str:
+        """What `run` would do, in words, on devices that need not be there. Reads no images.
+
+        Raises:
+            ValueError: for a batch size that does not suit the mesh, or a model that does not say
+                the shape of its images.
+        """
+        partitioner = self.partitioner.without_devices()
+        partitioner.check_batch_size("batch_size", dataset.batch_size, per_device=True)
+        use = f"score {dataset.mixture_or_task_name} / {dataset.split} with"
+        return run_inputs.describe_use(model, partitioner, self.checkpoint_path, use)
+
     def _scorers(self, model: DiffusionODE) -> dict[str, Scorer]:
         """One compiled function `(params, batch) -> scores [B]` per bound."""
 

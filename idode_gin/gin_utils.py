@@ -216,10 +216,15 @@ def _run(program: str, function: str, about: str, arguments: list[str]) -> None:
     root = getattr(importlib.import_module(program), function)
     load_and_check(root, options.gin_file, options.gin_bindings, options.gin_search_paths)
     refuse_bindings(root, ["dry_run"], "use the flag --dry_run")
-    initialize_processes(options)
+    if options.dry_run:
+        _stay_off_accelerators()
+    else:
+        initialize_processes(options)
     with shared_fate.Watch():
         _set_data_dirs(options)
         print(first_screen(program, options.gin_file), flush=True)
+        if options.dry_run:
+            print(f"\n{config.config_str()}", flush=True)
         config.get_configurable(root)(dry_run=options.dry_run)
 
 
@@ -299,6 +304,12 @@ def initialize_processes(options: flags.FlagValues) -> None:
     if place.index > 0:
         voices.only_errors(place.index)
     processes.join(place, timeout)
+
+
+def _stay_off_accelerators() -> None:
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
 
 
 def _define_flags() -> flags.FlagValues:

@@ -12,15 +12,76 @@ from absl import logging
 
 from idode_gin import numerics, types
 from idode_gin.models import DiffusionODE
-from idode_gin.runtime import agreement, checkpoints, data, fingerprints, loading
+from idode_gin.runtime import (
+    accounting,
+    agreement,
+    checkpoints,
+    data,
+    fingerprints,
+    flops,
+    loading,
+)
+from idode_gin.runtime.partitioning import PjitPartitioner
 
 
-def describe(model: DiffusionODE, params: types.Params) -> str:
-    """The model and a table of its parameters, of which the shapes suffice."""
-    from clu import parameter_overview
+def describe(model: DiffusionODE, params: types.Params, logical_axes: Any = None) -> str:
+    """The model and a table of its parameters, of which shapes and shardings suffice."""
+    return f"{model}\n\n{accounting.parameter_table(params, logical_axes)}\n"
 
-    table = parameter_overview.get_parameter_overview(params, include_stats=False)
-    return f"{model}\n\n{table}\n"
+
+def shape_for_dry_run(model: DiffusionODE) -> tuple[int, int, int]:
+    """(height, width, channels) of the images, as declared.
+
+    Raises:
+        ValueError: if nothing declares it: a dry run reads no images to find out.
+    """
+    if model.image_shape is None:
+        raise ValueError(
+            "`image_shape` of the model must be given for a dry run, which reads no images; got "
+            "None. Bind IMAGE_SHAPE = (height, width, channels)."
+        )
+    return model.image_shape
+
+
+def param_shapes(
+    model: DiffusionODE,
+    image_shape: tuple[int, int, int],
+    sharding: jax.sharding.Sharding | None = None,
+) -> types.Params:
+    """Shapes and dtypes of the model's parameters, each with `sharding`."""
+    shapes = jax.eval_shape(lambda key: model.init(key, image_shape), jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+    )
+
+
+def describe_use(model: DiffusionODE, partitioner: PjitPartitioner, path: str, use: str) -> str:
+    """What a program would do with a checkpoint that it only reads; nothing is read.
+
+    Args:
+        model: what was trained.
+        partitioner: devices that need not be there.
+        path: of the checkpoint.
+        use: what would be done, as in "Would {use} <checkpoint>".
+    """
+    shape = shape_for_dry_run(model)
+    params = param_shapes(model, shape, partitioner.replicated)
+    batch = blank_batch(model, shape, 1)
+    z = jax.ShapeDtypeStruct(batch["image"].shape, np.float32)
+    time = jax.ShapeDtypeStruct((1,), np.float32)
+    operations = flops.count(model.network, params, z, time, batch["conditioning"])
+    try:
+        plan = f"Would {use} {checkpoints.find(path)}."
+    except ValueError as error:
+        plan = f"Nothing to {use} yet. {error}"
+    size = accounting.bytes_per_device(params) / accounting.MIB
+    return (
+        f"{describe(model, params, model.logical_axes(shape))}\n"
+        f"Mesh: {partitioner.shown}.\n"
+        f"Parameters on each device, all of them on every one: {size:,.1f} MiB.\n"
+        f"FLOPs of one network evaluation, per image: {operations:.4g}.\n"
+        f"{plan}"
+    )
 
 
 def load(dataset: data.DatasetConfig, model: DiffusionODE) -> data.ImageSplit:
@@ -64,10 +125,7 @@ def load_params(
         ValueError: if there is none, or what its network's output means is not what `model` takes
             it to mean: another path, parameterization, range of gamma, or number of levels.
     """
-    shapes = jax.eval_shape(lambda key: model.init(key, image_shape), jax.random.key(0))
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
-    )
+    abstract = param_shapes(model, image_shape, sharding)
     restored = checkpoints.restore_params(path, abstract, ema=use_ema)
     if other := changed(restored.facts, described("model", model), MEANING):
         raise ValueError(

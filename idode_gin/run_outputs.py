@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -132,10 +133,18 @@ def advice(checkpoint: str | None, would_skip: bool) -> str:
     )
 
 
-def outcome(state: TrainState, *, is_finite: bool) -> dict[str, Any]:
-    """What summary.json says of the parameters; no checksums of a state that is not finite."""
+def outcome(
+    state: TrainState, whole: Callable[[types.Params], types.Params], *, is_finite: bool
+) -> dict[str, Any]:
+    """What summary.json says of the parameters.
+
+    Args:
+        state: of the run.
+        whole: makes arrays whole on every device; every process calls it.
+        is_finite: there are no checksums of a state that is not.
+    """
     return {
-        "params_sha256": fingerprints.sha256(state.params) if is_finite else None,
-        "ema_sha256": fingerprints.sha256(state.ema) if is_finite else None,
+        "params_sha256": fingerprints.sha256(whole(state.params)) if is_finite else None,
+        "ema_sha256": fingerprints.sha256(whole(state.ema)) if is_finite else None,
         "num_params": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
     }

@@ -33,9 +33,9 @@ def sample(*, model: DiffusionODE, sampler: Sampler, dry_run: bool = False) -> N
         sampler: checkpoint, numbers and output directory.
         dry_run: only say what would be done. Set by the flag --dry_run.
     """
-    found = checkpoints.find(sampler.checkpoint_path)
     if dry_run:
-        print(f"Would draw {sampler.num_samples} images from {found}.")
+        print(sampler.dry_run(model))
         return
+    checkpoints.find(sampler.checkpoint_path)
     gin_utils.write_configs(sampler.output_dir, "SAMPLE_OUTPUT_DIR")
     sampler.run(model)

@@ -115,6 +115,17 @@ class Sampler:
     def _directory(self) -> pathlib.Path:
         return pathlib.Path(self.output_dir)
 
+    def dry_run(self, model: DiffusionODE) -> str:
+        """What `run` would do, in words, on devices that need not be there.
+
+        Raises:
+            ValueError: for a batch size that does not suit the mesh, or a model without a shape.
+        """
+        partitioner = self.partitioner.without_devices()
+        partitioner.check_batch_size("batch_size", self.batch_size, per_device=True)
+        use = f"draw {self.num_samples} images with"
+        return run_inputs.describe_use(model, partitioner, self.checkpoint_path, use)
+
     def _facts(self, model: DiffusionODE, params: types.Params) -> dict[str, Any]:
         """What decides the samples."""
         return run_inputs.result_facts(

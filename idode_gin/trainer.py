@@ -14,6 +14,7 @@ import optax
 from idode_gin import checks, replays, run_inputs, run_outputs, types
 from idode_gin.models import DiffusionODE
 from idode_gin.runtime import (
+    accounting,
     bad_steps,
     data,
     evaluation,
@@ -150,21 +151,40 @@ class Trainer:
     ) -> str:
         """Checks all that can be checked without computing, and describes the run in words.
 
-        Traces the update and the evaluation with shapes alone. Reads images only where the model
-        does not say their shape, and writes nothing.
+        Traces the update and the evaluation with shapes alone, on a mesh whose devices need not
+        be there. Reads no images and writes nothing.
 
         Raises:
-            ValueError: for batch sizes, shapes or checkpoints that do not fit.
+            ValueError: for batch sizes, shapes or checkpoints that do not fit, or a model that
+                does not say the shape of its images.
         """
+        partitioner = self.partitioner.without_devices()
+        self = dataclasses.replace(self, partitioner=partitioner)
         self._check_batch_sizes(train_dataset, eval_dataset)
         self._check_best(eval_dataset)
-        shape = model.image_shape or run_inputs.load(train_dataset, model).image_shape
-        batch = run_inputs.blank_batch(model, shape, train_dataset.batch_size)
+        shape, size = run_inputs.shape_for_dry_run(model), train_dataset.batch_size
+        batch = run_inputs.blank_batch(model, shape, size)
         program = self.program(model, shape, batch)
-        jax.eval_shape(program.step, program.abstract_state, batch)
-        jax.eval_shape(program.evaluate, program.abstract_state.params, batch)
-        plan = Checkpoints(self.model_dir, self.checkpoints, {}).plan(program.abstract_state)
-        return f"{run_inputs.describe(model, program.abstract_state.params)}\nWould train {plan}."
+        state = program.abstract_state
+        step = jax.make_jaxpr(program.step)(state, batch)
+        jax.eval_shape(program.evaluate, state.params, batch)
+        plan = Checkpoints(self.model_dir, self.checkpoints, {}).plan(state)
+        part = size // partitioner.batch_parts // self.num_microbatches
+        kept = accounting.kept_bytes(
+            lambda params, batch, key: model.loss_fn(params, batch, key, size)[0],
+            state.params,
+            run_inputs.blank_batch(model, shape, part),
+            jax.random.key(self.seed),
+        )
+        memory = {**accounting.state_bytes(state), "activations, estimated": kept}
+        return (
+            f"{run_inputs.describe(model, state.params, program.logical_axes)}\n"
+            f"Mesh: {partitioner.shown}.\n"
+            f"Batch: {size} images of {shape}, {part} on a device at a time.\n"
+            f"On each device:\n{accounting.memory_table(memory)}\n"
+            f"FLOPs of a step, over all devices: {flops.of_jaxpr(step.jaxpr):.4g}.\n"
+            f"Would train {plan}."
+        )
 
     @property
     def transformation(self) -> optax.GradientTransformation:
@@ -336,7 +356,7 @@ class _Run:
 
     def _announce(self, restored: Restored | None) -> None:
         """Says where training starts from."""
-        text = run_inputs.describe(self._model, self._state.params)
+        text = run_inputs.describe(self._model, self._state.params, self._program.logical_axes)
         self._outputs.write_text("model-info.txt", text)
         last = self._trainer.train_steps
         source = "scratch" if restored is None else f"{restored.path}, step {self._start},"
@@ -471,11 +491,6 @@ class _Run:
             step = self._watch.step or step
         row = self._outputs.log.row(step) or {}
         path = self._saved.last_good()
-        digests: dict[str, str | None] = {"params_sha256": None, "ema_sha256": None}
-        if is_finite:
-            whole = self._trainer.partitioner.whole
-            digests["params_sha256"] = fingerprints.sha256(whole(state.params))
-            digests["ema_sha256"] = fingerprints.sha256(whole(state.ema))
         summary = {
             "exit_reason": exit_reason,
             "error": error,
@@ -484,12 +499,7 @@ class _Run:
             "bpd": row.get("eval/bpd"),
             "bpd_stderr": row.get("eval/bpd_stderr"),
             "bpd_of": "variational bound of the EMA parameters on the evaluation split, bits/dim",
-<<<<<<< HEAD
-            **run_outputs.outcome(state, is_finite=is_finite),
-=======
-            **digests,
-            "num_params": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
->>>>>>> ed59047 (Partitioning: a mesh of data, fsdp and model, rules for what is split over it)
+            **run_outputs.outcome(state, self._trainer.partitioner.whole, is_finite=is_finite),
             "images_per_second": self._stopwatch.images_per_second(),
             "flops_per_step": self._meter.flops,
             "flops_share": self._meter.share(self._stopwatch.images_per_second()),
@@ -503,21 +513,3 @@ class _Run:
         }
         self._outputs.write_summary(summary)
         return summary
-<<<<<<< HEAD
-=======
-
-    def _plot(self, ema: types.Params) -> None:
-        folder = self._directory / "train"
-        plots.plot_bpd_curve(self._log.rows, folder / "bpd.png")
-        split, dataset = self._split, self._dataset
-        if self._eval_split is not None and self._eval_dataset is not None:
-            split, dataset = self._eval_split, self._eval_dataset
-        # A batch as in training, which has no padding, and the first images of the split.
-        split = dataclasses.replace(split, augmentation=None)
-        batch = batch_lib.train_batch(split, dataclasses.replace(dataset, shuffle=False), 0)
-        gammas = np.linspace(
-            self._model.time.gamma_min, self._model.time.gamma_max, INTEGRAND_POINTS
-        )
-        values = jax.jit(self._model.integrand)(ema, batch, jax.random.key(0), gammas)
-        plots.plot_integrand(gammas, np.asarray(values), folder / "integrand.png")
->>>>>>> ed59047 (Partitioning: a mesh of data, fsdp and model, rules for what is split over it)

@@ -24,10 +24,11 @@ def count(function: Any, *arguments: Any) -> float:
         arguments: arrays, or their shapes and dtypes.
     """
     jitted = function if hasattr(function, "trace") else jax.jit(function)
-    return _of_jaxpr(jitted.trace(*arguments).jaxpr.jaxpr)
+    return of_jaxpr(jitted.trace(*arguments).jaxpr.jaxpr)
 
 
-def _of_jaxpr(jaxpr: Any) -> float:
+def of_jaxpr(jaxpr: Any) -> float:
+    """The same of a program that is traced already."""
     return sum(map(_of_equation, jaxpr.eqns))
 
 
@@ -37,7 +38,7 @@ def _of_equation(equation: Any) -> float:
         return _of_product(equation)
     if name == "conv_general_dilated":
         return _of_convolution(equation)
-    inner = list(map(_of_jaxpr, _jaxprs(equation.params)))
+    inner = list(map(of_jaxpr, _jaxprs(equation.params)))
     if not inner:
         return 0.0
     if name == "cond":

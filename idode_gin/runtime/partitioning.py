@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, final
 
@@ -72,6 +73,12 @@ class PjitPartitioner:
         devices = tuple(jax.devices())
         return mesh_lib.of_devices(*self._sizes(len(devices)), devices)
 
+    @property
+    def shown(self) -> str:
+        """The mesh in words: "data=2 x fsdp=4 x model=1, 8 devices"."""
+        shape = self.mesh.shape
+        return f"{mesh_lib.shown(shape)}, {self.mesh.size} devices"
+
     def _sizes(self, devices: int | None) -> tuple[mesh_lib.Sizes, mesh_lib.Sizes]:
         return mesh_lib.resolve(self.mesh_shape, self.dcn_mesh_shape, self.num_partitions, devices)
 
@@ -79,6 +86,11 @@ class PjitPartitioner:
     def batch_sharding(self) -> NamedSharding:
         """Of every array of a batch: split along its first axis."""
         return NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
+
+    @property
+    def batch_parts(self) -> int:
+        """Parts that a batch is split into."""
+        return math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
 
     @property
     def replicated(self) -> NamedSharding:
@@ -191,7 +203,7 @@ class PjitPartitioner:
         parts = {axis: sizes[axis] for axis in axes if sizes[axis] > 1 or axis == mesh_lib.DATA}
         if num_microbatches > 1:
             parts["num_microbatches"] = num_microbatches
-        unit = int(np.prod(list(parts.values())))
+        unit = math.prod(parts.values())
         checks.check_multiple(name, batch_size, " * ".join(parts), unit)
 
     def local_rows(self, batch_size: int) -> np.ndarray:
