@@ -176,7 +176,9 @@ class Trainer:
             run_inputs.blank_batch(model, shape, part),
             jax.random.key(self.seed),
         )
-        memory = {**accounting.state_bytes(state), "activations, estimated": kept}
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state.params)
+        memory = accounting.state_bytes(state, partitioner.as_used(shardings))
+        memory["activations, estimated"] = kept
         return (
             f"{run_inputs.describe(model, state.params, program.logical_axes)}\n"
             f"Mesh: {partitioner.shown}.\n"

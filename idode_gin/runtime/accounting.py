@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from idode_gin import types
-from idode_gin.runtime import axis_rules
+from idode_gin.runtime import axis_rules, partitioning
 
 MIB = 2**20
 
@@ -54,17 +54,25 @@ def bytes_per_device(tree: Any) -> int:
     return sum(_leaf_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def state_bytes(state: Any) -> dict[str, int]:
-    """Bytes of a training state that one device holds, part by part.
+def state_bytes(state: Any, as_used: Any) -> dict[str, int]:
+    """Bytes that one device holds while a training state is updated, part by part.
 
     Gradients are split like the parameters they belong to.
+
+    Args:
+        state: its shapes and shardings.
+        as_used: shardings of the parameters while they are computed with.
     """
-    return {
-        "parameters": bytes_per_device(state.params),
+    stored, used = state.params, partitioning.abstract(state.params, as_used)
+    parts = {
+        "parameters": bytes_per_device(stored),
         "moving average": bytes_per_device(state.ema),
         "optimizer": bytes_per_device(state.opt_state),
-        "gradients": bytes_per_device(state.params),
+        "gradients": bytes_per_device(stored),
     }
+    if bytes_per_device(used) > bytes_per_device(stored):
+        parts["parameters, gathered"] = bytes_per_device(used)
+    return parts
 
 
 def kept_bytes(loss: Callable[..., Any], params: types.Params, *others: Any) -> int:

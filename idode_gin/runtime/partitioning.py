@@ -154,20 +154,29 @@ class PjitPartitioner:
         shardings = self.param_sharding(params, logical_axes)
         return axis_rules.like_parameters(abstract_state, params, self.replicated, shardings)
 
-    def gathered(self, shardings: Any) -> Callable[[types.Params], types.Params]:
-        """A function from parameters as they are stored to parameters as they are used.
-
-        Whole, but for what `model` splits. Its gradient goes the other way: a sum over devices of
-        which each keeps the part that it stores, for every microbatch anew.
+    def as_used(self, shardings: Any) -> Any:
+        """Of parameters while they are computed with: whole, but for what `model` splits.
 
         Args:
             shardings: of the parameters as stored.
         """
-        whole = jax.tree.map(
-            lambda each: NamedSharding(each.mesh, axis_rules.only(mesh_lib.MODEL, each.spec)),
-            shardings,
-        )
-        if all(jax.tree.leaves(jax.tree.map(lambda a, b: a == b, whole, shardings))):
+
+        def used(sharding: NamedSharding) -> NamedSharding:
+            return NamedSharding(sharding.mesh, axis_rules.only(mesh_lib.MODEL, sharding.spec))
+
+        return jax.tree.map(used, shardings)
+
+    def gathered(self, shardings: Any) -> Callable[[types.Params], types.Params]:
+        """A function from parameters as they are stored to parameters as they are used.
+
+        Its gradient goes the other way: a sum over devices of which each keeps the part that it
+        stores, for every microbatch anew.
+
+        Args:
+            shardings: of the parameters as stored.
+        """
+        whole = self.as_used(shardings)
+        if jax.tree.leaves(whole) == jax.tree.leaves(shardings):
             return lambda params: params
 
         @jax.custom_vjp

@@ -1,4 +1,4 @@
-"""Data parallelism: where rows go, and that the number of devices changes nothing."""
+"""Meshes: where rows and parameters go, and that neither changes what is computed."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import time
 import jax
 import numpy as np
 import on_devices
+import on_meshes
 import pytest
 import tiny
 
@@ -22,32 +23,40 @@ from idode_gin.runtime import batches, checkpoints, metrics, partitioning
 HERE = pathlib.Path(__file__).parent
 
 
-def start(*arguments):
-    """`on_devices.py` in a process of its own."""
-    command = [sys.executable, str(HERE / "on_devices.py"), *map(str, arguments)]
+def start(script, *arguments):
+    """A script beside this file, in a process of its own."""
+    command = [sys.executable, str(HERE / f"{script}.py"), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent)}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
 
 
-def train_on(devices, model_dir, steps):
-    """Trains in a process that sees that many devices; what it printed."""
-    process = start("devices", devices, model_dir, steps)
+def finish(process):
+    """What it printed, once it has ended well."""
     output, errors = process.communicate()
     assert process.returncode == 0, errors
-    return json.loads(output.splitlines()[-1])
+    return output
+
+
+def train_on(devices, model_dir, steps, mesh):
+    """Trains in a process that sees that many devices; what it printed."""
+    process = start("on_devices", "devices", devices, model_dir, steps, json.dumps(mesh))
+    return json.loads(finish(process).splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The same training: on one device, on four, and first on four and then on two."""
+    """The same training: on one device, on four, and first on four and then on two.
+
+    The four share the parameters, the two the channels: what one mesh saves another one reads.
+    """
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         tiny.use_tiny_data(patch)
         on_devices.trainer(folder / "1", 6).run(tiny.model(), tiny.config(8), tiny.config(8))
-    four = train_on(4, folder / "4 then 2", 4)
+    four = train_on(4, folder / "4 then 2", 4, {"data": 2, "fsdp": 2})
     shutil.copytree(folder / "4 then 2", folder / "4")
-    train_on(2, folder / "4 then 2", 6)
+    train_on(2, folder / "4 then 2", 6, {"model": 2})
     return folder, four
 
 
@@ -68,7 +77,7 @@ def rows(folder):
 
 
 @pytest.mark.parametrize(("name", "step"), [("4", 4), ("4 then 2", 6)])
-def test_the_number_of_devices_changes_nothing(runs, name, step):
+def test_the_mesh_changes_nothing_that_a_run_leaves(runs, name, step):
     folder, _ = runs
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
@@ -82,13 +91,91 @@ def test_the_number_of_devices_changes_nothing(runs, name, step):
             np.testing.assert_allclose(row[key], one[at][key], rtol=1e-5, err_msg=key)
 
 
+def test_model_info_says_what_is_split(runs):
+    folder, _ = runs
+    text = (folder / "4" / "model-info.txt").read_text()
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if "kernel" in line}
+    cells = [cell.strip() for cell in lines["out/kernel"].split("|")[1:-1]]
+    assert cells == ["out/kernel", "8, 32", "float32", "hidden, channels", "-, fsdp", "512"]
+
+
+def assert_equal_to_one_device(network, found):
+    """Relative to the largest number of each array, which is what float32 can promise."""
+    one = on_meshes.steps(network, "1x1x1", 1)
+    cases = {name.partition("/")[0] for name in found}
+    assert len(found) == len(cases) * len(one)
+    for name, array in found.items():
+        expected = one[name.partition("/")[2]]
+        if name.endswith("key/bias"):  # its true gradient is zero
+            np.testing.assert_allclose(array, 0, atol=1e-6, err_msg=name)
+            continue
+        bound = 1e-5 * np.max(np.abs(expected))
+        np.testing.assert_allclose(array, expected, rtol=0, atol=bound, err_msg=name)
+
+
+def steps_on(folder, network, *cases):
+    finish(start("on_meshes", "steps", folder / "steps.npz", network, *cases))
+    with np.load(folder / "steps.npz") as file:
+        return dict(file)
+
+
+def test_parameters_do_not_depend_on_mesh_and_microbatches(tmp_path):
+    found = steps_on(tmp_path, "affine", "8x1x1:1", "2x4x1:4", "2x2x2:2")
+    assert_equal_to_one_device("affine", found)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("network", ["affine", "unet"])
+def test_parameters_do_not_depend_on_any_mesh_and_microbatches(tmp_path, network):
+    cases = [f"{mesh}:{parts}" for mesh in ("8x1x1", "2x4x1", "2x2x2") for parts in (1, 2, 4)]
+    assert_equal_to_one_device(network, steps_on(tmp_path, network, *cases))
+
+
+def test_bytes_on_a_device_fall_with_fsdp():
+    """Of arrays that lie there; with Adam, clipping and accumulation, so five copies in all."""
+    meshes = {fsdp: f"{8 // fsdp}x{fsdp}x1" for fsdp in (1, 2, 4, 8)}
+    found = json.loads(finish(start("on_meshes", "bytes", *meshes.values(), "4x1x2")))
+    whole = found[meshes[1]]
+    for fsdp, mesh in meshes.items():
+        for part, size in found[mesh].items():
+            # All but the bias of the last layer and a few counters.
+            assert whole[part] / fsdp <= size < whole[part] / fsdp + 64, (fsdp, part)
+    assert whole["opt_state"] >= 3 * whole["params"]
+    assert found["4x1x2"]["params"] < 0.7 * whole["params"]
+
+
+@pytest.mark.full
+def test_scores_and_samples_do_not_depend_on_the_mesh(runs, tmp_path, monkeypatch):
+    """A device has rounding of its own, and adaptive steps make it no larger than their error."""
+    folder, _ = runs
+    checkpoint = folder / "1" / "checkpoint_6"
+    finish(start("on_meshes", "score", checkpoint, tmp_path / "mesh", "2x2x2"))
+    tiny.use_tiny_data(monkeypatch)
+    on_meshes.score(checkpoint, tmp_path / "one", "1x1x1")
+
+    def read(which, name):
+        with np.load(tmp_path / which / name) as file:
+            return dict(file)
+
+    several, one = (read(which, "eval/results.npz") for which in ("mesh", "one"))
+    assert several.keys() == one.keys()
+    for name in ("tn/bpd", "variational_bound/bpd"):
+        assert len(several[name]) == 20
+        np.testing.assert_allclose(several[name], one[name], atol=1e-5, err_msg=name)
+    several, one = (read(which, "samples/samples.npz")["levels"] for which in ("mesh", "one"))
+    assert len(several) == 9
+    np.testing.assert_array_equal(several, one)
+
+
 @pytest.mark.full
 def test_two_processes_train_together_and_stop_together(runs, tmp_path):
     folder, _ = runs
     with socket.socket() as unused:
         unused.bind(("localhost", 0))
         port = unused.getsockname()[1]
-    processes = [start("process", index, tmp_path, 10**6, 2, port) for index in range(2)]
+    processes = [
+        start("on_devices", "process", index, tmp_path, 10**6, 2, port) for index in range(2)
+    ]
     try:
         while len(rows(tmp_path)) < 4:
             assert all(process.poll() is None for process in processes)

@@ -23,6 +23,7 @@ from idode_gin.runtime import (
     loading,
     metrics,
     optimizers,
+    partitioning,
     plots,
 )
 from idode_gin.runtime.checkpoints import RestoreCheckpointConfig
@@ -463,20 +464,28 @@ def test_dry_run_writes_nothing_and_reads_no_images(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loading, "load_split", unread)
     model = tiny.model(image_shape=tiny.SHAPE)
-    trainer = tiny.trainer(tmp_path / "run")
+    mesh = partitioning.PjitPartitioner(mesh_shape={"data": 2, "fsdp": 2})
+    trainer = tiny.trainer(tmp_path / "run", partitioner=mesh)
     text = trainer.dry_run(model, tiny.config(), tiny.config(8))
     assert "Total: 312" in text
+    assert "Mesh: data=2 x fsdp=2 x model=1, 4 devices." in text
+    assert "4 images of (4, 4, 1), 1 on a device at a time" in text
+    # By hand: a product of [4, 2] with [2, 8] and one of [4, 8] with [8, 32], and the gradients of
+    # both for what is to be learnt: not for the input of the first.
+    assert f"FLOPs of a step, over all devices: {2 * 4 * 8 * (2 * 2 + 3 * 32):.4g}." in text
     assert text.endswith("Would train from scratch.")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_dry_run_reads_the_shape_where_the_model_has_none(tmp_path):
-    assert "Total: 312" in tiny.trainer(tmp_path).dry_run(tiny.model(), tiny.config())
+def test_dry_run_of_a_model_without_a_shape(tmp_path):
+    with pytest.raises(ValueError, match="Bind IMAGE_SHAPE"):
+        tiny.trainer(tmp_path).dry_run(tiny.model(), tiny.config())
 
 
 def test_dry_run_sees_what_training_would_restore(undisturbed, tmp_path):
     folder, _ = undisturbed
-    text = tiny.trainer(folder).dry_run(tiny.model(), tiny.config())
+    shape = {"image_shape": tiny.SHAPE}
+    text = tiny.trainer(folder).dry_run(tiny.model(**shape), tiny.config())
     assert text.endswith(f"Would train from {folder / 'checkpoint_6'}.")
     with pytest.raises(ValueError, match="does not fit"):
-        tiny.trainer(folder).dry_run(tiny.model(width=16), tiny.config())
+        tiny.trainer(folder).dry_run(tiny.model(width=16, **shape), tiny.config())
