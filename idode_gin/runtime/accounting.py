@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 
-from idode_gin import types
 from idode_gin.runtime import axis_rules, partitioning
 
 MIB = 2**20
@@ -75,7 +74,7 @@ def state_bytes(state: Any, as_used: Any) -> dict[str, int]:
     return parts
 
 
-def kept_bytes(loss: Callable[..., Any], params: types.Params, *others: Any) -> int:
+def kept_bytes(loss: Callable[..., Any], params: Any, *others: Any) -> int:
     """Bytes that the gradient of `loss(params, *others)` keeps from the way forward.
 
     An estimate, from shapes alone: what the rules of differentiation keep, parameters left out. A

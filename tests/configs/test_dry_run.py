@@ -1,0 +1,48 @@
+"""A dry run of every published experiment: on a laptop, without data, on a mesh of a cluster."""
+
+import pathlib
+import re
+
+import pytest
+from gin import config
+
+from idode_gin import eval as eval_program
+from idode_gin import gin_utils
+from idode_gin import sample as sample_program
+from idode_gin import train as train_program
+from idode_gin.runtime import loading
+
+ROOT = pathlib.Path(__file__).parents[2]
+PUBLISHED = sorted(
+    path.stem
+    for path in (ROOT / "gin_configs/experiments").glob("*.gin")
+    if re.match(r"cifar10|imagenet", path.stem)
+)
+ROOTS = {"eval": eval_program.evaluate, "sample": sample_program.sample}
+MILLIONS = {"cifar10": 30.6, "cifar10_aug": 139.2, "imagenet": 122.1}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_experiment(name, monkeypatch, tmp_path, capsys):
+    def unread(_):
+        raise AssertionError("data was opened")
+
+    monkeypatch.setattr(loading, "load_split", unread)
+    monkeypatch.chdir(tmp_path)
+    root = ROOTS.get(name.rpartition("_")[2], train_program.train)
+    file = f"gin_configs/experiments/{name}.gin"
+    gin_utils.load_and_check(root, [file], ["MESH_SHAPE = {'data': 2, 'fsdp': 16}"])
+    config.get_configurable(root)(dry_run=True)
+    text = capsys.readouterr().out
+    assert "Mesh: data=2 x fsdp=16 x model=1, 32 devices." in text
+    start = next(each for each in ("cifar10_aug", "cifar10", "imagenet") if name.startswith(each))
+    total = int(re.search(r"Total: ([\d,]+) parameters", text)[1].replace(",", ""))
+    assert total == pytest.approx(1e6 * MILLIONS[start], rel=2e-3)
+    if root is train_program.train:
+        stored = float(re.search(r"  parameters +([\d.]+) MiB", text)[1])
+        assert stored == pytest.approx(4 * total / 16 / 2**20, abs=0.06)
+        assert "FLOPs of a step" in text
+    else:
+        assert "yet. No checkpoint at" in text
+    assert not list(tmp_path.iterdir())
