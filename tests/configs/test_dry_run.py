@@ -22,6 +22,20 @@ ROOTS = {"eval": eval_program.evaluate, "sample": sample_program.sample}
 MILLIONS = {"cifar10": 30.6, "cifar10_aug": 139.2, "imagenet": 122.1}
 
 
+@pytest.mark.parametrize("name", ["digits_eval", "digits_sample"])
+def test_a_checkpoint_that_is_not_there_yet_is_no_error(name, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    root = ROOTS[name.partition("_")[2]]
+    gin_utils.load_and_check(
+        root, [f"gin_configs/experiments/{name}.gin"], ["MESH_SHAPE = (2, 1, 1)"]
+    )
+    config.get_configurable(root)(dry_run=True)
+    text = capsys.readouterr().out
+    assert "Mesh: data=2 x fsdp=1 x model=1, 2 devices." in text
+    assert re.search(r"Nothing to (score|draw) .* with yet\. No checkpoint at", text)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_experiment(name, monkeypatch, tmp_path, capsys):

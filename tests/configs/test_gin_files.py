@@ -167,6 +167,8 @@ def test_several_ways_to_bind_on_the_command_line() -> None:
         "RestoreCheckpointConfig.mode = 'latest'",
         "RestoreCheckpointConfig.rules = {'.*/dense_0/kernel': 'pad'}",
         "PjitPartitioner.num_partitions = 1",
+        "MESH_SHAPE = {'data': 1, 'fsdp': -1}",
+        "PjitPartitioner.logical_axis_rules = [('hidden', ('model', 'fsdp')), ('channels', None)]",
         "train.eval_period = None",
         "UNet.channels = 16",
         "OPTIMIZER = @AdamW()",
@@ -179,6 +181,8 @@ def test_several_ways_to_bind_on_the_command_line() -> None:
     assert arguments["checkpoint_cfg"].save.keep == 1
     assert arguments["checkpoint_cfg"].restore.rules == {".*/dense_0/kernel": "pad"}
     assert arguments["eval_period"] is None
+    assert arguments["partitioner"].mesh_shape == {"data": 1, "fsdp": -1}
+    assert len(arguments["partitioner"].logical_axis_rules) == 2
     assert arguments["trainer_cls"](model_dir="m", train_steps=1).num_microbatches == 2
 
 
@@ -203,6 +207,7 @@ def test_several_ways_to_bind_on_the_command_line() -> None:
         ("MIXTURE_OR_TASK_NAME = digits", "--gin.MIXTURE_OR_TASK_NAME=\"'digits'\""),
         ("GAMMA_MIN = '-13'", "Linear.gamma_min must be float, .* Write -13, without quotes"),
         ("warmup_steps = 1", r"Did you mean AdamW.warmup_steps\?"),
+        ("MESH_SHAPE = 8", r"PjitPartitioner.mesh_shape must be .*got 8"),
         ("OPTIMIZER = 'adam'", "train.optimizer must be AdamW | GradientTransformation"),
     ],
 )
