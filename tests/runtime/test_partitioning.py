@@ -148,7 +148,7 @@ def test_bytes_on_a_device_fall_with_fsdp():
 def test_scores_and_samples_do_not_depend_on_the_mesh(runs, tmp_path, monkeypatch):
     """A device has rounding of its own, and adaptive steps make it no larger than their error."""
     folder, _ = runs
-    checkpoint = folder / "1" / "checkpoint_6"
+    checkpoint = str(folder / "1" / "checkpoint_6")
     finish(start("on_meshes", "score", checkpoint, tmp_path / "mesh", "2x2x2"))
     tiny.use_tiny_data(monkeypatch)
     on_meshes.score(checkpoint, tmp_path / "one", "1x1x1")
