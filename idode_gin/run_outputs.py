@@ -3,8 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
