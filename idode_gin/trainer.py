@@ -365,6 +365,8 @@ class _Run:
         self._bar.say(f"Training from {source} to step {last} in {self._directory}.")
         if restored is not None and restored.report is not None:
             self._bar.say("Of that checkpoint\n" + restored.report.partition("\n\n")[0])
+            text = f"Warm start from {restored.path}.\n{restored.report}"
+            self._outputs.write_text("warm-start.txt", text)
         if self._start >= last:
             self._bar.say(f"Nothing left to train: the run is at step {self._start} of {last}.")
 

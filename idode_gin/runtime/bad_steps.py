@@ -39,7 +39,7 @@ class BadStep:
         arrays: dict[str, Any] = {"step": self.step, "seed": self.seed}
         arrays |= {f"batch/{name}": each for name, each in self.batch.items()}
         arrays |= {f"health/{name}": each for name, each in self.health.items()}
-        files.write_npz_atomically(path, arrays)
+        files.write_npz_atomically(path, {name: np.asarray(each) for name, each in arrays.items()})
 
 
 def read(path: str | os.PathLike[str]) -> BadStep:

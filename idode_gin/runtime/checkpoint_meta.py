@@ -188,6 +188,7 @@ def restarted_counters(
         if {name: each.shape for name, each in given.items()} == {
             name: each.shape for name, each in own.items()
         }:
+            training[part] = given
             continue
         logging.warning("%s keeps another %s than this run; it starts anew.", checkpoint, part)
         shardings = {name: getattr(each, "sharding", None) for name, each in own.items()}

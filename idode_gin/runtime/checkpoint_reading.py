@@ -55,15 +55,6 @@ def restore_params(
     return checkpoint_files.first_whole(path, None, load)
 
 
-def read_facts(path: str | pathlib.Path) -> dict[str, Any]:
-    """What the run that wrote a checkpoint said of itself.
-
-    Raises:
-        ValueError: if there is no checkpoint, or it is damaged.
-    """
-    return dict(checkpoint_meta.read_meta(checkpoint_files.find(path))["facts"])
-
-
 def read_trees(
     checkpoint: pathlib.Path, meta: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> dict[str, Any]:

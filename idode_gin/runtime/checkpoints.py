@@ -25,7 +25,6 @@ from idode_gin.runtime import (
     checkpoint_meta,
     checkpoint_quiet,
     checkpoint_restoring,
-    files,
     fingerprints,
 )
 from idode_gin.runtime.checkpoint_config import (
@@ -40,7 +39,7 @@ from idode_gin.runtime.checkpoint_files import (
     find,
     saved_steps,
 )
-from idode_gin.runtime.checkpoint_reading import RestoredParams, read_facts, restore_params
+from idode_gin.runtime.checkpoint_reading import RestoredParams, restore_params
 from idode_gin.runtime.checkpoint_restoring import Fresh, Restored
 from idode_gin.runtime.train_state import TrainState
 
@@ -53,12 +52,9 @@ __all__ = [
     "SaveCheckpointConfig",
     "checkpoint_path",
     "find",
-    "read_facts",
     "restore_params",
     "saved_steps",
 ]
-
-WARM_START = "warm-start.txt"
 
 
 class Checkpoints:
@@ -258,9 +254,6 @@ class Checkpoints:
             return checkpoint_restoring.start(path, abstract_state, config, new, self._facts)
 
         given = checkpoint_files.first_whole(config.path, config.mode, load)
-        if jax.process_index() == 0:
-            text = f"Warm start from {given.path}.\n{given.report}"
-            files.write_atomically(self._directory / WARM_START, text)
         return given.state, given
 
     def plan(self, abstract_state: TrainState) -> str:

@@ -27,17 +27,18 @@ from idode_gin.solvers.fixed_grid import FixedGrid
 
 ROOT = pathlib.Path(__file__).parents[2]
 NUMBER = 41
+TRAINED_ON = {"dataset": "made", "dataset_sha256": "12"}
 
 
 def prepare(replace=setattr):
     """Makes checkpoint and data from nothing."""
 
     def load_params(model, image_shape, *_):
-        return model.init(jax.random.key(0), image_shape), 3
+        params, facts = model.init(jax.random.key(0), image_shape), TRAINED_ON
+        return checkpoints.RestoredParams(params, 3, pathlib.Path("made"), facts)
 
     replace(run_inputs, "load_params", load_params)
     replace(checkpoints, "find", pathlib.Path)
-    replace(checkpoints, "read_facts", lambda _: {"dataset": "made", "dataset_sha256": "12"})
     replace(loading, "load_split", lambda _: tiny.split(number=NUMBER))
     replace(partial_results, "WRITE_PERIOD", 0.0)
 

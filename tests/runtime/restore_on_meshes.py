@@ -35,7 +35,9 @@ def state_of(dtype=jnp.float32):
     ema = {"kernel": params["kernel"] / 2}
     moments = {"mu": params["kernel"] / 4}
     step = jnp.int32(5)
-    return train_state.TrainState(step=step, params=params, ema=ema, opt_state=moments, window={})
+    return train_state.TrainState(
+        step=step, params=params, ema=ema, opt_state=moments, window={}, guard={}
+    )
 
 
 def restored_on(directory, shape, dtype):

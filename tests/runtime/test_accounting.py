@@ -44,7 +44,7 @@ def squares(a, b):
     ],
 )
 def test_arithmetic_by_hand(fn, arguments, expected):
-    assert flops.of(fn, *arguments) == (3 * CONVOLUTION if expected is None else expected)
+    assert flops.count(fn, *arguments) == (3 * CONVOLUTION if expected is None else expected)
 
 
 def test_arithmetic_of_a_network_agrees_with_the_compilers_analysis():
@@ -53,7 +53,7 @@ def test_arithmetic_of_a_network_agrees_with_the_compilers_analysis():
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), (32, 32, 3)))
     z = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     time, conditioning = (jax.ShapeDtypeStruct(s, np.float32) for s in ((1,), (1, 1)))
-    ours = flops.of(network, shapes, z, time, conditioning)
+    ours = flops.count(network, shapes, z, time, conditioning)
     theirs = jax.jit(network).lower(shapes, z, time, conditioning).cost_analysis()["flops"]
     assert theirs == pytest.approx(ours, rel=0.06)
 

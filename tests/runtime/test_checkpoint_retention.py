@@ -19,7 +19,7 @@ SaveConfig = checkpoints.SaveCheckpointConfig
 def state_of(step, size=64):
     params = {"kernel": jnp.full((size,), float(step))}
     return train_state.TrainState(
-        step=jnp.int32(step), params=params, ema=params, opt_state={}, window={}
+        step=jnp.int32(step), params=params, ema=params, opt_state={}, window={}, guard={}
     )
 
 

@@ -124,7 +124,6 @@ def test_a_sample_does_not_see_its_batch(monkeypatch, tmp_path):
     restored = checkpoints.RestoredParams(params, 3, pathlib.Path("unread"), {})
     monkeypatch.setattr(run_inputs, "load_params", lambda *_: restored)
     monkeypatch.setattr(checkpoints, "find", pathlib.Path)
-    monkeypatch.setattr(checkpoints, "read_facts", lambda _: {"dataset": "made"})
     found = []
     for size in (2, 5):
         made = sampler.Sampler(

@@ -13,6 +13,7 @@ from idode_gin import checks
 from idode_gin.runtime import (
     bad_steps,
     batches,
+    checkpoint_restoring,
     checkpoints,
     guards,
     metrics,
@@ -377,7 +378,7 @@ def test_bins_do_not_change_the_run_and_can_change_between_restarts(tmp_path, ca
 
 def test_a_checkpoint_without_the_guards_memory_is_restored(tmp_path, caplog, monkeypatch):
     """As written before there was one."""
-    parts = checkpoints._parts
+    parts = checkpoint_restoring.parts
 
     def old(state):
         whole = parts(state)
@@ -385,8 +386,7 @@ def test_a_checkpoint_without_the_guards_memory_is_restored(tmp_path, caplog, mo
         return whole
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "_parts", old)
-        patch.setattr(checkpoints, "_load", None)
+        patch.setattr(checkpoint_restoring, "parts", old)
         run(tmp_path / "run", 3)
     run(tmp_path / "run", 6)
     assert "keeps another guard than this run" in caplog.text

@@ -322,6 +322,9 @@ def test_starting_from_another_run(undisturbed, tmp_path):
     summary = run(tmp_path / "fresh", 2, restore=fresh)
     assert summary["step"] == 2
     assert [row["step"] for row in rows(tmp_path / "fresh")] == [2]
+    report = (tmp_path / "fresh" / "warm-start.txt").read_text()
+    assert report.startswith(f"Warm start from {folder / 'checkpoint_4'}.\n  params")
+    assert "optimizer/" in report
 
 
 def test_two_runs_in_one_directory(tmp_path):
