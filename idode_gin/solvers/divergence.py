@@ -1,7 +1,7 @@
 """Traces of Jacobians: exact, or Hutchinson's estimate. Knows no diffusion.
 
-All take the trace in forward mode (`jax.jvp`) from the same linearization that gives the value: one
-pass through the function serves both.
+All take the trace in forward mode, from the same linearization (`jax.linearize`) that gives the
+value: one pass through the function serves both.
 """
 
 import abc
@@ -21,14 +21,17 @@ Function: TypeAlias = Callable[[Array], Array]
 
 Probes: TypeAlias = Float[Array, "probes batch height width channels"]
 
+# So many vectors are pushed one by one: compiled side by side, a batched convolution costs a third
+# more time and memory, above all where the trace is differentiated once more.
+UNROLLED = 4
+
 
 def jvp_each(fn: Function, x: Array, vectors: Probes) -> tuple[Array, Array]:
     """`fn(x)` and its Jacobian times each of `vectors`, `[n, B, ...]`, from one linearization."""
-
-    def push(vector: Array) -> tuple[Array, Array]:
-        return jax.jvp(fn, (x,), (vector,))
-
-    return jax.vmap(push, out_axes=(None, 0))(vectors)
+    value, push = jax.linearize(fn, x)
+    if 1 <= vectors.shape[0] <= UNROLLED:
+        return value, jnp.stack([push(vector) for vector in vectors])
+    return value, jax.vmap(push)(vectors)
 
 
 class AbstractDivergence(abc.ABC):

@@ -11,6 +11,7 @@ from idode_gin import numerics, ode
 from idode_gin.losses.base import AbstractLoss, LossDraws
 from idode_gin.losses.first_order import FirstOrder
 from idode_gin.losses.second_order import SecondOrder
+from idode_gin.networks.unet import UNet
 from idode_gin.parameterizations.base import AbstractParameterization
 from idode_gin.parameterizations.velocity import Velocity
 from idode_gin.schedules.base import AbstractSchedule
@@ -247,6 +248,32 @@ def test_draws_and_terms_depend_on_their_own_image(loss):
     some = loss(field(params), f[order], gamma[order], density[order], draws)
     for found, expected in zip(some, whole, strict=True):
         np.testing.assert_allclose(found, expected[order], rtol=1e-12)
+
+
+def test_the_network_is_worked_out_once_for_value_and_trace(float32):
+    """Floating-point operations of the gradient: each probe adds one pass to the one of the value.
+
+    Reverse mode for the trace, or the network run once more for its value, costs half a step more.
+    """
+    network, shape = UNet(channels=16, levels=0, groups=4), (8, 8, 3)
+    params = jax.eval_shape(lambda: network.init(jax.random.key(0), shape))
+    f, each = jnp.zeros((2, *shape)), jnp.ones(2)
+
+    def cost(loss):
+        def total(params):
+            field = ode.Field(
+                schedule=StraightPath(),
+                parameterization=Velocity(),
+                network=lambda z, gamma: network(params, z, gamma, jnp.zeros((2, 1))),
+            )
+            terms = loss(field, f, each, each, loss.draw(toys.keys_of(0, 2), shape))
+            return jnp.sum(terms.diffusion + terms.second_order)
+
+        return jax.jit(jax.grad(total)).lower(params).cost_analysis()["flops"]
+
+    first = cost(FirstOrder())
+    assert cost(SecondOrder()) <= 2.2 * first
+    assert cost(SecondOrder(num_probes=2)) <= 3.3 * first
 
 
 def test_more_strength_is_more_of_the_same():
