@@ -10,6 +10,7 @@ The names are what a partitioner's rules speak of; they have no effect on the ar
     hidden        channels inside a block, between its two convolutions
     heads         channels of queries, keys and values, all heads side by side
     image         channels of the image that a network returns
+    layers        equal blocks, one after the other, where their parameters are stacked
 """
 
 from typing import Any

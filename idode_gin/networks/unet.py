@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array
 
 from idode_gin import checks, types
-from idode_gin.networks import base, blocks, embeddings, layers
+from idode_gin.networks import base, blocks, embeddings, layers, remat, stacking
 
 
 @final
@@ -37,6 +37,13 @@ class UNet(base.AbstractNetwork):
         dropout_rate: in [0, 1), inside every block, only where keys are given.
         conditioning_size: K, the numbers per image in `conditioning`.
         time_embedding_scale: radians of the fastest sine over the whole range of time.
+        remat: what the gradient keeps of a block's inside, a name in `remat.POLICIES`: "full" keeps
+            nothing and works the block out once more, "convolutions" works out again all but them.
+            None keeps everything.
+        scan: run the blocks of the way down, and those of the way up, in a loop over parameters
+            stacked along a first axis: compile time does not grow with `levels`. `stacking` turns
+            parameters of either form into the other; fresh ones differ as two seeds do. Leave it
+            off on a CPU, where the gradient of a convolution in a loop is some 20 times slower.
         dtype: of the blocks' arithmetic, such as "bfloat16"; None computes in the dtype of z.
             First and last layers, normalization statistics and softmax stay in float32 or better,
             and so do the parameters.
@@ -56,6 +63,8 @@ class UNet(base.AbstractNetwork):
     dropout_rate: float = 0.0
     conditioning_size: int = 1
     time_embedding_scale: float = 1000.0
+    remat: str | None = None
+    scan: bool = False
     dtype: str | None = None
 
     def __post_init__(self) -> None:
@@ -78,6 +87,7 @@ class UNet(base.AbstractNetwork):
         _check_group_size(self.channels, self.groups, self.min_channels_per_group)
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"`dropout_rate` must be in [0, 1), got {self.dropout_rate}.")
+        remat.check(self.remat)
         _check_dtype(self.dtype)
 
     def init(self, key: types.PRNGKey, image_shape: tuple[int, int, int]) -> types.Params:
@@ -113,6 +123,7 @@ class UNet(base.AbstractNetwork):
                 f"{conditioning.shape} where {expected} was expected. Without conditioning pass "
                 "zeros of that shape."
             )
+        stacking.check(params, self.scan)
         output = _LinenUNet(self).apply({"params": params}, z, time, conditioning, key)
         return jnp.asarray(output)
 
@@ -139,30 +150,14 @@ class _LinenUNet(nn.Module):
             vector = nn.swish(dense(vector))
         vector = vector.astype(inner)
 
-        def stage(name: str, attention: bool, x: Array) -> Array:
-            module = blocks.Stage(
-                channels=config.channels,
-                groups=config.groups,
-                dropout_rate=config.dropout_rate,
-                attention=attention,
-                attention_heads=config.attention_heads,
-                dtype=inner,
-                name=name,
-            )
-            return module(x, vector, _keys_of_stage(keys, name))
-
-        everywhere = config.attention_everywhere
         h = jnp.concatenate([z, _fourier(z, config.fourier_exponents)], axis=-1)
         conv_in = layers.conv(config.channels, ("features", "channels"), edge, "conv_in")
         h = conv_in(h).astype(inner)
-        skips = [h]
-        for i in range(config.levels):
-            h = stage(f"down_{i}", everywhere, h)
-            skips.append(h)
-        h = stage("middle_0", True, h)
-        h = stage("middle_1", False, h)
-        for i in range(config.levels + 1):
-            h = stage(f"up_{i}", everywhere, jnp.concatenate([h, skips.pop()], axis=-1))
+        run = _Stages(config, inner, vector, keys)
+        h, skips = run.down(h)
+        for number, attention in enumerate((True, False)):
+            h = run.one("middle", number, attention, h)
+        h = run.up(h, skips)
         h = nn.swish(layers.group_norm(config.groups, "channels", edge, "norm_out")(h))
         axes = ("channels", "image")
         conv_out = layers.conv(z.shape[-1], axes, edge, "conv_out", kernel_init=layers.ZEROS)
@@ -173,12 +168,83 @@ def _fourier(z: Array, exponents: tuple[int, ...]) -> Array:
     return embeddings.fourier_features(z, exponents).astype(z.dtype)
 
 
-def _keys_of_stage(keys: types.PRNGKeys | None, name: str) -> types.PRNGKeys | None:
+@dataclasses.dataclass(frozen=True)
+class _Stages:
+    """The blocks, one by one or, with `scan`, in loops."""
+
+    config: UNet
+    dtype: Any
+    vector: Array
+    keys: types.PRNGKeys | None
+
+    def down(self, h: Array) -> tuple[Array, Any]:
+        """The features after the way down, and those kept on it, the input first."""
+        count, kept = self.config.levels, [h]
+        if self.config.scan:
+            if not count:
+                return h, h[None]
+            h, after = self._loop("down", h, (jnp.arange(count),), count)
+            return h, jnp.concatenate([kept[0][None], after])
+        for number in range(count):
+            h = self.one("down", number, self.config.attention_everywhere, h)
+            kept.append(h)
+        return h, kept
+
+    def up(self, h: Array, skips: Any) -> Array:
+        """The features after the way up, which takes in `skips`, the last first."""
+        count = self.config.levels + 1
+        if self.config.scan:
+            return self._loop("up", h, (jnp.arange(count), skips[::-1]), count)[0]
+        for number in range(count):
+            joined = jnp.concatenate([h, skips[-1 - number]], axis=-1)
+            h = self.one("up", number, self.config.attention_everywhere, joined)
+        return h
+
+    def one(self, part: str, number: int, attention: bool, h: Array) -> Array:
+        """The block `part_number`."""
+        stage = self._module(f"{part}_{number}", attention)
+        return stage(h, self.vector, _keys_of_stage(self.keys, part, number))
+
+    def _loop(self, part: str, h: Array, each: Any, count: int) -> tuple[Array, Array]:
+        """All blocks of one part: the last one's output, and every one's, `[count, B, ...]`."""
+
+        def body(stage: Any, h: Array, each: Any, vector: Array, keys: Any) -> tuple[Array, Array]:
+            number, *skip = each
+            h = jnp.concatenate([h, *skip], axis=-1)
+            h = stage(h, vector, _keys_of_stage(keys, part, number))
+            return h, h
+
+        run = nn.scan(
+            body,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=count,
+            metadata_params={nn.PARTITION_NAME: stacking.AXIS},
+        )
+        stage = self._module(part, self.config.attention_everywhere)
+        return run(stage, h, each, self.vector, self.keys)
+
+    def _module(self, name: str, attention: bool) -> Any:
+        config = self.config
+        return remat.lift(blocks.Stage, config.remat, in_loop=config.scan)(
+            channels=config.channels,
+            groups=config.groups,
+            dropout_rate=config.dropout_rate,
+            attention=attention,
+            attention_heads=config.attention_heads,
+            dtype=self.dtype,
+            name=name,
+        )
+
+
+def _keys_of_stage(
+    keys: types.PRNGKeys | None, part: str, number: int | Array
+) -> types.PRNGKeys | None:
     """One key per example, different for every stage."""
     if keys is None:
         return None
-    part, number = name.split("_")
-    stage = 3 * int(number) + ("down", "middle", "up").index(part)
+    stage = 3 * number + ("down", "middle", "up").index(part)
     return jax.vmap(lambda key: jax.random.fold_in(key, stage))(keys)
 
 

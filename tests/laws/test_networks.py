@@ -1,5 +1,6 @@
 """Laws of every network, and facts of the U-Net."""
 
+import dataclasses
 import re
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from idode_gin.networks import base, blocks, embeddings, layers, unet
+from idode_gin.networks import base, blocks, embeddings, layers, stacking, unet
 from idode_gin.networks.unet import UNet
 
 TINY = {"channels": 8, "levels": 1, "groups": 4, "fourier_exponents": (1,)}
@@ -19,6 +20,7 @@ NETWORKS = {
     "attention everywhere, two heads": UNet(**TINY, attention_everywhere=True, attention_heads=2),
     "three numbers of conditioning": UNet(**TINY, conditioning_size=3),
     "no levels": UNet(**{**TINY, "levels": 0}),
+    "in loops": UNet(**TINY, scan=True, remat="full"),
 }
 
 SIZES = [(4, 4, 3), (3, 5, 3), (32, 16, 3)]
@@ -201,8 +203,8 @@ class TestDropout:
     def test_every_block_has_its_own_mask(self):
         """With equal blocks and equal input, equal keys per block would give equal masks."""
         keys = jax.random.split(jax.random.key(0), 2)
-        names = [f"{part}_{i}" for part in ("down", "up", "middle") for i in range(3)]
-        data = [jax.random.key_data(unet._keys_of_stage(keys, name)) for name in names]
+        names = [(part, i) for part in ("down", "up", "middle") for i in range(3)]
+        data = [jax.random.key_data(unet._keys_of_stage(keys, *name)) for name in names]
         assert len(np.unique(np.stack(data)[:, 0], axis=0)) == len(names)
 
 
@@ -217,6 +219,7 @@ class TestDropout:
         ({"levels": -1}, "levels"),
         ({"groups": 0}, "groups"),
         ({"dropout_rate": 1.0}, "dropout_rate"),
+        ({"remat": "convolution"}, "Did you mean 'convolutions'"),
         ({"dtype": "int32"}, "floating-point"),
         ({"dtype": "brainfloat"}, "floating-point"),
     ],
@@ -232,6 +235,77 @@ def test_wrong_conditioning():
     z, time, conditioning = inputs(network, 2, (4, 4, 3))
     with pytest.raises(ValueError, match="conditioning_size"):
         jax.eval_shape(network, params, z, time, jnp.tile(conditioning, 3))
+
+
+class TestLoops:
+    network = UNet(**{**TINY, "levels": 2}, dropout_rate=0.5)
+    looped = dataclasses.replace(network, scan=True)
+
+    def test_equal_blocks_one_by_one(self, float64):
+        """Output, gradient and masks; also of a network whose blocks are worked out once more."""
+        params = perturbed(self.network, (4, 4, 3))
+        params = jax.tree.map(lambda leaf: leaf.astype("float64"), params)
+        arguments = [each.astype("float64") for each in inputs(self.network, 2, (4, 4, 3))]
+        keys = jax.random.split(jax.random.key(5), 2)
+
+        def value_and_grad(network, params):
+            def total(params):
+                return jnp.mean(network(params, *arguments, keys) ** 2)
+
+            return jax.jit(jax.value_and_grad(total))(params)
+
+        value, gradient = value_and_grad(self.network, params)
+        loop_value, loop_gradient = value_and_grad(
+            dataclasses.replace(self.looped, remat="convolutions"), stacking.stacked(params)
+        )
+        np.testing.assert_allclose(loop_value, value, rtol=1e-12)
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12),
+            stacking.unrolled(loop_gradient),
+            gradient,
+        )
+
+    def test_there_and_back(self):
+        params = perturbed(self.network, (4, 4, 3))
+        stacked = stacking.stacked(params)
+        shapes = shapes_of_parameters(self.looped, (4, 4, 3))
+        assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(lambda each: each.shape, shapes)
+        jax.tree.map(np.testing.assert_array_equal, stacking.unrolled(stacked), params)
+
+    def test_more_than_nine_blocks_stay_in_order(self):
+        names = [f"{part}_{i}" for i in range(11) for part in ("up", "down")]
+        params = {name: {"a": jnp.full(1, int(name.split("_")[1]))} for name in names}
+        np.testing.assert_array_equal(stacking.stacked(params)["up"]["a"][:, 0], np.arange(11))
+
+    def test_parameters_of_the_other_form(self):
+        for network, other in ((self.network, self.looped), (self.looped, self.network)):
+            params = shapes_of_parameters(other, (4, 4, 3))
+            with pytest.raises(ValueError, match=r"networks.stacking.(stacked|unrolled)\(params\)"):
+                jax.eval_shape(network, params, *inputs(network, 2, (4, 4, 3)))
+
+
+@pytest.mark.full
+def test_compile_time_and_memory():
+    """In loops the program does not grow with depth; with remat its memory hardly does."""
+
+    def compiled(levels, **arguments):
+        network = UNet(**{**TINY, "levels": levels}, **arguments)
+        params = shapes_of_parameters(network, (8, 8, 3))
+        z, time, conditioning = inputs(network, 16, (8, 8, 3))
+
+        def total(params):
+            return jnp.mean(network(params, z, time, conditioning) ** 2)
+
+        return jax.jit(jax.grad(total)).lower(params)
+
+    few, many = (len(compiled(levels, scan=True).as_text()) for levels in (4, 32))
+    assert many < 1.1 * few
+    kept, full, convolutions = (
+        compiled(12, remat=name).compile().memory_analysis().temp_size_in_bytes
+        for name in (None, "full", "convolutions")
+    )
+    assert full < 0.6 * kept
+    assert full < convolutions < kept
 
 
 @pytest.mark.parametrize("c", [128, 256])

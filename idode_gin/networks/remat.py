@@ -1,0 +1,53 @@
+"""What the gradient keeps of a block's inside: memory against work done again."""
+
+import difflib
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+FULL = "full"
+
+
+def _keep_convolutions(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name == "conv_general_dilated"
+
+
+_JAX = (
+    "everything_saveable",
+    "nothing_saveable",
+    "dots_saveable",
+    "dots_with_no_batch_dims_saveable",
+)
+
+POLICIES: dict[str, Any] = {
+    FULL: jax.checkpoint_policies.nothing_saveable,
+    "convolutions": _keep_convolutions,
+    **{name: getattr(jax.checkpoint_policies, name) for name in _JAX},
+}
+"""`full` keeps a block's input alone; `convolutions` what they return, and normalizes once more;
+the others are jax's."""
+
+
+def check(name: str | None) -> None:
+    """Raises ValueError unless `name` is a policy or None; names the nearest."""
+    if name is None or name in POLICIES:
+        return
+    near = difflib.get_close_matches(str(name), POLICIES, 1, 0)[0]
+    raise ValueError(
+        f"`remat` must be None or one of {', '.join(map(repr, POLICIES))}, got {name!r}. "
+        f"Did you mean {near!r}?"
+    )
+
+
+def lift(module: type[nn.Module], name: str | None, in_loop: bool) -> Any:
+    """`module`, which keeps for the gradient what the policy `name` says; None changes nothing.
+
+    Args:
+        module: a flax module.
+        name: of the policy.
+        in_loop: the loop itself keeps the compiler from merging the work done again with the first.
+    """
+    if name is None:
+        return module
+    return nn.remat(module, policy=POLICIES[name], prevent_cse=not in_loop)
