@@ -22,7 +22,7 @@ if __name__ == "__main__":
 from idode_gin import gin_utils
 from idode_gin.evaluator import Evaluator
 from idode_gin.models import DiffusionODE
-from idode_gin.runtime import checkpoints
+from idode_gin.runtime import checkpoints, compilation_cache
 from idode_gin.runtime.data import DatasetConfig
 
 
@@ -31,6 +31,7 @@ def evaluate(
     model: DiffusionODE,
     dataset_cfg: DatasetConfig,
     evaluator: Evaluator,
+    compilation_cache_dir: str | None = None,
     dry_run: bool = False,
 ) -> None:
     """Evaluates a checkpoint.
@@ -39,11 +40,13 @@ def evaluate(
         model: what was trained.
         dataset_cfg: the images to score; each is scored once, whatever the batch size.
         evaluator: checkpoint, bounds and output directory.
+        compilation_cache_dir: see `compilation_cache.use`.
         dry_run: only say what would be done. Set by the flag --dry_run.
     """
     if dry_run:
         print(evaluator.dry_run(model, dataset_cfg))
         return
+    compilation_cache.use(compilation_cache_dir)
     checkpoints.find(evaluator.checkpoint_path)
     gin_utils.write_configs(evaluator.output_dir, "EVAL_OUTPUT_DIR")
     evaluator.run(model, dataset_cfg)

@@ -21,21 +21,29 @@ if __name__ == "__main__":
 
 from idode_gin import gin_utils
 from idode_gin.models import DiffusionODE
-from idode_gin.runtime import checkpoints
+from idode_gin.runtime import checkpoints, compilation_cache
 from idode_gin.sampler import Sampler
 
 
-def sample(*, model: DiffusionODE, sampler: Sampler, dry_run: bool = False) -> None:
+def sample(
+    *,
+    model: DiffusionODE,
+    sampler: Sampler,
+    compilation_cache_dir: str | None = None,
+    dry_run: bool = False,
+) -> None:
     """Samples from a checkpoint.
 
     Args:
         model: what was trained.
         sampler: checkpoint, numbers and output directory.
+        compilation_cache_dir: see `compilation_cache.use`.
         dry_run: only say what would be done. Set by the flag --dry_run.
     """
     if dry_run:
         print(sampler.dry_run(model))
         return
+    compilation_cache.use(compilation_cache_dir)
     checkpoints.find(sampler.checkpoint_path)
     gin_utils.write_configs(sampler.output_dir, "SAMPLE_OUTPUT_DIR")
     sampler.run(model)

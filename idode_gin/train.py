@@ -27,7 +27,7 @@ import optax
 
 from idode_gin import gin_utils
 from idode_gin.models import DiffusionODE
-from idode_gin.runtime import agreement, run_lock
+from idode_gin.runtime import agreement, compilation_cache, run_lock
 from idode_gin.runtime.checkpoints import CheckpointConfig
 from idode_gin.runtime.data import DatasetConfig
 from idode_gin.runtime.optimizers import AdamW
@@ -49,6 +49,7 @@ def train(
     eval_steps: int | None,
     random_seed: int,
     trainer_cls: Callable[..., Trainer] = Trainer,
+    compilation_cache_dir: str | None = None,
     dry_run: bool = False,
 ) -> None:
     """Trains `model`; the parameters' names are t5x's.
@@ -66,6 +67,7 @@ def train(
         eval_steps: batches of one evaluation; None takes the whole split.
         random_seed: of initial parameters and noise.
         trainer_cls: builds the loop; what is not passed on from here, gin binds to it.
+        compilation_cache_dir: see `compilation_cache.use`.
         dry_run: only describe what would be done. Set by the flag --dry_run.
     """
     passed_on = {
@@ -83,6 +85,7 @@ def train(
     if dry_run:
         print(trainer.dry_run(model, train_dataset_cfg, train_eval_dataset_cfg))
         return
+    compilation_cache.use(compilation_cache_dir)
     if trainer.replay:
         trainer.run(model, train_dataset_cfg, train_eval_dataset_cfg)
         return

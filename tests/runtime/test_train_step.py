@@ -1,5 +1,7 @@
 """One update: randomness, microbatches, moving average, window of metrics, finiteness."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 import tiny
 
 from idode_gin import checks
+from idode_gin.losses.second_order import SecondOrder
+from idode_gin.networks.unet import UNet
 from idode_gin.runtime import batches, guards, train_state, train_step
 
 KEY = jax.random.key(5)
@@ -171,3 +175,40 @@ def test_state_is_one_pytree_with_names():
     assert ".params['out']['kernel']" in paths
     assert ".step" in paths
     assert jnp.issubdtype(state.step.dtype, jnp.integer)
+
+
+def test_bfloat16_stays_inside_the_network():
+    """State, gradient, loss, metrics, latents and the network's output are float32."""
+    network = UNet(channels=8, levels=1, groups=4, fourier_exponents=(), dtype="bfloat16")
+    model = dataclasses.replace(tiny.model(), network=network, loss=SecondOrder())
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), tiny.SHAPE))
+    batch, transformation = batch_of(0), optax.adamw(0.1)
+    names = train_step.metric_names(model.loss_fn, params, batch, KEY)
+    state = jax.eval_shape(lambda p: train_state.create(p, transformation, names), params)
+    update = train_step.make_train_step(
+        model.loss_fn, transformation, key=KEY, ema_rate=0.9, log_period=2
+    )
+    made = jax.eval_shape(update, state, batch), jax.eval_shape(jax.grad(loss_of(model)), params)
+    floats = {
+        leaf.dtype for leaf in jax.tree.leaves(made) if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    }
+    assert floats == {jnp.dtype("float32")}
+    arrays = list(arrays_of(jax.make_jaxpr(update)(state, batch).jaxpr))
+    coarse = [each for each in arrays if each.dtype == jnp.bfloat16]
+    assert len(coarse) > 100
+    image = (batch["image"].shape[0], *tiny.SHAPE)
+    assert image in {each.shape for each in arrays}
+    assert image not in {each.shape for each in coarse}
+
+
+def loss_of(model):
+    return lambda params: model.loss_fn(params, batch_of(0), KEY)[0]
+
+
+def arrays_of(jaxpr):
+    """Everything that is computed inside, loops and calls included."""
+    for equation in jaxpr.eqns:
+        yield from (each.aval for each in equation.outvars)
+        for value in equation.params.values():
+            if hasattr(inner := getattr(value, "jaxpr", value), "eqns"):
+                yield from arrays_of(inner)
