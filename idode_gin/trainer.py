@@ -33,6 +33,7 @@ from idode_gin.runtime.checkpoints import CheckpointConfig, Checkpoints, Restore
 from idode_gin.runtime.optimizers import AdamW
 from idode_gin.runtime.partitioning import PjitPartitioner
 from idode_gin.runtime.preemption import StopRequest
+from idode_gin.runtime.train_state import TrainState
 from idode_gin.runtime.wandb_writer import WandB
 
 
@@ -380,7 +381,7 @@ class _Run:
             self._profiler.begin(step)
             for batch in self._clock.waiting_for(ready):
                 self._profiler.before(step)
-                self._state, health = self._program.step(self._state, batch)
+                self._state, health = self._step(step, batch)
                 step += 1
                 self._watch.push(step, health)
                 self._profiler.after(step, health)
@@ -395,6 +396,18 @@ class _Run:
                     self._report(step)
                 self._bar.update(self._watch.step, self._watch.loss)
                 self._leave_if(is_asked or self._stop.requested)
+
+    def _step(self, step: int, batch: types.Batch) -> tuple[TrainState, train_step.Health]:
+        if step > self._start:
+            return self._program.step(self._state, batch)
+        with self._stop.with_last_words(self._said_before_first_step):
+            return self._program.step(self._state, batch)
+
+    def _said_before_first_step(self, reason: str) -> str:
+        return (
+            f"Stopped by {reason} before step {self._start + 1} of {self._trainer.train_steps} was "
+            "compiled. Nothing is lost: the same command goes on from there."
+        )
 
     def _batch(self, step: int) -> types.Batch:
         batch = batch_lib.train_batch(self._split, self._dataset, step, self._rows)
@@ -442,12 +455,13 @@ class _Run:
         ema, partitioner = self._state.ema, self._trainer.partitioner
         size = self._eval_dataset.batch_size
         batches = batch_lib.eval_batches(self._eval_split, size, partitioner.local_rows(size))
-        means = evaluation.over_batches(
-            lambda batch: self._program.evaluate(ema, partitioner.put_batch(batch, size)),
-            itertools.islice(batches, self._trainer.eval_steps),
-            self._eval_split.num_images,
-            lambda: self._stop.requested,
-        )
+        with self._stop.with_last_words(self._said_once_saved):
+            means = evaluation.over_batches(
+                lambda batch: self._program.evaluate(ema, partitioner.put_batch(batch, size)),
+                itertools.islice(batches, self._trainer.eval_steps),
+                self._eval_split.num_images,
+                lambda: self._stop.requested,
+            )
         if means is None:
             return None
         row = evaluation.row(means, step)
@@ -459,14 +473,15 @@ class _Run:
         return row
 
     def _leave_if(self, is_asked: bool) -> None:
-        if not is_asked:
-            return
+        if is_asked:
+            raise checks.Preempted(self._said_once_saved(self._stop.reason))
+
+    def _said_once_saved(self, reason: str) -> str:
         self._save()
         summary = self._write_summary("preempted")
-        raise checks.Preempted(
-            f"Stopped by {self._stop.reason} after step {summary['step']} of "
-            f"{self._trainer.train_steps}. Saved {summary['checkpoint']}: the same command goes on "
-            "from there."
+        return (
+            f"Stopped by {reason} after step {summary['step']} of {self._trainer.train_steps}. "
+            f"Saved {summary['checkpoint']}: the same command goes on from there."
         )
 
     def _fail(self, error: checks.NonFiniteError) -> NoReturn:

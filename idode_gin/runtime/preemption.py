@@ -78,8 +78,15 @@ class _Handlers:
         """Does nothing: with a Python handler in place, C code writes the number to the socket."""
 
     def _watch(self, reader: socket.socket) -> None:
-        with reader, contextlib.suppress(TimeoutError):
-            while numbers := reader.recv(64):
+        with reader:
+            while True:
+                try:
+                    numbers = reader.recv(64)
+                except TimeoutError:
+                    self._leave_in_between()
+                    continue
+                if not numbers:
+                    return
                 for number in numbers:
                     if number not in self._previous:
                         continue
@@ -89,13 +96,10 @@ class _Handlers:
                     name = signal.Signals(number).name
                     print(f"\n{name}: {self._notice}", file=sys.stderr, flush=True)
                     self._asked(number)
-                    if self._last_words is not None:
-                        reader.settimeout(GRACE)
-            return
-        self._leave_at_once()
+                    reader.settimeout(GRACE)
 
-    def _leave_at_once(self) -> None:
-        """Ends the process from this thread, unless the context was left meanwhile."""
+    def _leave_in_between(self) -> None:
+        """Ends the process from this thread, where there are last words to say."""
         with self._leaving:
             if self._is_left or self._last_words is None:
                 return
@@ -185,6 +189,17 @@ class StopRequest(_Handlers):
     ) -> None:
         super().__init__(notice, last_words)
         self._is_agreed = False
+
+    @contextlib.contextmanager
+    def with_last_words(self, last_words: Callable[[str], str]) -> Iterator[None]:
+        """A part of the context that has `last_words`: where a compilation may last for minutes."""
+        if _process_count() == 1:
+            self._last_words = last_words
+        try:
+            yield
+        finally:
+            with self._leaving:  # or they are being said, and this is the end
+                self._last_words = None
 
     @property
     def requested(self) -> bool:

@@ -203,23 +203,48 @@ def test_outside_a_loop_a_second_signal_ends_the_process_at_once():
         process.communicate()
 
 
-@pytest.mark.parametrize(("words", "code"), [("return name", 75), ("raise OSError('full')", 2)])
-def test_a_loop_that_does_not_come_to_its_next_poll_says_its_last_words(words, code):
-    program = textwrap.dedent(
-        f"""
-        import hashlib
-        from idode_gin.runtime import preemption
-        def last_words(name):
-            {words}
-        preemption.GRACE = 0.2
-        with preemption.StopRequest(preemption.RESULTS, last_words):
-            print("ready", flush=True)
+BLOCKED = textwrap.dedent(
+    """
+    import contextlib, hashlib, time
+    from idode_gin.runtime import preemption
+
+    def last_words(name):
+        {words}
+
+    def until_asked(stop):
+        while not stop.requested:
+            time.sleep(0.01)
+        time.sleep(4 * preemption.GRACE)
+
+    preemption.GRACE = 0.2
+    with preemption.StopRequest(preemption.RESULTS, {whole}) as stop:
+        print("ready", flush=True)
+        {before}
+        with {part}:
             # C code that does not return for minutes, as a compilation is.
             hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
-        """
-    )
+    """
+)
+WHOLE = {"whole": "last_words", "before": "pass", "part": "contextlib.nullcontext()"}
+PART = {"whole": "None", "before": "pass", "part": "stop.with_last_words(last_words)"}
+LATE = {**PART, "before": "until_asked(stop)"}
+
+
+@pytest.mark.parametrize(
+    ("context", "words", "code"),
+    [
+        (WHOLE, "return name", 75),
+        (WHOLE, "raise OSError('full')", 2),
+        (PART, "return name", 75),
+        (LATE, "return name", 75),
+    ],
+)
+def test_a_loop_that_does_not_come_to_its_next_poll_says_its_last_words(context, words, code):
     process = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", BLOCKED.format(words=words, **context)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout.readline() == "ready\n"
@@ -237,4 +262,10 @@ def test_no_last_words_where_the_loop_was_left_in_time(monkeypatch):
     with StopRequest(preemption.RESULTS, lambda _: pytest.fail("said them")) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         wait_until(lambda: stop.requested)
+    with StopRequest(preemption.RESULTS) as stop:
+        with stop.with_last_words(lambda _: pytest.fail("said them")):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_until(lambda: stop.requested)
+        time.sleep(0.3)
     time.sleep(0.3)  # a thread that went on would end this process

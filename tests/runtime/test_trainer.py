@@ -4,8 +4,11 @@ import dataclasses
 import fcntl
 import json
 import os
+import pathlib
 import shutil
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -492,3 +495,29 @@ def test_dry_run_sees_what_training_would_restore(undisturbed, tmp_path):
     assert text.endswith(f"Would train from {folder / 'checkpoint_6'}.")
     with pytest.raises(ValueError, match="does not fit"):
         tiny.trainer(folder).dry_run(tiny.model(width=16, **shape), tiny.config())
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "steps"),
+    [("step", "before step 1 of 6", []), ("evaluate", "after step 3 of 6", [3])],
+)
+def test_asked_to_stop_while_compiling(tmp_path, name, words, steps):
+    script = pathlib.Path(__file__).parent / "blocked_training.py"
+    process = subprocess.Popen(
+        [sys.executable, script, name, tmp_path],
+        cwd=script.parents[2],
+        env=os.environ | {"PYTHONPATH": str(script.parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while process.stdout.readline() not in ("blocked\n", ""):
+            pass
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == checks.EXIT_PREEMPTED, errors
+    assert f"Stopped by SIGTERM {words}" in errors
+    assert checkpoints.saved_steps(tmp_path) == steps
