@@ -130,11 +130,16 @@ def write_configs(directory: str | os.PathLike[str], macro: str) -> None:
         ConfigError: if it cannot be made.
         ValueError: if the processes differ.
     """
-    agreement.check("configuration and code", lambda: {**used_bindings(), **agreement.of_code()})
+    check_agreement()
     if processes.index() == 0:
         folder = make_folder(directory, macro)
         files.write_atomically(folder / "config.gin", config.config_str())
         files.write_atomically(folder / "operative_config.gin", config.operative_config_str())
+
+
+def check_agreement() -> None:
+    """Raises ValueError on every process unless all run the same configuration and code."""
+    agreement.check("configuration and code", lambda: {**used_bindings(), **agreement.of_code()})
 
 
 def make_folder(directory: str | os.PathLike[str], macro: str) -> pathlib.Path:

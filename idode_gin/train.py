@@ -22,12 +22,11 @@ if __name__ == "__main__":
 import pathlib
 from collections.abc import Callable
 
-import jax
 import optax
 
 from idode_gin import gin_utils
 from idode_gin.models import DiffusionODE
-from idode_gin.runtime import agreement, compilation_cache, run_lock
+from idode_gin.runtime import agreement, compilation_cache, processes, run_lock
 from idode_gin.runtime.checkpoints import CheckpointConfig
 from idode_gin.runtime.data import DatasetConfig
 from idode_gin.runtime.optimizers import AdamW
@@ -89,8 +88,9 @@ def train(
     if trainer.replay:
         trainer.run(model, train_dataset_cfg, train_eval_dataset_cfg)
         return
+    gin_utils.check_agreement()  # before anything is made
     gin_utils.make_folder(model_dir, "MODEL_DIR")
-    with run_lock.held(model_dir, is_first=jax.process_index() == 0):
+    with run_lock.held(model_dir, is_first=processes.index() == 0):
         gin_utils.write_configs(model_dir, "MODEL_DIR")
         agreement.check_shared(pathlib.Path(model_dir) / "config.gin", "MODEL_DIR")
         trainer.run(model, train_dataset_cfg, train_eval_dataset_cfg)

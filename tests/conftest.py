@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import sys
 import tempfile
@@ -37,9 +38,47 @@ _prepare()
 SLOWEST_FIRST = ("end_to_end", "golden", "laws", "runtime", "configs")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, so that no worker is left with one when the others are done."""
+REPETITIONS = (
+    # What stays in the normal run shows the same at another width, seed, size or loss.
+    r"golden/test_loss.py.*in_float32\[",
+    r"golden/test_loss.py.*\[loss_SP_(vel_2nd|eps)\]",
+    r"golden/test_loss.py.*\[loss_VP_(vel|vel_imp_noanti)\]",
+    r"golden/test_ode.py.*\[ode_(SP_tn_K3_attn|SP_u_K1|SP_u_K3|VP_tn_K1|VP_v_K3|VP_tn_K3)\]",
+    r"golden/test_sample.py.*\[sample_SP\]",
+    r"golden/test_train.py.*\[train_VP(_fast)?\]",
+    r"golden/test_train.py.*float32\[",
+    r"laws/test_likelihood.py.*tighter\[dequantizer1\]",
+    r"laws/test_models.py.*own_figure\[float64-",
+    r"laws/test_models.py.*every_time_sampler\[",
+    r"laws/test_models.py.*all_quantiles\[",
+    r"laws/test_networks.py.*test_(an_image|initial|time_and|float64).*"
+    r"\[.*(no fourier|three numbers|attention everywhere|in loops).*\]",
+    r"runtime/test_evaluator.py::test_adaptive_steps_of_a_convolutional",
+    r"runtime/test_guards.py::test_bins_",
+    r"runtime/test_partitioning.py::test_(each_device|the_mesh_changes|model_info)",
+    r"runtime/test_train_step.py.*whole_batch\[2\]",
+    r"runtime/test_trainer.py::test_a_seed_changes_them",
+    r"runtime/test_trainer.py::test_cut_off_anywhere.*\[[45]-",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long files first, so that no worker is left with one when the others are done.
+
+    Raises:
+        pytest.UsageError: if a pattern of `REPETITIONS` has become stale.
+    """
     items.sort(key=lambda item: SLOWEST_FIRST.index(item.path.relative_to(HERE).parts[0]))
+    found = set()
+    for item in items:
+        for pattern in REPETITIONS:
+            if re.search(pattern, item.nodeid):
+                item.add_marker(pytest.mark.full)
+                found.add(pattern)
+    stale = [each for each in REPETITIONS if each not in found]
+    is_whole = [pathlib.Path(each).resolve() for each in config.args] == [HERE.resolve()]
+    if is_whole and stale:
+        raise pytest.UsageError(f"REPETITIONS in tests/conftest.py that match no test: {stale}.")
 
 
 @pytest.fixture(autouse=True)

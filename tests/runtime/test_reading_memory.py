@@ -11,6 +11,7 @@ import pytest
 HERE = pathlib.Path(__file__).parent
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux")
 def test_no_way_to_read_a_split_holds_it_twice(tmp_path):
     done = subprocess.run(
