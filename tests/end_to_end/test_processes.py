@@ -84,7 +84,7 @@ def params_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
         for each in parents:
             place = place.setdefault(each, {})
         place[leaf] = jax.ShapeDtypeStruct(tuple(shape), dtype)
-    restored, _ = checkpoints.restore_params(path, abstract, ema=False)
+    restored = checkpoints.restore_params(path, abstract, ema=False).params
     return {
         jax.tree_util.keystr(where): np.asarray(leaf, np.float64)
         for where, leaf in jax.tree_util.tree_leaves_with_path(restored)
@@ -118,7 +118,9 @@ def test_trains_as_one_process_does(trained, layout):
     for row, other in zip(rows, others, strict=True):
         assert row.keys() == other.keys()
         for name in row:
-            np.testing.assert_allclose(other[name], row[name], rtol=1e-6, err_msg=name)
+            # None, where a bin of gamma got no image, is not a number in both.
+            found, expected = (np.asarray(each[name], float) for each in (other, row))
+            np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=name)
     expected, found = params_of(alone), params_of(together)
     assert expected.keys() == found.keys()
     for name in expected:
