@@ -77,7 +77,9 @@ class DormandPrince(base.AbstractSolver):
             )
             proposal = base.weighted_sum(carry.state, step, jnp.asarray(tableau.b), stages)
             zero = jax.tree.map(jnp.zeros_like, proposal)
-            error = base.weighted_sum(zero, step, jnp.asarray(tableau.b_error), stages)
+            error = base.weighted_sum(
+                zero, step, jnp.asarray(tableaus.DORMAND_PRINCE_ERROR), stages
+            )
             norm = self._norm(error, carry.state, proposal)
             norm = jnp.where(jnp.isfinite(norm), norm, jnp.inf)
             accept = active & (norm <= 1)

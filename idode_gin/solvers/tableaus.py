@@ -3,6 +3,19 @@
 import dataclasses
 from typing import final
 
+_DORMAND_PRINCE = (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0)
+_EMBEDDED = (
+    5179 / 57600,
+    0.0,
+    7571 / 16695,
+    393 / 640,
+    -92097 / 339200,
+    187 / 2100,
+    1 / 40,
+)
+DORMAND_PRINCE_ERROR = tuple(x - y for x, y in zip(_DORMAND_PRINCE, _EMBEDDED, strict=True))
+"""Weights of the slopes in the estimate of one step's error: order 5 minus order 4."""
+
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -10,42 +23,34 @@ class Tableau:
     """An explicit Runge-Kutta method: k_i = f(t + c_i h, y + h sum_j a_ij k_j), y + h sum b_i k_i.
 
     Args:
-        name: for results and messages.
-        order: of the solution.
         c: nodes, one per stage, the first zero.
         a: rows of the strictly lower triangle, the first empty.
         b: weights of the solution.
-        b_error: `b` minus the embedded weights; empty where there is no error estimate.
     """
 
-    name: str
-    order: int
     c: tuple[float, ...]
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
-    b_error: tuple[float, ...] = ()
 
 
 def euler() -> Tableau:
     """Order 1, one evaluation a step."""
-    return Tableau(name="euler", order=1, c=(0.0,), a=((),), b=(1.0,))
+    return Tableau(c=(0.0,), a=((),), b=(1.0,))
 
 
 def midpoint() -> Tableau:
     """Order 2, two evaluations a step."""
-    return Tableau(name="midpoint", order=2, c=(0.0, 0.5), a=((), (0.5,)), b=(0.0, 1.0))
+    return Tableau(c=(0.0, 0.5), a=((), (0.5,)), b=(0.0, 1.0))
 
 
 def heun() -> Tableau:
     """Order 2, two evaluations a step (the trapezoidal rule with an Euler predictor)."""
-    return Tableau(name="heun", order=2, c=(0.0, 1.0), a=((), (1.0,)), b=(0.5, 0.5))
+    return Tableau(c=(0.0, 1.0), a=((), (1.0,)), b=(0.5, 0.5))
 
 
 def runge_kutta_4() -> Tableau:
     """The classical method of order 4, four evaluations a step."""
     return Tableau(
-        name="runge_kutta_4",
-        order=4,
         c=(0.0, 0.5, 0.5, 1.0),
         a=((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
         b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
@@ -57,19 +62,7 @@ def dormand_prince() -> Tableau:
 
     Refs: Dormand and Prince 1980; the coefficients of RK45 in SciPy and ode45 in MATLAB.
     """
-    b = (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0)
-    b_embedded = (
-        5179 / 57600,
-        0.0,
-        7571 / 16695,
-        393 / 640,
-        -92097 / 339200,
-        187 / 2100,
-        1 / 40,
-    )
     return Tableau(
-        name="dormand_prince",
-        order=5,
         c=(0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
         a=(
             (),
@@ -78,8 +71,7 @@ def dormand_prince() -> Tableau:
             (44 / 45, -56 / 15, 32 / 9),
             (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
             (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-            b[:-1],
+            _DORMAND_PRINCE[:-1],
         ),
-        b=b,
-        b_error=tuple(x - y for x, y in zip(b, b_embedded, strict=True)),
+        b=_DORMAND_PRINCE,
     )

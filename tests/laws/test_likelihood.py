@@ -84,13 +84,13 @@ def test_gaussian_density_with_every_divergence(divergence):
 
 SOLVERS = {
     **{
-        f"FixedGrid-{tableau.name}": (FixedGrid(steps=steps, tableau=tableau), tolerance)
-        for tableau, steps, tolerance in (
-            (tableaus.euler(), 4000, 5e-3),
-            (tableaus.midpoint(), 1200, 1e-5),
-            (tableaus.heun(), 1200, 2e-5),
-            (tableaus.runge_kutta_4(), 60, 1e-5),
-            (tableaus.dormand_prince(), 40, 1e-5),
+        f"FixedGrid-{make.__name__}": (FixedGrid(steps=steps, tableau=make()), tolerance)
+        for make, steps, tolerance in (
+            (tableaus.euler, 4000, 5e-3),
+            (tableaus.midpoint, 1200, 1e-5),
+            (tableaus.heun, 1200, 2e-5),
+            (tableaus.runge_kutta_4, 60, 1e-5),
+            (tableaus.dormand_prince, 40, 1e-5),
         )
     },
     "DormandPrince": (DormandPrince(rtol=1e-7, atol=1e-7), 1e-5),

@@ -18,12 +18,13 @@ from idode_gin.solvers.fixed_grid import FixedGrid
 from . import discovery
 
 EACH = discovery.each("solver", AbstractSolver)
+ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "runge_kutta_4": 4, "dormand_prince": 5}
 TABLEAUS = [
-    make()
-    for _, make in inspect.getmembers(tableaus, inspect.isfunction)
+    name
+    for name, make in inspect.getmembers(tableaus, inspect.isfunction)
     if make.__module__ == tableaus.__name__
 ]
-EACH_TABLEAU = pytest.mark.parametrize("tableau", TABLEAUS, ids=lambda tableau: tableau.name)
+EACH_TABLEAU = pytest.mark.parametrize("name", TABLEAUS)
 pytestmark = pytest.mark.usefixtures("float64")
 
 
@@ -108,27 +109,29 @@ def test_there_are_as_many_trees_as_known():
 
 
 @EACH_TABLEAU
-def test_tableaus_satisfy_their_order_conditions(tableau):
+def test_tableaus_satisfy_their_order_conditions(name):
+    tableau, order = getattr(tableaus, name)(), ORDERS[name]
     a, b = matrix(tableau), np.asarray(tableau.b)
     np.testing.assert_allclose(a.sum(1), tableau.c, atol=1e-14)
-    assert order_defect(a, b, tableau.order) < 1e-14
-    assert order_defect(a, b, tableau.order + 1) > 1e-4
-    if tableau.b_error:
-        embedded = b - np.asarray(tableau.b_error)
-        assert order_defect(a, embedded, tableau.order - 1) < 1e-14
-        assert order_defect(a, embedded, tableau.order) > 1e-4
+    assert order_defect(a, b, order) < 1e-14
+    assert order_defect(a, b, order + 1) > 1e-4
+    if name == "dormand_prince":
+        embedded = b - np.asarray(tableaus.DORMAND_PRINCE_ERROR)
+        assert order_defect(a, embedded, order - 1) < 1e-14
+        assert order_defect(a, embedded, order) > 1e-4
 
 
 @EACH_TABLEAU
-def test_measured_order_of_convergence(tableau):
+def test_measured_order_of_convergence(name):
     """y' = y cos t from y_0 ends in y_0 e^{sin t}."""
-    coarse = {1: 256, 2: 64, 4: 32}.get(tableau.order, 16)
+    tableau, order = getattr(tableaus, name)(), ORDERS[name]
+    coarse = {1: 256, 2: 64, 4: 32}.get(order, 16)
     errors = []
     for steps in (coarse, 2 * coarse):
         solver = FixedGrid(steps=steps, tableau=tableau)
         solution = solve(solver, lambda t, y: y * jnp.cos(t), STARTS)
         errors.append(np.max(np.abs(np.asarray(solution.state) - STARTS * np.exp(np.sin(2)))))
-    assert np.log2(errors[0] / errors[1]) == pytest.approx(tableau.order, abs=0.3)
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.3)
 
 
 # --- solvers
