@@ -58,6 +58,11 @@ def candidates(path: str | pathlib.Path, mode: str | None = None) -> list[pathli
     Raises:
         ValueError: as `find`.
     """
+    if path == "":  # which would be the current directory
+        raise ValueError(
+            f"No checkpoint at '': the path must name a run directory that holds {PREFIX}_<step> "
+            "directories, or one of those, got an empty string."
+        )
     path = pathlib.Path(path).expanduser().absolute()
     is_specific = _STEP_DIRECTORY.fullmatch(path.name) is not None
     if path.is_file():

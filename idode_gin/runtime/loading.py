@@ -44,9 +44,10 @@ def load_split(config: DatasetConfig) -> ImageSplit:
     right only where its rates make every image equally likely.
 
     Raises:
-      ValueError: for an unknown module, task or split (with the nearest name), a mixture with other
-        rates, images that `ImageSplit` refuses or that differ in size, and a split that is not what
-        it is known to be or `config.fingerprint` asks for.
+      ValueError: for an unknown module, task or split (with the nearest name), `use_cached` for a
+        task that seqio cannot cache, a mixture with other rates, images that `ImageSplit` refuses
+        or that differ in size, and a split that is not what it is known to be or
+        `config.fingerprint` asks for.
     """
     _hide_accelerators_from_tensorflow()
     provider = _find_task_or_mixture(config)

@@ -85,7 +85,12 @@ def plain_chunks(plain: Any, split: str, name: str) -> Iterator[Chunk]:
 
 def chunks_through_task(task: Any, config: DatasetConfig) -> Iterator[Chunk]:
     """One task's "image" and, if it has it, "conditioning", some at a time."""
-    if config.use_cached and task.supports_caching and not task.cache_dir:
+    if config.use_cached and not task.supports_caching:
+        raise ValueError(
+            f"Task {task.name!r} cannot be cached by seqio, but use_cached=True. Leave it at "
+            "False: images are kept in a cache of their own, see DatasetConfig.cache_dir."
+        )
+    if config.use_cached and not task.cache_dir:
         raise ValueError(
             f"Task {task.name!r} is in none of the seqio cache folders that were given, but "
             "use_cached=True. Cache it, name its folder, or set use_cached=False."
