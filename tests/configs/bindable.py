@@ -1,0 +1,89 @@
+"""What a gin file can bind: the programs' functions, and all that can stand in their parameters."""
+
+import dataclasses
+import functools
+import importlib
+import inspect
+import pathlib
+import pkgutil
+import re
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import idode_gin
+from idode_gin import eval as eval_program
+from idode_gin import gin_types
+from idode_gin import sample as sample_program
+from idode_gin import train as train_program
+
+ROOT = pathlib.Path(__file__).parents[2]
+PACKAGE = idode_gin.__name__
+PROGRAMS = (train_program.train, eval_program.evaluate, sample_program.sample)
+_IMPORT = re.compile(r"^from ([\w.]+) import (\w+)(?: as (\w+))?$", re.MULTILINE)
+_NAME = re.compile(r"\b(\w+)\.(\w+)\b")
+
+
+def fields(target: Callable[..., Any]) -> list[str]:
+    """The parameters that gin can bind."""
+    return list(gin_types.parameters(target))
+
+
+@functools.cache
+def targets() -> list[Callable[..., Any]]:
+    """All functions and final classes of this repository that a program may be built of.
+
+    From the programs' functions, each annotation is followed to its classes, an abstract class to
+    all that fulfil it, and each of these to its own fields. What gin files name is added, whether
+    an annotation leads there or not.
+    """
+    for module in pkgutil.walk_packages(idode_gin.__path__, PACKAGE + "."):
+        importlib.import_module(module.name)
+    found: dict[Callable[..., Any], None] = {}
+    waiting = [*PROGRAMS, *_named_in_gin_files()]
+    while waiting:
+        target = waiting.pop()
+        if target in found:
+            continue
+        found[target] = None
+        for parameter in gin_types.parameters(target).values():
+            for each in _classes(parameter.annotation):
+                waiting += _fulfilling(each)
+    return sorted(found, key=name)
+
+
+def name(target: Callable[..., Any]) -> str:
+    """Such as `solvers.adaptive.DormandPrince`."""
+    return f"{target.__module__}.{target.__qualname__}".removeprefix(PACKAGE + ".")
+
+
+def _named_in_gin_files() -> Iterator[Callable[..., Any]]:
+    for path in (ROOT / "gin_configs").rglob("*.gin"):
+        text = path.read_text()
+        modules = {
+            alias or last: f"{package}.{last}" for package, last, alias in _IMPORT.findall(text)
+        }
+        for module, attribute in _NAME.findall(text):
+            if modules.get(module, "").startswith(PACKAGE):
+                found = getattr(importlib.import_module(modules[module]), attribute, None)
+                if callable(found) and found.__module__.startswith(PACKAGE):
+                    yield found
+
+
+def _classes(annotation: Any) -> Iterator[type]:
+    """Every class of this repository in an annotation, however deep."""
+    if inspect.isclass(annotation) and annotation.__module__.startswith(PACKAGE):
+        yield annotation
+    inner = annotation if isinstance(annotation, list) else typing.get_args(annotation)
+    for each in inner:
+        yield from _classes(each)
+
+
+def _fulfilling(contract: type) -> list[type]:
+    """The final classes that are `contract`: itself, or its descendants (not gin's own)."""
+    found = [contract] if dataclasses.is_dataclass(contract) else []
+    for child in contract.__subclasses__():
+        module = importlib.import_module(child.__module__)
+        if child.__module__.startswith(PACKAGE) and vars(module).get(child.__name__) is child:
+            found += _fulfilling(child)
+    return found

@@ -1,0 +1,250 @@
+"""Fields of the loops: what they compile, and what runs leave behind, change with them."""
+
+import functools
+import json
+import os
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import effects
+import jax
+import numpy as np
+import tiny
+from effects import Case, Later, Refused, Room
+from effects_runtime import stand_in_for_wandb
+
+from idode_gin import image_loop, run_inputs, run_outputs
+from idode_gin.dequantizers.truncated_normal import TruncatedNormal
+from idode_gin.dequantizers.uniform import Uniform
+from idode_gin.evaluator import Evaluator
+from idode_gin.likelihood import ODELikelihood
+from idode_gin.losses.bound import VariationalBound
+from idode_gin.runtime import (
+    bad_steps,
+    batches,
+    checkpoints,
+    guards,
+    loading,
+    profiling,
+    programs,
+)
+from idode_gin.runtime.checkpoints import CheckpointConfig, SaveCheckpointConfig
+from idode_gin.runtime.optimizers import AdamW
+from idode_gin.runtime.partitioning import PjitPartitioner
+from idode_gin.runtime.wandb_writer import WandB
+from idode_gin.sampler import Sampler
+from idode_gin.sampling import ODESampler
+from idode_gin.solvers.divergence import Exact
+from idode_gin.solvers.fixed_grid import FixedGrid
+from idode_gin.trainer import Trainer
+
+MODEL = tiny.model(image_shape=tiny.SHAPE)
+STEPS = FixedGrid(steps=2)
+BAD_STEP = "bad_step_1.npz"
+
+
+def traced_update(trainer: Trainer, _: Room) -> Any:
+    """The update that a trainer compiles, and what of its state lies where."""
+    there = trainer.partitioner.without_devices()
+    batch = run_inputs.blank_batch(MODEL, tiny.SHAPE, 8)
+    object.__setattr__(trainer, "partitioner", there)
+    made = trainer.program(MODEL, tiny.SHAPE, batch)
+    places = [str(leaf.sharding) for leaf in jax.tree.leaves(made.abstract_state)]
+    return places, effects.program(made.step, made.abstract_state, batch)
+
+
+def beginning(trainer: Trainer, _: Room) -> Any:
+    """The state that a run from scratch begins with."""
+    batch = run_inputs.blank_batch(MODEL, tiny.SHAPE, 8)
+    return trainer.program(MODEL, tiny.SHAPE, batch).init().params
+
+
+def prepare_run(room: Room) -> None:
+    """Data without seqio, no pictures, and a bad step to be examined."""
+    stand_in_for_wandb(room)
+    room.patch.setattr(loading, "load_split", lambda config: tiny.split())
+    room.patch.setattr(run_outputs.RunDirectory, "plot", lambda *_: None)
+    room.patch.setattr(jax.profiler, "start_trace", os.makedirs)
+    room.patch.setattr(jax.profiler, "stop_trace", lambda: None)
+    batch = batches.train_batch(tiny.split(), tiny.config(), 0)
+    bad_steps.BadStep(step=0, seed=0, batch=batch, health={"loss": 1.0}).write(
+        room.folder / BAD_STEP
+    )
+
+
+def run_directory(trainer: Trainer, room: Room) -> Any:
+    """What a run leaves behind: its files, and its rows of metrics (of times the names alone)."""
+    made = small_program()
+    room.patch.setattr(Trainer, "program", lambda *_: made)
+    trainer.run(MODEL, tiny.config(), tiny.config(8))
+    rows = []
+    for path in room.folder.glob("*/metrics.jsonl"):
+        for row in map(json.loads, path.read_text().splitlines()):
+            rows.append({name: "time/" in name or value for name, value in row.items()})
+    files = [str(path.relative_to(room.folder)) for path in room.folder.rglob("*")]
+    return rows, sorted(
+        {re.sub(r"checkpoint_(\d+)/.*|(tfevents).*", r"\1\2", each) for each in files}
+    )
+
+
+@functools.cache
+def small_program() -> programs.Program:
+    """Of all runs here: it depends on none of the fields that they show."""
+    batch = run_inputs.blank_batch(MODEL, tiny.SHAPE, 4)
+    return Trainer(**RUN).program(MODEL, tiny.SHAPE, batch)
+
+
+def with_checkpoint(room: Room) -> None:
+    """Parameters that depend on the checkpoint and on whether they are averaged; data as above."""
+    prepare_run(room)
+
+    def load_params(model: Any, shape: Any, path: str, use_ema: bool, *_: Any) -> Any:
+        params = model.init(jax.random.key(len(path) + use_ema), shape)
+        return checkpoints.RestoredParams(params, 3, pathlib.Path(path), {})
+
+    room.patch.setattr(run_inputs, "load_params", load_params)
+    room.patch.setattr(checkpoints, "find", pathlib.Path)
+
+
+def results(run: Callable[[], Any], room: Room) -> Any:
+    """The arrays that an evaluation or sampling writes and where, and shapes that were solved."""
+    solved: list[str] = []
+    compiled = image_loop.compiled
+
+    def watched(compute: Any, *others: Any) -> Any:
+        def seen(params: Any, batch: Any) -> Any:
+            solved.append(f"{batch['index'].shape}")
+            return compute(params, batch)
+
+        inner = compiled(seen, *others)
+
+        def outer(params: Any, batch: Any) -> Any:
+            solved.append(f"batch {batch['index'].shape}")
+            return inner(params, batch)
+
+        return outer
+
+    room.patch.setattr(image_loop, "compiled", watched)
+    run()
+    found = {}
+    for path in sorted(room.folder.glob("*/*.npz")):
+        with np.load(path) as arrays:
+            found[str(path.relative_to(room.folder))] = dict(arrays)
+    grids = [path.read_bytes() for path in sorted(room.folder.glob("*/grid.png"))]
+    return found, grids, solved
+
+
+def scored(evaluator: Evaluator, room: Room) -> Any:
+    """The results of an evaluation."""
+    return results(lambda: evaluator.run(MODEL, tiny.config(4)), room)
+
+
+def drawn(sampler: Sampler, room: Room) -> Any:
+    """The results of sampling."""
+    return results(lambda: sampler.run(MODEL), room)
+
+
+UPDATE = {"model_dir": "run", "train_steps": 8, "gamma_bins": 0}
+RUN = {
+    "model_dir": "run",
+    "train_steps": 2,
+    "log_period": 1,
+    "eval_period": 2,
+    "tensorboard": False,
+    "optimizer": AdamW(warmup_steps=0),
+}
+SCORE = {
+    "output_dir": "out",
+    "checkpoint_path": "run",
+    "likelihoods": {
+        "tn": ODELikelihood(dequantizer=TruncatedNormal(), solver=STEPS, divergence=Exact())
+    },
+    "variational_bound": VariationalBound(num_times=2),
+    "solve_size": 2,
+}
+DRAW = {
+    "output_dir": "out",
+    "checkpoint_path": "run",
+    "ode_sampler": ODESampler(solver=STEPS),
+    "num_samples": 4,
+    "batch_size": 4,
+    "solve_size": 2,
+}
+UNEVEN = PjitPartitioner(mesh_shape={"data": 3})
+CASES: dict[Any, Any] = {
+    Trainer: [
+        Case(
+            traced_update,
+            UPDATE,
+            {
+                "optimizer": AdamW(b1=0.5),
+                "partitioner": PjitPartitioner(mesh_shape={"data": 2, "fsdp": 2}),
+                "log_period": 7,
+                "num_microbatches": 2,
+                "ema_rate": 0.5,
+                "non_finite": guards.Skip(),
+                "loss_spike": guards.LossSpike(),
+                "gamma_bins": 4,
+            },
+        ),
+        Case(beginning, UPDATE, {"seed": 1}),
+        Case(
+            run_directory,
+            RUN,
+            {
+                "model_dir": "elsewhere",
+                "train_steps": 3,
+                "checkpoints": CheckpointConfig(save=SaveCheckpointConfig(period=1)),
+                "eval_period": 1,
+                "eval_steps": 1,
+                "tensorboard": True,
+                "wandb": Later(lambda: WandB(project="mine")),
+                "peak_flops": {"cpu": {"float32": 1e9}},
+                "profile": profiling.ProfileWindow(start=0, steps=1),
+                "replay": BAD_STEP,
+            },
+            before=prepare_run,
+            is_slow=True,
+        ),
+    ],
+    Evaluator: Case(
+        scored,
+        SCORE,
+        {
+            "output_dir": "elsewhere",
+            "checkpoint_path": "another run",
+            "likelihoods": {
+                "tn": ODELikelihood(dequantizer=Uniform(), solver=STEPS, divergence=Exact())
+            },
+            "variational_bound": VariationalBound(num_times=3),
+            "histogram_split": None,
+            "use_ema": False,
+            "seed": 1,
+            "solve_size": 4,
+            "partitioner": Refused(UNEVEN, "as many places as there are devices"),
+        },
+        before=with_checkpoint,
+        is_slow=True,
+    ),
+    Sampler: Case(
+        drawn,
+        DRAW,
+        {
+            "output_dir": "elsewhere",
+            "checkpoint_path": "another run",
+            "ode_sampler": ODESampler(solver=FixedGrid(steps=3)),
+            "num_samples": 3,
+            "batch_size": 2,
+            "grid_images": 2,
+            "conditioning": (1.0,),
+            "use_ema": False,
+            "seed": 1,
+            "solve_size": 4,
+            "partitioner": Refused(UNEVEN, "as many places as there are devices"),
+        },
+        before=with_checkpoint,
+        is_slow=True,
+    ),
+}

@@ -1,0 +1,194 @@
+"""Fields of the maths: losses, densities, solutions and traced programs change with them."""
+
+from typing import Any
+
+import effects
+import jax
+import jax.numpy as jnp
+import tiny
+from effects import Case, Refused, Room
+
+from idode_gin import models
+from idode_gin.dequantizers.truncated_normal import TruncatedNormal
+from idode_gin.dequantizers.uniform import Uniform as UniformNoise
+from idode_gin.encoding import Encoding
+from idode_gin.likelihood import ODELikelihood
+from idode_gin.losses.bound import VariationalBound
+from idode_gin.losses.discrete_time import DiscreteTime
+from idode_gin.losses.second_order import SecondOrder
+from idode_gin.networks.unet import UNet
+from idode_gin.parameterizations.noise import Noise
+from idode_gin.sampling import ODESampler
+from idode_gin.schedules.straight_path import StraightPath
+from idode_gin.schedules.time.linear import Linear, gamma_min_for_levels
+from idode_gin.solvers import tableaus
+from idode_gin.solvers.adaptive import DormandPrince
+from idode_gin.solvers.divergence import Exact, Hutchinson
+from idode_gin.solvers.fixed_grid import FixedGrid
+from idode_gin.solvers.probes import Gaussian
+from idode_gin.time_samplers.closed_form_importance import VPVelocityImportance
+from idode_gin.time_samplers.importance import Importance
+from idode_gin.time_samplers.quantiles.independent import Independent
+from idode_gin.time_samplers.uniform import Uniform as UniformTime
+
+KEY = jax.random.key(0)
+MODEL = tiny.model(image_shape=tiny.SHAPE)
+PARAMS = MODEL.init(KEY, tiny.SHAPE)
+BATCH = {
+    "image": jnp.asarray(tiny.split(number=3).images),
+    "conditioning": jnp.zeros((3, 1)),
+    "position": jnp.arange(3),
+    "index": jnp.arange(3),
+}
+
+
+def loss(model: models.DiffusionODE, _: Room) -> str:
+    """The training loss of each image, with all that it is made of."""
+
+    def computed(key: Any, batch: Any) -> Any:
+        return model.loss_fn(model.init(key, tiny.SHAPE), batch, key)
+
+    return effects.program(computed, KEY, BATCH)
+
+
+def loss_with(field: str) -> Any:
+    """The training loss of a model of which the object is one part."""
+    return lambda part, room: loss(tiny.model(**{field: part}), room)
+
+
+def bound(estimator: Any, _: Room) -> str:
+    """A bound of each image."""
+    return effects.program(lambda *given: MODEL.bound_fn(*given, estimator), PARAMS, BATCH, KEY)
+
+
+def likelihood(estimator: ODELikelihood, _: Room) -> str:
+    """The likelihood of each image."""
+    return effects.program(
+        lambda *given: MODEL.likelihood_fn(*given, estimator).log_p, PARAMS, BATCH, KEY
+    )
+
+
+def samples(sampler: ODESampler, _: Room) -> str:
+    """Latents drawn."""
+    return effects.program(
+        lambda *given: MODEL.sample_fn(*given, sampler).latent, PARAMS, BATCH, KEY
+    )
+
+
+def solution(solver: Any, _: Room) -> str:
+    """Where y' = y cos t and another of its kind end, and whether they do."""
+
+    def solved(y: Any) -> Any:
+        found = solver.solve(lambda t, y: jnp.cos(t)[:, None] * y, y, 0.0, 2.0)
+        return found.state, found.success
+
+    return effects.program(solved, jnp.ones((2, 3)))
+
+
+def trace(divergence: Any, _: Room) -> str:
+    """A value and its trace."""
+
+    def traced(key: Any, x: Any) -> Any:
+        probes = divergence.draw(jax.random.split(key, 2), x.shape[1:])
+        return divergence.value_and_trace(jnp.sin, x, probes)
+
+    return effects.program(traced, KEY, jnp.zeros((2, 4, 4, 1)))
+
+
+def unet(network: UNet, _: Room) -> str:
+    """The traced network, with dropout; for the gradient it says what it keeps."""
+    params = jax.eval_shape(lambda: network.init(KEY, (4, 4, 1)))
+    z, time = jnp.zeros((2, 4, 4, 1)), jnp.zeros(2)
+    conditioning = jnp.zeros((2, network.conditioning_size))
+    return effects.program(network, params, z, time, conditioning, jax.random.split(KEY, 2))
+
+
+STEPS = FixedGrid(steps=2)
+RK4 = tableaus.runge_kutta_4()
+QUANTILES = {"quantiles": Independent()}
+CASES = {
+    models.DiffusionODE: Case(
+        loss,
+        {name: getattr(MODEL, name) for name in MODEL.__dataclass_fields__},
+        {
+            "network": tiny.AffineNetwork(width=5),
+            "schedule": StraightPath(),
+            "time": Linear(gamma_min=-6.0),
+            "parameterization": Noise(),
+            "time_sampler": Importance(),
+            "loss": SecondOrder(),
+            "encoding": Encoding(levels=20),
+            "image_shape": Refused((8, 8, 1), "the model is for `image_shape` (8, 8, 1)"),
+        },
+    ),
+    Encoding: Case(lambda made, _: made.encode(BATCH["image"]), {}, {"levels": 17}),
+    Linear: Case(
+        lambda made, _: made.gamma(jnp.asarray([0.25])), {}, {"gamma_min": -6.0, "gamma_max": 4.0}
+    ),
+    gamma_min_for_levels: Case(lambda made, _: made(), {"levels": 256}, {"levels": 17}),
+    UniformTime: Case(loss_with("time_sampler"), {}, QUANTILES),
+    VPVelocityImportance: Case(loss_with("time_sampler"), {}, QUANTILES),
+    Importance: Case(loss_with("time_sampler"), {}, {**QUANTILES, "panels": 1}),
+    SecondOrder: Case(
+        loss_with("loss"), {}, {"strength": 0.2, "num_probes": 2, "probe": Gaussian()}
+    ),
+    VariationalBound: Case(bound, {"num_times": 2}, {"num_times": 3, "time_sampler": Importance()}),
+    DiscreteTime: Case(bound, {"steps": 8, "num_times": 2}, {"steps": 4, "num_times": 3}),
+    UniformNoise: Case(
+        lambda made, room: likelihood(
+            ODELikelihood(dequantizer=made, solver=STEPS, divergence=Exact()), room
+        ),
+        {},
+        {"start_gamma": -7.0},
+    ),
+    ODELikelihood: Case(
+        likelihood,
+        {"dequantizer": TruncatedNormal(), "solver": STEPS, "divergence": Exact()},
+        {
+            "dequantizer": UniformNoise(),
+            "solver": FixedGrid(steps=3),
+            "divergence": Hutchinson(),
+            "num_importance": 2,
+            "num_repeats": 2,
+        },
+    ),
+    ODESampler: Case(samples, {"solver": STEPS}, {"solver": FixedGrid(steps=3)}),
+    DormandPrince: Case(solution, {}, {"rtol": 1e-2, "atol": 0.1, "max_steps": 1}),
+    FixedGrid: Case(solution, {"steps": 4}, {"steps": 5, "tableau": tableaus.heun()}),
+    tableaus.Tableau: Case(
+        lambda made, room: solution(FixedGrid(steps=4, tableau=made), room),
+        {"c": RK4.c, "a": RK4.a, "b": RK4.b},
+        {
+            "c": (0.0, 0.3, 0.5, 1.0),
+            "a": ((), (0.4,), (0.0, 0.5), (0.0, 0.0, 1.0)),
+            "b": (0.25, 0.25, 0.25, 0.25),
+        },
+    ),
+    Hutchinson: Case(trace, {}, {"num_probes": 2, "probe": Gaussian()}),
+    Exact: Case(trace, {}, {"chunk": 2}),
+    UNet: Case(
+        unet,
+        {
+            "channels": 8,
+            "levels": 0,
+            "groups": 2,
+            "fourier_exponents": (1,),
+            "dropout_rate": 0.1,
+        },
+        {
+            "channels": 16,
+            "levels": 1,
+            "groups": 4,
+            "min_channels_per_group": Refused(8, "must be at least 8"),
+            "fourier_exponents": (),
+            "attention_everywhere": True,
+            "attention_heads": 2,
+            "dropout_rate": 0.2,
+            "conditioning_size": 2,
+            "time_embedding_scale": 500.0,
+            "remat": "full",
+            "scan": True,
+            "dtype": "bfloat16",
+        },
+    ),
+}

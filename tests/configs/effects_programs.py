@@ -1,0 +1,96 @@
+"""Parameters of the programs: each changes what its loop is given, or what is done beside."""
+
+import functools
+import pathlib
+from collections.abc import Callable
+
+import tiny
+from effects import Case, Room
+from effects_loops import DRAW, MODEL, SCORE
+
+from idode_gin import eval as eval_program
+from idode_gin import gin_utils
+from idode_gin import sample as sample_program
+from idode_gin import train as train_program
+from idode_gin.evaluator import Evaluator
+from idode_gin.runtime import agreement, checkpoints, compilation_cache
+from idode_gin.runtime.checkpoints import CheckpointConfig, SaveCheckpointConfig
+from idode_gin.runtime.optimizers import AdamW
+from idode_gin.runtime.partitioning import PjitPartitioner
+from idode_gin.sampler import Sampler
+from idode_gin.trainer import Trainer
+
+
+def passed_on(program: Callable[[], None], room: Room) -> str:
+    """What a program hands to its loop, and what it does beside.
+
+    What becomes of it there is shown in `effects_loops`.
+    """
+    told: list[str] = []
+    for loop in (Trainer, Evaluator, Sampler):
+        for method in ("run", "dry_run"):
+            room.patch.setattr(loop, method, lambda *given, n=method: told.append(f"{n} {given}"))
+    room.patch.setattr(gin_utils, "refuse_bindings", lambda *_: None)
+    room.patch.setattr(gin_utils, "write_configs", lambda *_: None)
+    room.patch.setattr(checkpoints, "find", pathlib.Path)
+    room.patch.setattr(agreement, "check_shared", lambda *_: None)
+    room.patch.setattr(compilation_cache, "use", lambda folder: told.append(f"cache {folder}"))
+    program()
+    return "\n".join(told)
+
+
+CASES = {
+    train_program.train: Case(
+        passed_on,
+        {
+            "model": MODEL,
+            "model_dir": "run",
+            "train_dataset_cfg": tiny.config(),
+            "train_eval_dataset_cfg": None,
+            "checkpoint_cfg": CheckpointConfig(),
+            "optimizer": AdamW(),
+            "partitioner": PjitPartitioner(),
+            "total_steps": 5,
+            "eval_period": 2,
+            "eval_steps": 2,
+            "random_seed": 0,
+        },
+        {
+            "model": tiny.model(width=5),
+            "model_dir": "elsewhere",
+            "train_dataset_cfg": tiny.config(2),
+            "train_eval_dataset_cfg": tiny.config(),
+            "checkpoint_cfg": CheckpointConfig(save=SaveCheckpointConfig(period=1)),
+            "optimizer": AdamW(b1=0.5),
+            "partitioner": PjitPartitioner(mesh_shape={"fsdp": -1}),
+            "total_steps": 6,
+            "eval_period": 3,
+            "eval_steps": 3,
+            "random_seed": 1,
+            "trainer_cls": functools.partial(Trainer, num_microbatches=2),
+            "compilation_cache_dir": "cache",
+            "dry_run": True,
+        },
+    ),
+    eval_program.evaluate: Case(
+        passed_on,
+        {"model": MODEL, "dataset_cfg": tiny.config(), "evaluator": Evaluator(**SCORE)},
+        {
+            "model": tiny.model(width=5),
+            "dataset_cfg": tiny.config(2),
+            "evaluator": Evaluator(**SCORE, seed=1),
+            "compilation_cache_dir": "cache",
+            "dry_run": True,
+        },
+    ),
+    sample_program.sample: Case(
+        passed_on,
+        {"model": MODEL, "sampler": Sampler(**DRAW)},
+        {
+            "model": tiny.model(width=5),
+            "sampler": Sampler(**DRAW, seed=1),
+            "compilation_cache_dir": "cache",
+            "dry_run": True,
+        },
+    ),
+}

@@ -1,0 +1,148 @@
+"""What users get wrong most: each ends a program with exit code 2 and a sentence with a way out.
+
+The rules themselves have their tests where they live: `test_partitioning`, `test_mesh`,
+`test_axis_rules`, `test_networks`, `test_checkpoint_retention`, `test_checkpoints` and
+`test_run_lock`.
+"""
+
+import fcntl
+import pathlib
+
+import pytest
+
+from idode_gin import gin_utils
+
+PROGRAMS = {"train": "train", "eval": "evaluate", "sample": "sample"}
+EXPERIMENTS = {"train": "digits", "eval": "digits_eval", "sample": "digits_sample"}
+DRY = "--dry_run"
+BEST = "SaveCheckpointConfig.keep_best=2"
+RULES = "PjitPartitioner.logical_axis_rules"
+EIGHT = "MESH_SHAPE={'data': 8}"
+MISUSE = {
+    "batch not divisible": (
+        "train",
+        [DRY, EIGHT, "BATCH_SIZE=60"],
+        "`batch_size` must be a multiple of `data`, got batch_size=60 and data=8. "
+        "The next valid `batch_size` is 64.",
+    ),
+    "batch not divisible into microbatches": (
+        "train",
+        [DRY, EIGHT, "Trainer.num_microbatches=3"],
+        "got batch_size=64 and data * num_microbatches=24. The next valid `batch_size` is 72.",
+    ),
+    "batch of evaluation not divisible": (
+        "train",
+        [DRY, EIGHT, "train_eval/DatasetConfig.batch_size=60"],
+        "`batch_size of evaluation` must be a multiple of `data`",
+    ),
+    "batch not divisible in eval": (
+        "eval",
+        [DRY, "MESH_SHAPE={'data': 4, 'model': 2}", "BATCH_SIZE=60"],
+        "`batch_size` must be a multiple of `data * model`",
+    ),
+    "batch not divisible in sample": (
+        "sample",
+        [DRY, EIGHT, "BATCH_SIZE=60"],
+        "`batch_size` must be a multiple of `data`",
+    ),
+    "mesh larger than the devices": (
+        "train",
+        ["MESH_SHAPE={'data': 2, 'fsdp': 512}"],
+        "got data=2 x fsdp=512 x model=1 = 1024 and",
+    ),
+    "mesh larger than the devices, by num_partitions": (
+        "train",
+        ["PjitPartitioner.num_partitions=512"],
+        "got data=1 x fsdp=1 x model=512 = 512 and",
+    ),
+    "unknown mesh axis": ("train", [DRY, "MESH_SHAPE={'fdsp': 2}"], "Did you mean 'fsdp'?"),
+    "unknown mesh axis in a rule": (
+        "train",
+        [DRY, f"{RULES}=[('hidden', 'modle')]"],
+        "names the mesh axis 'modle', got ('hidden', 'modle'). Did you mean 'model'?",
+    ),
+    "unknown axis of parameters in a rule": (
+        "train",
+        [DRY, f"{RULES}=[('hiden', 'model')]"],
+        "is for the axis 'hiden', which no parameter has, got ('hiden', 'model'). "
+        "Did you mean 'hidden'?",
+    ),
+    "channels not divisible by groups": (
+        "train",
+        [DRY, "UNet.channels=30", "UNet.groups=8"],
+        "`channels` must be a multiple of `groups`, got channels=30 and groups=8. "
+        "The next valid `channels` is 32.",
+    ),
+    "channels not divisible by heads": (
+        "train",
+        [DRY, "UNet.attention_heads=5"],
+        "`channels` must be a multiple of `attention_heads`",
+    ),
+    "channels not divisible by the mesh": (
+        "train",
+        [DRY, "MESH_SHAPE={'model': 3}"],
+        "`hidden` must be a multiple of the mesh axis 'model' that a rule splits it over",
+    ),
+    "keep-best without evaluation": (
+        "train",
+        [DRY, BEST, "train.train_eval_dataset_cfg=None"],
+        "`keep_best` needs an evaluation to judge by, got keep_best=2 and no evaluation split.",
+    ),
+    "keep-best without evaluation of saved steps": (
+        "train",
+        [DRY, BEST, "EVAL_PERIOD=None"],
+        "they never coincide before the last, 1500. Make EVAL_PERIOD a multiple of",
+    ),
+    "restore path empty": (
+        "train",
+        [DRY, "INITIAL_CHECKPOINT_PATH=''"],
+        "`path` must name a run directory or a checkpoint_<step> in one, got an empty string.",
+    ),
+    "restore path an empty directory": (
+        "train",
+        [DRY, "INITIAL_CHECKPOINT_PATH='empty'"],
+        "empty: it holds nothing. Give a run directory that holds checkpoint_<step> directories",
+    ),
+    "nothing at the restore path": (
+        "train",
+        [DRY, "INITIAL_CHECKPOINT_PATH='nowhere'"],
+        "No checkpoint at",
+    ),
+    "checkpoint path empty in eval": (
+        "eval",
+        ["CHECKPOINT_PATH=''"],
+        "No checkpoint at '': the path must name a run directory",
+    ),
+    "checkpoint path empty in sample": (
+        "sample",
+        ["CHECKPOINT_PATH=''"],
+        "No checkpoint at '': the path must name a run directory",
+    ),
+    "two runs in one directory": ("train", ["MODEL_DIR='taken'"], "for one run at a time, and"),
+}
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    """The current folder, with an empty one in it, and one that another run trains in."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "taken").mkdir()
+    with open(tmp_path / "taken" / "run.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield tmp_path
+
+
+@pytest.mark.parametrize("misuse", MISUSE)
+def test_misuse_ends_in_2_and_a_sentence(misuse: str, folder: pathlib.Path, capsys) -> None:
+    program, arguments, sentence = MISUSE[misuse]
+    given = [each if each.startswith("--") else f"--gin.{each}" for each in arguments]
+    file = f"--gin_file=gin_configs/experiments/{EXPERIMENTS[program]}.gin"
+    code = gin_utils.run(f"idode_gin.{program}", PROGRAMS[program], "", [file, *given])
+    errors = capsys.readouterr().err
+    assert code == 2
+    assert errors.startswith("error: ")
+    assert sentence in errors
+    assert "Traceback" not in errors
+    assert [each.name for each in (folder / "taken").iterdir()] == ["run.lock"]
+    assert not list(folder.rglob("*checkpoint_*"))
