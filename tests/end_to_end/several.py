@@ -10,7 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import jax
+import numpy as np
+
+from idode_gin.runtime import checkpoint_meta, checkpoints, metrics
+
 ROOT = pathlib.Path(__file__).parents[2]
+HASHES = ("exit_reason", "step", "bpd", "params_sha256", "ema_sha256")
 TINY = [
     "--gin.TRAIN_STEPS=8",
     "--gin.BATCH_SIZE=16",
@@ -105,8 +111,10 @@ class Processes:
     def outputs(self) -> list[str]:
         return [log.read_text() for log in self._logs]
 
-    def wait_until(self, is_moment: Callable[[], bool]) -> None:
+    def wait_until(self, is_moment: Callable[[], bool], timeout: float = 900) -> None:
+        deadline = time.monotonic() + timeout
         while not is_moment():
+            assert time.monotonic() < deadline, "\n".join(self.outputs())
             assert all(each.poll() is None for each in self.all), "\n".join(self.outputs())
             time.sleep(0.005)
 
@@ -120,6 +128,41 @@ def train(folder: pathlib.Path, *settings: str) -> list[str]:
 
 def summary(folder: pathlib.Path) -> dict:
     return json.loads((folder / "summary.json").read_text())
+
+
+def params_of(folder: pathlib.Path, *, ema: bool = False) -> dict[str, np.ndarray]:
+    """The last parameters of a run, or their moving average, by name."""
+    path = checkpoints.find(folder)
+    abstract: dict = {}
+    for name, (dtype, *shape) in checkpoint_meta.read_meta(path)["trees"][
+        "ema" if ema else "params"
+    ].items():
+        *parents, leaf = name.split("/")
+        place = abstract
+        for each in parents:
+            place = place.setdefault(each, {})
+        place[leaf] = jax.ShapeDtypeStruct(tuple(shape), dtype)
+    restored, _ = checkpoints.restore_params(path, abstract, ema=ema)
+    return {
+        jax.tree_util.keystr(where): np.asarray(leaf, np.float64)
+        for where, leaf in jax.tree_util.tree_leaves_with_path(restored)
+    }
+
+
+def rows_of(folder: pathlib.Path) -> list[metrics.Row]:
+    """The rows of a run, without their timings."""
+    return [metrics.reproducible(row) for row in metrics.read_rows(folder / "metrics.jsonl")]
+
+
+def assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Parameters of two runs whose sums were taken in another order."""
+    assert expected.keys() == found.keys()
+    for name in expected:
+        if name.endswith("['attention']['key']['bias']"):  # softmax does not see it: all rounding
+            assert max(np.abs(expected[name]).max(), np.abs(found[name]).max()) < 1e-12
+            continue
+        error = np.linalg.norm(found[name] - expected[name])
+        assert error <= 1e-5 * np.linalg.norm(expected[name]), (name, error)
 
 
 @contextlib.contextmanager
