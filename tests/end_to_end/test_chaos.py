@@ -31,8 +31,6 @@ PERIOD = 3
 DISK = "24m"
 PATIENCE = 180
 """Seconds for a process to notice that another was killed: two minutes are promised."""
-MARGIN = 60
-"""Steps that are left undisturbed: processes take a second or so to agree on where to stop."""
 IN_THE_START = 0.2
 """Of the disturbances by a signal, the share that falls before training begins."""
 MANY = {"kill": 6, "terminate": 4, "kill in a save": 4, "kill and damage": 3, "fill the disk": 3}
@@ -78,10 +76,10 @@ class Chaos:
         command = train(self.folder, *layout.settings(self.steps))
         return Processes(logs, command, layout.count, layout.devices)
 
-    def disturb(self, kind: str) -> None:
-        """Starts processes, does one thing to them and looks at what they leave."""
+    def disturb(self, kind: str, victim: int | None = None) -> None:
+        """Starts processes, does one thing to one of them and looks at what they leave."""
         began, layout = time.monotonic(), self.random.choice(self.layouts)
-        victim = self.random.randrange(layout.count)
+        victim = self.random.randrange(layout.count) if victim is None else victim
         may_start = self._may_start_from()
         with self.start(layout) as started:
             self._await_moment(started, kind)
@@ -110,10 +108,11 @@ class Chaos:
                 started.wait_until(lambda: _begun_from(started) is not None, seconds)
             return
         started.wait_until(lambda: _begun_from(started) is not None)
+        # A third is the latest: processes take a while to agree on the step to stop at.
         ahead = self.random.randrange(2 * PERIOD)
-        target = min((_begun_from(started) or 0) + ahead, self.steps - MARGIN)
+        target = min((_begun_from(started) or 0) + ahead, self.steps // 3)
         started.wait_until(lambda: self.last_row() >= target)
-        time.sleep(self.random.uniform(0, 0.3))
+        time.sleep(self.random.uniform(0, 0.1))
         if kind == "kill in a save" or (kind == "fill the disk" and self.random.random() < 0.5):
             started.wait_until(lambda: bool(self.being_saved()))
 
@@ -134,16 +133,16 @@ class Chaos:
         elif kind == "terminate" and has_begun:
             assert codes == [checks.EXIT_PREEMPTED] * len(codes), output
         elif kind == "terminate":  # perhaps before Python could be told what to do with it
-            assert codes.pop(victim) in (checks.EXIT_PREEMPTED, -signal.SIGTERM), output
+            assert codes[victim] in (checks.EXIT_PREEMPTED, -signal.SIGTERM), output
             assert 0 not in codes, output
         else:
-            assert codes.pop(victim) == -signal.SIGKILL, output
+            assert codes[victim] == -signal.SIGKILL, output
             wrong = (0, checks.EXIT_NON_FINITE, checks.EXIT_PREEMPTED)
             assert not set(codes) & set(wrong), output
 
     def _check_loss(self, kind: str, codes: list[int], output: str) -> None:
         saved = self.saved()[-1] if self.saved() else 0
-        if codes == [checks.EXIT_PREEMPTED] * len(codes):
+        if set(codes) == {checks.EXIT_PREEMPTED}:
             assert saved >= self.last_row(), output
             left = summary(self.folder)
             assert (left["exit_reason"], left["step"]) == ("preempted", saved), output
@@ -283,10 +282,10 @@ def _assert_close(found: pathlib.Path, expected: pathlib.Path) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("chaos", [(90, [USUAL])], indirect=True, ids=["short"])
+@pytest.mark.parametrize("chaos", [(60, [USUAL])], indirect=True, ids=["short"])
 def test_disturbed_thrice(chaos, undisturbed):
     for kind in _shuffled(chaos, {"kill in a save": 1, "terminate": 1, "fill the disk": 1}):
-        chaos.disturb(kind)
+        chaos.disturb(kind, victim=0)  # of another, jax tells process 0 after minutes
     chaos.finish(USUAL)
     _assert_same(chaos.folder, undisturbed(chaos.steps))
 
