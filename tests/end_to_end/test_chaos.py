@@ -113,6 +113,8 @@ class Chaos:
         target = min((_begun_from(started) or 0) + ahead, self.steps // 3)
         started.wait_until(lambda: self.last_row() >= target)
         time.sleep(self.random.uniform(0, 0.1))
+        if kind == "kill and damage":  # and the one before is to be whole
+            started.wait_until(lambda: len(self.saved()) > 1)
         if kind == "kill in a save" or (kind == "fill the disk" and self.random.random() < 0.5):
             started.wait_until(lambda: bool(self.being_saved()))
 
