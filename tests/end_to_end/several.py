@@ -165,6 +165,17 @@ def assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
         assert error <= 1e-5 * np.linalg.norm(expected[name]), (name, error)
 
 
+def assert_rows_close(found: list[metrics.Row], expected: list[metrics.Row], rtol: float) -> None:
+    """The same steps with nearly the same numbers; a gap is only equal to a gap."""
+    assert [row["step"] for row in found] == [row["step"] for row in expected]
+    for row, other in zip(found, expected, strict=True):
+        assert row.keys() == other.keys()
+        for name in row:
+            one, two = np.asarray(row[name], np.float64), np.asarray(other[name], np.float64)
+            message = f"{name} of step {row['step']}"
+            np.testing.assert_allclose(one, two, rtol=rtol, err_msg=message)
+
+
 @contextlib.contextmanager
 def at_work(folder: pathlib.Path, count: int, devices: int, *settings: str) -> Iterator[Processes]:
     """A training run until it has its first checkpoint."""

@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 import several
 from several import HASHES, Processes, params_of, rows_of, summary, train
@@ -273,12 +272,7 @@ def _assert_same(found: pathlib.Path, expected: pathlib.Path) -> None:
 
 
 def _assert_close(found: pathlib.Path, expected: pathlib.Path) -> None:
-    rows, others = rows_of(found), rows_of(expected)
-    assert [row["step"] for row in rows] == [row["step"] for row in others]
-    for row, other in zip(rows, others, strict=True):
-        assert row.keys() == other.keys()
-        for name in row:
-            np.testing.assert_allclose(row[name], other[name], rtol=1e-5, err_msg=name)
+    several.assert_rows_close(rows_of(found), rows_of(expected), rtol=1e-5)
     for ema in (False, True):
         several.assert_close(params_of(found, ema=ema), params_of(expected, ema=ema))
 
