@@ -142,7 +142,7 @@ def params_of(folder: pathlib.Path, *, ema: bool = False) -> dict[str, np.ndarra
         for each in parents:
             place = place.setdefault(each, {})
         place[leaf] = jax.ShapeDtypeStruct(tuple(shape), dtype)
-    restored, _ = checkpoints.restore_params(path, abstract, ema=ema)
+    restored = checkpoints.restore_params(path, abstract, ema=ema).params
     return {
         jax.tree_util.keystr(where): np.asarray(leaf, np.float64)
         for where, leaf in jax.tree_util.tree_leaves_with_path(restored)
