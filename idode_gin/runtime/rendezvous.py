@@ -15,6 +15,8 @@ _HELLO = "idode_gin 1"
 _LONGEST = 4096
 _PATIENCE = 0.2
 """Seconds between tries, and that a signal may have to wait for Python."""
+_LINGER = 2.0
+"""Seconds that process 0 stays to tell those who are on their way what is wrong."""
 
 
 def meet(address: str, count: int, index: int, timeout: float) -> None:
@@ -58,16 +60,35 @@ def _gather(port: int, count: int, deadline: float, timeout: float) -> None:
             index, problem = _greeted(_read_line(guest) or "", guests, count)
             if index is not None or problem is not None:
                 guests[-1 if index is None else index] = guest
+        told = list(guests.values())
+        if problem is not None:
+            told += _latecomers(listener, stack, count - 1 - len(told))
         answer = "go\n" if problem is None else f"error {problem}\n"
-        for guest in guests.values():
+        for guest in told:
             with contextlib.suppress(OSError):
                 guest.sendall(answer.encode())
-        for guest in guests.values():  # who closes first keeps the port busy: let it be the others
+        for guest in told:  # who closes first keeps the port busy: let it be the others
             with contextlib.suppress(OSError):
                 guest.settimeout(5.0)
                 guest.recv(1)
     if problem is not None:
         raise ValueError(problem)
+
+
+def _latecomers(
+    listener: socket.socket, stack: contextlib.ExitStack, number: int
+) -> list[socket.socket]:
+    """Up to so many processes that arrive soon after a problem was found: to be told as well."""
+    found: list[socket.socket] = []
+    end = time.monotonic() + _LINGER
+    while len(found) < number and time.monotonic() < end:
+        with contextlib.suppress(TimeoutError):
+            guest, _ = listener.accept()
+            stack.enter_context(guest)
+            guest.settimeout(_LINGER)
+            if (_read_line(guest) or "").startswith(_HELLO):
+                found.append(guest)
+    return found
 
 
 def _arrive(host: str, port: int, count: int, index: int, deadline: float, timeout: float) -> None:

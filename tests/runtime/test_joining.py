@@ -4,6 +4,7 @@ import contextlib
 import socket
 import sys
 import threading
+import time
 import types
 
 import pytest
@@ -176,8 +177,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def meeting(*members: tuple[int, int], timeout: float = 20) -> dict[int, str]:
-    """What each process, given as (count, index), is told; "" where it may go on."""
+def meeting(*members: tuple[int, int], timeout: float = 20, late: float = 0) -> dict[int, str]:
+    """What each process, given as (count, index), is told; "" where it may go on.
+
+    The last one comes `late` seconds after the others.
+    """
     port, told = free_port(), {}
 
     def take_part(number: int, count: int, index: int) -> None:
@@ -192,6 +196,8 @@ def meeting(*members: tuple[int, int], timeout: float = 20) -> dict[int, str]:
         for number, each in enumerate(members)
     ]
     for each in threads:
+        if each is threads[-1]:
+            time.sleep(late)
         each.start()
     for each in threads:
         each.join()
@@ -210,6 +216,13 @@ def test_all_are_told_what_is_wrong() -> None:
         "Two processes have index 1. Give each its own --process_index, 0 to 2."
     }
     (message,) = set(meeting((3, 0), (3, 1), (4, 2)).values())
+    assert message.startswith("Process 2 was told that there are 4 processes, process 0 that")
+
+
+def test_who_comes_later_is_told_as_well() -> None:
+    told = meeting((3, 0), (4, 2), (3, 1), late=1)
+    assert len(told) == 3
+    (message,) = set(told.values())
     assert message.startswith("Process 2 was told that there are 4 processes, process 0 that")
 
 
