@@ -188,7 +188,7 @@ def result_facts(model: DiffusionODE, params: types.Params, **others: Any) -> di
         others: JSON-able facts, and dataclasses to be described.
     """
     found: dict[str, Any] = {
-        "code_sha256": fingerprints.code_sha256(),
+        "code_sha256": agreement.code_sha256(),
         "params_sha256": fingerprints.sha256(params),
         "float": str(numerics.float_dtype()),
         "matmul_precision": str(jax.config.jax_default_matmul_precision),  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from idode_gin.runtime import axis_rules, partitioning
+from idode_gin.runtime import fingerprints, partitioning
 
 MIB = 2**20
 
@@ -35,7 +35,7 @@ def parameter_table(params: Any, logical_axes: Any = None) -> str:
     names = [()] * len(leaves) if logical_axes is None else jax.tree.leaves(logical_axes)
     rows = [
         _Row(
-            name=axis_rules.path_name(path),
+            name=fingerprints.path_name(path),
             shape=_listed(leaf.shape),
             dtype=str(leaf.dtype),
             axes=_listed(each),

@@ -146,6 +146,12 @@ def modules() -> dict[str, str]:
     return {file.relative_to(root.parent).as_posix(): _digest(file.read_bytes()) for file in files}
 
 
+def code_sha256() -> str:
+    """SHA-256 of this package's modules, names and all."""
+    ours = {name: each for name, each in modules().items() if not name.startswith("tasks/")}
+    return hashlib.sha256(json.dumps(ours).encode()).hexdigest()
+
+
 def _several(indices: list[str]) -> str:
     shown = ", ".join(indices[:_SHOWN]) + (", …" if indices[_SHOWN:] else "")
     return f"{len(indices)} processes ({shown}) have"

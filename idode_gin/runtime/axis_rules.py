@@ -8,7 +8,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from idode_gin import checks
-from idode_gin.runtime import mesh
+from idode_gin.runtime import fingerprints, mesh
 
 Rule: TypeAlias = tuple[str, str | tuple[str, ...] | None]
 """The name of an axis, and the mesh axis or axes it is split over, or None."""
@@ -73,7 +73,9 @@ def specs(shapes: Any, logical_axes: Any, rules: Sequence[Rule], sizes: Mapping[
         sizes: devices along each mesh axis.
     """
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf, names: spec(tuple(names), leaf.shape, rules, sizes, path_name(path)),
+        lambda path, leaf, names: spec(
+            tuple(names), leaf.shape, rules, sizes, fingerprints.path_name(path)
+        ),
         shapes,
         logical_axes,
     )
@@ -144,11 +146,6 @@ def like_parameters(tree: Any, params: Any, whole: Any, of_params: Any) -> Any:
         return whole
 
     return jax.tree_util.tree_map_with_path(of_leaf, tree)
-
-
-def path_name(path: Any) -> str:
-    """Such as down_0/block/conv_1/kernel."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def only(axis: str, full: PartitionSpec) -> PartitionSpec:

@@ -1,8 +1,6 @@
 """Short numbers that stand for a whole pytree: is it the same, is it damaged, is it finite."""
 
-import functools
 import hashlib
-import pathlib
 from typing import Any
 
 import jax
@@ -68,15 +66,3 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
         if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
     ]
     return jnp.all(jnp.stack(flags)) if flags else jnp.asarray(True)
-
-
-@functools.cache
-def code_sha256() -> str:
-    """SHA-256 of this library's Python files, names and all, as this process first finds them."""
-    package = pathlib.Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode())
-        digest.update(content)
-    return digest.hexdigest()

@@ -36,9 +36,6 @@ PHASES = ("start", "data", "train", "eval", "checkpoint")
 """`start` is everything up to the end of the first step, compilation included; `data` is waiting
 for a batch, `train` the steps, as far as the loop waits for them."""
 
-LOST = f"{TIME_PREFIX}lost_seconds"
-"""Time of rows that a restart had to drop: work that was done twice."""
-
 
 def check_peak_flops(table: PeakTable | None) -> None:
     """Raises ValueError unless the table holds positive numbers."""
@@ -119,7 +116,7 @@ class Clock:
     Args:
         began: when the process did, by `time.monotonic`.
         rows: of the processes before this one, whose time counts in `goodput`.
-        dropped: rows that those had written, and this one will write again.
+        dropped: rows that those had written, and this one will write again: their time is `lost`.
     """
 
     def __init__(self, began: float, rows: Iterable[Row] = (), dropped: Iterable[Row] = ()) -> None:

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from idode_gin.networks.unet import UNet
-from idode_gin.runtime import axis_rules, optimizers
+from idode_gin.runtime import axis_rules, fingerprints, optimizers
 
 SIZES = {"data": 2, "fsdp": 4, "model": 2}
 CONV = ("kernel_height", "kernel_width", "channels_in", "hidden")
@@ -82,7 +82,7 @@ def test_every_parameter_of_the_published_network_divides():
         sizes = {"data": 1, "fsdp": fsdp, "model": 1}
         specs = axis_rules.specs(shapes, names, axis_rules.DEFAULT, sizes)
         whole = [
-            axis_rules.path_name(path)
+            fingerprints.path_name(path)
             for path, spec in jax.tree_util.tree_leaves_with_path(specs)
             if spec == P()
         ]
