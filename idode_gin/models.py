@@ -95,11 +95,14 @@ class DiffusionODE:
     ) -> ode.Field:
         """The network bound to parameters, conditioning and dropout keys, with its meaning."""
 
-        def network(z: types.Images, gamma: types.PerExample) -> types.Images:
+        def network(z: types.Images, gamma: types.PerExample, conditioning: Array) -> types.Images:
             return self.network(params, z, self.time.rescale(gamma), conditioning, dropout)
 
         return ode.Field(
-            schedule=self.schedule, parameterization=self.parameterization, network=network
+            schedule=self.schedule,
+            parameterization=self.parameterization,
+            network=network,
+            args=(conditioning,),
         )
 
     def loss_fn(

@@ -33,5 +33,5 @@ Batch: TypeAlias = Mapping[str, Any]
 """`image` [B,H,W,C] integers, `conditioning` [B,K]; and `position` (training) or `index`
 (evaluation) [B] integers, which key the random numbers."""
 
-NetworkFn: TypeAlias = Callable[[Array, Array], Array]
-"""`(z [B,H,W,C], gamma [B]) -> F [B,H,W,C]`, image by image."""
+NetworkFn: TypeAlias = Callable[..., Array]
+"""`(z [B,H,W,C], gamma [B], *args) -> F [B,H,W,C]`, image by image."""

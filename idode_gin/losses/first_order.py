@@ -35,5 +35,5 @@ class FirstOrder(base.AbstractLoss):
         z = ode.noised(field.schedule, f, gamma, draws.noise)
         target = field.parameterization.target(field.schedule, gamma, z, draws.noise)
         weight = field.parameterization.weight(field.schedule, gamma) / (2 * density)
-        diffusion = weight * numerics.sum_pixels((target - field.network(z, gamma)) ** 2)
+        diffusion = weight * numerics.sum_pixels((target - field.output(z, gamma)) ** 2)
         return base.LossTerms(diffusion=diffusion, second_order=jnp.zeros_like(diffusion))

@@ -59,7 +59,7 @@ class SecondOrder(base.AbstractLoss):
         z = ode.noised(field.schedule, f, gamma, draws.noise)
         target = field.parameterization.target(field.schedule, gamma, z, draws.noise)
         output, trace = self._trace.value_and_trace(
-            lambda z: field.network(z, gamma), z, draws.probes
+            lambda z: field.output(z, gamma), z, draws.probes
         )
         error = numerics.sum_pixels((target - output) ** 2)
         a = field.parameterization.noise_scale(field.schedule, gamma)

@@ -2,6 +2,8 @@
 
 import abc
 
+import jax.numpy as jnp
+
 from idode_gin import numerics, types
 from idode_gin.schedules.base import AbstractSchedule
 
@@ -20,6 +22,25 @@ class AbstractParameterization(abc.ABC):
     @abc.abstractmethod
     def latent_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
         """b(gamma)."""
+
+    @abc.abstractmethod
+    def natural_log_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
+        """log m, so that y = z / m has an ODE without a linear part.
+
+        d log m / d gamma = d log alpha / d gamma + sigma b / 2
+        """
+
+    @abc.abstractmethod
+    def natural_time(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
+        """s, monotone in gamma, in which dy/ds = `natural_speed` F; to many digits where small."""
+
+    @abc.abstractmethod
+    def natural_gamma(self, schedule: AbstractSchedule, time: types.Gamma) -> types.Gamma:
+        """gamma at s: the inverse of `natural_time`."""
+
+    def natural_speed(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
+        """One: the output is the velocity."""
+        return jnp.ones_like(gamma)
 
     def weight(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
         """a^2, so that 1/2 |eps - eps_hat|^2 = 1/2 a^2 |F* - F|^2."""

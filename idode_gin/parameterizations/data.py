@@ -22,3 +22,15 @@ class Data(base.AbstractParameterization):
     def latent_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
         """b = 1 / sigma."""
         return 1 / schedule.sigma(gamma)
+
+    def natural_log_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
+        """log sigma."""
+        return jnp.log(schedule.sigma(gamma))
+
+    def natural_time(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
+        """1 / kappa = e^{-gamma / 2}."""
+        return jnp.exp(-gamma / 2)
+
+    def natural_gamma(self, schedule: AbstractSchedule, time: types.Gamma) -> types.Gamma:
+        """-2 log s."""
+        return -2 * jnp.log(time)

@@ -22,3 +22,19 @@ class Score(base.AbstractParameterization):
     def latent_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
         """b = 0."""
         return jnp.zeros_like(gamma)
+
+    def natural_log_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
+        """log alpha."""
+        return jnp.log(schedule.alpha(gamma))
+
+    def natural_time(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
+        """kappa = e^{gamma / 2}."""
+        return jnp.exp(gamma / 2)
+
+    def natural_gamma(self, schedule: AbstractSchedule, time: types.Gamma) -> types.Gamma:
+        """2 log kappa."""
+        return 2 * jnp.log(time)
+
+    def natural_speed(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
+        """-sigma: the noise is the velocity, and the score -1 / sigma of it."""
+        return -schedule.sigma(gamma)

@@ -36,3 +36,15 @@ class Velocity(base.AbstractParameterization):
     def latent_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
         """b = -2 (d log alpha / d gamma) / sigma."""
         return -2 * schedule.dlog_alpha(gamma) / schedule.sigma(gamma)
+
+    def natural_log_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
+        """Zero: the output is dz/ds."""
+        return jnp.zeros_like(gamma)
+
+    def natural_time(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
+        """Arc length in the (alpha, sigma) plane."""
+        return schedule.arc_length(gamma)
+
+    def natural_gamma(self, schedule: AbstractSchedule, time: types.Gamma) -> types.Gamma:
+        """Where the path has that length."""
+        return schedule.gamma_at(time)

@@ -1,9 +1,11 @@
 """The straight-path schedule."""
 
 import dataclasses
+import math
 from typing import final
 
 import jax
+import jax.numpy as jnp
 
 from idode_gin import types
 from idode_gin.schedules import base
@@ -36,3 +38,12 @@ class StraightPath(base.AbstractSchedule):
     def dlog_sigma(self, gamma: types.Gamma) -> types.Gamma:
         """alpha / 2."""
         return jax.nn.sigmoid(-gamma / 2) / 2
+
+    def arc_length(self, gamma: types.Gamma) -> types.Gamma:
+        """sqrt(2) sigma: the path is the diagonal of the unit square."""
+        return math.sqrt(2) * self.sigma(gamma)
+
+    def gamma_at(self, arc_length: types.Gamma) -> types.Gamma:
+        """2 log(sigma / (1 - sigma))."""
+        sigma = arc_length / math.sqrt(2)
+        return 2 * (jnp.log(sigma) - jnp.log1p(-sigma))

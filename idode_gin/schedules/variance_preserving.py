@@ -36,3 +36,11 @@ class VariancePreserving(base.AbstractSchedule):
     def dlog_sigma(self, gamma: types.Gamma) -> types.Gamma:
         """alpha^2 / 2."""
         return jax.nn.sigmoid(-gamma) / 2
+
+    def arc_length(self, gamma: types.Gamma) -> types.Gamma:
+        """The angle atan(sigma / alpha): the path is a quarter of a circle."""
+        return jnp.arctan(jnp.exp(gamma / 2))
+
+    def gamma_at(self, arc_length: types.Gamma) -> types.Gamma:
+        """2 log tan."""
+        return 2 * jnp.log(jnp.tan(arc_length))

@@ -1,19 +1,21 @@
-"""Adaptive Dormand-Prince with step control per example."""
+"""Adaptive Dormand-Prince with step control per example, on lanes that are refilled."""
 
 import dataclasses
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
 from idode_gin import checks, numerics, types
-from idode_gin.solvers import base, tableaus
+from idode_gin.solvers import base, norms, tableaus
 
 _SAFETY = 0.9
 _SHRINK_LIMIT = 0.2
 _GROWTH_LIMIT = 10.0
-_START_EVALUATIONS = 2
+_START, _TRIAL, _FIRST, _LAST = 0, 1, 2, 7
+"""Phases of a lane: the slope at the start; Euler's trial for the first size; six of an attempt."""
 
 
 @final
@@ -22,14 +24,15 @@ class DormandPrince(base.AbstractSolver):
     """Order 5(4) with local extrapolation; every example has its own steps.
 
     An example's result does not depend on the others: each has its own error norm, step size and
-    end. The norm is the root mean square of `error / (atol + rtol |y|)` over each leaf of the
-    state, and the largest over leaves, so that a single number such as a log-density counts as
-    much as all pixels together. The batch advances in lock step until its last example arrives.
+    end. Lanes advance side by side, one evaluation each at a time, wherever in a step each of them
+    is; as soon as the example of a lane has arrived, the next one takes its place. So the cost is
+    the mean of the examples' evaluations and not the largest.
 
     Args:
         rtol: relative tolerance per step.
         atol: absolute tolerance per step.
         max_steps: attempted steps after which an example counts as failed.
+        norm: of `error / (atol + rtol |y|)`; a step is good where it is at most one.
     Raises:
         ValueError: if a tolerance is not positive.
     Refs: Dormand and Prince 1980; Hairer, Norsett and Wanner, section II.4 (step control, first
@@ -39,6 +42,7 @@ class DormandPrince(base.AbstractSolver):
     rtol: float = 1e-5
     atol: float = 1e-5
     max_steps: int = 10_000
+    norm: norms.AbstractNorm = dataclasses.field(default_factory=norms.EveryPart)
 
     def __post_init__(self) -> None:
         """Checks the tolerances."""
@@ -47,105 +51,244 @@ class DormandPrince(base.AbstractSolver):
         checks.check_positive("max_steps", self.max_steps)
 
     def solve(
-        self, field: base.VectorField, state: base.State, t0: float, t1: float
+        self,
+        field: base.VectorField,
+        state: base.State,
+        t0: float,
+        t1: float,
+        args: tuple[Any, ...] = (),
+        *,
+        lanes: int | None = None,
+        densities: tuple[base.Density, ...] | None = None,
     ) -> base.Solution:
         """The solution at t1 within the tolerances, where `success` is set."""
-        tableau = tableaus.dormand_prince()
-        start = base.full_like_batch(state, t0)
-        end = base.full_like_batch(state, t1)
-        slope = field(start, state)
+        count = jax.tree.leaves(state)[0].shape[0]
+        width = lanes or count
+        waiting = (state, args)
+        dtype = jax.tree.leaves(state)[0].dtype
+
+        def loaded(number: Array) -> Any:
+            """The problems of these numbers; any where there are no more."""
+            return jax.tree.map(lambda leaf: leaf[jnp.minimum(number, count - 1)], waiting)
+
+        number = jnp.arange(width)
+        first_state, first_args = loaded(number)
+        blank = jnp.zeros(width, dtype)
         carry = _Carry(
-            t=start,
-            state=state,
-            slope=slope,
-            size=self._first_size(field, start, end, state, slope),
-            attempts=jnp.zeros(start.shape, jnp.int32),
-            rejected=jnp.zeros(start.shape, bool),
-            alive=jnp.ones(start.shape, bool),
+            number=number,
+            coming=jnp.asarray(width),
+            problem=_Problem(
+                t=blank + t0,
+                state=first_state,
+                slopes=jax.tree.map(
+                    lambda leaf: jnp.zeros((len(_NODES) - 1, *leaf.shape), leaf.dtype), first_state
+                ),
+                step=blank,
+                phase=jnp.full(width, _START),
+                attempts=jnp.zeros(width, jnp.int32),
+                rejected=jnp.zeros(width, bool),
+                args=first_args,
+            ),
+            found=base.Solution(
+                state=jax.tree.map(
+                    lambda leaf: jnp.zeros((count + 1, *leaf.shape[1:]), leaf.dtype), state
+                ),
+                num_evaluations=jnp.zeros(count + 1, jnp.int32),
+                success=jnp.zeros(count + 1, bool),
+            ),
         )
 
-        def unfinished(carry: _Carry) -> Bool[Array, " batch"]:
-            return (carry.t != end) & carry.alive
-
-        def attempt(carry: _Carry) -> _Carry:
-            active = unfinished(carry)
-            left = end - carry.t
-            last = carry.size >= jnp.abs(left)
-            step = jnp.where(active, jnp.where(last, left, jnp.sign(left) * carry.size), 0)
-            stages = base.runge_kutta_stages(
-                tableau, field, carry.t, carry.state, step, carry.slope
+        def refill(carry: _Carry, left: Bool[Array, " lanes"]) -> _Carry:
+            """Writes what the lanes that `left` found, and gives them the next problems."""
+            problem, found = carry.problem, carry.found
+            place = jnp.where(left, carry.number, count)  # the last row is nobody's
+            found = base.Solution(
+                state=jax.tree.map(
+                    lambda all_, one: all_.at[place].set(one), found.state, problem.state
+                ),
+                num_evaluations=found.num_evaluations.at[place].set(
+                    _FIRST + (_LAST - _FIRST + 1) * problem.attempts
+                ),
+                success=found.success.at[place].set(problem.t == t1),
             )
-            proposal = base.weighted_sum(carry.state, step, jnp.asarray(tableau.b), stages)
-            zero = jax.tree.map(jnp.zeros_like, proposal)
-            error = base.weighted_sum(
-                zero, step, jnp.asarray(tableaus.DORMAND_PRINCE_ERROR), stages
+            number = jnp.where(left, carry.coming + jnp.cumsum(left) - 1, carry.number)
+            state, args = loaded(number)
+            fresh = problem._replace(
+                t=jnp.full_like(problem.t, t0),
+                state=state,
+                args=args,
+                step=jnp.zeros_like(problem.step),
+                phase=jnp.full_like(problem.phase, _START),
+                attempts=jnp.zeros_like(problem.attempts),
+                rejected=jnp.zeros_like(problem.rejected),
             )
-            norm = self._norm(error, carry.state, proposal)
-            norm = jnp.where(jnp.isfinite(norm), norm, jnp.inf)
-            accept = active & (norm <= 1)
-            size = jnp.abs(step) * _factor(norm, carry.rejected)
-            attempts = carry.attempts + active
-            # The last stage was taken at the proposal: it is the next step's first.
+            kept = fresh._replace(slopes=())
+            chosen = base.choose(left, kept, problem._replace(slopes=()))
             return _Carry(
-                t=jnp.where(accept, jnp.where(last, end, carry.t + step), carry.t),
-                state=_choose(accept, proposal, carry.state),
-                slope=_choose(accept, jax.tree.map(lambda each: each[-1], stages), carry.slope),
-                size=jnp.where(active, size, carry.size),
-                attempts=attempts,
-                rejected=active & ~accept,
-                alive=carry.alive
-                & (accept | ~active | (size > _smallest_step(carry.t)))
-                & (attempts < self.max_steps),
+                number=number,
+                coming=carry.coming + jnp.sum(left),
+                problem=chosen._replace(slopes=problem.slopes),
+                found=found,
             )
 
-        carry = jax.lax.while_loop(lambda carry: jnp.any(unfinished(carry)), attempt, carry)
-        return base.Solution(
-            state=carry.state,
-            num_evaluations=_START_EVALUATIONS + (len(tableau.c) - 1) * carry.attempts,
-            success=carry.t == end,
+        def advance(carry: _Carry) -> _Carry:
+            """One evaluation of every lane, and what follows from it."""
+            active = carry.number < count
+            problem, left = self._advance(field, carry.problem, t1)
+            carry = carry._replace(problem=problem)
+            left = left & active
+            return jax.lax.cond(jnp.any(left), refill, lambda carry, _: carry, carry, left)
+
+        carry = jax.lax.while_loop(lambda carry: jnp.any(carry.number < count), advance, carry)
+        return jax.tree.map(lambda leaf: leaf[:count], carry.found)
+
+    def _advance(
+        self, field: base.VectorField, problem: "_Problem", t1: float
+    ) -> tuple["_Problem", Bool[Array, " lanes"]]:
+        """One evaluation of every lane; and which lanes are done, arrived or not."""
+        phase, step = problem.phase, problem.step
+        rows = jnp.asarray(_ROWS, step.dtype)[phase]
+        inner = jax.tree.map(
+            lambda y, slopes: y + numerics.expand(step, y) * _weighted(rows, slopes),
+            problem.state,
+            problem.slopes,
         )
+        t = problem.t + jnp.asarray(_NODES, step.dtype)[phase] * step
+        slope = field(t, inner, *problem.args)
+        slot = jnp.where(phase == _START, 0, jnp.maximum(phase - 1, 1))
+        lanes = jnp.arange(phase.shape[0])
+        slopes = jax.tree.map(
+            lambda past, new: past.at[slot, lanes].set(new), problem.slopes, slope
+        )
+        problem = problem._replace(slopes=slopes, phase=phase + 1)
+        problem = jax.lax.cond(
+            jnp.any(phase <= _TRIAL), lambda each: self._begin(each, phase, t1), _same, problem
+        )
+        nobody = jnp.zeros(phase.shape, bool)
+        return jax.lax.cond(
+            jnp.any(phase == _LAST),
+            lambda each: self._judge(each, inner, phase == _LAST, t1),
+            lambda each: (each, nobody),
+            problem,
+        )
+
+    def _begin(self, problem: "_Problem", phase: Array, t1: float) -> "_Problem":
+        """Sizes of Euler's trial and of the first step, for lanes that are in these phases.
+
+        From the scaled sizes of state, slope and curvature.
+        """
+        length = jnp.abs(t1 - problem.t)
+        direction = jnp.sign(t1 - problem.t)
+        state = problem.state
+        slope = jax.tree.map(lambda each: each[0], problem.slopes)
+        size_of_state = self._norm(state, state, state)
+        size_of_slope = self._norm(slope, state, state)
+        tiny = (size_of_state < 1e-5) | (size_of_slope < 1e-5)
+        guess = jnp.where(tiny, 1e-6, 0.01 * size_of_state / jnp.where(tiny, 1, size_of_slope))
+        guess = jnp.minimum(guess, length)
+
+        change = jax.tree.map(lambda each: each[1] - each[0], problem.slopes)
+        trial = jnp.abs(problem.step)
+        curvature = self._norm(change, state, state) / jnp.where(trial == 0, 1, trial)
+        steepest = jnp.maximum(size_of_slope, curvature)
+        flat = steepest <= 1e-15
+        by_curvature = (0.01 / jnp.where(flat, 1, steepest)) ** (1 / 5)
+        size = jnp.where(flat, jnp.maximum(1e-6, trial * 1e-3), by_curvature)
+        size = jnp.minimum(jnp.minimum(100 * trial, size), length)
+        size = jnp.where(jnp.isfinite(size), size, 1e-6)
+
+        step = jnp.where(phase == _START, direction * guess, problem.step)
+        return problem._replace(step=jnp.where(phase == _TRIAL, direction * size, step))
+
+    def _judge(
+        self, problem: "_Problem", proposal: base.State, at_end: Bool[Array, " lanes"], t1: float
+    ) -> tuple["_Problem", Bool[Array, " lanes"]]:
+        """Takes or rejects the attempts that are at their end, and sizes the next ones."""
+        step, t = problem.step, problem.t
+        last = jnp.abs(step) >= jnp.abs(t1 - t)
+        weights = jnp.asarray(tableaus.DORMAND_PRINCE_ERROR)
+        zero = jax.tree.map(jnp.zeros_like, proposal)
+        error = base.weighted_sum(zero, step, weights, problem.slopes)
+        norm = self._norm(error, problem.state, proposal)
+        norm = jnp.where(jnp.isfinite(norm), norm, jnp.inf)
+        accept = at_end & (norm <= 1)
+        # The last stage was taken at the proposal: it is the next step's first.
+        slopes = jax.tree.map(
+            lambda each: each.at[0].set(base.choose(accept, each[-1], each[0])), problem.slopes
+        )
+        reached = jnp.where(accept, jnp.where(last, t1, t + step), t)
+        size = jnp.abs(step) * _factor(norm, problem.rejected)
+        left = t1 - reached
+        next_step = jnp.where(size >= jnp.abs(left), left, jnp.sign(left) * size)
+        attempts = problem.attempts + at_end
+        alive = (accept | (size > _smallest_step(t))) & (attempts < self.max_steps)
+        problem = problem._replace(
+            t=reached,
+            state=base.choose(accept, proposal, problem.state),
+            slopes=slopes,
+            step=jnp.where(at_end, next_step, step),
+            phase=jnp.where(at_end, _FIRST, problem.phase),
+            attempts=attempts,
+            rejected=jnp.where(at_end, ~accept, problem.rejected),
+        )
+        return problem, at_end & ((reached == t1) | ~alive)
 
     def _norm(self, error: base.State, before: base.State, after: base.State) -> types.PerExample:
         """Scaled error, `[B]`; at most one where the step is good enough."""
 
         def leaf(error: Array, before: Array, after: Array) -> Array:
             magnitude = jnp.maximum(jnp.abs(before), jnp.abs(after))
-            scaled = error / (self.atol + self.rtol * magnitude)
-            return jnp.sqrt(numerics.sum_pixels(scaled**2) / numerics.num_dims(scaled))
+            return error / (self.atol + self.rtol * magnitude)
 
-        return _largest(jax.tree.map(leaf, error, before, after))
+        return self.norm(jax.tree.map(leaf, error, before, after))
 
-    def _first_size(
-        self, field: base.VectorField, t: Array, end: Array, state: base.State, slope: base.State
-    ) -> types.PerExample:
-        """Size of the first step from the scaled sizes of state, slope and curvature."""
-        length = jnp.abs(end - t)
-        size_of_state = self._norm(state, state, state)
-        size_of_slope = self._norm(slope, state, state)
-        tiny = (size_of_state < 1e-5) | (size_of_slope < 1e-5)
-        guess = jnp.where(tiny, 1e-6, 0.01 * size_of_state / jnp.where(tiny, 1, size_of_slope))
-        guess = jnp.minimum(guess, length)
-        step = jnp.sign(end - t) * guess
-        euler = jax.tree.map(lambda y, k: y + numerics.expand(step, y) * k, state, slope)
-        moved = field(t + step, euler)
-        change = jax.tree.map(jnp.subtract, moved, slope)
-        curvature = self._norm(change, state, state) / jnp.where(guess == 0, 1, guess)
-        steepest = jnp.maximum(size_of_slope, curvature)
-        flat = steepest <= 1e-15
-        by_curvature = (0.01 / jnp.where(flat, 1, steepest)) ** (1 / 5)
-        size = jnp.where(flat, jnp.maximum(1e-6, guess * 1e-3), by_curvature)
-        size = jnp.minimum(jnp.minimum(100 * guess, size), length)
-        return jnp.where(jnp.isfinite(size), size, 1e-6)
+
+class _Problem(NamedTuple):
+    """What every lane works on."""
+
+    t: Float[Array, " lanes"]
+    state: base.State
+    slopes: base.State
+    """Leaves `[7, lanes, ...]`; of a trial, its slope is the second."""
+    step: Float[Array, " lanes"]
+    """Signed; of the attempt or the trial that is going on."""
+    phase: Integer[Array, " lanes"]
+    attempts: Integer[Array, " lanes"]
+    rejected: Bool[Array, " lanes"]
+    args: tuple[Any, ...]
 
 
 class _Carry(NamedTuple):
-    t: Float[Array, " batch"]
-    state: base.State
-    slope: base.State
-    size: Float[Array, " batch"]
-    attempts: Integer[Array, " batch"]
-    rejected: Bool[Array, " batch"]
-    alive: Bool[Array, " batch"]
+    number: Integer[Array, " lanes"]
+    """Of the example in the lane; one that is none where there are no more."""
+    coming: Integer[Array, ""]
+    """Number of the example that is next."""
+    problem: _Problem
+    found: base.Solution
+
+
+def _table() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes `[8]` and weights of the slopes `[8, 7]` by phase."""
+    tableau = tableaus.dormand_prince()
+    rows = np.zeros((_LAST + 1, len(tableau.c)))
+    rows[_TRIAL, 0] = 1
+    for stage, row in enumerate(tableau.a[1:]):
+        rows[_FIRST + stage, : len(row)] = row
+    return np.asarray([0.0, 1.0, *tableau.c[1:]]), rows
+
+
+_NODES, _ROWS = _table()
+
+
+def _weighted(rows: Array, slopes: Array) -> Array:
+    """Every lane's own weights `[lanes, 7]` of its slopes `[7, lanes, ...]`."""
+    flat = slopes.reshape(*slopes.shape[:2], -1)
+    total = sum(rows[:, index, None] * flat[index] for index in range(slopes.shape[0]))
+    return jnp.asarray(total).reshape(slopes.shape[1:])
+
+
+def _same(problem: _Problem) -> _Problem:
+    return problem
 
 
 def _factor(norm: Array, rejected: Array) -> Array:
@@ -156,13 +299,3 @@ def _factor(norm: Array, rejected: Array) -> Array:
 
 def _smallest_step(t: Array) -> Array:
     return 10 * jnp.finfo(t.dtype).eps * jnp.maximum(jnp.abs(t), 1)
-
-
-def _choose(accept: Array, new: base.State, old: base.State) -> base.State:
-    return jax.tree.map(
-        lambda new, old: jnp.where(numerics.expand(accept, new), new, old), new, old
-    )
-
-
-def _largest(norms: base.State) -> Array:
-    return jnp.max(jnp.stack(jax.tree.leaves(norms)), axis=0)

@@ -14,8 +14,12 @@ from idode_gin.solvers.tableaus import Tableau
 State: TypeAlias = Any
 """A pytree of arrays `[B, ...]`."""
 
-VectorField: TypeAlias = Callable[[types.PerExample, State], State]
-"""`(t [B], y) -> dy/dt`, each example by itself at its own time."""
+VectorField: TypeAlias = Callable[..., State]
+"""`(t [B], y, *args) -> dy/dt`, each example by itself at its own time and with its own `args`,
+arrays `[B, ...]`."""
+
+Density: TypeAlias = Callable[[Array], Array] | None
+"""A factor of a slope that depends on t alone: `t [n] -> [n]`, or None for one."""
 
 
 class Solution(NamedTuple):
@@ -33,8 +37,30 @@ class AbstractSolver(abc.ABC):
     """Integrates dy/dt = f(t, y) from t0 to t1, which may lie on either side of t0."""
 
     @abc.abstractmethod
-    def solve(self, field: VectorField, state: State, t0: float, t1: float) -> Solution:
-        """The solution at t1 of the problem that starts in `state` at t0."""
+    def solve(
+        self,
+        field: VectorField,
+        state: State,
+        t0: float,
+        t1: float,
+        args: tuple[Any, ...] = (),
+        *,
+        lanes: int | None = None,
+        densities: tuple[Density, ...] | None = None,
+    ) -> Solution:
+        """The solution at t1 of the problem that starts in `state` at t0.
+
+        Args:
+            field: dy/dt.
+            state: leaves `[B, ...]`.
+            t0: where it starts.
+            t1: where it ends.
+            args: of the field, leaves `[B, ...]`.
+            lanes: examples worked on side by side, so that the cost of memory is theirs and what
+                an example gives does not depend on B; None for all.
+            densities: for each leaf of the state, a factor of its slope that is known for all t.
+                Methods that can integrate it exactly do; the others have no need of it.
+        """
 
 
 def weighted_sum(state: State, step: Array, weights: Array, stages: State) -> State:
@@ -76,6 +102,25 @@ def full_like_batch(state: State, value: float) -> types.PerExample:
     """`[B]` filled with `value`, in the state's dtype."""
     leaf = jax.tree.leaves(state)[0]
     return jnp.full(leaf.shape[0], value, leaf.dtype)
+
+
+def bind(field: VectorField, args: tuple[Any, ...]) -> VectorField:
+    """The field of these arguments."""
+    return lambda t, state: field(t, state, *args)
+
+
+def in_chunks(solve: Callable[[Any], Solution], problem: Any, lanes: int | None) -> Solution:
+    """`solve` of a problem whose leaves are `[B, ...]`, `lanes` examples at a time."""
+    if lanes is None:
+        return solve(problem)
+    return numerics.map_chunks(solve, problem, lanes)
+
+
+def choose(chosen: Bool[Array, " batch"], new: Any, old: Any) -> Any:
+    """Leaves `[B, ...]` of `new` where `chosen`, of `old` elsewhere."""
+    return jax.tree.map(
+        lambda new, old: jnp.where(numerics.expand(chosen, new), new, old), new, old
+    )
 
 
 def all_finite(state: State) -> Bool[Array, " batch"]:

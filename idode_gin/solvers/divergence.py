@@ -6,6 +6,7 @@ value: one pass through the function serves both.
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import TypeAlias, final
 
@@ -20,6 +21,9 @@ Function: TypeAlias = Callable[[Array], Array]
 """`[B, ...] -> [B, ...]`, each example by itself (so the Jacobian is block diagonal)."""
 
 Probes: TypeAlias = Float[Array, "probes batch height width channels"]
+
+Traces: TypeAlias = Float[Array, "batch estimates"]
+"""Estimates of one number per example; one column where it is exact."""
 
 # So many vectors are pushed one by one: compiled side by side, a batched convolution costs a third
 # more time and memory, above all where the trace is differentiated once more.
@@ -45,10 +49,19 @@ class AbstractDivergence(abc.ABC):
         """
 
     @abc.abstractmethod
+    def value_and_traces(self, fn: Function, x: Array, probes: Probes) -> tuple[Array, Traces]:
+        """`fn(x)` and estimates of the trace of each example's Jacobian; their mean is the one."""
+
+    @abc.abstractmethod
+    def variance_of_mean(self, estimates: Traces, dims: int) -> types.PerExample:
+        """Of the mean of estimates that are linear in the traces, NaN where it cannot be told."""
+
     def value_and_trace(
         self, fn: Function, x: Array, probes: Probes
     ) -> tuple[Array, types.PerExample]:
         """`fn(x)` and the trace of each example's Jacobian, `[B]`."""
+        value, traces = self.value_and_traces(fn, x, probes)
+        return value, jnp.mean(traces, axis=1)
 
     @abc.abstractmethod
     def cost(self, dims: int) -> int:
@@ -78,12 +91,13 @@ class Hutchinson(AbstractDivergence):
         sample = jax.vmap(lambda key: self.probe.sample(key, (self.num_probes, *shape)))
         return jnp.moveaxis(sample(keys), 1, 0)
 
-    def value_and_trace(
-        self, fn: Function, x: Array, probes: Probes
-    ) -> tuple[Array, types.PerExample]:
-        """`fn(x)` and the estimate."""
-        value, pushed = jvp_each(fn, x, probes)
-        return value, jnp.mean(jax.vmap(numerics.sum_pixels)(probes * pushed), axis=0)
+    def value_and_traces(self, fn: Function, x: Array, probes: Probes) -> tuple[Array, Traces]:
+        """`fn(x)` and v_n^T J v_n, a column per probe."""
+        return _value_and_quadratics(fn, x, probes)
+
+    def variance_of_mean(self, estimates: Traces, dims: int) -> types.PerExample:
+        """The sample variance over n; NaN of a single probe."""
+        return _sample_variance(estimates) / estimates.shape[1]
 
     def cost(self, dims: int) -> int:
         """One direction per probe."""
@@ -109,9 +123,7 @@ class Exact(AbstractDivergence):
         """No probes: `[0, B, H, W, C]`."""
         return jnp.zeros((0, keys.shape[0], *shape), numerics.float_dtype())
 
-    def value_and_trace(
-        self, fn: Function, x: Array, probes: Probes
-    ) -> tuple[Array, types.PerExample]:
+    def value_and_traces(self, fn: Function, x: Array, probes: Probes) -> tuple[Array, Traces]:
         """`fn(x)` and the exact trace; `probes` does not matter."""
         value, push = jax.linearize(fn, x)
 
@@ -121,8 +133,81 @@ class Exact(AbstractDivergence):
 
         dims = numerics.num_dims(x)
         diagonals = jax.lax.map(diagonal, jnp.arange(dims), batch_size=min(self.chunk, dims))
-        return value, jnp.sum(diagonals, axis=0)
+        return value, jnp.sum(diagonals, axis=0)[:, None]
+
+    def variance_of_mean(self, estimates: Traces, dims: int) -> types.PerExample:
+        """Zero."""
+        return jnp.zeros(estimates.shape[0], estimates.dtype)
 
     def cost(self, dims: int) -> int:
         """One direction per dimension."""
         return dims
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OrthogonalHutchinson(AbstractDivergence):
+    """mean_n v_n^T J v_n with probes at right angles, each of length sqrt d: uniform frames.
+
+    Less variance than independent Gaussian probes, by (d - n) / (d - 1) of what as many frames'
+    single vectors have; none where n = d, for then the trace is complete. (Antithetic pairs would
+    be of no use: v and -v give the same v^T J v.)
+
+    Args:
+        num_probes: n, vectors per image; at most d.
+    Refs: Choromanski et al. 2017, structured orthogonal random vectors; the variance is that of
+        sampling without replacement.
+    """
+
+    num_probes: int = 2
+
+    def __post_init__(self) -> None:
+        """Checks the number of probes."""
+        checks.check_positive("num_probes", self.num_probes)
+
+    def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...]) -> Probes:
+        """Orthogonal probes, `[n, B, H, W, C]`.
+
+        Raises:
+            ValueError: if there are fewer dimensions than probes.
+        """
+        dims = math.prod(shape)
+        if self.num_probes > dims:
+            raise ValueError(
+                f"`num_probes` orthogonal probes need as many dimensions, got "
+                f"num_probes={self.num_probes} for images of {dims} values. Use "
+                "`divergence.Exact`, which is complete."
+            )
+
+        def frame(key: types.PRNGKey) -> Array:
+            normal = jax.random.normal(key, (dims, self.num_probes), numerics.float_dtype())
+            q, r = jnp.linalg.qr(normal)
+            # The signs of R's diagonal, without which a factorization is not uniform.
+            uniform = q * jnp.sign(jnp.diagonal(r))
+            return math.sqrt(dims) * uniform.T.reshape(self.num_probes, *shape)
+
+        return jnp.moveaxis(jax.vmap(frame)(keys), 1, 0)
+
+    def value_and_traces(self, fn: Function, x: Array, probes: Probes) -> tuple[Array, Traces]:
+        """`fn(x)` and v_n^T J v_n, a column per probe."""
+        return _value_and_quadratics(fn, x, probes)
+
+    def variance_of_mean(self, estimates: Traces, dims: int) -> types.PerExample:
+        """(1 - n / d) times the sample variance over n; NaN of a single probe."""
+        share = 1 - estimates.shape[1] / dims
+        return share * _sample_variance(estimates) / estimates.shape[1]
+
+    def cost(self, dims: int) -> int:
+        """One direction per probe."""
+        return self.num_probes
+
+
+def _value_and_quadratics(fn: Function, x: Array, probes: Probes) -> tuple[Array, Traces]:
+    value, pushed = jvp_each(fn, x, probes)
+    return value, jax.vmap(numerics.sum_pixels)(probes * pushed).T
+
+
+def _sample_variance(estimates: Traces) -> types.PerExample:
+    if estimates.shape[1] < 2:
+        return jnp.full(estimates.shape[0], jnp.nan, estimates.dtype)
+    return jnp.var(estimates, axis=1, ddof=1)

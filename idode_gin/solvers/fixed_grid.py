@@ -1,50 +1,69 @@
 """Runge-Kutta on a fixed grid."""
 
 import dataclasses
-from typing import final
+from typing import Any, final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from idode_gin import checks
-from idode_gin.solvers import base, tableaus
+from idode_gin.solvers import base, spacings, tableaus
 
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FixedGrid(base.AbstractSolver):
-    """Equal steps of an explicit Runge-Kutta method: the cost is known beforehand.
+    """Steps of an explicit Runge-Kutta method on a grid: the cost is known beforehand.
 
     Args:
-        steps: number of equal steps from t0 to t1.
+        steps: number of steps from t0 to t1.
         tableau: the method.
+        spacing: of the steps.
     """
 
     steps: int = 64
     tableau: tableaus.Tableau = dataclasses.field(default_factory=tableaus.runge_kutta_4)
+    spacing: spacings.AbstractSpacing = dataclasses.field(default_factory=spacings.Equal)
 
     def __post_init__(self) -> None:
         """Checks the number of steps."""
         checks.check_positive("steps", self.steps)
 
     def solve(
-        self, field: base.VectorField, state: base.State, t0: float, t1: float
+        self,
+        field: base.VectorField,
+        state: base.State,
+        t0: float,
+        t1: float,
+        args: tuple[Any, ...] = (),
+        *,
+        lanes: int | None = None,
+        densities: tuple[base.Density, ...] | None = None,
     ) -> base.Solution:
-        """The solution at t1 after `steps` equal steps."""
-        size = (t1 - t0) / self.steps
-        step = base.full_like_batch(state, size)
+        """The solution at t1 after `steps` steps."""
+        tableau = self.tableau.without_idle_stages()
+        ends = t0 + (t1 - t0) * self.spacing.fractions(self.steps)
+        dtype = jax.tree.leaves(state)[0].dtype
+        starts, sizes = jnp.asarray(ends[:-1], dtype), jnp.asarray(np.diff(ends), dtype)
 
-        def advance(index: Array, state: base.State) -> base.State:
-            t = base.full_like_batch(state, t0) + index * step
-            first = field(t, state)
-            stages = base.runge_kutta_stages(self.tableau, field, t, state, step, first)
-            return base.weighted_sum(state, step, jnp.asarray(self.tableau.b), stages)
+        def solve(problem: tuple[base.State, tuple[Any, ...]]) -> base.Solution:
+            state, args = problem
+            blank = base.full_like_batch(state, 0.0)
 
-        state = jax.lax.fori_loop(0, self.steps, advance, state)
-        evaluations = self.steps * len(self.tableau.c)
-        return base.Solution(
-            state=state,
-            num_evaluations=jnp.full(step.shape, evaluations, jnp.int32),
-            success=base.all_finite(state),
-        )
+            def advance(index: Array, state: base.State) -> base.State:
+                t, step = blank + starts[index], blank + sizes[index]
+                bound = base.bind(field, args)
+                stages = base.runge_kutta_stages(tableau, bound, t, state, step, bound(t, state))
+                return base.weighted_sum(state, step, jnp.asarray(tableau.b), stages)
+
+            state = jax.lax.fori_loop(0, self.steps, advance, state)
+            evaluations = self.steps * len(tableau.c)
+            return base.Solution(
+                state=state,
+                num_evaluations=jnp.full(blank.shape, evaluations, jnp.int32),
+                success=base.all_finite(state),
+            )
+
+        return base.in_chunks(solve, (state, args), lanes)

@@ -32,6 +32,11 @@ class Tableau:
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
 
+    def without_idle_stages(self) -> "Tableau":
+        """Without last stages that the solution does not use: they serve error estimates alone."""
+        used = max(index for index, weight in enumerate(self.b) if weight) + 1
+        return Tableau(c=self.c[:used], a=self.a[:used], b=self.b[:used])
+
 
 def euler() -> Tableau:
     """Order 1, one evaluation a step."""

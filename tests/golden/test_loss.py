@@ -85,10 +85,10 @@ def compiled(model: DiffusionODE):
         field = model.field(params, batch["conditioning"])
         probes, latents = draws.loss.probes, {"z_t": z}
         if probes.shape[0] == 0:
-            latents["F_hat"] = field.network(z, gamma)
+            latents["F_hat"] = field.output(z, gamma)
         else:
             latents["F_hat"], latents["F_div"] = Hutchinson().value_and_trace(
-                lambda z: field.network(z, gamma), z, probes
+                lambda z: field.output(z, gamma), z, probes
             )
         return loss, parts, gradient, latents
 

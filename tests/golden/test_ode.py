@@ -68,10 +68,12 @@ class Recorded:
         monkeypatch.setattr(
             likelihood,
             "log_density",
-            lambda field, z, *rest: solve(params, conditioning, z, rest[-1]),
+            lambda field, z, *rest: solve(params, conditioning, z, rest[4]),
         )
         estimator = likelihood.ODELikelihood(
-            dequantizer=self.dequantizer, num_importance=self.case.model["num_importance"]
+            dequantizer=self.dequantizer,
+            solver=DormandPrince(),
+            num_importance=self.case.model["num_importance"],
         )
         field, end = self.model.field(params, conditioning), self.model.end
         results = [

@@ -19,7 +19,7 @@ def test_network_output(name, dtype):
 
     @jax.jit
     def output(z, gamma, conditioning):
-        return model.field(params, conditioning[:, None]).network(z, gamma)
+        return model.field(params, conditioning[:, None]).output(z, gamma)
 
     z, gamma, conditioning = inputs["z"], inputs["g_t"], inputs["conditioning"]
     computed = {

@@ -11,7 +11,11 @@ from typing import Any
 
 import pytest
 
-ARGUMENTS: dict[str, dict[str, Any]] = {"DiscreteTime": {"steps": 8, "num_times": 8}}
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "DiscreteTime": {"steps": 8, "num_times": 8},
+    "Adams": {"steps": 512},
+    "OrthogonalHutchinson": {"num_probes": 4},
+}
 
 
 def classes(abstract: type) -> list[type]:

@@ -216,7 +216,7 @@ def test_the_network_is_told_time_conditioning_and_when_to_drop():
 
     model, batch = build(network=Spy()), batch_of()
     gamma = jnp.linspace(-5.0, 3.0, BATCH)
-    model.field({}, batch["conditioning"]).network(jnp.zeros((BATCH, *SHAPE)), gamma)
+    model.field({}, batch["conditioning"]).output(jnp.zeros((BATCH, *SHAPE)), gamma)
     np.testing.assert_allclose(seen[-1][0], np.linspace(0, 1, BATCH), atol=1e-12)
     np.testing.assert_array_equal(seen[-1][1], batch["conditioning"])
     assert seen[-1][2] is None
