@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from idode_gin import numerics, ode, types
+from idode_gin import latents, numerics, ode, types
 from idode_gin.dequantizers.base import CleanEnd
 from idode_gin.encoding import Encoding
 from idode_gin.likelihood import ImageLikelihood, ODELikelihood
@@ -15,7 +15,8 @@ from idode_gin.losses import base as losses
 from idode_gin.losses import bound
 from idode_gin.networks.base import AbstractNetwork
 from idode_gin.parameterizations.base import AbstractParameterization
-from idode_gin.sampling import ODESampler, Samples
+from idode_gin.samplers.base import AbstractSampler, Samples
+from idode_gin.samplers.ode import ODESampler
 from idode_gin.schedules.base import AbstractSchedule
 from idode_gin.schedules.time.base import AbstractTime
 from idode_gin.time_samplers.base import AbstractTimeSampler
@@ -201,7 +202,7 @@ class DiffusionODE:
         params: types.Params,
         batch: types.Batch,
         key: types.PRNGKey,
-        sampler: ODESampler,
+        sampler: AbstractSampler,
     ) -> Samples:
         """One image per `index` of `batch`, which also holds `conditioning`.
 
@@ -213,6 +214,21 @@ class DiffusionODE:
         keys = numerics.fold_in_each(key, batch["index"])
         field = self.field(params, batch["conditioning"])
         return sampler(field, self.end, self.time.gamma_max, self.image_shape, keys)
+
+    def encode_fn(
+        self, params: types.Params, batch: types.Batch, key: types.PRNGKey, sampler: ODESampler
+    ) -> latents.RoundTrip:
+        """Every image taken to its latent and back, keyed by its `index`."""
+        keys = numerics.fold_in_each(key, batch["index"])
+        field = self.field(params, batch["conditioning"])
+        return latents.round_trip(
+            field, self.end, self.time.gamma_max, batch["image"], keys, sampler
+        )
+
+    def decode_fn(self, params: types.Params, batch: types.Batch, sampler: ODESampler) -> Samples:
+        """The images that `noise` of `batch` becomes, which also holds `conditioning`."""
+        field = self.field(params, batch["conditioning"])
+        return sampler.from_noise(field, self.end, self.time.gamma_max, batch["noise"])
 
     def integrand(
         self, params: types.Params, batch: types.Batch, key: types.PRNGKey, gammas: Array

@@ -74,3 +74,8 @@ def normal_each(keys: types.PRNGKeys, shape: tuple[int, ...]) -> types.Images:
     """Standard normal images of `shape` (H, W, C), one per key."""
     sample = jax.vmap(lambda key: jax.random.normal(key, shape, dtype=float_dtype()))
     return sample(keys)
+
+
+def log_normal(noise: types.Images) -> types.PerExample:
+    """log N(noise; 0, I), nats: `[B, ...] -> [B]`."""
+    return -0.5 * (sum_pixels(noise**2) + num_dims(noise) * math.log(2 * math.pi))

@@ -1,65 +1,47 @@
-"""Noise to images along the probability-flow ODE."""
+"""One call that samples from any field: images, and their log-density if asked for."""
 
-import dataclasses
-from typing import NamedTuple, final
-
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Integer
-
-from idode_gin import numerics, ode, types
+from idode_gin import ode, types
 from idode_gin.dequantizers.base import CleanEnd
-from idode_gin.solvers.adaptive import DormandPrince
-from idode_gin.solvers.base import AbstractSolver
+from idode_gin.encoding import Encoding
+from idode_gin.samplers.base import AbstractSampler, Samples
+from idode_gin.samplers.ode import ODESampler
+from idode_gin.solvers.divergence import AbstractDivergence, Hutchinson
 
 
-class Samples(NamedTuple):
-    """Images from the ODE, per image."""
-
-    pixels: types.Pixels
-    """Decoded levels, 0 … V-1."""
-    latent: types.Images
-    """z at the clean end."""
-    num_evaluations: Integer[Array, " batch"]
-    """Network evaluations."""
-    success: Bool[Array, " batch"]
-    """Whether the solver arrived."""
-
-
-@final
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ODESampler:
-    """Draws sigma_1 N(0, I) at the noise end and integrates to the clean end.
+def sample(
+    field: ode.Field,
+    keys: types.PRNGKeys,
+    image_shape: tuple[int, ...],
+    gamma_min: float,
+    gamma_max: float,
+    *,
+    sampler: AbstractSampler | None = None,
+    return_log_prob: bool = False,
+    divergence: AbstractDivergence | None = None,
+    levels: int = 256,
+) -> Samples:
+    """One image per key, a function of its own key; `log_p` is None unless asked for.
 
     Args:
-        solver: of the ODE.
+        field: network, path, and what the network's output means.
+        keys: one per image, `[B]`.
+        image_shape: (height, width, channels).
+        gamma_min: of the clean end, nats.
+        gamma_max: of the noise end, where z is taken to be sigma N(0, I); nats.
+        sampler: how noise becomes an image; the ODE with adaptive steps if not given.
+        return_log_prob: give log p(z) of each latent as well, in nats, from the same solve. It is
+            what `likelihood.log_density` finds for `latent`, up to both solvers' errors and the
+            trace's noise.
+        divergence: how the trace for that is taken; one Hutchinson probe if not given.
+        levels: V, of the pixels that latents are decoded to.
+
+    Raises:
+        ValueError: for an image shape that is none, or a density of a sampler that has none.
     """
-
-    solver: AbstractSolver = dataclasses.field(default_factory=DormandPrince)
-
-    def __call__(
-        self,
-        field: ode.Field,
-        end: CleanEnd,
-        gamma_max: float,
-        shape: tuple[int, ...],
-        keys: types.PRNGKeys,
-    ) -> Samples:
-        """One image of `shape` (H, W, C) per key."""
-        return self.from_noise(field, end, gamma_max, numerics.normal_each(keys, shape))
-
-    def from_noise(
-        self, field: ode.Field, end: CleanEnd, gamma_max: float, noise: types.Images
-    ) -> Samples:
-        """The images that standard normal `noise` becomes."""
-        sigma = field.schedule.sigma(jnp.asarray(gamma_max, noise.dtype))
-
-        def drift(gamma: types.PerExample, z: types.Images) -> types.Images:
-            return field.drift(z, gamma)
-
-        solution = self.solver.solve(drift, sigma * noise, gamma_max, end.gamma_min)
-        return Samples(
-            pixels=end.encoding.decode(solution.state / end.alpha),
-            latent=solution.state,
-            num_evaluations=solution.num_evaluations,
-            success=solution.success,
-        )
+    encoding = Encoding(levels=levels)
+    encoding.check(image_shape)
+    end = CleanEnd(schedule=field.schedule, encoding=encoding, gamma_min=gamma_min)
+    chosen = ODESampler() if sampler is None else sampler
+    if return_log_prob:
+        chosen = chosen.with_log_prob(Hutchinson() if divergence is None else divergence)
+    return chosen(field, end, gamma_max, image_shape, keys)

@@ -55,6 +55,8 @@ REPETITIONS = (
     r"laws/test_models.py.*own_figure\[float64-",
     r"laws/test_models.py.*every_time_sampler\[",
     r"laws/test_models.py.*all_quantiles\[",
+    r"laws/test_samplers.py.*own_key_alone\[ODESamplerWithDensity\]",
+    r"laws/test_sampling.py.*scoring_them_finds\[(VariancePreserving|StraightPath-exact)",
     r"laws/test_networks.py.*test_(an_image|initial|time_and|float64).*"
     r"\[.*(no fourier|three numbers|attention everywhere|in loops).*\]",
     r"runtime/test_evaluator.py::test_(adaptive_steps_of_a_convolutional|a_sample_does_not_see)",

@@ -35,7 +35,7 @@ from idode_gin.runtime.optimizers import AdamW
 from idode_gin.runtime.partitioning import PjitPartitioner
 from idode_gin.runtime.wandb_writer import WandB
 from idode_gin.sampler import Sampler
-from idode_gin.sampling import ODESampler
+from idode_gin.samplers.ode import ODESampler
 from idode_gin.solvers.divergence import Exact
 from idode_gin.solvers.fixed_grid import FixedGrid
 from idode_gin.trainer import Trainer
@@ -167,7 +167,7 @@ SCORE = {
 DRAW = {
     "output_dir": "out",
     "checkpoint_path": "run",
-    "ode_sampler": ODESampler(solver=STEPS),
+    "method": ODESampler(solver=STEPS),
     "num_samples": 4,
     "batch_size": 4,
     "solve_size": 2,
@@ -234,7 +234,7 @@ CASES: dict[Any, Any] = {
         {
             "output_dir": "elsewhere",
             "checkpoint_path": "another run",
-            "ode_sampler": ODESampler(solver=FixedGrid(steps=3)),
+            "method": ODESampler(solver=FixedGrid(steps=3)),
             "num_samples": 3,
             "batch_size": 2,
             "grid_images": 2,

@@ -18,7 +18,7 @@ from idode_gin.losses.discrete_time import DiscreteTime
 from idode_gin.losses.second_order import SecondOrder
 from idode_gin.networks.unet import UNet
 from idode_gin.parameterizations.noise import Noise
-from idode_gin.sampling import ODESampler
+from idode_gin.samplers.ode import ODESampler
 from idode_gin.schedules.straight_path import StraightPath
 from idode_gin.schedules.time.linear import Linear, gamma_min_for_levels
 from idode_gin.solvers import tableaus

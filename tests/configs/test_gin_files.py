@@ -246,7 +246,7 @@ def test_solver_can_be_swapped_by_a_later_file(experiment: str, solver: str) -> 
     if experiment == "digits_eval":
         found = {each.solver for each in arguments["evaluator"].likelihoods.values()}
     else:
-        found = {arguments["sampler"].ode_sampler.solver}
+        found = {arguments["sampler"].method.solver}
     expected = {
         "dormand_prince": DormandPrince(rtol=1e-4, atol=1e-4),
         "fixed_grid": FixedGrid(steps=64),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from idode_gin.interop import official_config, official_parity
-from idode_gin.sampling import ODESampler
+from idode_gin.samplers.ode import ODESampler
 from idode_gin.solvers.adaptive import DormandPrince
 
 from . import cases

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
+    "Ancestral": {"steps": 300},
     "DiscreteTime": {"steps": 8, "num_times": 8},
     "Adams": {"steps": 512},
     "OrthogonalHutchinson": {"num_probes": 4},

@@ -15,7 +15,7 @@ import pytest
 from idode_gin.dequantizers.base import AbstractDequantizer
 from idode_gin.likelihood import ODELikelihood
 from idode_gin.parameterizations.velocity import Velocity
-from idode_gin.sampling import ODESampler
+from idode_gin.samplers.ode import ODESampler
 from idode_gin.schedules.base import AbstractSchedule
 from idode_gin.solvers.divergence import Exact
 from idode_gin.solvers.fixed_grid import FixedGrid

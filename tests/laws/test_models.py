@@ -15,7 +15,7 @@ from idode_gin.losses.bound import VariationalBound
 from idode_gin.losses.first_order import FirstOrder
 from idode_gin.models import DiffusionODE
 from idode_gin.parameterizations.velocity import Velocity
-from idode_gin.sampling import ODESampler
+from idode_gin.samplers.ode import ODESampler
 from idode_gin.schedules.time.linear import Linear
 from idode_gin.schedules.variance_preserving import VariancePreserving
 from idode_gin.solvers.fixed_grid import FixedGrid
@@ -141,7 +141,11 @@ FIGURES = {
     "likelihood": lambda model, params, batch: {
         "log_p": model.likelihood_fn(params, batch, KEY, LIKELIHOOD).log_p
     },
-    "sample": lambda model, params, batch: model.sample_fn(params, batch, KEY, SAMPLER)._asdict(),
+    "sample": lambda model, params, batch: {
+        name: each
+        for name, each in model.sample_fn(params, batch, KEY, SAMPLER)._asdict().items()
+        if each is not None
+    },
 }
 LIKELIHOOD = ODELikelihood(
     dequantizer=TruncatedNormal(), solver=FixedGrid(steps=10), num_importance=2, num_repeats=2

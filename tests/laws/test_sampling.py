@@ -5,15 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from idode_gin import likelihood
+from idode_gin import likelihood, sampling
 from idode_gin.parameterizations.base import AbstractParameterization
 from idode_gin.parameterizations.velocity import Velocity
-from idode_gin.sampling import ODESampler
+from idode_gin.samplers.ancestral import Ancestral
+from idode_gin.samplers.heun import Heun
+from idode_gin.samplers.ode import ODESampler
 from idode_gin.schedules.base import AbstractSchedule
 from idode_gin.schedules.straight_path import StraightPath
 from idode_gin.schedules.variance_preserving import VariancePreserving
 from idode_gin.solvers.adaptive import DormandPrince
-from idode_gin.solvers.divergence import Hutchinson
+from idode_gin.solvers.divergence import Exact, Hutchinson
 from idode_gin.solvers.fixed_grid import FixedGrid
 
 from . import discovery, toys
@@ -104,20 +106,65 @@ def test_the_density_is_the_determinant_of_the_map():
     np.testing.assert_allclose(found.log_p[0], normal - log_det, atol=1e-5)
 
 
-def test_an_image_depends_on_its_own_key():
-    schedule = StraightPath()
-    end, field = toys.clean_end(schedule, LEVELS, TAU), toys.mixture(schedule).field()
-    run = jax.jit(lambda keys: ODESampler()(field, end, NOISY, SHAPE, keys))
-    keys = toys.keys_of(0, 6)
-    whole = run(keys)
-    some = run(keys[jnp.asarray([5, 2])])
-    np.testing.assert_allclose(some.latent, whole.latent[jnp.asarray([5, 2])], rtol=1e-12)
-    np.testing.assert_array_equal(some.pixels, whole.pixels[jnp.asarray([5, 2])])
-    assert len(np.unique(np.asarray(whole.latent))) == 24
-
-
 def test_failed_solves_are_reported():
     schedule = StraightPath()
     end, field = toys.clean_end(schedule, LEVELS, TAU), toys.mixture(schedule).field()
     found = from_noise(field, end, jnp.ones((2, *SHAPE)), DormandPrince(max_steps=1))
     assert not np.any(np.asarray(found.success))
+
+
+@pytest.mark.parametrize("divergence", [Exact(), Hutchinson(num_probes=2)], ids=["exact", "probes"])
+@EACH_SCHEDULE
+def test_the_density_of_samples_is_what_scoring_them_finds(schedule, divergence):
+    end, field = toys.clean_end(schedule, LEVELS, TAU), toys.mixture(schedule).field(Velocity())
+    keys = toys.keys_of(4, 5)
+    sampler = ODESampler(solver=TIGHT)
+
+    @jax.jit
+    def drawn(keys):
+        return sampling.sample(
+            field,
+            keys,
+            SHAPE,
+            end.gamma_min,
+            NOISY,
+            sampler=sampler,
+            return_log_prob=True,
+            divergence=divergence,
+            levels=LEVELS,
+        )
+
+    found = drawn(keys)
+    probes = sampler.with_log_prob(divergence).probes(keys, SHAPE)
+    scored = jax.jit(
+        lambda z: likelihood.log_density(field, z, end.gamma_min, NOISY, TIGHT, divergence, probes)
+    )(found.latent)
+    np.testing.assert_allclose(found.log_p, scored.log_p, atol=1e-6)
+    alone = jax.jit(lambda keys: sampler(field, end, NOISY, SHAPE, keys))(keys)
+    assert alone.log_p is None
+    np.testing.assert_allclose(found.latent, alone.latent, atol=1e-6)
+    np.testing.assert_array_equal(found.pixels, alone.pixels)
+
+
+def test_the_density_of_gaussian_samples_is_exact():
+    """In nats per image, of latents: against the normal distribution that the ODE ends in."""
+    schedule = StraightPath()
+    end, data = toys.clean_end(schedule, LEVELS, TAU), toys.gaussian(schedule)
+    sampler = ODESampler(solver=TIGHT).with_log_prob(Exact())
+    found = jax.jit(lambda keys: sampler(data.field(), end, NOISY, SHAPE, keys))(
+        toys.keys_of(2, 4)
+    )
+    mean, std = data.pushed(end.gamma_min, NOISY)
+    expected = -0.5 * ((found.latent - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(found.log_p, expected.sum(axis=(1, 2, 3)), atol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", [Ancestral(), Heun()], ids=["noisy", "other steps"])
+def test_samplers_that_leave_the_ode_have_no_density(sampler):
+    field = toys.gaussian(StraightPath()).field()
+    with pytest.raises(
+        ValueError, match="`return_log_prob` needs .* follows the ODE, got .* Use ODE"
+    ):
+        sampling.sample(
+            field, toys.keys_of(0, 1), SHAPE, -5.0, 3.0, sampler=sampler, return_log_prob=True
+        )

@@ -22,7 +22,7 @@ from idode_gin.likelihood import ODELikelihood
 from idode_gin.losses import base
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.runtime import checkpoints, data, image_fingerprints, loading, partial_results
-from idode_gin.sampling import ODESampler
+from idode_gin.samplers.ode import ODESampler
 from idode_gin.solvers.fixed_grid import FixedGrid
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -61,7 +61,7 @@ def sample(output, batch_size, **changes):
     fields = {
         "output_dir": str(output),
         "checkpoint_path": "made",
-        "ode_sampler": ODESampler(solver=FixedGrid(steps=2)),
+        "method": ODESampler(solver=FixedGrid(steps=2)),
         "num_samples": NUMBER,
         "batch_size": batch_size,
         "solve_size": 2,

@@ -22,7 +22,7 @@ from idode_gin.likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.networks.unet import UNet
 from idode_gin.runtime import batches, loading, optimizers, partitioning
-from idode_gin.sampling import ODESampler
+from idode_gin.samplers.ode import ODESampler
 from idode_gin.solvers.adaptive import DormandPrince
 
 BATCH_SIZE = 32
@@ -97,7 +97,7 @@ def score(checkpoint, folder, mesh):
     sampler.Sampler(
         output_dir=f"{folder}/samples",
         checkpoint_path=checkpoint,
-        ode_sampler=ODESampler(solver=solver),
+        method=ODESampler(solver=solver),
         num_samples=9,
         batch_size=8,
         solve_size=2,

@@ -14,7 +14,7 @@ from idode_gin.likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.networks.unet import UNet
 from idode_gin.runtime import checkpoints
-from idode_gin.sampling import ODESampler
+from idode_gin.samplers.ode import ODESampler
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.fixed_grid import FixedGrid
 
@@ -129,7 +129,7 @@ def test_a_sample_does_not_see_its_batch(monkeypatch, tmp_path):
         made = sampler.Sampler(
             output_dir=str(tmp_path),
             checkpoint_path="made",
-            ode_sampler=ODESampler(solver=LOOSE),
+            method=ODESampler(solver=LOOSE),
             num_samples=5,
             batch_size=size,
             solve_size=2,

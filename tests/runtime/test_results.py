@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tiny
 
-from idode_gin import checks, sampling
+from idode_gin import checks
 from idode_gin.evaluator import Evaluator
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.runtime import (
@@ -29,6 +29,7 @@ from idode_gin.runtime import (
     train_state,
 )
 from idode_gin.sampler import Sampler
+from idode_gin.samplers.ode import ODESampler
 from idode_gin.solvers.fixed_grid import FixedGrid
 
 
@@ -59,7 +60,7 @@ def sample(path, output):
     sampler = Sampler(
         output_dir=str(output),
         checkpoint_path=str(path),
-        ode_sampler=sampling.ODESampler(solver=FixedGrid(steps=2)),
+        method=ODESampler(solver=FixedGrid(steps=2)),
         num_samples=4,
         batch_size=4,
     )

@@ -1,0 +1,1 @@
+"""Samplers: each file defines SAMPLER."""

@@ -1,0 +1,1 @@
+"""Noise to images: the probability-flow ODE, and steps made for it."""

@@ -1,0 +1,67 @@
+"""Where a sampler of fixed steps evaluates the network."""
+
+import abc
+import dataclasses
+from typing import final
+
+import numpy as np
+
+from idode_gin import checks
+from idode_gin.solvers.spacings import AbstractSpacing, Equal
+
+
+class AbstractGrid(abc.ABC):
+    """The gammas of a given number of steps."""
+
+    @abc.abstractmethod
+    def gammas(self, gamma_max: float, gamma_min: float, steps: int) -> np.ndarray:
+        """Falling from gamma_max to gamma_min, both exactly; float64 `[steps + 1]`, nats."""
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogSNR(AbstractGrid):
+    """gamma_i = gamma_max + u_i (gamma_min - gamma_max): steps of the log signal-to-noise ratio.
+
+    Args:
+        spacing: of u from 0 to 1; equal steps of gamma if not given, which are equal steps of time
+            where gamma(t) is linear.
+    """
+
+    spacing: AbstractSpacing = dataclasses.field(default_factory=Equal)
+
+    def gammas(self, gamma_max: float, gamma_min: float, steps: int) -> np.ndarray:
+        """As above."""
+        found = gamma_max + self.spacing.fractions(steps) * (gamma_min - gamma_max)
+        return _with_ends(found, gamma_max, gamma_min)
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PowerOfKappa(AbstractGrid):
+    """Equal steps of kappa^{1/rho}, kappa = e^{gamma/2} = sigma / alpha.
+
+        kappa_i = (kappa_max^{1/rho} + i/n (kappa_min^{1/rho} - kappa_max^{1/rho}))^rho
+
+    Args:
+        rho: 1 for equal steps of kappa; a large one comes close to equal steps of gamma; 7 is
+            usual, and puts most steps where there is little noise.
+    Refs: EDM, time steps.
+    """
+
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        """Checks the power."""
+        checks.check_positive("rho", self.rho)
+
+    def gammas(self, gamma_max: float, gamma_min: float, steps: int) -> np.ndarray:
+        """As above."""
+        exponent = 2 * self.rho
+        powers = np.linspace(np.exp(gamma_max / exponent), np.exp(gamma_min / exponent), steps + 1)
+        return _with_ends(exponent * np.log(powers), gamma_max, gamma_min)
+
+
+def _with_ends(gammas: np.ndarray, first: float, last: float) -> np.ndarray:
+    gammas[0], gammas[-1] = first, last
+    return gammas
