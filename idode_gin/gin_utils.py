@@ -1,4 +1,4 @@
-"""What the three programs share: flags, gin, the first screen and the exit code.
+"""What the programs share: flags, gin, the first screen and the exit code.
 
 A program is a module with one function that gin binds; `run` takes it from `sys.argv` to an exit
 code. Nothing heavier than gin is imported until the flags have been read.
@@ -33,7 +33,7 @@ from idode_gin.runtime import (
 )
 
 _BAD_INPUT = (ValueError, SyntaxError, OSError)
-_PROGRAMS = ("train", "eval", "sample")
+_PROGRAMS = ("train", "eval", "sample", "encode", "interpolate")
 _IN_CALL = re.compile(r"\n  In call to configurable '([^']*)' \([^\n]*\)( in scope '[^']*')?")
 _ABSL_NOTE = ";\n    repeat this option"  # what absl adds to the help of repeatable flags
 EXIT_BROKEN_PIPE = 141

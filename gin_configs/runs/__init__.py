@@ -1,1 +1,1 @@
-"""What is bound to what: train, finetune, eval, sample."""
+"""What is bound to what: train, finetune, eval, sample, encode, interpolate."""

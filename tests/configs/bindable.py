@@ -12,14 +12,22 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import idode_gin
+from idode_gin import encode as encode_program
 from idode_gin import eval as eval_program
 from idode_gin import gin_types
+from idode_gin import interpolate as interpolate_program
 from idode_gin import sample as sample_program
 from idode_gin import train as train_program
 
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGE = idode_gin.__name__
-PROGRAMS = (train_program.train, eval_program.evaluate, sample_program.sample)
+PROGRAMS = (
+    train_program.train,
+    eval_program.evaluate,
+    sample_program.sample,
+    encode_program.encode,
+    interpolate_program.interpolate,
+)
 _IMPORT = re.compile(r"^from ([\w.]+) import (\w+)(?: as (\w+))?$", re.MULTILINE)
 _NAME = re.compile(r"\b(\w+)\.(\w+)\b")
 

@@ -18,7 +18,9 @@ from effects_runtime import stand_in_for_wandb
 from idode_gin import image_loop, run_inputs, run_outputs
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.dequantizers.uniform import Uniform
+from idode_gin.encoder import Encoder
 from idode_gin.evaluator import Evaluator
+from idode_gin.interpolator import Interpolator
 from idode_gin.likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.runtime import (
@@ -132,7 +134,7 @@ def results(run: Callable[[], Any], room: Room) -> Any:
     for path in sorted(room.folder.glob("*/*.npz")):
         with np.load(path) as arrays:
             found[str(path.relative_to(room.folder))] = dict(arrays)
-    grids = [path.read_bytes() for path in sorted(room.folder.glob("*/grid.png"))]
+    grids = [path.read_bytes() for path in sorted(room.folder.glob("*/*.png"))]
     return found, grids, solved
 
 
@@ -144,6 +146,16 @@ def scored(evaluator: Evaluator, room: Room) -> Any:
 def drawn(sampler: Sampler, room: Room) -> Any:
     """The results of sampling."""
     return results(lambda: sampler.run(MODEL), room)
+
+
+def encoded(encoder: Encoder, room: Room) -> Any:
+    """The results of encoding."""
+    return results(lambda: encoder.run(MODEL, tiny.config(4)), room)
+
+
+def interpolated(interpolator: Interpolator, room: Room) -> Any:
+    """The results of interpolation."""
+    return results(lambda: interpolator.run(MODEL, tiny.config(2)), room)
 
 
 UPDATE = {"model_dir": "run", "train_steps": 8, "gamma_bins": 0}
@@ -171,6 +183,21 @@ DRAW = {
     "num_samples": 4,
     "batch_size": 4,
     "solve_size": 2,
+}
+ENCODE = {
+    "output_dir": "out",
+    "checkpoint_path": "run",
+    "method": ODESampler(solver=STEPS),
+    "indices": (0, 2, 5, 1),
+    "grid_images": 4,
+    "solve_size": 2,
+}
+INTERPOLATE = {
+    "output_dir": "out",
+    "checkpoint_path": "run",
+    "pairs": ((0, 1), (2, 3)),
+    "num_points": 3,
+    "method": ODESampler(solver=STEPS),
 }
 UNEVEN = PjitPartitioner(mesh_shape={"data": 3})
 CASES: dict[Any, Any] = {
@@ -228,20 +255,64 @@ CASES: dict[Any, Any] = {
         before=with_checkpoint,
         is_slow=True,
     ),
-    Sampler: Case(
-        drawn,
-        DRAW,
+    Sampler: [
+        Case(
+            drawn,
+            DRAW,
+            {
+                "output_dir": "elsewhere",
+                "checkpoint_path": "another run",
+                "method": ODESampler(solver=FixedGrid(steps=3)),
+                "num_samples": 3,
+                "batch_size": 2,
+                "grid_images": 2,
+                "conditioning": (1.0,),
+                "use_ema": False,
+                "seed": 1,
+                "return_log_prob": True,
+                "solve_size": 4,
+                "partitioner": Refused(UNEVEN, "as many places as there are devices"),
+            },
+            before=with_checkpoint,
+            is_slow=True,
+        ),
+        Case(
+            drawn,
+            {**DRAW, "return_log_prob": True},
+            {"divergence": Exact()},
+            before=with_checkpoint,
+            is_slow=True,
+        ),
+    ],
+    Encoder: Case(
+        encoded,
+        ENCODE,
         {
             "output_dir": "elsewhere",
             "checkpoint_path": "another run",
             "method": ODESampler(solver=FixedGrid(steps=3)),
-            "num_samples": 3,
-            "batch_size": 2,
+            "indices": (3, 1),
             "grid_images": 2,
-            "conditioning": (1.0,),
             "use_ema": False,
             "seed": 1,
             "solve_size": 4,
+            "partitioner": Refused(UNEVEN, "as many places as there are devices"),
+        },
+        before=with_checkpoint,
+        is_slow=True,
+    ),
+    Interpolator: Case(
+        interpolated,
+        INTERPOLATE,
+        {
+            "output_dir": "elsewhere",
+            "checkpoint_path": "another run",
+            "pairs": ((0, 1), (3, 2)),
+            "num_points": 2,
+            "method": ODESampler(solver=FixedGrid(steps=3)),
+            "use_ema": False,
+            "seed": 1,
+            "solve_size": 2,
             "partitioner": Refused(UNEVEN, "as many places as there are devices"),
         },
         before=with_checkpoint,

@@ -18,7 +18,12 @@ from idode_gin.losses.discrete_time import DiscreteTime
 from idode_gin.losses.second_order import SecondOrder
 from idode_gin.networks.unet import UNet
 from idode_gin.parameterizations.noise import Noise
-from idode_gin.samplers.ode import ODESampler
+from idode_gin.samplers.ancestral import Ancestral
+from idode_gin.samplers.base import AbstractSampler
+from idode_gin.samplers.dpm_solver import DPMSolverPlusPlus
+from idode_gin.samplers.grids import LogSNR, PowerOfKappa
+from idode_gin.samplers.heun import Heun
+from idode_gin.samplers.ode import ODESampler, ODESamplerWithDensity
 from idode_gin.schedules.straight_path import StraightPath
 from idode_gin.schedules.time.linear import Linear, gamma_min_for_levels
 from idode_gin.solvers import tableaus
@@ -26,6 +31,7 @@ from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.divergence import Exact, Hutchinson
 from idode_gin.solvers.fixed_grid import FixedGrid
 from idode_gin.solvers.probes import Gaussian
+from idode_gin.solvers.spacings import Tabulated
 from idode_gin.time_samplers.closed_form_importance import VPVelocityImportance
 from idode_gin.time_samplers.importance import Importance
 from idode_gin.time_samplers.quantiles.independent import Independent
@@ -68,11 +74,14 @@ def likelihood(estimator: ODELikelihood, _: Room) -> str:
     )
 
 
-def samples(sampler: ODESampler, _: Room) -> str:
-    """Latents drawn."""
-    return effects.program(
-        lambda *given: MODEL.sample_fn(*given, sampler).latent, PARAMS, BATCH, KEY
-    )
+def samples(sampler: AbstractSampler, _: Room) -> str:
+    """Latents drawn, and their density where there is one."""
+
+    def drawn(*given: Any) -> Any:
+        found = MODEL.sample_fn(*given, sampler)
+        return found.latent, 0.0 if found.log_p is None else found.log_p
+
+    return effects.program(drawn, PARAMS, BATCH, KEY)
 
 
 def solution(solver: Any, _: Room) -> str:
@@ -153,6 +162,25 @@ CASES = {
         },
     ),
     ODESampler: Case(samples, {"solver": STEPS}, {"solver": FixedGrid(steps=3)}),
+    ODESamplerWithDensity: Case(
+        samples,
+        {"solver": STEPS, "divergence": Exact()},
+        {"solver": FixedGrid(steps=3), "divergence": Hutchinson()},
+    ),
+    Ancestral: Case(samples, {"steps": 2}, {"steps": 3, "grid": PowerOfKappa()}),
+    Heun: Case(samples, {"steps": 2}, {"steps": 3, "grid": LogSNR()}),
+    DPMSolverPlusPlus: Case(
+        samples, {"steps": 3}, {"steps": 4, "order": 3, "grid": PowerOfKappa()}
+    ),
+    LogSNR: Case(
+        lambda made, _: made.gammas(5.0, -5.0, 2),
+        {},
+        {"spacing": Tabulated(table=(0.0, 0.3, 1.0))},
+    ),
+    Tabulated: Case(
+        lambda made, _: made.fractions(4), {"table": (0.0, 0.3, 1.0)}, {"table": (0.0, 0.4, 1.0)}
+    ),
+    PowerOfKappa: Case(lambda made, _: made.gammas(5.0, -5.0, 2), {}, {"rho": 3.0}),
     DormandPrince: Case(solution, {}, {"rtol": 1e-2, "atol": 0.1, "max_steps": 1}),
     FixedGrid: Case(solution, {"steps": 4}, {"steps": 5, "tableau": tableaus.heun()}),
     tableaus.Tableau: Case(

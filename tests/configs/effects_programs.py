@@ -6,13 +6,17 @@ from collections.abc import Callable
 
 import tiny
 from effects import Case, Room
-from effects_loops import DRAW, MODEL, SCORE
+from effects_loops import DRAW, ENCODE, INTERPOLATE, MODEL, SCORE
 
+from idode_gin import encode as encode_program
 from idode_gin import eval as eval_program
 from idode_gin import gin_utils
+from idode_gin import interpolate as interpolate_program
 from idode_gin import sample as sample_program
 from idode_gin import train as train_program
+from idode_gin.encoder import Encoder
 from idode_gin.evaluator import Evaluator
+from idode_gin.interpolator import Interpolator
 from idode_gin.runtime import agreement, checkpoints, compilation_cache
 from idode_gin.runtime.checkpoints import CheckpointConfig, SaveCheckpointConfig
 from idode_gin.runtime.optimizers import AdamW
@@ -27,7 +31,7 @@ def passed_on(program: Callable[[], None], room: Room) -> str:
     What becomes of it there is shown in `effects_loops`.
     """
     told: list[str] = []
-    for loop in (Trainer, Evaluator, Sampler):
+    for loop in (Trainer, Evaluator, Sampler, Encoder, Interpolator):
         for method in ("run", "dry_run"):
             room.patch.setattr(loop, method, lambda *given, n=method: told.append(f"{n} {given}"))
     room.patch.setattr(gin_utils, "refuse_bindings", lambda *_: None)
@@ -89,6 +93,28 @@ CASES = {
         {
             "model": tiny.model(width=5),
             "sampler": Sampler(**DRAW, seed=1),
+            "compilation_cache_dir": "cache",
+            "dry_run": True,
+        },
+    ),
+    encode_program.encode: Case(
+        passed_on,
+        {"model": MODEL, "dataset_cfg": tiny.config(), "encoder": Encoder(**ENCODE)},
+        {
+            "model": tiny.model(width=5),
+            "dataset_cfg": tiny.config(2),
+            "encoder": Encoder(**ENCODE, seed=1),
+            "compilation_cache_dir": "cache",
+            "dry_run": True,
+        },
+    ),
+    interpolate_program.interpolate: Case(
+        passed_on,
+        {"model": MODEL, "dataset_cfg": tiny.config(), "interpolator": Interpolator(**INTERPOLATE)},
+        {
+            "model": tiny.model(width=5),
+            "dataset_cfg": tiny.config(2),
+            "interpolator": Interpolator(**INTERPOLATE, seed=1),
             "compilation_cache_dir": "cache",
             "dry_run": True,
         },

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from gin import config
 
+from idode_gin import encode as encode_program
 from idode_gin import eval as eval_program
 from idode_gin import gin_checks, gin_types, gin_utils
+from idode_gin import interpolate as interpolate_program
 from idode_gin import sample as sample_program
 from idode_gin import train as train_program
 from idode_gin.gin_loading import MACRO, ConfigError
@@ -21,6 +23,10 @@ from idode_gin.runtime.guards import LossSpike, Skip
 from idode_gin.runtime.optimizers import AdamW
 from idode_gin.runtime.profiling import ProfileWindow
 from idode_gin.runtime.wandb_writer import WandB
+from idode_gin.samplers.ancestral import Ancestral
+from idode_gin.samplers.dpm_solver import DPMSolverPlusPlus
+from idode_gin.samplers.heun import Heun
+from idode_gin.samplers.ode import ODESampler
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.divergence import Exact, Hutchinson
 from idode_gin.solvers.fixed_grid import FixedGrid
@@ -40,6 +46,8 @@ PROGRAMS: dict[str, Callable[..., Any]] = {
     "finetune": train_program.train,
     "eval": eval_program.evaluate,
     "sample": sample_program.sample,
+    "encode": encode_program.encode,
+    "interpolate": interpolate_program.interpolate,
 }
 SETTINGS = {
     "train": "MODEL_DIR = 'm'\nTRAIN_STEPS = 10\nBATCH_SIZE = 8\n",
@@ -47,6 +55,8 @@ SETTINGS = {
     "INITIAL_CHECKPOINT_PATH = 'c'\n",
     "eval": "CHECKPOINT_PATH = 'c'\nEVAL_OUTPUT_DIR = 'o'\nBATCH_SIZE = 8\n",
     "sample": "CHECKPOINT_PATH = 'c'\nSAMPLE_OUTPUT_DIR = 'o'\n",
+    "encode": "CHECKPOINT_PATH = 'c'\nENCODE_OUTPUT_DIR = 'o'\n",
+    "interpolate": "CHECKPOINT_PATH = 'c'\nINTERPOLATE_OUTPUT_DIR = 'o'\n",
 }
 EXPERIMENTS = {
     name: name.rpartition("_")[2] if name.rpartition("_")[2] in PROGRAMS else "train"
@@ -58,20 +68,22 @@ DEFINES = {
     "objectives": {"SCHEDULE", "PARAMETERIZATION", "TIME_SAMPLER", "LOSS"},
     "solvers": {"SOLVER"},
     "divergences": {"DIVERGENCE"},
+    "samplers": {"SAMPLER"},
 }
 # What some files of a folder define beside, and what they leave to their user.
 DEFINES_TOO = {"tasks": {"EVAL_SPLIT", "DATA_PATH"}}
 REQUIRES = {"image_folder": {"IMAGE_SHAPE", "DATA_PATH"}, "image_npz": {"IMAGE_SHAPE", "DATA_PATH"}}
 ANSWERS = {"IMAGE_SHAPE": "(8, 8, 1)", "DATA_PATH": "'d'"}
+WITH_EACH_MODEL = ("train", "finetune", "eval", "sample")  # encode and interpolate are as eval is
 COMBINATIONS = [
     *(
         (run, "unet_tiny", "digits", objective)
-        for run in PROGRAMS
+        for run in WITH_EACH_MODEL
         for objective in names("objectives")
     ),
     *(
         (run, model, "digits", "vp_velocity_importance")
-        for run in PROGRAMS
+        for run in WITH_EACH_MODEL
         for model in names("models")
     ),
     *((run, "unet_tiny", task, "sp_noise_uniform") for run in PROGRAMS for task in names("tasks")),
@@ -252,6 +264,24 @@ def test_solver_can_be_swapped_by_a_later_file(experiment: str, solver: str) -> 
         "fixed_grid": FixedGrid(steps=64),
     }
     assert found == {expected[solver]}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ode", ODESampler(solver=DormandPrince(rtol=1e-4, atol=1e-4))),
+        ("ancestral", Ancestral()),
+        ("heun", Heun()),
+        ("dpm_solver_plus_plus", DPMSolverPlusPlus()),
+    ],
+)
+def test_sampler_can_be_swapped_by_a_later_file(name: str, expected: object) -> None:
+    files = [
+        f"gin_configs/{each}.gin" for each in ("experiments/digits_sample", f"samplers/{name}")
+    ]
+    reach = gin_utils.load_and_check(sample_program.sample, files)
+    assert_static_equals_dynamic(reach, sample_program.sample)
+    assert gin_utils.build(sample_program.sample)["sampler"].method == expected
 
 
 @pytest.mark.parametrize(("name", "expected"), [("exact", Exact()), ("hutchinson", Hutchinson())])

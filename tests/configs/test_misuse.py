@@ -12,9 +12,18 @@ import pytest
 
 from idode_gin import gin_utils
 
-PROGRAMS = {"train": "train", "eval": "evaluate", "sample": "sample"}
-EXPERIMENTS = {"train": "digits", "eval": "digits_eval", "sample": "digits_sample"}
+PROGRAMS = {
+    "train": "train",
+    "eval": "evaluate",
+    "sample": "sample",
+    "encode": "encode",
+    "interpolate": "interpolate",
+}
+EXPERIMENTS = {"train": "digits"} | {
+    name: f"digits_{name}" for name in ("eval", "sample", "encode", "interpolate")
+}
 DRY = "--dry_run"
+SAMPLERS = "--gin_file=gin_configs/samplers"
 BEST = "SaveCheckpointConfig.keep_best=2"
 RULES = "PjitPartitioner.logical_axis_rules"
 EIGHT = "MESH_SHAPE={'data': 8}"
@@ -118,6 +127,33 @@ MISUSE = {
         ["CHECKPOINT_PATH=''"],
         "No checkpoint at '': the path must name a run directory",
     ),
+    "order of a sampler out of range": (
+        "sample",
+        [DRY, f"{SAMPLERS}/dpm_solver_plus_plus.gin", "DPMSolverPlusPlus.order=4"],
+        "`order` must be 1, 2 or 3, got order=4.",
+    ),
+    "sampler without steps": (
+        "sample",
+        [DRY, f"{SAMPLERS}/ancestral.gin", "Ancestral.steps=0"],
+        "`steps` must be an integer, 1 or more, got steps=0.",
+    ),
+    "density of a sampler with noise": (
+        "sample",
+        [DRY, f"{SAMPLERS}/ancestral.gin", "RETURN_LOG_PROB=True"],
+        "`return_log_prob` needs a sampler that follows the ODE, got Ancestral",
+    ),
+    "sampling without a shape": (
+        "sample",
+        [DRY, "IMAGE_SHAPE=None"],
+        "Bind IMAGE_SHAPE",
+    ),
+    "pairs that are none": ("interpolate", [DRY, "PAIRS=()"], "`pairs` must be pairs of places"),
+    "one point between two images": (
+        "interpolate",
+        [DRY, "NUM_POINTS=1"],
+        "`num_points` must be an integer, 2 or more, got num_points=1.",
+    ),
+    "nothing to encode with": ("encode", ["CHECKPOINT_PATH=''"], "No checkpoint at ''"),
     "two runs in one directory": ("train", ["MODEL_DIR='taken'"], "for one run at a time, and"),
 }
 

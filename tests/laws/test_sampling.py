@@ -151,9 +151,7 @@ def test_the_density_of_gaussian_samples_is_exact():
     schedule = StraightPath()
     end, data = toys.clean_end(schedule, LEVELS, TAU), toys.gaussian(schedule)
     sampler = ODESampler(solver=TIGHT).with_log_prob(Exact())
-    found = jax.jit(lambda keys: sampler(data.field(), end, NOISY, SHAPE, keys))(
-        toys.keys_of(2, 4)
-    )
+    found = jax.jit(lambda keys: sampler(data.field(), end, NOISY, SHAPE, keys))(toys.keys_of(2, 4))
     mean, std = data.pushed(end.gamma_min, NOISY)
     expected = -0.5 * ((found.latent - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
     np.testing.assert_allclose(found.log_p, expected.sum(axis=(1, 2, 3)), atol=1e-6)

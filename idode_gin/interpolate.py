@@ -1,0 +1,52 @@
+"""Draws what lies between two images, by way of their latents.
+
+    python -m idode_gin.interpolate --gin_file=gin_configs/experiments/digits_interpolate.gin
+
+Set the checkpoint and where results go with
+
+    --gin.CHECKPOINT_PATH="'runs/a'" --gin.INTERPOLATE_OUTPUT_DIR="'runs/a/interpolate'"
+"""
+
+if __name__ == "__main__":
+    # Above the imports, so that --help and a misspelt flag answer at once; and what runs is the
+    # module that gin files import, not this second copy of it.
+    import sys
+
+    from idode_gin.runtime import preemption
+
+    with preemption.starting():
+        from idode_gin import gin_utils
+
+        sys.exit(gin_utils.run("idode_gin.interpolate", "interpolate", __doc__))
+
+from idode_gin import gin_utils
+from idode_gin.interpolator import Interpolator
+from idode_gin.models import DiffusionODE
+from idode_gin.runtime import checkpoints, compilation_cache
+from idode_gin.runtime.data import DatasetConfig
+
+
+def interpolate(
+    *,
+    model: DiffusionODE,
+    dataset_cfg: DatasetConfig,
+    interpolator: Interpolator,
+    compilation_cache_dir: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Interpolates between images with a checkpoint.
+
+    Args:
+        model: what was trained.
+        dataset_cfg: the split that images are taken of.
+        interpolator: checkpoint, images and output directory.
+        compilation_cache_dir: see `compilation_cache.use`.
+        dry_run: only say what would be done. Set by the flag --dry_run.
+    """
+    if dry_run:
+        print(interpolator.dry_run(model, dataset_cfg))
+        return
+    compilation_cache.use(compilation_cache_dir)
+    checkpoints.find(interpolator.checkpoint_path)
+    gin_utils.write_configs(interpolator.output_dir, "INTERPOLATE_OUTPUT_DIR")
+    interpolator.run(model, dataset_cfg)
