@@ -33,7 +33,8 @@ class Sampler:
     `samples.npz` holds `arr_0`, uint8 `[N, H, W, C]` over the full range 0 … 255, and `levels`, the
     integers 0 … V-1 the model speaks. Image i is a pure function of the parameters, `seed` and i.
     With `return_log_prob` it also holds `latent`, float `[N, H, W, C]`, z at the clean end before
-    it is rounded to levels, and `log_p` `[N]`, its log-density under the ODE in nats.
+    it is rounded to levels, and `log_p` `[N]`, its log-density under the ODE in nats, of which
+    the last digit may differ with the batch size.
     Images are kept as they come, in `partial_results/`: stopped anywhere, even killed, and run
     again, sampling goes on from there and ends in the same files.
 

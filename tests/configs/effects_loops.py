@@ -38,8 +38,9 @@ from idode_gin.runtime.partitioning import PjitPartitioner
 from idode_gin.runtime.wandb_writer import WandB
 from idode_gin.sampler import Sampler
 from idode_gin.samplers.ode import ODESampler
-from idode_gin.solvers.divergence import Exact
+from idode_gin.solvers.divergence import Exact, Hutchinson
 from idode_gin.solvers.fixed_grid import FixedGrid
+from idode_gin.solvers.probes import Gaussian
 from idode_gin.trainer import Trainer
 
 MODEL = tiny.model(image_shape=tiny.SHAPE)
@@ -279,7 +280,7 @@ CASES: dict[Any, Any] = {
         Case(
             drawn,
             {**DRAW, "return_log_prob": True},
-            {"divergence": Exact()},
+            {"divergence": Hutchinson(probe=Gaussian())},
             before=with_checkpoint,
             is_slow=True,
         ),

@@ -99,7 +99,9 @@ def test_stopped_and_gone_on_with_another_batch_size(case, tmp_path, monkeypatch
     _, found = run(loop, tmp_path / "cut", 1, **fields)
     assert set(found) == set(expected)
     for name, values in expected.items():
-        np.testing.assert_array_equal(found[name], values)
+        # A density is a sum over pixels, rounded in another order where a batch is one solve.
+        tolerance = 1e-5 if name == "log_p" else 0
+        np.testing.assert_allclose(found[name], values, rtol=0, atol=tolerance)
 
 
 def test_samples_with_their_density(tmp_path):
