@@ -23,6 +23,7 @@ REQUIREMENTS = [
     "orbax-checkpoint>=0.11.13",
     "pillow>=11",
     "protobuf>=7.36.1,<8",
+    "pyarrow>=18",
     "scikit-learn>=1.5",
     "scipy>=1.14",
     "seqio>=0.0.20",

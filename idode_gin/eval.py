@@ -1,10 +1,13 @@
-"""Scores a checkpoint on one split: bits per dim of every image, under several bounds.
+"""Scores checkpoints on one split: bits per dim of every image, under several bounds.
 
     python -m idode_gin.eval --gin_file=gin_configs/experiments/digits_eval.gin
 
 Set the checkpoint and where results go with
 
     --gin.CHECKPOINT_PATH="'runs/a'" --gin.EVAL_OUTPUT_DIR="'runs/a/eval'"
+
+and add --gin_file=gin_configs/checkpoints/all.gin for every checkpoint of the run, or watch.gin
+there for those to come as well.
 """
 
 if __name__ == "__main__":
@@ -22,7 +25,7 @@ if __name__ == "__main__":
 from idode_gin import gin_utils
 from idode_gin.evaluator import Evaluator
 from idode_gin.models import DiffusionODE
-from idode_gin.runtime import checkpoints, compilation_cache
+from idode_gin.runtime import compilation_cache
 from idode_gin.runtime.data import DatasetConfig
 
 
@@ -34,12 +37,12 @@ def evaluate(
     compilation_cache_dir: str | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Evaluates a checkpoint.
+    """Evaluates a checkpoint, or a series of them.
 
     Args:
         model: what was trained.
         dataset_cfg: the images to score; each is scored once, whatever the batch size.
-        evaluator: checkpoint, bounds and output directory.
+        evaluator: checkpoints, bounds and output directory.
         compilation_cache_dir: see `compilation_cache.use`.
         dry_run: only say what would be done. Set by the flag --dry_run.
     """
@@ -47,6 +50,6 @@ def evaluate(
         print(evaluator.dry_run(model, dataset_cfg))
         return
     compilation_cache.use(compilation_cache_dir)
-    checkpoints.find(evaluator.checkpoint_path)
-    gin_utils.write_configs(evaluator.output_dir, "EVAL_OUTPUT_DIR")
-    evaluator.run(model, dataset_cfg)
+    evaluator.check_path()
+    digest = gin_utils.write_configs(evaluator.output_dir, "EVAL_OUTPUT_DIR")
+    evaluator.run(model, dataset_cfg, digest)

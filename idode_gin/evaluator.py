@@ -1,37 +1,70 @@
 """Evaluation: bits per dim of every image of a split, exactly once, under several bounds."""
 
 import dataclasses
-import json
+import functools
 import pathlib
 import time
-import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import jax
 import numpy as np
 
-from idode_gin import baselines, checks, image_loop, run_inputs, types
-from idode_gin.likelihood import ImageLikelihood, ODELikelihood
+from idode_gin import (
+    baselines,
+    checks,
+    eval_results,
+    eval_scores,
+    eval_watch,
+    image_loop,
+    run_inputs,
+    types,
+)
+from idode_gin.eval_results import VARIATIONAL_BOUND, Scores, SolverError
+from idode_gin.likelihood import ODELikelihood
 from idode_gin.losses.base import AbstractBound
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.models import DiffusionODE
 from idode_gin.runtime import batches as batch_lib
-from idode_gin.runtime import checkpoints, data, evaluation, files, fingerprints, loading
+from idode_gin.runtime import checkpoints, data, fingerprints, loading
+from idode_gin.runtime.checkpoint_series import AbstractSeries
+from idode_gin.runtime.checkpoints import RestoredParams
 from idode_gin.runtime.partitioning import PjitPartitioner
 
-VARIATIONAL_BOUND = "variational_bound"
 PARTIAL = "partial_results"
 """The folder, in the output directory, of scores that are there before all are."""
-_SHOWN_DIGITS = 12
-Scores = dict[str, np.ndarray]
-Scorer = image_loop.Compute
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Shared:
+    """What all checkpoints of one evaluation share: images, and functions compiled once.
+
+    Args:
+        model: what was trained.
+        split: the images.
+        batch_size: images at a time.
+        histogram: bits per dim to beat, `[N]`.
+        scorer: see `eval_scores.scorers`.
+        integrand: see `eval_scores.integrand`.
+        config_sha256: of the configuration, if there is one.
+    """
+
+    model: DiffusionODE
+    split: data.ImageSplit
+    batch_size: int
+    histogram: np.ndarray | None
+    scorer: Callable[[str, ODELikelihood | None], image_loop.Compute]
+    integrand: Callable[[types.Params], tuple[np.ndarray, np.ndarray]]
+    config_sha256: str | None
 
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Scores a checkpoint on one split and writes a table, `summary.json` and `results.npz`.
+    """Scores checkpoints on one split: one row per image, a summary with errors, and pictures.
+
+    `results.npz` and `results.parquet` have the values of `eval_scores`; `summary.json`, which is
+    written last, those of `eval_results.summarize`.
 
     Every figure of an image is a pure function of the parameters, the image, its place in the split
     and `seed`: batch size, order and neighbours do not matter, not in one bit. Other devices, or
@@ -39,14 +72,16 @@ class Evaluator:
     by no more than the solver's own error.
 
     Scores are kept as they come, in `partial_results/`: stopped anywhere, even killed, and run
-    again, an evaluation goes on with the images that have none and ends in the same `results.npz`.
-    One that is finished is done anew.
+    again, an evaluation goes on with the images that have none and ends in the same files. One
+    that is finished is done anew; of a series of checkpoints, only what was not finished is.
 
     Args:
         output_dir: where the files go.
         checkpoint_path: a run directory (its latest checkpoint) or one `checkpoint_<step>` in it.
         likelihoods: ODE likelihoods by the name they have in the results.
         variational_bound: the bound that needs no ODE.
+        checkpoints: which of the run directory are scored, each into `step_<step>/`, with a curve
+            over them; None scores the one that `checkpoint_path` stands for.
         histogram_split: split on which the histogram to beat is fitted; None for no histogram.
         use_ema: score the averaged parameters rather than the last ones.
         seed: of dequantization noise and probes.
@@ -61,6 +96,7 @@ class Evaluator:
     checkpoint_path: str
     likelihoods: dict[str, ODELikelihood]
     variational_bound: AbstractBound = dataclasses.field(default_factory=VariationalBound)
+    checkpoints: AbstractSeries | None = None
     histogram_split: str | None = "train"
     use_ema: bool = True
     seed: int = 0
@@ -70,13 +106,24 @@ class Evaluator:
     def __post_init__(self) -> None:
         """Checks the names of the likelihoods."""
         checks.check_positive("solve_size", self.solve_size)
-        if VARIATIONAL_BOUND in self.likelihoods:
-            raise ValueError(
-                f"`likelihoods` cannot use the name {VARIATIONAL_BOUND!r}: it is taken."
-            )
+        eval_results.check_names(list(self.likelihoods), eval_results.TAKEN)
 
-    def run(self, model: DiffusionODE, dataset: data.DatasetConfig) -> dict[str, Any]:
-        """Evaluates and returns what it wrote to `summary.json`.
+    def check_path(self) -> None:
+        """Raises ValueError unless there are checkpoints, or may be where they are waited for."""
+        if self.checkpoints is None:
+            checkpoints.find(self.checkpoint_path)
+        else:
+            self.checkpoints.check(self.checkpoint_path)
+
+    def run(
+        self, model: DiffusionODE, dataset: data.DatasetConfig, config_sha256: str | None = None
+    ) -> dict[str, Any]:
+        """Evaluates and returns what it wrote to `summary.json`; of a series, its `curve`.
+
+        Args:
+            model: what was trained.
+            dataset: the images.
+            config_sha256: of the configuration, for the summary.
 
         Raises:
             ValueError: for an unknown task or split, images that do not fit the model, or a
@@ -85,46 +132,37 @@ class Evaluator:
             checks.Preempted: when asked to stop; the next `run` goes on from there.
         """
         self.partitioner.check_batch_size("batch_size", dataset.batch_size, per_device=True)
-        began = time.monotonic()
-        checkpoints.find(self.checkpoint_path)  # before images are read
+        self.check_path()  # before images are read
         split = run_inputs.load(dataset, model)
-        restored = run_inputs.load_params(
-            model,
-            split.image_shape,
+
+        def load(path: str | pathlib.Path) -> RestoredParams:
+            return run_inputs.load_params(
+                model, split.image_shape, str(path), self.use_ema, self.partitioner.replicated
+            )
+
+        restored = load(self.checkpoint_path) if self.checkpoints is None else None
+        shared = _Shared(
+            model=model,
+            split=split,
+            batch_size=dataset.batch_size,
+            histogram=self._histogram(dataset, split, model.encoding.levels),
+            scorer=eval_scores.scorers(
+                model, self.variational_bound, self.seed, self.partitioner, self.solve_size
+            ),
+            integrand=eval_scores.integrand(model, split, self.seed, self.solve_size),
+            config_sha256=config_sha256,
+        )
+        if restored is not None:
+            return self._evaluate(shared, restored, self._directory, {})
+        assert self.checkpoints is not None
+        return eval_watch.score_each(
+            self.checkpoints,
             self.checkpoint_path,
-            self.use_ema,
-            self.partitioner.replicated,
+            self._directory,
+            self._settings(shared),
+            load,
+            lambda restored, folder, more: self._evaluate(shared, restored, folder, more),
         )
-        params, step, checkpoint = restored.params, restored.step, str(restored.path)
-        print(
-            f"Scoring {split.num_images} images of {split.name} / {split.split} with "
-            f"{checkpoint}, step {step}, {'EMA' if self.use_ema else 'raw'} parameters.",
-            flush=True,
-        )
-        facts = self._facts(model, params, split)
-        loop = image_loop.ImageLoop(self._directory / PARTIAL, facts, split.num_images)
-        histogram = self._histogram(dataset, split, model.encoding.levels)
-        scores = {}
-        with loop:
-            for name, scorer in self._scorers(model).items():
-                scores[name] = self._score(name, scorer, params, split, dataset.batch_size, loop)
-        summary = {
-            **split.facts(),
-            "levels": model.encoding.levels,
-            "checkpoint": checkpoint,
-            "step": step,
-            "parameters": "ema" if self.use_ema else "raw",
-            "params_sha256": facts["params_sha256"],
-            "seed": self.seed,
-            "solve_size": self.solve_size,
-            "histogram_bpd": None if histogram is None else float(np.mean(histogram)),
-            **{name: _summarize(each) for name, each in scores.items()},
-            "wall_seconds": loop.seconds_before + time.monotonic() - began,
-        }
-        self._write(summary, scores, histogram)
-        loop.remove()
-        print(table(summary, histogram), flush=True)
-        return summary
 
     @property
     def _directory(self) -> pathlib.Path:
@@ -139,69 +177,104 @@ class Evaluator:
         """
         partitioner = self.partitioner.without_devices()
         partitioner.check_batch_size("batch_size", dataset.batch_size, per_device=True)
-        use = f"score {dataset.mixture_or_task_name} / {dataset.split} with"
+        which = "" if self.checkpoints is None else f" {self.checkpoints.words}"
+        use = f"score {dataset.mixture_or_task_name} / {dataset.split} with{which}"
         return run_inputs.describe_use(model, partitioner, self.checkpoint_path, use)
 
-    def _scorers(self, model: DiffusionODE) -> dict[str, Scorer]:
-        """One compiled function `(params, batch) -> scores [B]` per bound."""
-
-        def bound(params: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
-            key = _key(self.seed, VARIATIONAL_BOUND)
-            parts = model.bound_fn(params, batch, key, self.variational_bound)
-            evaluations = np.full(batch["index"].shape, self.variational_bound.num_evaluations())
-            return {**parts, "nfe": jax.numpy.asarray(evaluations)}
-
-        def ode(name: str, estimator: ODELikelihood) -> Scorer:
-            def score(params: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
-                found: ImageLikelihood = model.likelihood_fn(
-                    params, batch, _key(self.seed, name), estimator
-                )
-                dims = int(np.prod(batch["image"].shape[1:]))
-                return {
-                    "bpd": found.bits_per_dim(dims),
-                    "nfe": found.num_evaluations,
-                    "success": found.success,
-                }
-
-            return score
-
-        scorers: dict[str, Scorer] = {VARIATIONAL_BOUND: bound}
-        scorers |= {name: ode(name, each) for name, each in self.likelihoods.items()}
-        return {
-            name: image_loop.compiled(each, self.partitioner, self.solve_size)
-            for name, each in scorers.items()
+    def _evaluate(
+        self,
+        shared: _Shared,
+        restored: RestoredParams,
+        directory: pathlib.Path,
+        more: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Scores one checkpoint into `directory`; its summary, which has `more` as well."""
+        began, split, params = time.monotonic(), shared.split, restored.params
+        print(
+            f"Scoring {split.num_images} images of {split.name} / {split.split} with "
+            f"{restored.path}, step {restored.step}, {self._parameters} parameters.",
+            flush=True,
+        )
+        chosen = self._chosen(shared, params)
+        estimators = {name: each for name, (each, _) in chosen.items()}
+        facts = self._facts(shared.model, params, split, estimators)
+        loop = image_loop.ImageLoop(directory / PARTIAL, facts, split.num_images)
+        scores = {}
+        with loop:
+            for name in (VARIATIONAL_BOUND, *estimators):
+                scorer = shared.scorer(name, estimators.get(name))
+                scores[name] = self._score(name, scorer, params, shared, loop)
+        summary = {
+            **split.facts(),
+            "levels": shared.model.encoding.levels,
+            "checkpoint": str(restored.path),
+            **more,
+            "step": restored.step,
+            "parameters": self._parameters,
+            "params_sha256": facts["params_sha256"],
+            "config_sha256": shared.config_sha256,
+            "seed": self.seed,
+            "solve_size": self.solve_size,
+            "histogram_bpd": None if shared.histogram is None else float(np.mean(shared.histogram)),
+            VARIATIONAL_BOUND: eval_results.summarize(scores[VARIATIONAL_BOUND]),
         }
+        eval_results.check_names(list(estimators), [*summary, "wall_seconds"])
+        for name, (estimator, error) in chosen.items():
+            summary[name] = eval_results.summarize(
+                scores[name], num_repeats=estimator.num_repeats, solver_error=error
+            )
+        summary["wall_seconds"] = loop.seconds_before + time.monotonic() - began
+        if jax.process_index() == 0:
+            integrand = functools.partial(shared.integrand, params)
+            eval_results.write(directory, summary, scores, shared.histogram, split, integrand)
+        loop.remove()
+        print(eval_results.table(summary, shared.histogram), flush=True)
+        return summary
+
+    @property
+    def _parameters(self) -> str:
+        return "ema" if self.use_ema else "raw"
+
+    def _chosen(
+        self, shared: _Shared, params: types.Params
+    ) -> dict[str, tuple[ODELikelihood, SolverError | None]]:
+        """Each likelihood with the solver it is scored with, and what that one's error is."""
+        return {name: (each, None) for name, each in self.likelihoods.items()}
 
     def _score(
         self,
         name: str,
-        scorer: Scorer,
+        scorer: image_loop.Compute,
         params: types.Params,
-        split: data.ImageSplit,
-        batch_size: int,
+        shared: _Shared,
         loop: image_loop.ImageLoop,
     ) -> Scores:
         """Scores of all images in the order of the split, float64 `[N]` each."""
-        rows = self.partitioner.local_rows(batch_size)
+        size = shared.batch_size
+        rows = self.partitioner.local_rows(size)
         found = loop.run(
             name,
-            lambda batch: scorer(params, self.partitioner.put_batch(batch, batch_size)),
-            lambda index: batch_lib.eval_batches(split, batch_size, rows, index),
-            batch_size,
+            lambda batch: scorer(params, self.partitioner.put_batch(batch, size)),
+            lambda index: batch_lib.eval_batches(shared.split, size, rows, index),
+            size,
         )
         scores = {key: np.asarray(each, np.float64) for key, each in found.items()}
         try:
-            _check_scores(name, scores)
+            eval_results.check_scores(name, scores)
         except checks.NonFiniteError:
             loop.remove()  # they would be no better the next time
             raise
         return scores
 
     def _facts(
-        self, model: DiffusionODE, params: types.Params, split: data.ImageSplit
+        self,
+        model: DiffusionODE,
+        params: types.Params,
+        split: data.ImageSplit,
+        estimators: Mapping[str, ODELikelihood],
     ) -> dict[str, Any]:
         """What decides the scores."""
-        likelihoods = {f"likelihoods.{name}": each for name, each in self.likelihoods.items()}
+        likelihoods = {f"likelihoods.{name}": each for name, each in estimators.items()}
         return run_inputs.result_facts(
             model,
             params,
@@ -214,6 +287,13 @@ class Evaluator:
             **likelihoods,
         )
 
+    def _settings(self, shared: _Shared) -> dict[str, Any]:
+        """What decides the scores, and is the same for all checkpoints of a series."""
+        facts = self._facts(shared.model, {}, shared.split, self.likelihoods)
+        del facts["params_sha256"]
+        run_dir = str(pathlib.Path(self.checkpoint_path).absolute())
+        return {**facts, "run": run_dir, "parameters": self._parameters}
+
     def _histogram(
         self, dataset: data.DatasetConfig, split: data.ImageSplit, levels: int
     ) -> np.ndarray | None:
@@ -223,68 +303,3 @@ class Evaluator:
             dataclasses.replace(dataset, split=self.histogram_split, fingerprint=None)
         )
         return baselines.HistogramModel.fit(train.images, levels).bits_per_dim(split.images)
-
-    def _write(
-        self, summary: Mapping[str, Any], scores: dict[str, Scores], histogram: np.ndarray | None
-    ) -> None:
-        if jax.process_index() != 0:
-            return
-        arrays = {f"{name}/{key}": v for name, each in scores.items() for key, v in each.items()}
-        if histogram is not None:
-            arrays["histogram/bpd"] = histogram
-        directory = self._directory
-        files.write_npz_atomically(directory / "results.npz", arrays)
-        files.write_atomically(directory / "table.txt", table(summary, histogram) + "\n")
-        text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-        files.write_atomically(directory / "summary.json", text)
-
-
-def table(summary: Mapping[str, Any], histogram: np.ndarray | None = None) -> str:
-    """The results as text: which pixels of which dataset, then one line per bound."""
-    variant = f", {summary['variant']}" if summary["variant"] else ""
-    lines = [
-        f"{summary['dataset']}{variant} / {summary['split']}: {summary['num_images']} images of "
-        f"{'x'.join(str(each) for each in summary['image_shape'])}, {summary['levels']} levels, "
-        f"sha256 {summary['sha256'][:_SHOWN_DIGITS]}, step {summary['step']}",
-        f"{'bound':<20}{'bpd':>10}{'std. error':>12}{'NFE':>8}",
-    ]
-    for name, each in summary.items():
-        if isinstance(each, Mapping):
-            lines.append(
-                f"{name:<20}{each['mean']:>10.4f}{_shown(each['stderr'])}{each['nfe']:>8.0f}"
-            )
-    if histogram is not None:
-        error = evaluation.standard_error(histogram)
-        lines.append(f"{'histogram':<20}{np.mean(histogram):>10.4f}{_shown(error)}{'-':>8}")
-    return "\n".join(lines)
-
-
-def _shown(error: float | None) -> str:
-    return f"{'-':>12}" if error is None else f"{error:>12.4f}"
-
-
-def _summarize(scores: Scores) -> dict[str, float | None]:
-    found: dict[str, float | None] = {
-        "mean": float(np.mean(scores["bpd"])),
-        "stderr": evaluation.standard_error(scores["bpd"]),
-        "nfe": float(np.mean(scores["nfe"])),
-    }
-    parts = set(scores) - {"bpd", "nfe", "success"}
-    return found | {part: float(np.mean(scores[part])) for part in sorted(parts)}
-
-
-def _check_scores(name: str, scores: Scores) -> None:
-    failed = ~np.isfinite(scores["bpd"]) | (scores.get("success", np.ones(1)) == 0)
-    if failed.any():
-        first = np.flatnonzero(failed)
-        raise checks.NonFiniteError(
-            f"{name}: {first.size} of {failed.size} images have no finite bits per dim, the first "
-            f"at index {first[0]}. The solver did not reach the end within its step limit, or the "
-            "network gave NaN. Raise the solver's max_steps or its tolerances, or evaluate an "
-            "earlier checkpoint."
-        )
-
-
-def _key(seed: int, name: str) -> jax.Array:
-    """A key of this bound's own, so that adding a bound does not change the others."""
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))

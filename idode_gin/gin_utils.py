@@ -5,6 +5,7 @@ code. Nothing heavier than gin is imported until the flags have been read.
 """
 
 import difflib
+import hashlib
 import importlib
 import os
 import pathlib
@@ -115,7 +116,7 @@ def message(error: BaseException, function: str) -> str:
     return f"{text} [{calls[0][0]}{calls[0][1]}]"
 
 
-def write_configs(directory: str | os.PathLike[str], macro: str) -> None:
+def write_configs(directory: str | os.PathLike[str], macro: str) -> str:
     """Writes `config.gin` (what was bound) and `operative_config.gin` (what is used, defaults too).
 
     Called from inside a program's function, when gin has built its arguments. Either file, given
@@ -126,15 +127,23 @@ def write_configs(directory: str | os.PathLike[str], macro: str) -> None:
         directory: where to; made if it is not there.
         macro: what the gin files call it.
 
+    Returns:
+        SHA-256 of `operative_config.gin`.
+
     Raises:
-        ConfigError: if it cannot be made.
+        ConfigError: if it cannot be made or written to.
         ValueError: if the processes differ.
     """
     check_agreement()
+    used = config.operative_config_str()
     if processes.index() == 0:
         folder = make_folder(directory, macro)
-        files.write_atomically(folder / "config.gin", config.config_str())
-        files.write_atomically(folder / "operative_config.gin", config.operative_config_str())
+        try:
+            files.write_atomically(folder / "config.gin", config.config_str())
+            files.write_atomically(folder / "operative_config.gin", used)
+        except OSError as error:
+            raise _unusable(directory, macro, "written to", error.strerror) from error
+    return hashlib.sha256(used.encode()).hexdigest()
 
 
 def check_agreement() -> None:
@@ -153,11 +162,15 @@ def make_folder(directory: str | os.PathLike[str], macro: str) -> pathlib.Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = "it is a file" if folder.is_file() else error.strerror
-        raise ConfigError(
-            f"{macro} = {str(directory)!r} cannot be made a directory: {reason}. Bind another: "
-            f"--gin.{macro}=\"'…'\""
-        ) from error
+        raise _unusable(directory, macro, "made a directory", reason) from error
     return folder
+
+
+def _unusable(directory: Any, macro: str, what: str, reason: str | None) -> ConfigError:
+    return ConfigError(
+        f"{macro} = {str(directory)!r} cannot be {what}: {reason}. Bind another: "
+        f"--gin.{macro}=\"'…'\""
+    )
 
 
 def used_bindings() -> dict[str, str]:

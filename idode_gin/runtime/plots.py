@@ -40,7 +40,7 @@ def plot_bpd_curve(
             f"A curve needs a row with a finite value named 'bpd' or '.../bpd', got {len(rows)} "
             "rows without one."
         )
-    figure, axes = _new_figure("training step", "bits per dimension")
+    figure, axes = new_figure("training step", "bits per dimension")
     for name, points in sorted(curves.items()):
         steps, values = zip(*points, strict=True)
         sparse = len(points) < 50
@@ -54,7 +54,7 @@ def plot_bpd_curve(
     if max(shown) > 10 * min(shown) > 0:
         axes.set_yscale("log")
     axes.legend(frameon=False)
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def plot_integrand(gammas: ArrayLike, values: ArrayLike, path: str | os.PathLike[str]) -> None:
@@ -78,7 +78,7 @@ def plot_integrand(gammas: ArrayLike, values: ArrayLike, path: str | os.PathLike
     if not (np.isfinite(values).all() and np.all(np.diff(gammas) > 0)):
         raise ValueError("`values` must be finite and `gammas` finite and increasing.")
     area = np.trapezoid(values, gammas)
-    figure, axes = _new_figure(
+    figure, axes = new_figure(
         "γ = log(σ²/α²): clean on the left, noise on the right", "bits per dimension per unit of γ"
     )
     axes.fill_between(gammas, values, alpha=0.25)
@@ -86,7 +86,7 @@ def plot_integrand(gammas: ArrayLike, values: ArrayLike, path: str | os.PathLike
     axes.set_title(f"area: {area:.3f} bits per dimension", loc="left", fontsize="medium")
     axes.set_xlim(gammas[0], gammas[-1])
     axes.set_ylim(bottom=0)
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def plot_loss_by_gamma(
@@ -109,7 +109,7 @@ def plot_loss_by_gamma(
     found = [row for row in rows if "train/loss_by_gamma" in row]
     if not found:
         raise ValueError(f"None of the {len(rows)} rows has 'train/loss_by_gamma'.")
-    figure, axes = _new_figure(
+    figure, axes = new_figure(
         "γ = log(σ²/α²): clean on the left, noise on the right", "training loss, bits per dimension"
     )
     for place in sorted({0, len(found) // 2, len(found) - 1}):
@@ -118,7 +118,7 @@ def plot_loss_by_gamma(
         axes.stairs(losses, edges, baseline=None, label=f"step {found[place]['step']}")
     axes.set_xlim(low, high)
     axes.legend(frameon=False)
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def image_grid(
@@ -143,7 +143,7 @@ def image_grid(
     """
     from PIL import Image
 
-    tiles = _tiles(images, levels)
+    tiles = tiles_of(images, levels)
     if columns is None:
         tiles_per_image = len(tiles) // len(images)
         columns = tiles_per_image * max(1, round((len(images) / tiles_per_image) ** 0.5))
@@ -163,7 +163,8 @@ def _bpd_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, 
     return curves
 
 
-def _new_figure(x_label: str, y_label: str) -> tuple[Any, Any]:
+def new_figure(x_label: str, y_label: str) -> tuple[Any, Any]:
+    """A figure and its axes, in the style of all of them."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
@@ -173,11 +174,12 @@ def _new_figure(x_label: str, y_label: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
+def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Writes a figure as a PNG, whole or not at all."""
     files.write_atomically(path, lambda file: figure.savefig(file, format="png"))
 
 
-def _tiles(images: np.ndarray, levels: int) -> np.ndarray:
+def tiles_of(images: np.ndarray, levels: int) -> np.ndarray:
     """Integers `[N, H, W, C]` -> uint8 tiles `[M, H, W, 1 or 3]`, 0..255."""
     if images.ndim != 4 or images.dtype.kind not in "iu" or images.size == 0:
         raise ValueError(

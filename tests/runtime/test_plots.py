@@ -95,13 +95,13 @@ def test_fewer_columns_than_one_are_refused(tmp_path):
 def drawn(monkeypatch):
     """The axes of the figures that were saved."""
     axes = []
-    save = plots._save_figure
+    save = plots.save_figure
 
     def remember(figure, path):
         axes.append(figure.axes[0])
         save(figure, path)
 
-    monkeypatch.setattr(plots, "_save_figure", remember)
+    monkeypatch.setattr(plots, "save_figure", remember)
     return axes
 
 
@@ -168,9 +168,9 @@ def test_drawing_needs_no_display_and_no_pyplot(tmp_path):
 def test_loss_by_gamma_is_drawn_for_the_first_the_middle_and_the_last_row(tmp_path, monkeypatch):
     rows = [{"step": step, "train/loss_by_gamma": [step, None, 2.0 * step]} for step in range(1, 8)]
     figures = []
-    save = plots._save_figure
+    save = plots.save_figure
     monkeypatch.setattr(
-        plots, "_save_figure", lambda figure, path: (figures.append(figure), save(figure, path))
+        plots, "save_figure", lambda figure, path: (figures.append(figure), save(figure, path))
     )
     plots.plot_loss_by_gamma([{"step": 0}, *rows], -8.0, 4.0, tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")

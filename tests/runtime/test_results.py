@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tiny
 
-from idode_gin import checks
+from idode_gin import checks, eval_results
 from idode_gin.evaluator import Evaluator
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.runtime import (
@@ -71,6 +71,7 @@ def sample(path, output):
 def program(request, monkeypatch):
     tiny.use_tiny_data(monkeypatch)
     monkeypatch.setattr(plots, "image_grid", lambda *_: None)
+    monkeypatch.setattr(eval_results, "draw", lambda *_: None)
     return request.param
 
 

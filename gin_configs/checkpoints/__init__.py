@@ -1,0 +1,1 @@
+"""Which checkpoints of a run directory an evaluation scores: CHECKPOINTS."""

@@ -1,0 +1,134 @@
+"""What an evaluation computes of every image, compiled once for however many checkpoints.
+
+Of a likelihood, `[B]` each:
+
+    nats, bpd             the bound on -log P(x), whole and per dim
+    log_prior, log_det, neg_log_q, log_reconstruction
+                          its parts, nats, means over draws; where K = 1 their sum is -nats
+    nfe                   network evaluations per solve, mean over draws
+    repeats_sd            standard deviation over repeats, bits per dim; NaN of a single one
+    trace_sd              standard deviation of what the probes' noise adds, bits per dim; NaN where
+                          it is unknown
+    importance_bias       what that noise takes off a figure with K > 1, bits per dim
+    success               whether every solve arrived
+
+Of the variational bound: `nats`, `bpd`, its terms `reconstruction`, `prior` and `diffusion` (bits
+per dim), and `nfe`.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from idode_gin import image_loop, numerics, types
+from idode_gin.eval_results import VARIATIONAL_BOUND
+from idode_gin.image_loop import Compute
+from idode_gin.likelihood import ImageLikelihood, ODELikelihood
+from idode_gin.losses.base import AbstractBound
+from idode_gin.models import DiffusionODE
+from idode_gin.runtime import batches as batch_lib
+from idode_gin.runtime import data
+from idode_gin.runtime.partitioning import PjitPartitioner
+
+INTEGRAND_IMAGES, INTEGRAND_POINTS = 64, 41
+
+
+def scorers(
+    model: DiffusionODE,
+    variational_bound: AbstractBound,
+    seed: int,
+    partitioner: PjitPartitioner,
+    solve_size: int,
+) -> Callable[[str, ODELikelihood | None], Compute]:
+    """Gives the compiled function of a likelihood of that name; of the bound, where it is None.
+
+    Asked again for the same one, it gives the same function, which need not compile again.
+    """
+    made: dict[str, Compute] = {}
+
+    def scorer(name: str, estimator: ODELikelihood | None) -> Compute:
+        known = f"{name} {estimator}"
+        if known not in made:
+            if estimator is None:
+                compute = _of_bound(model, variational_bound, seed)
+            else:
+                compute = _of_likelihood(model, estimator, name, seed)
+            made[known] = image_loop.compiled(compute, partitioner, solve_size)
+        return made[known]
+
+    return scorer
+
+
+def integrand(
+    model: DiffusionODE, split: data.ImageSplit, seed: int, solve_size: int
+) -> Callable[[types.Params], tuple[np.ndarray, np.ndarray]]:
+    """Gives, for parameters, gammas and the bound's integrand at them, `[G]` each.
+
+    The integrand is the mean over the first images, in bits per dim per nat of gamma; on one device
+    of this process.
+    """
+    gammas = np.linspace(model.time.gamma_min, model.time.gamma_max, INTEGRAND_POINTS)
+    size = min(solve_size, split.num_images)
+    index = np.arange(max(size, min(INTEGRAND_IMAGES, split.num_images) // size * size))
+    compiled = jax.jit(model.integrand)  # of whole batches: padding would count
+
+    def values(params: types.Params) -> tuple[np.ndarray, np.ndarray]:
+        params, key = jax.device_get(params), jax.random.key(seed)
+        found = [
+            np.asarray(compiled(params, batch, key, gammas))
+            for batch in batch_lib.eval_batches(split, size, index=index)
+        ]
+        return gammas, np.mean(found, axis=0)
+
+    return values
+
+
+def _of_bound(model: DiffusionODE, bound: AbstractBound, seed: int) -> Compute:
+    def score(params: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
+        parts = model.bound_fn(params, batch, _key(seed, VARIATIONAL_BOUND), bound)
+        dims = numerics.num_dims(batch["image"])
+        return {
+            **parts,
+            "nats": parts["bpd"] * (dims * math.log(2.0)),
+            "nfe": jnp.full(batch["index"].shape, bound.num_evaluations()),
+        }
+
+    return score
+
+
+def _of_likelihood(model: DiffusionODE, estimator: ODELikelihood, name: str, seed: int) -> Compute:
+    def score(params: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
+        found: ImageLikelihood = model.likelihood_fn(params, batch, _key(seed, name), estimator)
+        dims = numerics.num_dims(batch["image"])
+        return {
+            "nats": -found.log_p,
+            "bpd": found.bits_per_dim(dims),
+            "log_prior": found.log_prior,
+            "log_det": found.log_det,
+            "neg_log_q": found.neg_log_q,
+            "log_reconstruction": found.log_reconstruction,
+            "nfe": found.num_evaluations,
+            "repeats_sd": numerics.nats_to_bpd(_spread(found.repeats), dims),
+            "trace_sd": numerics.nats_to_bpd(found.trace_sd, dims),
+            "importance_bias": numerics.nats_to_bpd(found.importance_bias, dims),
+            "success": found.success,
+        }
+
+    return score
+
+
+def _spread(repeats: Float[Array, "repeats batch"]) -> types.PerExample:
+    """Standard deviation over repeats; NaN of a single one."""
+    if repeats.shape[0] == 1:
+        return jnp.full_like(repeats[0], jnp.nan)
+    return jnp.std(repeats, axis=0, ddof=1)
+
+
+def _key(seed: int, name: str) -> jax.Array:
+    """A key of this bound's own, so that adding a bound does not change the others."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
