@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from idode_gin import checks
+from idode_gin import checks, parity
 from idode_gin.runtime import data, eval_plots, evaluation, files, parquet, plots
 
 Scores = dict[str, np.ndarray]
@@ -80,7 +80,8 @@ def summarize(
         found["stderr_dequantization"] = _root_of_sum(scores["repeats_sd"], count, num_repeats)
     if "trace_sd" in scores:
         found["stderr_probes"] = _root_of_sum(scores["trace_sd"], count, 1)
-    parts = set(scores) - {"bpd", "nfe", "success", *_SPREADS}
+    parts = {each for each in scores if not each.startswith(parity.PREFIX)}
+    parts -= {"bpd", "nfe", "success", *_SPREADS}
     return found | {part: _known(float(np.mean(scores[part]))) for part in sorted(parts)}
 
 

@@ -31,6 +31,7 @@ from idode_gin.image_loop import Compute
 from idode_gin.likelihood import ImageLikelihood, ODELikelihood
 from idode_gin.losses.base import AbstractBound
 from idode_gin.models import DiffusionODE
+from idode_gin.parity import AbstractParity, prefixed
 from idode_gin.runtime import batches as batch_lib
 from idode_gin.runtime import data
 from idode_gin.runtime.partitioning import PjitPartitioner
@@ -44,6 +45,7 @@ def scorers(
     seed: int,
     partitioner: PjitPartitioner,
     solve_size: int,
+    parity: AbstractParity | None = None,
 ) -> Callable[[str, ODELikelihood | None], Compute]:
     """Gives the compiled function of a likelihood of that name; of the bound, where it is None.
 
@@ -55,9 +57,9 @@ def scorers(
         known = f"{name} {estimator}"
         if known not in made:
             if estimator is None:
-                compute = _of_bound(model, variational_bound, seed)
+                compute = _of_bound(model, variational_bound, seed, parity)
             else:
-                compute = _of_likelihood(model, estimator, name, seed)
+                compute = _of_likelihood(model, estimator, name, seed, parity)
             made[known] = image_loop.compiled(compute, partitioner, solve_size)
         return made[known]
 
@@ -88,12 +90,17 @@ def integrand(
     return values
 
 
-def _of_bound(model: DiffusionODE, bound: AbstractBound, seed: int) -> Compute:
+def _of_bound(
+    model: DiffusionODE, bound: AbstractBound, seed: int, parity: AbstractParity | None
+) -> Compute:
     def score(params: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
-        parts = model.bound_fn(params, batch, _key(seed, VARIATIONAL_BOUND), bound)
+        key = _key(seed, VARIATIONAL_BOUND)
+        parts = model.bound_fn(params, batch, key, bound)
         dims = numerics.num_dims(batch["image"])
+        others = {} if parity is None else prefixed(parity.bound_parts(model, batch, key))
         return {
             **parts,
+            **others,
             "nats": parts["bpd"] * (dims * math.log(2.0)),
             "nfe": jnp.full(batch["index"].shape, bound.num_evaluations()),
         }
@@ -101,11 +108,25 @@ def _of_bound(model: DiffusionODE, bound: AbstractBound, seed: int) -> Compute:
     return score
 
 
-def _of_likelihood(model: DiffusionODE, estimator: ODELikelihood, name: str, seed: int) -> Compute:
+def _of_likelihood(
+    model: DiffusionODE,
+    estimator: ODELikelihood,
+    name: str,
+    seed: int,
+    parity: AbstractParity | None,
+) -> Compute:
     def score(params: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
-        found: ImageLikelihood = model.likelihood_fn(params, batch, _key(seed, name), estimator)
+        key = _key(seed, name)
+        found: ImageLikelihood = model.likelihood_fn(params, batch, key, estimator)
         dims = numerics.num_dims(batch["image"])
+        others = {}
+        if parity is not None:
+            bpd = found.bits_per_dim(dims)
+            others = prefixed(
+                parity.likelihood_parts(model, params, batch, key, estimator, bpd)
+            )
         return {
+            **others,
             "nats": -found.log_p,
             "bpd": found.bits_per_dim(dims),
             "log_prior": found.log_prior,

@@ -20,6 +20,7 @@ from idode_gin import (
     run_inputs,
     types,
 )
+from idode_gin import parity as parity_lib
 from idode_gin.eval_results import VARIATIONAL_BOUND, Scores, SolverError
 from idode_gin.likelihood import ODELikelihood
 from idode_gin.losses.base import AbstractBound
@@ -90,6 +91,7 @@ class Evaluator:
             that a difference as large as the solver's own error.
         partitioner: devices. Each has images of its own and all parameters, whatever the mesh:
             solves of different length cannot wait for each other's parts of them.
+        parity: another program, whose figures are told beside ours.
     """
 
     output_dir: str
@@ -102,6 +104,7 @@ class Evaluator:
     seed: int = 0
     solve_size: int = 32
     partitioner: PjitPartitioner = dataclasses.field(default_factory=PjitPartitioner)
+    parity: parity_lib.AbstractParity | None = None
 
     def __post_init__(self) -> None:
         """Checks the names of the likelihoods."""
@@ -147,7 +150,12 @@ class Evaluator:
             batch_size=dataset.batch_size,
             histogram=self._histogram(dataset, split, model.encoding.levels),
             scorer=eval_scores.scorers(
-                model, self.variational_bound, self.seed, self.partitioner, self.solve_size
+                model,
+                self.variational_bound,
+                self.seed,
+                self.partitioner,
+                self.solve_size,
+                self.parity,
             ),
             integrand=eval_scores.integrand(model, split, self.seed, self.solve_size),
             config_sha256=config_sha256,
@@ -223,12 +231,16 @@ class Evaluator:
             summary[name] = eval_results.summarize(
                 scores[name], num_repeats=estimator.num_repeats, solver_error=error
             )
+        if self.parity is not None:
+            summary["parity"] = self.parity.summarize(scores)
         summary["wall_seconds"] = loop.seconds_before + time.monotonic() - began
         if jax.process_index() == 0:
             integrand = functools.partial(shared.integrand, params)
             eval_results.write(directory, summary, scores, shared.histogram, split, integrand)
         loop.remove()
         print(eval_results.table(summary, shared.histogram), flush=True)
+        if self.parity is not None:
+            print(parity_lib.table(summary["parity"]), flush=True)
         return summary
 
     @property
@@ -284,6 +296,7 @@ class Evaluator:
             seed=self.seed,
             solve_size=self.solve_size,
             variational_bound=self.variational_bound,
+            parity=self.parity,
             **likelihoods,
         )
 

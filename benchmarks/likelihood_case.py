@@ -1,0 +1,98 @@
+"""A trained network and images of its split, with the noise and probes that all solvers share."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from idode_gin import eval as eval_program
+from idode_gin import gin_utils, numerics, ode, run_inputs
+from idode_gin.dequantizers.truncated_normal import TruncatedNormal
+from idode_gin.models import DiffusionODE
+from idode_gin.solvers.divergence import Hutchinson
+
+DEQUANTIZER = TruncatedNormal()
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What every solver starts from.
+
+    Args:
+        model: network and path.
+        params: moving averages.
+        conditioning: `[B, n]`.
+        z: dequantized images at the clean end, `[B, H, W, C]`.
+        probes: one Rademacher vector per image, `[1, B, H, W, C]`.
+        about: which images and network, in words.
+    """
+
+    model: DiffusionODE
+    params: Any
+    conditioning: Any
+    z: Any
+    probes: Any
+    about: str
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """gamma at the clean end and at the noise end."""
+        return DEQUANTIZER.gamma_start(self.model.end), self.model.time.gamma_max
+
+    @property
+    def count(self) -> int:
+        """Images."""
+        return self.z.shape[0]
+
+    @property
+    def dims(self) -> int:
+        """Dimensions of an image."""
+        return numerics.num_dims(self.z)
+
+    def field(self) -> ode.Field:
+        """Of these images."""
+        return self.model.field(self.params, self.conditioning)
+
+    def bpd(self, log_p: Any) -> np.ndarray:
+        """Bits per dim of log-densities, but for the entropy of the noise: the same for all."""
+        return -np.asarray(log_p, np.float64) / (self.dims * np.log(2))
+
+    def take(self, count: int) -> "Case":
+        """The first `count` images, all over again where there are fewer."""
+        index = np.arange(count) % self.count
+        return dataclasses.replace(
+            self,
+            conditioning=self.conditioning[index],
+            z=self.z[index],
+            probes=self.probes[:, index],
+        )
+
+
+def load(
+    experiment: str, checkpoint: str, count: int, bindings: Sequence[str] = (), seed: int = 0
+) -> Case:
+    """The first `count` images of the experiment's split, and the checkpoint's moving averages."""
+    file = f"gin_configs/experiments/{experiment}.gin"
+    root = eval_program.evaluate
+    here = [f"CHECKPOINT_PATH = {checkpoint!r}", "EVAL_OUTPUT_DIR = 'unused'"]
+    gin_utils.load_and_check(root, [file], [*here, *bindings])
+    built = gin_utils.build(root)
+    model = built["model"]
+    split = run_inputs.load(built["dataset_cfg"], model)
+    restored = run_inputs.load_params(model, split.image_shape, checkpoint, use_ema=True)
+    x = jnp.asarray(split.images[:count])
+    keys = numerics.fold_in_each(jax.random.key(seed), jnp.arange(len(x)))
+    keys_noise, keys_probes = numerics.split_each(keys, 2)
+    noise = DEQUANTIZER.draw(keys_noise, split.image_shape, model.end)
+    size = "x".join(str(each) for each in split.image_shape)
+    return Case(
+        model=model,
+        params=restored.params,
+        conditioning=jnp.asarray(split.conditioning[: len(x)]),
+        z=DEQUANTIZER.start(x, noise, model.end),
+        probes=Hutchinson().draw(keys_probes, split.image_shape),
+        about=f"{len(x)} images of {split.name} / {split.split}, {size}; step {restored.step}",
+    )

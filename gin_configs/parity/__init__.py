@@ -1,0 +1,1 @@
+"""Other programs' evaluations, to explain their figures by."""

@@ -1,0 +1,194 @@
+"""What the published i-DODE evaluation reports, explained by the size of each of its choices."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from idode_gin import checks, numerics, parity, types
+from idode_gin.dequantizers.base import AbstractDequantizer, CleanEnd
+from idode_gin.dequantizers.uniform import Uniform
+from idode_gin.dequantizers.variational import Variational
+from idode_gin.interop import official_parity
+from idode_gin.likelihood import ODELikelihood, draw_keys
+from idode_gin.models import DiffusionODE
+
+REPEATS = "repeats_averaged"
+LOG_K = "log_k_not_subtracted"
+DECODER = "decoder_divides_twice"
+BITS_OF_BIN = "bits_of_uniform_bin"
+BATCHES = "random_batches"
+_PUBLISHED_BITS = 7.0
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfficialParity(parity.AbstractParity):
+    """The published program's figures from our noise, probes and solver, and why they differ.
+
+        repeats_averaged       one sample (K = 1) is the mean of five draws, more are one draw of K
+        log_k_not_subtracted   -log2(K) / d
+        decoder_divides_twice  z_0 is divided by alpha_0 once more in log P(x | z_0)
+        bits_of_uniform_bin    7 whatever V, where log2(V) - 1 is right; none for 256 levels
+        random_batches         the mean over batches of a shuffled stream that does not end with an
+                               epoch, so that some images count more often than others, or never
+
+    Each is what it adds to the bits per dim when it is brought in after those above it: with ours
+    they sum up to the published figure. Left out is what changes noise and not the mean: one probe
+    for all repeats, fresh noise whenever an image comes again, one norm for all images of a batch.
+    The stream is of the published kind, but its order is that of `seed`: `random_batches_sd` says
+    how far apart orders are.
+
+    Args:
+        num_batches: batches that are scored.
+        batch_size: images in each, over all devices.
+        num_skipped: batches that are taken from the stream before the first that is scored.
+        seed: of the stream's order.
+    """
+
+    num_batches: int = 100
+    batch_size: int = 256
+    num_skipped: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the sizes."""
+        checks.check_positive("num_batches", self.num_batches)
+        checks.check_positive("batch_size", self.batch_size)
+        if self.num_skipped < 0:
+            raise ValueError(f"`num_skipped` cannot be negative, got {self.num_skipped}.")
+
+    def likelihood_parts(
+        self,
+        model: DiffusionODE,
+        params: types.Params,
+        batch: types.Batch,
+        key: types.PRNGKey,
+        estimator: ODELikelihood,
+        bpd: types.PerExample,
+    ) -> parity.Parts:
+        """See `parity.AbstractParity`; solves anew, five times where K = 1 and else K times."""
+        x, end, dequantizer = batch["image"], model.end, estimator.dequantizer
+        samples, dims = estimator.num_importance, numerics.num_dims(batch["image"])
+        draws = official_parity.REPEATS_OF_ONE_SAMPLE if samples == 1 else samples
+        single = dataclasses.replace(estimator, num_importance=1, num_repeats=draws)
+        found = model.likelihood_fn(params, batch, key, single).repeats
+        noise = _noise(dequantizer, numerics.fold_in_each(key, batch["index"]), x, end, draws)
+        if samples > 1:  # a single sample has the mean of -log q in place of its own
+            found = found - dequantizer.entropy(dims, end)
+            found = found + jax.vmap(lambda each: dequantizer.neg_log_q(each, end))(noise)
+        twice = found + jax.vmap(lambda each: _second_division(dequantizer, x, each, end))(noise)
+
+        def to_bpd(log_p: jax.Array) -> types.PerExample:
+            return numerics.nats_to_bpd(-log_p, dims)
+
+        right = jnp.mean(found, axis=0) if samples == 1 else numerics.log_mean_exp(found)
+        kept = _aggregate(found, samples)
+        bits = _missing_bits(dequantizer, model.encoding.levels)
+        return {
+            REPEATS: to_bpd(right) - bpd,
+            LOG_K: to_bpd(kept) - to_bpd(right),
+            DECODER: to_bpd(_aggregate(twice, samples)) - to_bpd(kept),
+            BITS_OF_BIN: jnp.full_like(bpd, bits),
+        }
+
+    def bound_parts(
+        self, model: DiffusionODE, batch: types.Batch, key: types.PRNGKey
+    ) -> parity.Parts:
+        """The decoder's second division, at noise of its own."""
+        x, end = batch["image"], model.end
+        keys = numerics.fold_in_each(key, batch["index"])
+        noise = numerics.normal_each(keys, x.shape[1:])
+        added = -_second_division(Variational(), x, noise, end)
+        return {DECODER: numerics.nats_to_bpd(added, numerics.num_dims(x))}
+
+    def summarize(self, scores: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+        """By bound: `right`, what each choice adds, and `published`; bits per dim."""
+        return {name: self._explained(each) for name, each in scores.items()}
+
+    def _explained(self, scores: Mapping[str, np.ndarray]) -> dict[str, float]:
+        parts = {
+            name.removeprefix(parity.PREFIX): np.asarray(each, np.float64)
+            for name, each in scores.items()
+            if name.startswith(parity.PREFIX)
+        }
+        published = np.asarray(scores["bpd"], np.float64) + sum(parts.values())
+        order = self.stream(published.size)
+        sizes = {name: float(np.mean(each)) for name, each in parts.items()}
+        sizes[BATCHES] = float(np.mean(published[order]) - np.mean(published))
+        return {
+            "right": float(np.mean(scores["bpd"])),
+            **sizes,
+            "published": float(np.mean(published[order])),
+            f"{BATCHES}_sd": self.deviation(published),
+            "images_never_scored": float(published.size - np.unique(order).size),
+        }
+
+    def stream(self, count: int) -> np.ndarray:
+        """Numbers of the images that are scored, of `count`, in order: epoch after epoch."""
+        generator = np.random.default_rng(self.seed)
+        first, last = self._ends()
+        epochs = [generator.permutation(count) for _ in range(-(-last // count))]
+        return np.concatenate(epochs)[first:last]
+
+    def deviation(self, values: np.ndarray) -> float:
+        """Standard deviation over orders of the mean of the stream; 0 where it is whole epochs.
+
+        Part of an epoch is drawn without replacement: n of N have a sum of variance
+        n (1 - n / N) S^2.
+        """
+        count = values.size
+        if count < 2:
+            return 0.0
+        first, last = self._ends()
+        edges = np.unique([first, *range((first // count + 1) * count, last, count), last])
+        pieces = np.diff(edges)
+        variance = np.var(values, ddof=1) * np.sum(pieces * (1 - pieces / count))
+        return float(np.sqrt(variance) / (last - first))
+
+    def _ends(self) -> tuple[int, int]:
+        first = self.num_skipped * self.batch_size
+        return first, first + self.num_batches * self.batch_size
+
+
+def _aggregate(log_weights: jax.Array, samples: int) -> types.PerExample:
+    if samples == 1:
+        return official_parity.one_sample_log_likelihood(log_weights)
+    return official_parity.importance_log_likelihood(log_weights)
+
+
+def _noise(
+    dequantizer: AbstractDequantizer,
+    keys: types.PRNGKeys,
+    x: types.Pixels,
+    end: CleanEnd,
+    draws: int,
+) -> jax.Array:
+    """The dequantization noise behind the likelihood's draws, `[draws, B, H, W, C]`."""
+
+    def draw(number: jax.Array) -> types.Images:
+        return dequantizer.draw(draw_keys(keys, number)[0], x.shape[1:], end)
+
+    return jax.lax.map(draw, jnp.arange(draws))
+
+
+def _second_division(
+    dequantizer: AbstractDequantizer, x: types.Pixels, noise: types.Images, end: CleanEnd
+) -> types.PerExample:
+    """What it adds to log P(x | z_0), nats; nothing where there is no decoder."""
+    if not isinstance(dequantizer, Variational):
+        return jnp.zeros(x.shape[0], noise.dtype)
+    z = dequantizer.start(x, noise, end)
+    twice = official_parity.decoder_log_prob(end, x, z / end.alpha)
+    return twice - dequantizer.log_reconstruction(x, z, end)
+
+
+def _missing_bits(dequantizer: AbstractDequantizer, levels: int) -> float:
+    """The published bits of a uniform bin less the right ones."""
+    if not isinstance(dequantizer, Uniform):
+        return 0.0
+    return _PUBLISHED_BITS - (math.log2(levels) - 1)
