@@ -16,6 +16,7 @@ Of the variational bound: `nats`, `bpd`, its terms `reconstruction`, `prior` and
 per dim), and `nfe`.
 """
 
+import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Mapping
@@ -58,9 +59,13 @@ def scorers(
         if known not in made:
             if estimator is None:
                 compute = _of_bound(model, variational_bound, seed, parity)
+                chunk: int | None = solve_size
             else:
-                compute = _of_likelihood(model, estimator, name, seed, parity)
-            made[known] = image_loop.compiled(compute, partitioner, solve_size)
+                in_lanes = dataclasses.replace(estimator, lanes=estimator.lanes or solve_size)
+                compute = _of_likelihood(model, in_lanes, name, seed, parity)
+                # The solver has lanes of its own, which it refills.
+                chunk = None
+            made[known] = image_loop.compiled(compute, partitioner, chunk)
         return made[known]
 
     return scorer
@@ -94,7 +99,7 @@ def _of_bound(
     model: DiffusionODE, bound: AbstractBound, seed: int, parity: AbstractParity | None
 ) -> Compute:
     def score(params: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
-        key = _key(seed, VARIATIONAL_BOUND)
+        key = key_of(seed, VARIATIONAL_BOUND)
         parts = model.bound_fn(params, batch, key, bound)
         dims = numerics.num_dims(batch["image"])
         others = {} if parity is None else prefixed(parity.bound_parts(model, batch, key))
@@ -116,15 +121,13 @@ def _of_likelihood(
     parity: AbstractParity | None,
 ) -> Compute:
     def score(params: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
-        key = _key(seed, name)
+        key = key_of(seed, name)
         found: ImageLikelihood = model.likelihood_fn(params, batch, key, estimator)
         dims = numerics.num_dims(batch["image"])
         others = {}
         if parity is not None:
             bpd = found.bits_per_dim(dims)
-            others = prefixed(
-                parity.likelihood_parts(model, params, batch, key, estimator, bpd)
-            )
+            others = prefixed(parity.likelihood_parts(model, params, batch, key, estimator, bpd))
         return {
             **others,
             "nats": -found.log_p,
@@ -150,6 +153,6 @@ def _spread(repeats: Float[Array, "repeats batch"]) -> types.PerExample:
     return jnp.std(repeats, axis=0, ddof=1)
 
 
-def _key(seed: int, name: str) -> jax.Array:
+def key_of(seed: int, name: str) -> jax.Array:
     """A key of this bound's own, so that adding a bound does not change the others."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))

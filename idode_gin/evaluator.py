@@ -13,6 +13,7 @@ import numpy as np
 from idode_gin import (
     baselines,
     checks,
+    eval_pilot,
     eval_results,
     eval_scores,
     eval_watch,
@@ -26,6 +27,7 @@ from idode_gin.likelihood import ODELikelihood
 from idode_gin.losses.base import AbstractBound
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.models import DiffusionODE
+from idode_gin.pilot import Pilot
 from idode_gin.runtime import batches as batch_lib
 from idode_gin.runtime import checkpoints, data, fingerprints, loading
 from idode_gin.runtime.checkpoint_series import AbstractSeries
@@ -92,6 +94,8 @@ class Evaluator:
         partitioner: devices. Each has images of its own and all parameters, whatever the mesh:
             solves of different length cannot wait for each other's parts of them.
         parity: another program, whose figures are told beside ours.
+        pilot: measures every likelihood's solver error on a few images, and chooses the solver of
+            those that have none; None for no measurement.
     """
 
     output_dir: str
@@ -105,10 +109,17 @@ class Evaluator:
     solve_size: int = 32
     partitioner: PjitPartitioner = dataclasses.field(default_factory=PjitPartitioner)
     parity: parity_lib.AbstractParity | None = None
+    pilot: Pilot | None = None
 
     def __post_init__(self) -> None:
-        """Checks the names of the likelihoods."""
+        """Checks the names of the likelihoods, and that each has a solver or will be given one."""
         checks.check_positive("solve_size", self.solve_size)
+        undecided = [name for name, each in self.likelihoods.items() if each.solver is None]
+        if undecided and self.pilot is None:
+            raise ValueError(
+                f"Without a `pilot` every likelihood needs a `solver`, but {undecided} have none. "
+                "Bind PILOT = @pilot.Pilot(), or a SOLVER."
+            )
         eval_results.check_names(list(self.likelihoods), eval_results.TAKEN)
 
     def check_path(self) -> None:
@@ -251,7 +262,21 @@ class Evaluator:
         self, shared: _Shared, params: types.Params
     ) -> dict[str, tuple[ODELikelihood, SolverError | None]]:
         """Each likelihood with the solver it is scored with, and what that one's error is."""
-        return {name: (each, None) for name, each in self.likelihoods.items()}
+        if self.pilot is None:
+            return {name: (each, None) for name, each in self.likelihoods.items()}
+        chosen: dict[str, tuple[ODELikelihood, SolverError | None]] = {}
+        for name, each in self.likelihoods.items():
+            estimator, report = eval_pilot.run(
+                self.pilot,
+                shared.model,
+                params,
+                shared.split,
+                eval_scores.key_of(self.seed, name),
+                each,
+            )
+            chosen[name] = (estimator, report._asdict())
+            print(f"{name}: {eval_pilot.in_words(report)}", flush=True)
+        return chosen
 
     def _score(
         self,

@@ -1,180 +1,23 @@
 """The ODE's log-density, and the bounds on an image's bits per dim that stand on it."""
 
 import dataclasses
-import math
-from typing import Any, NamedTuple, TypeAlias, final
+from typing import NamedTuple, TypeAlias, final
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Bool, Float
 
 from idode_gin import checks, numerics, ode, types
+from idode_gin.density import Density, log_density
+from idode_gin.density import log_prob as log_prob
 from idode_gin.dequantizers.base import AbstractDequantizer, CleanEnd
-from idode_gin.integration_variables.base import AbstractIntegrationVariable, rate_and_divergences
+from idode_gin.integration_variables.base import AbstractIntegrationVariable
 from idode_gin.integration_variables.exponential import Exponential
-from idode_gin.integration_variables.gamma import Gamma
-from idode_gin.solvers.base import AbstractSolver, Solution
-from idode_gin.solvers.base import Density as KnownFactor
+from idode_gin.solvers.base import AbstractSolver
 from idode_gin.solvers.divergence import AbstractDivergence, Hutchinson, Probes
-
-_GAMMA = Gamma()
 
 Weights: TypeAlias = Float[Array, "repeats draws batch"]
 """One number for each importance sample of each repeat and image."""
-
-
-class Density(NamedTuple):
-    """The log-density of latents under the ODE, per image."""
-
-    log_p: types.PerExample
-    """log p(z), nats."""
-    latent: types.Images
-    """Where the ODE took z: the latent at the noise end."""
-    log_prior: types.PerExample
-    """The prior's log-density of `latent`, nats."""
-    log_det: types.PerExample
-    """log p(z) - log_prior, nats."""
-    trace_sd: types.PerExample
-    """Standard deviation of log p(z) over the probes' randomness, nats; NaN with one probe."""
-    num_evaluations: Integer[Array, " batch"]
-    """Network evaluations; each carries its trace along."""
-    success: Bool[Array, " batch"]
-    """Whether the solver arrived."""
-
-
-def log_density(
-    field: ode.Field,
-    z: types.Images,
-    gamma_start: float,
-    gamma_end: float,
-    solver: AbstractSolver,
-    divergence: AbstractDivergence,
-    probes: Probes,
-    variable: AbstractIntegrationVariable = _GAMMA,
-    lanes: int | None = None,
-) -> Density:
-    """log p(z) of latents at `gamma_start`, from the prior N(0, sigma^2 I) at `gamma_end`.
-
-        log p(z) = log N(z_end; 0, sigma_end^2 I) + integral of the drift's divergence
-
-    The integral is taken of y = z / m in the time of `variable`, and d log(m_end / m_start) is
-    added. The log-density per dim is part of the solver's state, so its tolerances are nats per
-    dim; each probe has one of its own.
-
-    Args:
-        field: the ODE.
-        z: `[B, H, W, C]`.
-        gamma_start: where z lies, nats.
-        gamma_end: the noise end, nats.
-        solver: of the ODE.
-        divergence: how the trace is taken.
-        probes: what `divergence.draw` gives, `[n, B, H, W, C]`.
-        variable: what the ODE is integrated in.
-        lanes: images worked on side by side; None for all.
-    Refs: FFJORD, instantaneous change of variables.
-    """
-    dims = numerics.num_dims(z)
-    problem = Problem.of(field, gamma_start, gamma_end, variable, divergence, dims)
-    solution = solver.solve(
-        problem.rate,
-        problem.start(z, probes),
-        problem.time_start,
-        problem.time_end,
-        problem.args(probes),
-        lanes=lanes,
-        densities=problem.densities,
-    )
-    return problem.density_of(solution)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Problem:
-    """The log-density as an initial-value problem, in some integration variable."""
-
-    field: ode.Field
-    variable: AbstractIntegrationVariable
-    divergence: AbstractDivergence
-    dims: int
-    time_start: float
-    time_end: float
-    scale_start: float
-    """m at the start."""
-    scale_end: float
-    sigma_end: float
-
-    @classmethod
-    def of(
-        cls,
-        field: ode.Field,
-        gamma_start: float,
-        gamma_end: float,
-        variable: AbstractIntegrationVariable,
-        divergence: AbstractDivergence,
-        dims: int,
-    ) -> "Problem":
-        """The problem of images of `dims` values between two gammas."""
-        with jax.ensure_compile_time_eval():
-            ends = jnp.asarray([gamma_start, gamma_end], numerics.float_dtype())
-            time_start, time_end = map(float, variable.time(field, ends))
-            scale_start, scale_end = map(float, jnp.exp(variable.log_scale(field, ends)))
-            sigma_end = float(field.schedule.sigma(ends)[1])
-        return cls(
-            field=field,
-            variable=variable,
-            divergence=divergence,
-            dims=dims,
-            time_start=time_start,
-            time_end=time_end,
-            scale_start=scale_start,
-            scale_end=scale_end,
-            sigma_end=sigma_end,
-        )
-
-    @property
-    def densities(self) -> tuple[KnownFactor, ...]:
-        """Known factors of the slopes of the state's leaves."""
-        return (self.variable.density(self.field), None)
-
-    def start(self, z: types.Images, probes: Probes) -> tuple[Array, Array]:
-        """The state at the start: y, and the log-density per dim by every probe (or exactly)."""
-        estimates = max(probes.shape[0], 1)
-        return z / self.scale_start, jnp.zeros((z.shape[0], estimates), z.dtype)
-
-    def args(self, probes: Probes) -> tuple[Any, ...]:
-        """Of `rate`, an example a row."""
-        return self.field.args, jnp.moveaxis(probes, 0, 1)
-
-    def rate(
-        self, time: types.PerExample, state: tuple[Array, Array], args: Any, probes: Array
-    ) -> tuple[Array, Array]:
-        """The state's slope."""
-        slope, traces = rate_and_divergences(
-            self.variable,
-            self.field.with_args(args),
-            time,
-            state[0],
-            self.divergence,
-            jnp.moveaxis(probes, 1, 0),
-        )
-        return slope, traces / self.dims
-
-    def density_of(self, solution: Solution) -> Density:
-        """What a solution says."""
-        y, log_dets_per_dim = solution.state
-        estimates = self.dims * log_dets_per_dim
-        scales = self.dims * (math.log(self.scale_end) - math.log(self.scale_start))
-        log_det = jnp.mean(estimates, axis=1) + scales
-        latent = y * self.scale_end
-        log_prior = _log_normal(latent, self.sigma_end)
-        return Density(
-            log_p=log_prior + log_det,
-            latent=latent,
-            log_prior=log_prior,
-            log_det=log_det,
-            trace_sd=jnp.sqrt(self.divergence.variance_of_mean(estimates, self.dims)),
-            num_evaluations=solution.num_evaluations,
-            success=solution.success,
-        )
 
 
 class ImageLikelihood(NamedTuple):
@@ -362,10 +205,3 @@ def importance_bias(log_weights: Weights, trace_sd: Weights) -> Float[Array, "re
         return jnp.zeros_like(log_weights[:, 0])
     shares = jax.nn.softmax(log_weights, axis=1)
     return jnp.sum(trace_sd**2 * (shares - shares**2), axis=1) / 2
-
-
-def _log_normal(latent: types.Images, sigma: float) -> types.PerExample:
-    """log N(latent; 0, sigma^2 I), nats."""
-    log_scale = 0.5 * math.log(2 * math.pi) + math.log(sigma)
-    squares = numerics.sum_pixels((latent / sigma) ** 2)
-    return -0.5 * squares - numerics.num_dims(latent) * log_scale

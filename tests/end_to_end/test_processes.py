@@ -184,7 +184,7 @@ def test_killed_one_ends_the_others(tmp_path, victim):
 def program(name: str, checkpoint: pathlib.Path, output: pathlib.Path) -> list[str]:
     file = ROOT / f"gin_configs/experiments/digits_{name}.gin"
     settings = {
-        "eval": ["--gin.EVAL_OUTPUT_DIR", "--gin.EVAL_SPLIT='validation'", "--gin.TOLERANCE=1e-2"],
+        "eval": ["--gin.EVAL_OUTPUT_DIR", "--gin.EVAL_SPLIT='validation'", "--gin.BPD_TOLERANCE=0.1"],
         "sample": ["--gin.SAMPLE_OUTPUT_DIR", "--gin.Sampler.num_samples=20"],
     }[name]
     return [
@@ -216,7 +216,11 @@ def test_scores_and_samples_as_one_process_does(trained, tmp_path, name, file):
 @pytest.mark.parametrize("name", ["eval", "sample"])
 def test_evaluation_and_sampling_stop_together(trained, tmp_path, name):
     more = {
-        "eval": ["--gin.TOLERANCE=1e-6"],
+        "eval": [
+            "--gin_file=gin_configs/solvers/dormand_prince.gin",
+            "--gin.TOLERANCE=1e-6",
+            "--gin.PILOT=None",
+        ],
         "sample": ["--gin.Sampler.num_samples=100000"],
     }[name]
     command = [*program(name, trained(1, 4), tmp_path / "out"), *more]

@@ -1,0 +1,1 @@
+"""What the ODE is integrated in: INTEGRATION_VARIABLE."""

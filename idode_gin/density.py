@@ -1,0 +1,257 @@
+"""The log-density of latents, and of any data, under a probability-flow ODE."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Integer
+
+from idode_gin import numerics, ode, types
+from idode_gin.integration_variables.base import AbstractIntegrationVariable, rate_and_divergences
+from idode_gin.integration_variables.exponential import Exponential
+from idode_gin.integration_variables.gamma import Gamma
+from idode_gin.parameterizations.base import AbstractParameterization
+from idode_gin.parameterizations.noise import Noise
+from idode_gin.schedules.base import AbstractSchedule
+from idode_gin.schedules.variance_preserving import VariancePreserving
+from idode_gin.solvers.adams import Adams
+from idode_gin.solvers.base import AbstractSolver, Solution
+from idode_gin.solvers.base import Density as KnownFactor
+from idode_gin.solvers.divergence import AbstractDivergence, Hutchinson, Probes
+
+_GAMMA, _EXPONENTIAL = Gamma(), Exponential()
+_VARIANCE_PRESERVING, _NOISE = VariancePreserving(), Noise()
+_ADAMS, _HUTCHINSON = Adams(steps=64), Hutchinson()
+
+
+class Density(NamedTuple):
+    """The log-density of latents under the ODE, per image."""
+
+    log_p: types.PerExample
+    """log p(z), nats."""
+    latent: types.Images
+    """Where the ODE took z: the latent at the noise end."""
+    log_prior: types.PerExample
+    """The prior's log-density of `latent`, nats."""
+    log_det: types.PerExample
+    """log p(z) - log_prior, nats."""
+    trace_sd: types.PerExample
+    """Standard deviation of log p(z) over the probes' randomness, nats; NaN with one probe."""
+    num_evaluations: Integer[Array, " batch"]
+    """Network evaluations; each carries its trace along."""
+    success: Bool[Array, " batch"]
+    """Whether the solver arrived."""
+
+
+def log_density(
+    field: ode.Field,
+    z: types.Images,
+    gamma_start: float,
+    gamma_end: float,
+    solver: AbstractSolver,
+    divergence: AbstractDivergence,
+    probes: Probes,
+    variable: AbstractIntegrationVariable = _GAMMA,
+    lanes: int | None = None,
+) -> Density:
+    """log p(z) of latents at `gamma_start`, from the prior N(0, sigma^2 I) at `gamma_end`.
+
+        log p(z) = log N(z_end; 0, sigma_end^2 I) + integral of the drift's divergence
+
+    The integral is taken of y = z / m in the time of `variable`, and d log(m_end / m_start) is
+    added. The log-density per dim is part of the solver's state, so its tolerances are nats per
+    dim; each probe has one of its own.
+
+    Args:
+        field: the ODE.
+        z: `[B, H, W, C]`.
+        gamma_start: where z lies, nats.
+        gamma_end: the noise end, nats.
+        solver: of the ODE.
+        divergence: how the trace is taken.
+        probes: what `divergence.draw` gives, `[n, B, H, W, C]`.
+        variable: what the ODE is integrated in.
+        lanes: images worked on side by side; None for all.
+    Refs: FFJORD, instantaneous change of variables.
+    """
+    dims = numerics.num_dims(z)
+    problem = Problem.of(field, gamma_start, gamma_end, variable, divergence, dims)
+    solution = solver.solve(
+        problem.rate,
+        problem.start(z, probes),
+        problem.time_start,
+        problem.time_end,
+        problem.args(probes),
+        lanes=lanes,
+        densities=problem.densities,
+    )
+    return problem.density_of(solution)
+
+
+def log_prob(
+    field: Callable[..., Array],
+    x: Float[Array, "batch *shape"],
+    key: types.PRNGKey,
+    *,
+    args: tuple[Any, ...] = (),
+    schedule: AbstractSchedule = _VARIANCE_PRESERVING,
+    parameterization: AbstractParameterization = _NOISE,
+    gamma_min: float = -13.3,
+    gamma_max: float = 5.0,
+    solver: AbstractSolver = _ADAMS,
+    variable: AbstractIntegrationVariable = _EXPONENTIAL,
+    divergence: AbstractDivergence = _HUTCHINSON,
+    lanes: int | None = None,
+) -> Float[Array, " batch"]:
+    """log p(x) of data under a model of yours: nats, `[B]`. No checkpoint, no configuration.
+
+    The data are the clean end: log p(x) = log p(z) + d log alpha with z = alpha x at `gamma_min`,
+    so that the density is that of the data with noise of size e^{gamma_min / 2} beside it. It can
+    be differentiated, by x and by what `field` holds, in reverse on grids (`Adams`, `FixedGrid`),
+    forward with every solver.
+
+        def noise_hat(z, gamma):  # [B, *shape], [B] -> [B, *shape]
+            return network.apply(params, z, gamma)
+
+        log_p = log_prob(noise_hat, x, jax.random.key(0), gamma_min=-10.0)
+
+    Args:
+        field: `(z, gamma, *args) -> output`, example by example; gamma = log(sigma^2 / alpha^2).
+        x: data, `[B, *shape]` of any shape.
+        key: of the probes; one example's do not depend on the others.
+        args: what else the field takes, leaves `[B, ...]`.
+        schedule: the path that the model was trained on.
+        parameterization: what the output is: the noise, the velocity, the data, the score.
+        gamma_min: the clean end, nats.
+        gamma_max: the noise end, where the prior is N(0, sigma^2 I).
+        solver: of the ODE.
+        variable: what it is integrated in.
+        divergence: how the trace is taken; `divergence.Exact()` for few dimensions.
+        lanes: examples worked on side by side; None for all.
+
+    Raises:
+        ValueError: if the output of the field has another shape than its input.
+    """
+    count, shape = x.shape[0], x.shape[1:]
+    as_images = (math.prod(shape), 1, 1)
+
+    def network(z: Array, gamma: Array, *args: Any) -> Array:
+        output = field(z.reshape(-1, *shape), gamma, *args)
+        if output.shape != (z.shape[0], *shape):
+            raise ValueError(
+                f"`field` must give one value for each of its input, which is {[count, *shape]}, "
+                f"got {list(output.shape)}."
+            )
+        return output.reshape(z.shape)
+
+    bound = ode.Field(
+        schedule=schedule, parameterization=parameterization, network=network, args=args
+    )
+    alpha = schedule.alpha(jnp.asarray(gamma_min, x.dtype))
+    keys = numerics.fold_in_each(key, jnp.arange(count))
+    found = log_density(
+        bound,
+        alpha * x.reshape(count, *as_images),
+        gamma_min,
+        gamma_max,
+        solver,
+        divergence,
+        divergence.draw(keys, as_images),
+        variable,
+        lanes,
+    )
+    return found.log_p + math.prod(shape) * jnp.log(alpha)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """The log-density as an initial-value problem, in some integration variable."""
+
+    field: ode.Field
+    variable: AbstractIntegrationVariable
+    divergence: AbstractDivergence
+    dims: int
+    time_start: float
+    time_end: float
+    scale_start: float
+    """m at the start."""
+    scale_end: float
+    sigma_end: float
+
+    @classmethod
+    def of(
+        cls,
+        field: ode.Field,
+        gamma_start: float,
+        gamma_end: float,
+        variable: AbstractIntegrationVariable,
+        divergence: AbstractDivergence,
+        dims: int,
+    ) -> "Problem":
+        """The problem of images of `dims` values between two gammas."""
+        with jax.ensure_compile_time_eval():
+            ends = jnp.asarray([gamma_start, gamma_end], numerics.float_dtype())
+            time_start, time_end = map(float, variable.time(field, ends))
+            scale_start, scale_end = map(float, jnp.exp(variable.log_scale(field, ends)))
+            sigma_end = float(field.schedule.sigma(ends)[1])
+        return cls(
+            field=field,
+            variable=variable,
+            divergence=divergence,
+            dims=dims,
+            time_start=time_start,
+            time_end=time_end,
+            scale_start=scale_start,
+            scale_end=scale_end,
+            sigma_end=sigma_end,
+        )
+
+    @property
+    def densities(self) -> tuple[KnownFactor, ...]:
+        """Known factors of the slopes of the state's leaves."""
+        return (self.variable.density(self.field), None)
+
+    def start(self, z: types.Images, probes: Probes) -> tuple[Array, Array]:
+        """The state at the start: y, and the log-density per dim by every probe (or exactly)."""
+        estimates = max(probes.shape[0], 1)
+        return z / self.scale_start, jnp.zeros((z.shape[0], estimates), z.dtype)
+
+    def args(self, probes: Probes) -> tuple[Any, ...]:
+        """Of `rate`, an example a row."""
+        return self.field.args, jnp.moveaxis(probes, 0, 1)
+
+    def rate(
+        self, time: types.PerExample, state: tuple[Array, Array], args: Any, probes: Array
+    ) -> tuple[Array, Array]:
+        """The state's slope."""
+        slope, traces = rate_and_divergences(
+            self.variable,
+            self.field.with_args(args),
+            time,
+            state[0],
+            self.divergence,
+            jnp.moveaxis(probes, 1, 0),
+        )
+        return slope, traces / self.dims
+
+    def density_of(self, solution: Solution) -> Density:
+        """What a solution says."""
+        y, log_dets_per_dim = solution.state
+        estimates = self.dims * log_dets_per_dim
+        scales = self.dims * (math.log(self.scale_end) - math.log(self.scale_start))
+        log_det = jnp.mean(estimates, axis=1) + scales
+        latent = y * self.scale_end
+        log_sigma = self.dims * math.log(self.sigma_end)
+        log_prior = numerics.log_normal(latent / self.sigma_end) - log_sigma
+        return Density(
+            log_p=log_prior + log_det,
+            latent=latent,
+            log_prior=log_prior,
+            log_det=log_det,
+            trace_sd=jnp.sqrt(self.divergence.variance_of_mean(estimates, self.dims)),
+            num_evaluations=solution.num_evaluations,
+            success=solution.success,
+        )

@@ -1,0 +1,67 @@
+"""A pilot on images of the split that is evaluated, the same on every process."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from idode_gin import types
+from idode_gin.likelihood import ODELikelihood
+from idode_gin.models import DiffusionODE
+from idode_gin.pilot import Pilot, Report
+from idode_gin.runtime import batches as batch_lib
+from idode_gin.runtime import data
+from idode_gin.solvers.adams import Adams
+
+
+def run(
+    pilot: Pilot,
+    model: DiffusionODE,
+    params: types.Params,
+    split: data.ImageSplit,
+    key: types.PRNGKey,
+    estimator: ODELikelihood,
+) -> tuple[ODELikelihood, Report]:
+    """The likelihood with a solver, and its error: see `Pilot.run`.
+
+    Its images are spread evenly over the split. It works on one device of each process, whatever
+    the mesh, and what the first process finds is what all use.
+    """
+    count = min(pilot.num_images, split.num_images)
+    index = np.linspace(0, split.num_images - 1, count).round().astype(np.int64)
+    batch = next(iter(batch_lib.eval_batches(split, count, index=index)))
+    found, report = pilot.run(model, jax.device_get(params), batch, key, estimator)
+    if jax.process_count() == 1:
+        return found, report
+    return _as_first_says(found, report)
+
+
+def _as_first_says(estimator: ODELikelihood, report: Report) -> tuple[ODELikelihood, Report]:
+    from jax.experimental import multihost_utils
+
+    solver = estimator.solver
+    steps = solver.steps if isinstance(solver, Adams) else 0
+    numbers = [steps, report.error, report.bias, report.reference_error]
+    told = np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(numbers, np.float32)))
+    if isinstance(solver, Adams):
+        solver = dataclasses.replace(solver, steps=int(told[0]))
+    error, bias, reference_error = (float(each) for each in told[1:])
+    report = report._replace(
+        solver=str(solver), error=error, bias=bias, reference_error=reference_error
+    )
+    return dataclasses.replace(estimator, solver=solver), report
+
+
+def in_words(report: Report) -> str:
+    """The solver and its error, and what to do where the error is too large."""
+    said = (
+        f"{report.solver}, error {report.error:.1e} bits per dim (mean {report.bias:+.1e}) on "
+        f"{report.num_images} images, known to {report.reference_error:.1e}."
+    )
+    if report.is_within:
+        return said
+    return (
+        f"{said} That is more than the {report.tolerance:.1e} asked for: the network is rough "
+        "between the steps, or float32 is too coarse. Raise Pilot.max_steps, give a SOLVER with "
+        "more steps, or ask for less."
+    )

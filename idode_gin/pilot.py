@@ -1,0 +1,212 @@
+"""Accuracy as the argument: solver settings for a tolerance in bits per dim, from a few images."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from idode_gin import checks, numerics, types
+from idode_gin.density import Problem
+from idode_gin.likelihood import ODELikelihood
+from idode_gin.models import DiffusionODE
+from idode_gin.solvers import adams
+
+_FIRST_STEPS = 8
+_BETWEEN = (1.25, 1.5, 1.75)
+"""Grids tried between one that is too coarse and one of twice its steps that is fine enough."""
+
+
+class Report(NamedTuple):
+    """What a pilot found for one likelihood; errors in bits per dim."""
+
+    solver: str
+    """The solver that was chosen or given, in words."""
+    tolerance: float
+    """That was asked for."""
+    error: float
+    """Mean over images of |figure - reference|."""
+    bias: float
+    """Mean over images of figure - reference: the error of the mean."""
+    reference_error: float
+    """Mean over images of what the reference moved when its steps were doubled last: beyond that
+    nothing is known of the errors."""
+    reference_evaluations: int
+    """Network evaluations per image of the reference."""
+    num_images: int
+
+    @property
+    def is_within(self) -> bool:
+        """Whether the error is at most what was asked for."""
+        return self.error <= self.tolerance
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pilot:
+    """Measures a solver's error on a few images, and chooses the solver where none is given.
+
+    The same noise and probes are scored on grids of 8, 16, 32, … steps of `Adams`, until doubling
+    moves the figures by less than a quarter of the tolerance: that is the reference. The solver
+    chosen is the coarsest such grid, or one in between, that is within the tolerance of it. All
+    grids share one compiled program.
+
+    Args:
+        tolerance: largest mean over images of a figure's error, bits per dim.
+        num_images: images that are tried, spread over the split.
+        max_steps: of the reference.
+
+    Raises:
+        ValueError: if an argument is not positive.
+    """
+
+    tolerance: float = 1e-3
+    num_images: int = 16
+    max_steps: int = 1024
+
+    def __post_init__(self) -> None:
+        """Checks the arguments."""
+        checks.check_positive("tolerance", self.tolerance)
+        checks.check_positive("num_images", self.num_images)
+        if self.max_steps < 2 * _FIRST_STEPS:
+            raise ValueError(
+                f"`max_steps` must be at least {2 * _FIRST_STEPS}, two grids to compare, got "
+                f"max_steps={self.max_steps}."
+            )
+
+    def run(
+        self,
+        model: DiffusionODE,
+        params: types.Params,
+        batch: types.Batch,
+        key: types.PRNGKey,
+        estimator: ODELikelihood,
+    ) -> tuple[ODELikelihood, Report]:
+        """The likelihood with a solver, and what is known of that solver's error.
+
+        Args:
+            model: what was trained.
+            params: of its network.
+            batch: `num_images` images with their `index` and `conditioning`.
+            key: of the evaluation: the noise is that of the first draw that will be scored.
+            estimator: its solver is kept where it has one.
+        """
+        score = _Grids(model, batch, key, estimator, self.max_steps)
+        found, steps = {}, _FIRST_STEPS
+        while True:
+            found[steps] = score(params, steps)
+            moved = _mean_error(found[steps], found.get(steps // 2))
+            if moved <= self.tolerance / 4 or 2 * steps > self.max_steps:
+                break
+            steps *= 2
+        reference = found[steps]
+        if estimator.solver is None:
+            chosen = self._coarsest(found, lambda steps: score(params, steps), reference)
+            bpd = found[chosen]
+            estimator = dataclasses.replace(estimator, solver=adams.Adams(steps=chosen))
+        else:
+            bpd = score.by_solver(params)
+        report = Report(
+            solver=str(estimator.solver),
+            tolerance=self.tolerance,
+            error=_mean_error(bpd, reference),
+            bias=float(np.mean(bpd - reference)),
+            reference_error=moved,
+            reference_evaluations=steps + 1,
+            num_images=len(reference),
+        )
+        return estimator, report
+
+    def _coarsest(
+        self,
+        found: dict[int, np.ndarray],
+        score: Callable[[int], np.ndarray],
+        reference: np.ndarray,
+    ) -> int:
+        """Steps of the coarsest grid within the tolerance; grids that are tried go to `found`."""
+
+        def is_within(steps: int) -> bool:
+            if steps not in found:
+                found[steps] = score(steps)
+            return _mean_error(found[steps], reference) <= self.tolerance
+
+        grids = sorted(found)
+        enough = next((steps for steps in grids[:-1] if is_within(steps)), grids[-1])
+        between = [round(enough // 2 * factor) for factor in _BETWEEN]
+        if enough == grids[0]:
+            return enough
+        return next((steps for steps in between if is_within(steps)), enough)
+
+
+class _Grids:
+    """Bits per dim of the pilot's images on a grid of any number of steps, compiled once."""
+
+    def __init__(
+        self,
+        model: DiffusionODE,
+        batch: types.Batch,
+        key: types.PRNGKey,
+        estimator: ODELikelihood,
+        max_steps: int,
+    ) -> None:
+        self._model, self._batch, self._key = model, batch, key
+        self._estimator = dataclasses.replace(estimator, num_importance=1, num_repeats=1)
+        self._max_steps = max_steps
+        self._compiled: Any = None
+
+    def __call__(self, params: types.Params, steps: int) -> np.ndarray:
+        """`[B]`."""
+        problem = self._problem(params, self._batch)[0]
+        grid = adams.Adams(steps=steps)
+        tables = grid.tables(problem.time_start, problem.time_end, problem.densities)
+        blank = self._max_steps - steps
+        padded = jax.tree.map(
+            lambda leaf: jnp.concatenate([leaf, jnp.zeros((blank, *leaf.shape[1:]), leaf.dtype)]),
+            tables,
+        )
+        if self._compiled is None:
+            self._compiled = jax.jit(self._score)
+        return np.asarray(self._compiled(params, self._batch, padded, steps), np.float64)
+
+    def by_solver(self, params: types.Params) -> np.ndarray:
+        """By the estimator's own solver, `[B]`."""
+
+        def score(params: types.Params, batch: types.Batch) -> types.PerExample:
+            found = self._model.likelihood_fn(params, batch, self._key, self._estimator)
+            return found.bits_per_dim(numerics.num_dims(batch["image"]))
+
+        return np.asarray(jax.jit(score)(params, self._batch), np.float64)
+
+    def _problem(self, params: types.Params, batch: types.Batch) -> tuple[Problem, Any]:
+        model, estimator, end = self._model, self._estimator, self._model.end
+        problem = Problem.of(
+            model.field(params, batch["conditioning"]),
+            estimator.dequantizer.gamma_start(end),
+            model.time.gamma_max,
+            estimator.variable,
+            estimator.divergence,
+            numerics.num_dims(batch["image"]),
+        )
+        return problem, end
+
+    def _score(
+        self, params: types.Params, batch: types.Batch, tables: adams.Tables, steps: int
+    ) -> types.PerExample:
+        (problem, end), estimator = self._problem(params, batch), self._estimator
+        x = batch["image"]
+        keys = numerics.fold_in_each(self._key, batch["index"])
+        noise, probes = estimator.draw(0, x.shape[1:], end, keys)
+        z = estimator.dequantizer.start(x, noise, end)
+        solution = adams.run(
+            problem.rate, problem.start(z, probes), tables, steps, problem.args(probes)
+        )
+        dims = numerics.num_dims(z)
+        log_p = problem.density_of(solution).log_p + estimator.dequantizer.entropy(dims, end)
+        log_p = log_p + estimator.dequantizer.log_reconstruction(x, z, end)
+        return numerics.nats_to_bpd(-log_p, dims)
+
+
+def _mean_error(bpd: np.ndarray, reference: np.ndarray | None) -> float:
+    return float("inf") if reference is None else float(np.mean(np.abs(bpd - reference)))
