@@ -73,8 +73,9 @@ def plot_nfe_histogram(nfe: Mapping[str, np.ndarray], path: str | os.PathLike[st
     if not nfe:
         raise ValueError("A histogram of network evaluations needs one bound or more, got none.")
     everything = np.concatenate(list(nfe.values()))
-    low, high = np.floor(everything.min()), np.ceil(everything.max())
-    edges = np.linspace(low - 0.5, high + 0.5, min(_MOST_BINS, int(high - low) + 1) + 1)
+    low, high = int(np.floor(everything.min())), int(np.ceil(everything.max()))
+    width = -(-(high - low + 1) // _MOST_BINS)  # whole: else some bins hold more integers
+    edges = np.arange(low, high + width + 1, width) - 0.5
     figure, axes = plots.new_figure("network evaluations per image", "images")
     for name, values in nfe.items():
         label = f"{name}: mean {values.mean():.1f}, most {values.max():.0f}"
