@@ -32,6 +32,7 @@ from idode_gin.runtime import (
     profiling,
     programs,
 )
+from idode_gin.runtime.checkpoint_series import All
 from idode_gin.runtime.checkpoints import CheckpointConfig, SaveCheckpointConfig
 from idode_gin.runtime.optimizers import AdamW
 from idode_gin.runtime.partitioning import PjitPartitioner
@@ -247,6 +248,7 @@ CASES: dict[Any, Any] = {
                 "tn": ODELikelihood(dequantizer=Uniform(), solver=STEPS, divergence=Exact())
             },
             "variational_bound": VariationalBound(num_times=3),
+            "checkpoints": Refused(All(), "there is no such directory"),
             "histogram_split": None,
             "use_ema": False,
             "seed": 1,

@@ -24,6 +24,7 @@ from idode_gin import checks
 from idode_gin.runtime import (
     batches,
     checkpoint_files,
+    checkpoint_series,
     guards,
     loading,
     partitioning,
@@ -31,6 +32,7 @@ from idode_gin.runtime import (
     train_state,
 )
 from idode_gin.runtime.augmentation import Augmentation, BitPerKind
+from idode_gin.runtime.checkpoint_series import Watch
 from idode_gin.runtime.checkpoints import (
     CheckpointConfig,
     Checkpoints,
@@ -150,6 +152,13 @@ def augmented(made: Augmentation, _: Room) -> Any:
     return batches.train_batch(split, tiny.config(16), 0)
 
 
+def pauses(series: Watch, room: Room) -> Any:
+    """How long, and how often, an empty directory is waited for."""
+    seen: list[float] = []
+    room.patch.setattr(checkpoint_series, "_wait", lambda seconds, _: seen.append(seconds))
+    return [*series.each(str(room.folder), lambda _: False), *seen]
+
+
 def verdicts(rules: guards.Guards, losses: list[float]) -> Any:
     """Of each step the verdict and whether it is left out, up to where the run stops."""
     state, watch, seen = guards.fresh(), guards.Watch(rules, look_ahead=0, say=lambda _: None), []
@@ -210,6 +219,7 @@ def logged(made: WandB, room: Room) -> str:
 
 
 CASES = {
+    Watch: Case(pauses, {"period": 2.0, "timeout": 5.0}, {"period": 1.0, "timeout": 4.0}),
     AdamW: Case(
         updates,
         {"learning_rate": 0.1, "warmup_steps": 2},

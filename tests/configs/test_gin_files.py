@@ -19,6 +19,7 @@ from idode_gin import sample as sample_program
 from idode_gin import train as train_program
 from idode_gin.gin_loading import MACRO, ConfigError
 from idode_gin.networks.unet import UNet
+from idode_gin.runtime.checkpoint_series import All, Watch
 from idode_gin.runtime.guards import LossSpike, Skip
 from idode_gin.runtime.optimizers import AdamW
 from idode_gin.runtime.profiling import ProfileWindow
@@ -293,6 +294,18 @@ def test_divergence_can_be_swapped_by_a_later_file(name: str, expected: object) 
     assert_static_equals_dynamic(reach, eval_program.evaluate)
     evaluator = gin_utils.build(eval_program.evaluate)["evaluator"]
     assert {each.divergence for each in evaluator.likelihoods.values()} == {expected}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"), [([], None), (["all"], All()), (["watch"], Watch())]
+)
+def test_checkpoints_can_be_chosen_by_a_later_file(files: list[str], expected: object) -> None:
+    parts = ["experiments/digits_eval", *(f"checkpoints/{each}" for each in files)]
+    reach = gin_utils.load_and_check(
+        eval_program.evaluate, [f"gin_configs/{each}.gin" for each in parts]
+    )
+    assert_static_equals_dynamic(reach, eval_program.evaluate)
+    assert gin_utils.build(eval_program.evaluate)["evaluator"].checkpoints == expected
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,11 @@ def test_killed_one_ends_the_others(tmp_path, victim):
 def program(name: str, checkpoint: pathlib.Path, output: pathlib.Path) -> list[str]:
     file = ROOT / f"gin_configs/experiments/digits_{name}.gin"
     settings = {
-        "eval": ["--gin.EVAL_OUTPUT_DIR", "--gin.EVAL_SPLIT='validation'", "--gin.BPD_TOLERANCE=0.1"],
+        "eval": [
+            "--gin.EVAL_OUTPUT_DIR",
+            "--gin.EVAL_SPLIT='validation'",
+            "--gin.BPD_TOLERANCE=0.1",
+        ],
         "sample": ["--gin.SAMPLE_OUTPUT_DIR", "--gin.Sampler.num_samples=20"],
     }[name]
     return [
