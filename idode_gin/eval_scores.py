@@ -16,7 +16,6 @@ Of the variational bound: `nats`, `bpd`, its terms `reconstruction`, `prior` and
 per dim), and `nfe`.
 """
 
-import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Mapping
@@ -59,13 +58,9 @@ def scorers(
         if known not in made:
             if estimator is None:
                 compute = _of_bound(model, variational_bound, seed, parity)
-                chunk: int | None = solve_size
             else:
-                in_lanes = dataclasses.replace(estimator, lanes=estimator.lanes or solve_size)
-                compute = _of_likelihood(model, in_lanes, name, seed, parity)
-                # The solver has lanes of its own, which it refills.
-                chunk = None
-            made[known] = image_loop.compiled(compute, partitioner, chunk)
+                compute = _of_likelihood(model, estimator, name, seed, parity)
+            made[known] = image_loop.compiled(compute, partitioner, solve_size)
         return made[known]
 
     return scorer

@@ -21,15 +21,10 @@ Compute = Callable[[types.Params, types.Batch], Mapping[str, jax.Array]]
 """`(params, batch) -> values [B, ...]` by name."""
 
 
-def compiled(compute: Compute, partitioner: PjitPartitioner, solve_size: int | None) -> Compute:
-    """`compute` on every device's own images, `solve_size` at a time; its values are everywhere.
-
-    None for all of a device's images at once, where `compute` sees to that itself.
-    """
+def compiled(compute: Compute, partitioner: PjitPartitioner, solve_size: int) -> Compute:
+    """`compute` on every device's own images, `solve_size` at a time; its values are everywhere."""
 
     def computed(params: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
-        if solve_size is None:
-            return compute(params, batch)
         return numerics.map_chunks(lambda part: compute(params, part), batch, solve_size)
 
     per_device = partitioner.per_device(computed)

@@ -28,6 +28,7 @@ from idode_gin.samplers.ancestral import Ancestral
 from idode_gin.samplers.dpm_solver import DPMSolverPlusPlus
 from idode_gin.samplers.heun import Heun
 from idode_gin.samplers.ode import ODESampler
+from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.divergence import Exact, Hutchinson
 from idode_gin.solvers.fixed_grid import FixedGrid
@@ -72,7 +73,7 @@ DEFINES = {
     "samplers": {"SAMPLER"},
 }
 # What some files of a folder define beside, and what they leave to their user.
-DEFINES_TOO = {"tasks": {"EVAL_SPLIT", "DATA_PATH"}}
+DEFINES_TOO = {"tasks": {"EVAL_SPLIT", "DATA_PATH"}, "solvers": {"TOLERANCE"}}
 REQUIRES = {"image_folder": {"IMAGE_SHAPE", "DATA_PATH"}, "image_npz": {"IMAGE_SHAPE", "DATA_PATH"}}
 ANSWERS = {"IMAGE_SHAPE": "(8, 8, 1)", "DATA_PATH": "'d'"}
 WITH_EACH_MODEL = ("train", "finetune", "eval", "sample")  # encode and interpolate are as eval is
@@ -247,7 +248,12 @@ def test_objective_and_task_can_be_swapped_by_a_later_file() -> None:
 
 @pytest.mark.parametrize(
     ("experiment", "solver"),
-    itertools.product(["digits_eval", "digits_sample"], ["dormand_prince", "fixed_grid"]),
+    [
+        *itertools.product(
+            ["digits_eval", "digits_sample"], ["dormand_prince", "fixed_grid", "adams"]
+        ),
+        ("digits_eval", "by_tolerance"),
+    ],
 )
 def test_solver_can_be_swapped_by_a_later_file(experiment: str, solver: str) -> None:
     parts = [f"experiments/{experiment}", f"solvers/{solver}"]
@@ -261,7 +267,9 @@ def test_solver_can_be_swapped_by_a_later_file(experiment: str, solver: str) -> 
     else:
         found = {arguments["sampler"].method.solver}
     expected = {
-        "dormand_prince": DormandPrince(rtol=1e-4, atol=1e-4),
+        "dormand_prince": DormandPrince(rtol=1e-5, atol=1e-5),
+        "adams": Adams(steps=64),
+        "by_tolerance": None,
         "fixed_grid": FixedGrid(steps=64),
     }
     assert found == {expected[solver]}
