@@ -1,0 +1,303 @@
+"""Bits per dim of a trained network: time and evaluations for an error, beside SciPy's RK45.
+
+    python -m benchmarks.likelihood --checkpoint=runs/digits --experiment=digits_eval
+    python -m benchmarks.likelihood --checkpoint=runs/photo --experiment=photo_patches_eval \\
+        --images=4 --repeats=1 --seconds=60 [--gin UNet.fourier_exponents='(6, 7)']
+
+The same network, images, dequantization noise and probes throughout, in one run. The reference is
+Adams in the exponential variable with steps doubled until figures stand still. Errors are means
+over images of |bpd - reference|.
+
+    a   time of Dormand-Prince in gamma, over that of RK45 from the host, at equal tolerance
+    b   time for a mean error of 1e-3, each by its cheapest setting that is below
+    c   network evaluations per image for errors of 1e-2, 1e-3 and 1e-4: log-log between the last
+        setting above and the first below, from which on all finer ones are below
+    d   time per image of a whole solve over (mean evaluations x time per image of one call of the
+        network with its trace, at the batch size where that is least)
+
+The host's function is compiled once, and compiling is nobody's time. Timed runs take turns; medians
+of `repeats` are printed.
+"""
+
+import argparse
+import datetime
+import math
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy
+
+from benchmarks import host_rk45, likelihood_case
+from benchmarks import likelihood_solves as solves
+from benchmarks.likelihood_solves import Solve
+
+TARGETS = (1e-2, 1e-3, 1e-4)
+TARGET = 1e-3
+HOST = "RK45, host"
+HOST_TOLERANCES = (1e-2, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
+BATCHES = (2, 4, 8, 16, 32, 64)
+
+
+def errors(found: Solve, reference: np.ndarray) -> tuple[float, float]:
+    """Mean over images of |error|, and |error of the mean|."""
+    difference = found.bpd - reference
+    return float(np.mean(np.abs(difference))), float(abs(np.mean(difference)))
+
+
+def evaluations_at(points: Sequence[tuple[float, float]], target: float) -> float | None:
+    """Evaluations for a mean error of `target`, from (evaluations, error), coarsest first."""
+    below = len(points)
+    while below and points[below - 1][1] <= target:
+        below -= 1
+    if below == len(points):
+        return None
+    if below == 0:
+        return points[0][0]
+    (n0, e0), (n1, e1) = points[below - 1], points[below]
+    share = (math.log(e0) - math.log(target)) / (math.log(e0) - math.log(max(e1, 1e-9)))
+    return math.exp(math.log(n0) + share * (math.log(n1) - math.log(n0)))
+
+
+def median_seconds(runs: dict[str, Callable[[], Solve]], repeats: int) -> dict[str, float]:
+    """They take turns."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            taken[name].append(run().seconds)
+    return {name: statistics.median(each) for name, each in taken.items()}
+
+
+def host_family(case: likelihood_case.Case) -> solves.Family:
+    host = host_rk45.HostRK45(case.field(), case.probes[0], *case.span)
+
+    def solve(tolerance: float) -> Solve:
+        found = host.solve(case.z, tolerance)
+        count = np.full(case.count, found.num_evaluations)
+        return Solve(f"{tolerance:g}", case.bpd(found.log_p), count, found.seconds)
+
+    return solve
+
+
+def seconds_of_a_call(case: likelihood_case.Case, repeats: int) -> tuple[float, int]:
+    """Of the network with its trace, per image; and the number of images at which that is least."""
+    found = {}
+    for count in (each for each in BATCHES if each <= max(case.count, 8)):
+        part = case.take(count)
+
+        @jax.jit
+        def call(z: Any, gamma: Any, probes: Any, conditioning: Any) -> Any:
+            field = case.model.field(case.params, conditioning)
+            return solves.TRACE.value_and_trace(lambda z: field.output(z, gamma), z, probes)
+
+        arguments = (part.z, jnp.zeros(count), part.probes, part.conditioning)
+        jax.block_until_ready(call(*arguments))
+        taken = []
+        for _ in range(2 * repeats + 3):
+            began = time.perf_counter()
+            jax.block_until_ready(call(*arguments))
+            taken.append(time.perf_counter() - began)
+        found[count] = statistics.median(taken) / count
+    best = min(found, key=found.__getitem__)
+    return found[best], best
+
+
+class Report:
+    """All measurements of one network, printed as they come."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.case = likelihood_case.load(args.experiment, args.checkpoint, args.images, args.gin)
+        exponential = solves.adams_grid(self.case, solves.VARIABLES["exponential"], None)
+        found, moved = solves.reference(exponential, 2e-5, 2 * args.seconds)
+        self.reference = found.bpd
+        self.families = {("Adams", "exponential"): exponential, (HOST, "gamma"): None}
+        self.points: dict[tuple[str, str], list[tuple[float, Solve]]] = {}
+        print(f"\n## {args.title or self.case.about}\n\n    {shlex.join(command())}\n")
+        print(
+            f"{datetime.date.today()}, {machine()}. {self.case.about}.\nReference: "
+            f"{found.setting}, which moved figures by {moved:.1e} when their number was doubled "
+            "last; beyond that no error is known.\n"
+        )
+
+    def sweep_all(self) -> None:
+        """Every solver in every variable, and the host's."""
+
+        def is_enough(found: Solve) -> bool:
+            return errors(found, self.reference)[0] < min(TARGETS)
+
+        self.families[HOST, "gamma"] = host_family(self.case)
+        self._sweep(HOST, "gamma", HOST_TOLERANCES, lambda _: False, math.inf)
+        for name in self.args.solvers:
+            make, settings = solves.FAMILIES[name]
+            for variable in self.args.variables:
+                if (name, variable) not in self.families:
+                    made = make(self.case, solves.VARIABLES[variable], None)
+                    self.families[name, variable] = made
+                self._sweep(name, variable, settings, is_enough, self.args.seconds)
+
+    def _sweep(
+        self,
+        name: str,
+        variable: str,
+        settings: Sequence[float],
+        is_enough: Callable[[Solve], bool],
+        seconds: float,
+    ) -> None:
+        found = solves.sweep(self.families[name, variable], settings, is_enough, seconds)
+        points = list(zip(settings, found, strict=False))
+        self.points[name, variable] = points
+        for _, each in points:
+            shown = ", ".join(f"{error:.1e}" for error in errors(each, self.reference))
+            print(
+                f"{name} {variable} {each.setting}: {np.mean(each.evaluations):.0f} evaluations, "
+                f"errors {shown}, {each.seconds:.2f} s",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def error(self, solve: Solve) -> float:
+        """Mean over images of |error|."""
+        return errors(solve, self.reference)[0]
+
+    def table_of_evaluations(self) -> None:
+        """Table c."""
+        print(
+            "c. Network evaluations per image for a mean error, bits per dim:\n\n| solver | "
+            f"variable | {' | '.join(f'{each:g}' for each in TARGETS)} | least error seen |\n"
+            f"|---|---|{'--:|' * (len(TARGETS) + 1)}"
+        )
+        for (name, variable), points in self.points.items():
+            curve = [(float(np.mean(each.evaluations)), self.error(each)) for _, each in points]
+            found = [evaluations_at(curve, target) for target in TARGETS]
+            cells = ["-" if each is None else f"{each:.0f}" for each in found]
+            least = min(error for _, error in curve)
+            print(f"| {name} | {variable} | {' | '.join(cells)} | {least:.1e} |")
+        print()
+
+    def cheapest(self, keys: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], float] | None:
+        """Of these solvers, the setting below TARGET that took least time; and all finer ones are
+        below as well."""
+        found = []
+        for key in keys:
+            points = self.points[key]
+            while points and self.error(points[-1][1]) <= TARGET:
+                found.append((points[-1][1].seconds, key, points[-1][0]))
+                points = points[:-1]
+        return min(found)[1:] if found else None
+
+    def times(self) -> None:
+        """Tables a and b."""
+        ours = [key for key in self.points if key[0] != HOST]
+        runs: dict[str, tuple[tuple[str, str], float]] = {"host, 1e-5": ((HOST, "gamma"), 1e-5)}
+        if ("Dormand-Prince", "gamma") in self.points:
+            runs["Dormand-Prince in gamma, 1e-5"] = (("Dormand-Prince", "gamma"), 1e-5)
+        host = self.cheapest([(HOST, "gamma")])
+        best = self.cheapest(ours)
+        if host:
+            runs[f"host, error below {TARGET:g}"] = host
+        if best:
+            runs[f"best of ours, error below {TARGET:g}"] = best
+        if ("Adams", "exponential") in ours and (
+            default := self.cheapest([("Adams", "exponential")])
+        ):
+            runs[f"default, error below {TARGET:g}"] = default
+        solve = {
+            name: (lambda key=key, setting=setting: self.families[key](setting))
+            for name, (key, setting) in runs.items()
+        }
+        last = {name: run() for name, run in solve.items()}
+        seconds = median_seconds(solve, self.args.repeats)
+        print(
+            "a, b. Wall time of all images:\n\n| run | solver | variable | setting | evaluations | "
+            "mean error | error of the mean | s |\n|---|---|---|---|--:|--:|--:|--:|"
+        )
+        for name, ((solver, variable), _) in runs.items():
+            one, mean = errors(last[name], self.reference)
+            print(
+                f"| {name} | {solver} | {variable} | {last[name].setting} | "
+                f"{np.mean(last[name].evaluations):.0f} | {one:.1e} | {mean:.1e} | "
+                f"{seconds[name]:.2f} |"
+            )
+        print()
+        names = list(runs)
+        if len(names) > 1 and names[1].startswith("Dormand"):
+            ratio = seconds[names[0]] / seconds[names[1]]
+            print(f"a. At equal tolerance: {ratio:.2f} times faster than the host's.")
+        for name in names:
+            if name.startswith(("best", "default")):
+                if host:
+                    ratio = seconds[f"host, error below {TARGET:g}"] / seconds[name]
+                    print(f"b. {name}: {ratio:.2f} times faster than the host's.")
+                else:
+                    ratio = seconds["host, 1e-5"] / seconds[name]
+                    print(
+                        f"b. {name}: {ratio:.2f} times faster than the host's at 1e-5, which "
+                        "is the finest tried and is not below that error."
+                    )
+
+    def overhead(self) -> None:
+        """d."""
+        call, best = seconds_of_a_call(self.case, self.args.repeats)
+        print(
+            f"\nd. One call of the network with its trace: {1e3 * call:.2f} ms per image, at "
+            f"{best} images side by side."
+        )
+        case = self.case.take(max(2 * best, self.case.count))
+        lanes = min(best, case.count)
+        for name, setting in (("Adams", 32), ("Dormand-Prince", 1e-3)):
+            family = solves.FAMILIES[name][0](case, solves.VARIABLES["exponential"], lanes)
+            family(setting)
+            found = [family(setting) for _ in range(self.args.repeats)]
+            seconds = statistics.median(each.seconds for each in found) / case.count
+            ratio = seconds / (np.mean(found[0].evaluations) * call)
+            print(
+                f"   {name}, {found[0].setting}, {case.count} images on {lanes} lanes: "
+                f"{np.mean(found[0].evaluations):.1f} evaluations, {1e3 * seconds:.1f} ms per "
+                f"image, {ratio:.2f} times evaluations x call."
+            )
+
+
+def command() -> list[str]:
+    return ["python", "-m", "benchmarks.likelihood", *sys.argv[1:]]
+
+
+def machine() -> str:
+    device = jax.devices()[0]
+    load = os.getloadavg()[0]
+    return (
+        f"{os.cpu_count()} cores ({platform.machine()}), {device.device_kind} ({device.platform}), "
+        f"load {load:.1f}; Python {platform.python_version()}, jax {jax.__version__}, scipy "
+        f"{scipy.__version__}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--experiment", default="digits_eval")
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=10, help="of one solve in a sweep")
+    parser.add_argument("--solvers", nargs="+", default=list(solves.FAMILIES))
+    parser.add_argument("--variables", nargs="+", default=list(solves.VARIABLES))
+    parser.add_argument("--gin", nargs="*", default=[], help="bindings")
+    parser.add_argument("--title", default="")
+    report = Report(parser.parse_args())
+    report.sweep_all()
+    report.times()
+    print()
+    report.table_of_evaluations()
+    report.overhead()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Solves of one case by any solver in any integration variable, compiled once for all settings.
+
+Tolerances and numbers of steps are arguments of the compiled programs, so that a sweep over them
+compiles nothing. Steps of Runge-Kutta grids are not: each number has a program of its own.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.likelihood_case import Case
+from idode_gin.density import Problem, log_density
+from idode_gin.integration_variables.base import AbstractIntegrationVariable
+from idode_gin.integration_variables.exponential import Exponential
+from idode_gin.integration_variables.gamma import Gamma
+from idode_gin.integration_variables.kappa import Kappa
+from idode_gin.integration_variables.natural import Natural
+from idode_gin.solvers import adams
+from idode_gin.solvers.adaptive import DormandPrince
+from idode_gin.solvers.divergence import Hutchinson
+from idode_gin.solvers.fixed_grid import FixedGrid
+
+VARIABLES: dict[str, AbstractIntegrationVariable] = {
+    "gamma": Gamma(),
+    "kappa": Kappa(),
+    "natural": Natural(),
+    "exponential": Exponential(),
+}
+MAX_STEPS = 1024
+TRACE = Hutchinson()
+
+
+@dataclasses.dataclass(frozen=True)
+class Solve:
+    """What a solve gave and cost."""
+
+    setting: str
+    """A tolerance or a number of steps."""
+    bpd: np.ndarray
+    evaluations: np.ndarray
+    """Network evaluations of each image."""
+    seconds: float
+
+
+Family = Callable[[float], Solve]
+"""One solver in one variable: of a tolerance or a number of steps."""
+
+
+def dormand_prince(case: Case, variable: AbstractIntegrationVariable, lanes: int | None) -> Family:
+    """Steps of each image's own."""
+
+    @jax.jit
+    def run(conditioning: Any, z: Any, probes: Any, tolerance: Any) -> Any:
+        solver = DormandPrince()
+        object.__setattr__(solver, "rtol", tolerance)  # traced: the constructor would look at it
+        object.__setattr__(solver, "atol", tolerance)
+        field = case.model.field(case.params, conditioning)
+        return log_density(field, z, *case.span, solver, TRACE, probes, variable, lanes)
+
+    return _family(case, run, lambda tolerance: jnp.float32(tolerance), "{:g}")
+
+
+def adams_grid(case: Case, variable: AbstractIntegrationVariable, lanes: int | None) -> Family:
+    """Equal steps in the variable, one evaluation each."""
+
+    def problem_of(conditioning: Any) -> Problem:
+        field = case.model.field(case.params, conditioning)
+        return Problem.of(field, *case.span, variable, TRACE, case.dims)
+
+    def tables(steps: float) -> tuple[adams.Tables, Any]:
+        problem, grid = problem_of(case.conditioning), adams.Adams(steps=int(steps))
+        found = grid.tables(problem.time_start, problem.time_end, problem.densities)
+        blank = MAX_STEPS - int(steps)
+        padded = jax.tree.map(
+            lambda each: jnp.pad(each, [(0, blank)] + [(0, 0)] * (each.ndim - 1)), found
+        )
+        return padded, jnp.asarray(int(steps))
+
+    @jax.jit
+    def run(conditioning: Any, z: Any, probes: Any, setting: tuple[adams.Tables, Any]) -> Any:
+        problem = problem_of(conditioning)
+        start, args = problem.start(z, probes), problem.args(probes)
+        return problem.density_of(adams.run(problem.rate, start, *setting, args, lanes))
+
+    return _family(case, run, tables, "{:.0f} steps")
+
+
+def runge_kutta_grid(
+    case: Case, variable: AbstractIntegrationVariable, lanes: int | None
+) -> Family:
+    """Equal steps in the variable, of the classical method of order 4."""
+
+    def solve(steps: float) -> Solve:
+        @jax.jit
+        def run(conditioning: Any, z: Any, probes: Any, _: Any) -> Any:
+            field, solver = case.model.field(case.params, conditioning), FixedGrid(steps=int(steps))
+            return log_density(field, z, *case.span, solver, TRACE, probes, variable, lanes)
+
+        return _family(case, run, lambda _: 0, "{:.0f} steps")(steps)
+
+    return solve
+
+
+def _family(case: Case, run: Any, prepared: Callable[[float], Any], shown: str) -> Family:
+    compiled: list[Any] = []
+
+    def solve(setting: float) -> Solve:
+        arguments = (case.conditioning, case.z, case.probes, prepared(setting))
+        if not compiled:
+            compiled.append(run.lower(*arguments).compile())
+        began = time.perf_counter()
+        found = jax.block_until_ready(compiled[0](*arguments))
+        seconds = time.perf_counter() - began
+        if not np.all(found.success):
+            raise RuntimeError(f"{shown.format(setting)}: some images did not arrive")
+        evaluations = np.asarray(found.num_evaluations, np.float64)
+        return Solve(shown.format(setting), case.bpd(found.log_p), evaluations, seconds)
+
+    return solve
+
+
+FAMILIES: dict[str, tuple[Any, tuple[float, ...]]] = {
+    "Dormand-Prince": (dormand_prince, (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)),
+    "Adams": (adams_grid, (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)),
+    "Runge-Kutta 4": (runge_kutta_grid, (4, 8, 16, 32, 64)),
+}
+"""Each with its settings, coarsest first."""
+
+
+def sweep(
+    family: Family, settings: Sequence[float], is_enough: Callable[[Solve], bool], seconds: float
+) -> Iterator[Solve]:
+    """Coarsest first, until one is enough or the next, twice as long, would take too long."""
+    for setting in settings:
+        found = family(setting)
+        yield found
+        if is_enough(found) or 2 * found.seconds > seconds:
+            return
+
+
+def reference(family: Family, moved_by: float, seconds: float) -> tuple[Solve, float]:
+    """Adams with its steps doubled until the figures move by less; and by how much they moved."""
+    last, steps = family(32), 64
+    while True:
+        found = family(steps)
+        moved = float(np.mean(np.abs(found.bpd - last.bpd)))
+        if moved <= moved_by or 2 * steps > MAX_STEPS or 2 * found.seconds > seconds:
+            return found, moved
+        last, steps = found, 2 * steps
