@@ -81,7 +81,7 @@ class Report:
         self.args = args
         self.case = likelihood_case.load(args.experiment, args.checkpoint, args.images, args.gin)
         exponential = solves.adams_grid(self.case, solves.VARIABLES["exponential"], None)
-        found, moved = solves.reference(exponential, 2e-5, 2 * args.seconds)
+        found, moved = solves.reference(exponential, 2e-5, 15 * args.seconds)
         self.reference = found.bpd
         self.families = {("Adams", "exponential"): exponential, (HOST, "gamma"): None}
         self.points: dict[tuple[str, str], list[tuple[float, Solve]]] = {}
