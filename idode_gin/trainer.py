@@ -400,7 +400,7 @@ class _Run:
     def _step(self, step: int, batch: types.Batch) -> tuple[TrainState, train_step.Health]:
         if step > self._start:
             return self._program.step(self._state, batch)
-        with self._stop.with_last_words(self._said_before_first_step):
+        with self._stop.with_nothing_to_save(self._said_before_first_step):
             return self._program.step(self._state, batch)
 
     def _said_before_first_step(self, reason: str) -> str:

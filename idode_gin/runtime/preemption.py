@@ -4,7 +4,6 @@ Light to import: a program handles signals before it knows whether it needs jax.
 """
 
 import contextlib
-import itertools
 import os
 import signal
 import socket
@@ -15,13 +14,13 @@ from types import FrameType, TracebackType
 from typing import NoReturn
 
 from idode_gin import checks
+from idode_gin.runtime import processes, shared_fate
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 TRAINING = "stopping after this step. Again to stop at once, unsaved."
 RESULTS = "stopping before the next batch. Again to stop at once."
 GRACE = 5.0
 """Seconds that a loop has to come to its next poll, where it can also be left in mid-batch."""
-_POLLS = itertools.count(1)
 _asked_outside = 0  # the signal that the last `OutsideLoop` got; 0 for none
 
 
@@ -47,13 +46,13 @@ class _Handlers:
         self._previous: dict[signal.Signals, object] = {}
         self._previous_fd = -1
 
-    def _install(self, signals: tuple[signal.Signals, ...] = SIGNALS) -> None:
+    def _install(self) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        for each in signals:
+        for each in SIGNALS:
             self._previous[each] = signal.signal(each, self._handle)
         threading.Thread(target=self._watch, args=(self._reader,), daemon=True).start()
 
@@ -109,6 +108,7 @@ class _Handlers:
             except OSError as error:
                 said, code = f"error: {error}", checks.EXIT_BAD_INPUT
             print(said, file=sys.stderr, flush=True)
+            shared_fate.fail(code, said)
             os._exit(code)
 
     def _asked(self, number: int) -> None:
@@ -170,8 +170,8 @@ class StopRequest(_Handlers):
     Training, evaluation and sampling alike poll it, save what they have and raise
     `checks.Preempted`. A second signal ends the process at once, with exit code 128 + signal.
 
-    Several processes stop together: jax's preemption service, which SIGTERM is left to, agrees with
-    all of them on one poll to stop at. So all must poll equally often. SIGINT is passed on to it.
+    Several processes stop together: whichever is asked, they agree on one poll to stop at. So all
+    must poll equally often.
 
     Outside the main thread, where Python allows no handlers, nothing is installed and nothing is
     ever requested.
@@ -189,12 +189,21 @@ class StopRequest(_Handlers):
     ) -> None:
         super().__init__(notice, last_words)
         self._is_agreed = False
+        self._fate = shared_fate.Watch()
 
     @contextlib.contextmanager
     def with_last_words(self, last_words: Callable[[str], str]) -> Iterator[None]:
         """A part of the context that has `last_words`: where a compilation may last for minutes."""
-        if _process_count() == 1:
-            self._last_words = last_words
+        if processes.count() > 1:  # the others would be left in mid-batch
+            yield
+            return
+        with self.with_nothing_to_save(last_words):
+            yield
+
+    @contextlib.contextmanager
+    def with_nothing_to_save(self, last_words: Callable[[str], str]) -> Iterator[None]:
+        """The same where `last_words` only says so: then several processes can be left anywhere."""
+        self._last_words = last_words
         try:
             yield
         finally:
@@ -204,12 +213,9 @@ class StopRequest(_Handlers):
     @property
     def requested(self) -> bool:
         """Whether to stop. With several processes a poll, with the same answer on all of them."""
-        if _process_count() == 1:
+        if processes.count() == 1:
             return self._signal != 0
-        from jax.experimental import multihost_utils
-
-        if not self._is_agreed:
-            self._is_agreed = bool(multihost_utils.reached_preemption_sync_point(next(_POLLS)))
+        self._is_agreed = self._is_agreed or shared_fate.poll()
         return self._is_agreed
 
     @property
@@ -222,20 +228,24 @@ class StopRequest(_Handlers):
         return self.requested
 
     def __enter__(self) -> "StopRequest":
-        if _process_count() == 1:
-            self._signal = _asked_outside
-            self._install()
-        else:
-            self._last_words = None  # the others would be left in mid-batch
-            self._install((signal.SIGINT,))
+        self._fate.__enter__()
+        if processes.count() > 1:
+            self._last_words = None
+        self._signal = _asked_outside
+        if self._signal:
+            self._asked(self._signal)
+        self._install()
         return self
 
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self._fate.__exit__()
+
     def _asked(self, number: int) -> None:
-        if _process_count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _process_count() -> int:
-    import jax
-
-    return jax.process_count()
+        if processes.count() > 1:
+            shared_fate.ask_to_stop()

@@ -6,7 +6,9 @@ import functools
 import itertools
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,6 +57,14 @@ def join(place: Place, timeout: int) -> None:
         local_device_ids=list(place.local_device_ids),
         initialization_timeout=timeout,
     )
+    _take_signals_back()
+
+
+def _take_signals_back() -> None:
+    """jax takes SIGTERM for a service of its own, which knows of no second one."""
+    handler = signal.getsignal(signal.SIGTERM)  # as Python remembers it
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def client() -> Any:
@@ -74,6 +84,13 @@ def index() -> int:
     from jax._src import distributed
 
     return distributed.global_state.process_id
+
+
+def host() -> str:
+    """Where process 0 is, as this process was told."""
+    from jax._src import distributed
+
+    return (distributed.global_state.coordinator_address or "").rpartition(":")[0].strip("[]")
 
 
 def count() -> int:

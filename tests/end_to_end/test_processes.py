@@ -177,8 +177,36 @@ def test_run_directory_must_be_shared(tmp_path):
 def test_killed_one_ends_the_others(tmp_path, victim):
     with several.at_work(tmp_path / "run", 2, 1, "--gin.TRAIN_STEPS=50000") as started:
         started.all[victim].kill()
-        code = started.codes(timeout=60)[1 - victim]
+        code = started.codes(timeout=15)[1 - victim]
     assert code not in (0, checks.EXIT_PREEMPTED, -999)
+
+
+@pytest.mark.full
+def test_asked_twice_one_ends_at_once_and_the_others_with_it(tmp_path):
+    with several.at_work(tmp_path / "run", 2, 1, "--gin.TRAIN_STEPS=50000") as started:
+        started.all[1].send_signal(signal.SIGTERM)
+        started.wait_until(lambda: "Again to stop at once" in started.outputs()[1])
+        started.all[1].send_signal(signal.SIGTERM)
+        codes = started.codes(timeout=15)
+    assert codes[1] in (128 + signal.SIGTERM, checks.EXIT_PREEMPTED)  # or it was done before that
+    assert codes[0] not in (0, -999)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("asked", [0, 1])
+def test_asked_in_the_first_compilation_all_leave_within_seconds(tmp_path, asked):
+    """It takes long here: nothing is cached, and blocks are many."""
+    folder = tmp_path / "run"
+    command = train(
+        folder, "--gin.UNet.levels=24", f"--gin.COMPILATION_CACHE_DIR={str(tmp_path / 'cache')!r}"
+    )
+    with Processes(tmp_path / "logs", command, 2) as started:
+        started.wait_until(lambda: "Training from scratch" in started.outputs()[0])
+        started.all[asked].send_signal(signal.SIGTERM)
+        started.expect(checks.EXIT_PREEMPTED, timeout=30)
+    said = "Stopped by SIGTERM before step 1 of 8 was compiled. Nothing is lost"
+    assert all(said in output for output in started.outputs())
+    assert checkpoints.saved_steps(folder) == []
 
 
 def program(name: str, checkpoint: pathlib.Path, output: pathlib.Path) -> list[str]:

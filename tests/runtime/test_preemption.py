@@ -8,10 +8,11 @@ import sys
 import textwrap
 import threading
 import time
+import types
 
 import pytest
 
-from idode_gin.runtime import preemption
+from idode_gin.runtime import preemption, processes, shared_fate
 from idode_gin.runtime.preemption import StopRequest
 
 
@@ -52,37 +53,67 @@ def test_handlers_come_back_after_an_error():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_several_processes_poll_alike(monkeypatch):
-    """Every poll has the next number, through all loops of a process: jax waits for one of them."""
-    polls = []
+@pytest.fixture
+def one_of_two(monkeypatch):
+    """As if there were another process; gives what was asked of it and what it answers."""
+    said = types.SimpleNamespace(asked=0, polls=0, agreed_from=10**6, failures=[])
 
-    def agreed(number):
-        polls.append(number)
-        return len(polls) >= 4
+    def ask():
+        said.asked += 1
 
-    monkeypatch.setattr(preemption, "_process_count", lambda: 2)
-    monkeypatch.setattr("jax.experimental.multihost_utils.reached_preemption_sync_point", agreed)
+    def poll():
+        said.polls += 1
+        return said.polls >= said.agreed_from
+
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(shared_fate, "ask_to_stop", ask)
+    monkeypatch.setattr(shared_fate, "poll", poll)
+    monkeypatch.setattr(shared_fate, "fail", lambda *each: said.failures.append(each))
+    return said
+
+
+def test_several_processes_poll_alike(one_of_two):
+    """Until all stop, every poll counts, through all loops of a process."""
+    one_of_two.agreed_from = 4
     with StopRequest() as stop:
         assert [stop.requested, stop.stop_at(70)] == [False, False]
     with StopRequest() as stop:
         assert [stop.requested, stop.requested, stop.requested] == [False, True, True]
         assert stop.stop_at(71)
         assert stop.reason == "preemption"
-    assert polls == list(range(polls[0], polls[0] + 4))
+    assert one_of_two.polls == 4
 
 
-def test_several_processes_pass_ctrl_c_on_to_jax(monkeypatch):
-    heard = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
-    monkeypatch.setattr(preemption, "_process_count", lambda: 2)
-    try:
-        with StopRequest() as stop:
-            os.kill(os.getpid(), signal.SIGINT)
-            wait_until(lambda: heard)
-            assert stop.reason == "SIGINT"
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert heard == [signal.SIGTERM]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_several_processes_are_asked_where_one_is(number, one_of_two):
+    with StopRequest() as stop:
+        os.kill(os.getpid(), number)
+        wait_until(lambda: one_of_two.asked == 1)
+        assert stop.reason == number.name
+        assert not stop.requested  # before they have agreed
+
+
+def test_several_processes_are_asked_for_what_was_swallowed(one_of_two):
+    with preemption.OutsideLoop():
+        with contextlib.suppress(preemption.StoppedOutsideLoop):
+            signal.raise_signal(signal.SIGTERM)
+        with StopRequest():
+            assert one_of_two.asked == 1
+
+
+def test_several_processes_say_last_words_only_where_nothing_is_to_be_saved(
+    one_of_two, monkeypatch
+):
+    left = threading.Event()
+    monkeypatch.setattr(preemption, "GRACE", 0.1)
+    monkeypatch.setattr(os, "_exit", lambda _: left.set())
+    with StopRequest(preemption.RESULTS, lambda _: pytest.fail("said them")) as stop:
+        with stop.with_last_words(lambda _: pytest.fail("said them")):
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert not left.wait(0.4)
+        with stop.with_nothing_to_save(lambda name: f"by {name}"):
+            assert left.wait(10)
+    assert one_of_two.failures[0] == (75, "stopped: by SIGTERM")
 
 
 def test_outside_the_main_thread_nothing_is_installed():
