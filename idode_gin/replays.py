@@ -75,7 +75,12 @@ def replay(
     own = {name: each[rows] for name, each in bad.batch.items()}
     key = jax.random.fold_in(programs.keys(seed)[1], bad.step)
     is_finite, report = bad_steps.examine(
-        loss_fn, state.params, partitioner.put_batch(own, size), key, num_microbatches
+        loss_fn,
+        state.params,
+        partitioner.put_batch(own, size),
+        key,
+        num_microbatches,
+        partitioner.replicated,
     )
     report += f"\n  in the run itself: {_seen(bad.health)}"
     title = f"Step {bad.step + 1}, replayed with the batch of {path}:"

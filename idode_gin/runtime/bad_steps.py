@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from idode_gin import types
-from idode_gin.runtime import files, fingerprints
+from idode_gin.runtime import files, fingerprints, processes
 from idode_gin.runtime.train_step import LossFn
 
 _SHOWN = 8
@@ -66,9 +66,16 @@ def read(path: str | os.PathLike[str]) -> BadStep:
 
 
 def examine(
-    loss_fn: LossFn, params: types.Params, batch: types.Batch, key: types.PRNGKey, parts: int
+    loss_fn: LossFn,
+    params: types.Params,
+    batch: types.Batch,
+    key: types.PRNGKey,
+    parts: int,
+    everywhere: jax.sharding.Sharding | None = None,
 ) -> tuple[bool, str]:
     """Computes loss and gradient of a batch, and says where they are not finite.
+
+    Of several processes all must call it, and all get the same answer.
 
     Args:
         loss_fn: see `train_step.LossFn`.
@@ -76,22 +83,24 @@ def examine(
         batch: of the step.
         key: of the step.
         parts: microbatches.
+        everywhere: replicates over all devices; None where there is one.
 
     Returns:
         Whether all is finite, and a report in words.
     """
     size = batch["image"].shape[0]
 
-    @jax.jit
-    def look(part: types.Batch) -> Any:
+    def look(params: types.Params, batch: types.Batch, start: jax.Array) -> Any:
+        part = {  # every so many images, of which this is the first, as in training
+            name: each.reshape(size // parts, parts, *each.shape[1:])[:, start]
+            for name, each in batch.items()
+        }
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, part, key, size)
         largest = jax.tree.map(lambda each: jnp.max(jnp.abs(each)), grads)
         return loss, {"index": part["index"], **metrics}, largest
 
-    found = [
-        jax.device_get(look({name: each[start::parts] for name, each in batch.items()}))
-        for start in range(parts)
-    ]
+    jitted = processes.together(jax.jit(look, out_shardings=everywhere))
+    found = [jax.device_get(jitted(params, batch, np.int32(start))) for start in range(parts)]
     loss = float(np.mean([each[0] for each in found]))
     values = {name: np.concatenate([each[1][name] for each in found]) for name in found[0][1]}
     index = values.pop("index")

@@ -209,6 +209,27 @@ def test_asked_in_the_first_compilation_all_leave_within_seconds(tmp_path, asked
     assert checkpoints.saved_steps(folder) == []
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("mesh", ["{'data': 2}", "{'fsdp': 2}"])
+def test_a_bad_step_is_left_by_one_and_replayed_by_all(tmp_path, mesh):
+    folder = tmp_path / "run"
+    settings = ["--gin.LEARNING_RATE=1e30", "--gin.Trainer.num_microbatches=2"]
+    command = train(folder, f"--gin.MESH_SHAPE={mesh}", *settings)
+    with Processes(tmp_path / "logs", command, 2) as started:
+        started.expect(checks.EXIT_NON_FINITE)
+    (path,) = (folder / "train").glob("bad_step_*.npz")
+    assert summary(folder)["exit_reason"] == "non_finite"
+    replaying = [*command, f"--gin.Trainer.replay={str(path)!r}"]
+    with Processes(tmp_path / "logs", replaying, 2) as started:
+        started.expect(0)  # the gradient was finite, and the parameters after the update not
+        zero, one = started.outputs()
+    assert f"replayed with the batch of {path}:" in zero
+    assert "Traceback" not in one
+    replayed = re.search(r"\n  loss (\S+), mean over the batch\n", zero)
+    seen = re.search(r"in the run itself: loss (\S+), .* after the update inf\n", zero)
+    np.testing.assert_allclose(float(replayed[1]), float(seen[1]), rtol=1e-5)
+
+
 def program(name: str, checkpoint: pathlib.Path, output: pathlib.Path) -> list[str]:
     file = ROOT / f"gin_configs/experiments/digits_{name}.gin"
     settings = {
