@@ -10,7 +10,13 @@ import jax.numpy as jnp
 import optax
 
 from idode_gin import types
-from idode_gin.runtime import checkpoint_meta, checkpoint_reading, fingerprints, warm_start
+from idode_gin.runtime import (
+    checkpoint_meta,
+    checkpoint_reading,
+    fingerprints,
+    stacked_leaves,
+    warm_start,
+)
 from idode_gin.runtime.checkpoint_config import RestoreCheckpointConfig
 from idode_gin.runtime.train_state import TrainState
 
@@ -112,7 +118,9 @@ def plan(
     Raises:
         ValueError: if a leaf is covered by no rule, or a rule covers none.
     """
-    saved, wanted = _saved_shapes(meta), _shapes(abstract)
+    wanted = _shapes(abstract)
+    saved = _saved_shapes(meta)
+    saved = stacked_leaves.as_if_saved(saved, stacked_leaves.made(saved, wanted))
     found = warm_start.plan(
         saved,
         wanted,
@@ -181,22 +189,29 @@ def _read(
     abstract: TrainState,
     chosen: warm_start.Plan,
 ) -> checkpoint_reading.Leaves:
-    """The leaves that are taken, by name; each lies where the leaf it becomes will lie."""
+    """The leaves that are taken, by name; each lies where the leaf it becomes will lie.
+
+    One that is made of others does so only later: those are whole on every device until then.
+    """
     lies = _named(checkpoint_reading.shardings(parts(abstract)), full=True)
     saved, wanted = _saved_shapes(meta), _shapes(abstract)
+    made = stacked_leaves.made(saved, wanted)
     placed: dict[str, dict[str, jax.sharding.Sharding]] = {}
     for name, fate in chosen.fates.items():
         if fate.source is None:
             continue
-        part, _, path = _as_saved(fate.source).partition("/")
+        sources = made[fate.source].sources if fate.source in made else (fate.source,)
+        part, _, path = _as_saved(sources[0]).partition("/")
         here = placed.setdefault(part, {})
-        if saved[fate.source] == wanted[name] and name in lies:
+        if sources == (fate.source,) and saved[fate.source] == wanted[name] and name in lies:
             here[path] = lies[name]
     leaves: checkpoint_reading.Leaves = {}
     for part, where in placed.items():
         found = checkpoint_reading.read_leaves(checkpoint, meta, part, where)
         leaves |= {f"{part}/{path}": leaf for path, leaf in found.items()}
-    return _named(leaves, full=True)
+    named = _named(leaves, full=True)
+    needed = {fate.source for fate in chosen.fates.values()}
+    return named | {name: each.of(named) for name, each in made.items() if name in needed}
 
 
 def _padded(abstract: Any, leaves: Mapping[str, jax.Array]) -> Any:

@@ -10,12 +10,14 @@ import numpy as np
 import optax
 import pytest
 
+from idode_gin.networks import stacking
 from idode_gin.runtime import (
     checkpoint_restoring,
     checkpoints,
     fingerprints,
     optimizers,
     partitioning,
+    stacked_leaves,
     train_state,
     warm_start,
 )
@@ -351,3 +353,75 @@ def test_narrower_numbers(source, tmp_path):
     expected = jax.tree.map(lambda leaf, want: leaf.astype(want.dtype), state_of(6), fresh)
     assert state.params["out"]["bias"].dtype == jnp.bfloat16
     assert_same(state, expected)
+
+
+# Equal blocks: one tree each, or one tree with the blocks along a first axis.
+
+
+def blocks_of(step, form):
+    """A state like `state_of`, of a network with three blocks, in the form asked for."""
+    blocks = [{"kernel": jax.random.normal(jax.random.key(n), (2, 4))} for n in range(3)]
+    params = {
+        "out": {"bias": jnp.arange(2.0)},
+        **{f"up_{n}": each for n, each in enumerate(blocks)},
+    }
+    transformation = optimizer().build()
+    if form == "stacked":
+        params = stacking.stacked(params)
+    state = train_state.create(params, transformation, ("loss",))
+    opt_state = state.opt_state
+    for _ in range(step):
+        _, opt_state = transformation.update(jax.tree.map(jnp.sin, params), opt_state, params)
+    ema = jax.tree.map(lambda leaf: leaf + 1, params)
+    return dataclasses.replace(state, step=jnp.int32(step), ema=ema, opt_state=opt_state)
+
+
+FORMS = [("unrolled", "stacked"), ("stacked", "unrolled")]
+
+
+@pytest.mark.parametrize(("before", "after"), FORMS)
+def test_blocks_that_are_stacked_and_those_that_are_not_become_each_other(tmp_path, before, after):
+    source = save(tmp_path / "source", blocks_of(4, before))
+    state, restored = restore(tmp_path / "own", blocks_of(0, after), path=str(source))
+    expected = blocks_of(4, after)
+    for name in ("params", "ema", "opt_state"):  # element by element, an optimizer does not see it
+        assert_same(getattr(state, name), getattr(expected, name))
+    assert "missing" not in restored.report
+    assert "0 leaves of the checkpoint are not used" in restored.report
+    jax.jit(lambda s: jax.tree.map(lambda leaf: leaf + 1, s), donate_argnums=0)(state)
+
+
+def test_a_block_can_be_reset_and_the_others_are_still_taken(tmp_path):
+    source = save(tmp_path / "source", blocks_of(4, "stacked"))
+    rules = {".*/up_1/kernel": "reset"}
+    state, _ = restore(tmp_path / "own", blocks_of(0, "unrolled"), path=str(source), rules=rules)
+    assert_same(state.params["up_2"], blocks_of(4, "unrolled").params["up_2"])
+    assert_same(state.opt_state[0].mu["up_1"]["kernel"], jnp.zeros((2, 4)))
+
+
+A, B = (2, 4), (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("saved", "wanted"),
+    [
+        ({"up_0/a": A, "up_1/a": A}, {"up/a": (3, *A)}),  # another number of blocks
+        ({"up_0/a": A, "up_2/a": A}, {"up/a": (2, *A)}),  # one is missing
+        ({"up_0/a": A, "up_1/a": B}, {"up/a": (2, *A)}),  # they are not equal
+        ({"up/a": (2, *A)}, {"up_0/a": A, "up_1/a": A, "up_2/a": A}),
+        ({"up/a": (2, *A)}, {"up_1/a": A, "up_2/a": A}),
+        ({"up/a": (2, *A), "up_1/a": A}, {"up_0/a": A, "up_1/a": A}),
+    ],
+)
+def test_blocks_that_do_not_fit_are_named(saved, wanted):
+    saved, wanted = ({f"params/{n}": each for n, each in side.items()} for side in (saved, wanted))
+    assert stacked_leaves.made(saved, wanted) == {}
+    with pytest.raises(ValueError, match="covered by no rule"):
+        plan(wanted, saved=saved).check("run/checkpoint_2")
+
+
+def test_the_shapes_of_leaves_that_are_made():
+    saved = {"params/a/up_0/b_1": A, "params/a/up_1/b_1": A, "params/down/c": (2, *B)}
+    wanted = {"params/a/up/b_1": (2, *A), "params/down_0/c": B, "params/down_1/c": B}
+    found = stacked_leaves.made(saved, wanted)
+    assert stacked_leaves.as_if_saved(saved, found) == wanted
