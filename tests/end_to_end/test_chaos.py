@@ -34,6 +34,7 @@ SOON = 30
 """Seconds for them to end after a kill once they train; on an idle machine it is three."""
 IN_THE_START = 0.2
 """Of the disturbances by a signal, the share that falls before training begins."""
+FEW = {"kill in a save": 1, "terminate": 1, "fill the disk": 1}
 MANY = {"kill": 6, "terminate": 4, "kill in a save": 4, "kill and damage": 3, "fill the disk": 3}
 
 
@@ -301,10 +302,19 @@ def _assert_close(found: pathlib.Path, expected: pathlib.Path) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("chaos", [(60, [USUAL])], indirect=True, ids=["short"])
 def test_disturbed_thrice(chaos, undisturbed):
-    for kind in _shuffled(chaos, {"kill in a save": 1, "terminate": 1, "fill the disk": 1}):
+    for kind in _shuffled(chaos, FEW):
         chaos.disturb(kind)
     chaos.finish(USUAL)
     _assert_same(chaos.folder, undisturbed(chaos.steps))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("chaos", [(60, OTHERS[2:])], indirect=True, ids=["short, other meshes"])
+def test_disturbed_thrice_and_moved(chaos, undisturbed):
+    for kind in _shuffled(chaos, FEW):
+        chaos.disturb(kind)
+    chaos.finish(USUAL)
+    _assert_close(chaos.folder, undisturbed(chaos.steps))
 
 
 @pytest.mark.full
