@@ -56,6 +56,9 @@ __all__ = [
     "saved_steps",
 ]
 
+_AGREED = (checks.Preempted, checks.NonFiniteError)
+"""Errors that all processes raise at the same step."""
+
 
 class Checkpoints:
     """The checkpoints of one run directory. A context: leaving it waits for the last save.
@@ -108,6 +111,9 @@ class Checkpoints:
     ) -> None:
         if self._lazy_manager is None:
             return
+        is_failing = kind is not None and not issubclass(kind, _AGREED)
+        if jax.process_count() > 1 and (is_failing or self._is_broken):
+            return  # a save ends once all processes have written: the others may be stuck in a step
         if self._is_broken:  # and that was told already
             with contextlib.suppress(Exception):
                 self._lazy_manager.close()

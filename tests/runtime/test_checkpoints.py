@@ -490,3 +490,29 @@ def test_restored_on_another_mesh_and_in_another_dtype(tmp_path):
     for name, devices in (("1", 1), ("4", 4), ("2x2", 4), ("1x4", 4)):
         assert found[f"{name} float32"]["bytes"] == [256 // devices] * devices
         assert found[f"{name} bfloat16"]["bytes"] == [128 // devices] * devices
+
+
+class Unfinished:
+    """A save that another process never finishes."""
+
+    def wait_until_finished(self):
+        raise AssertionError("waited")
+
+
+@pytest.mark.parametrize(
+    ("count", "error", "waits"),
+    [
+        (2, ValueError, False),
+        (2, checks.Preempted, True),
+        (2, checks.NonFiniteError, True),
+        (1, ValueError, True),
+    ],
+)
+def test_one_of_several_that_fails_alone_does_not_wait_for_a_save_of_all(
+    tmp_path, monkeypatch, count, error, waits
+):
+    saved = checkpoints.Checkpoints(tmp_path, config(), FACTS)
+    monkeypatch.setattr(saved, "_lazy_manager", Unfinished())
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    with pytest.raises(OSError if waits else error), saved:
+        raise error
