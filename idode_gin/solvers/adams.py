@@ -111,7 +111,7 @@ def run(
     def moved(state: base.State, weights: tuple[Array, ...], step: Array, slopes: Any) -> Any:
         rows = jax.tree.unflatten(structure, [each[step] for each in weights])
         return jax.tree.map(
-            lambda y, row, past: y + jnp.tensordot(row.astype(past.dtype), past, axes=1),
+            lambda y, row, past: y + base.combined(row, past),
             state,
             rows,
             slopes,

@@ -70,10 +70,21 @@ def weighted_sum(state: State, step: Array, weights: Array, stages: State) -> St
     """
 
     def leaf(value: Array, slopes: Array) -> Array:
-        total = jnp.tensordot(weights.astype(slopes.dtype), slopes, axes=1)
-        return value + numerics.expand(step, value) * total
+        return value + numerics.expand(step, value) * combined(weights, slopes)
 
     return jax.tree.map(leaf, state, stages)
+
+
+def combined(weights: Array, slopes: Array) -> Array:
+    """sum_i weights_i slopes_i, `[n]` and `[n, B, ...]`.
+
+    Entry by entry: a matrix product rounds by an example's place in the batch.
+    """
+    weights = weights.astype(slopes.dtype)
+    total = weights[0] * slopes[0]
+    for number in range(1, slopes.shape[0]):
+        total = total + weights[number] * slopes[number]
+    return total
 
 
 def runge_kutta_stages(
