@@ -15,14 +15,16 @@ import tiny
 from effects import Case, Later, Refused, Room
 from effects_runtime import stand_in_for_wandb
 
-from idode_gin import image_loop, run_inputs, run_outputs
+from idode_gin import eval_pilot, image_loop, run_inputs, run_outputs
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.dequantizers.uniform import Uniform
 from idode_gin.encoder import Encoder
 from idode_gin.evaluator import Evaluator
+from idode_gin.interop.official_evaluation import OfficialParity
 from idode_gin.interpolator import Interpolator
 from idode_gin.likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
+from idode_gin.pilot import Pilot
 from idode_gin.runtime import (
     bad_steps,
     batches,
@@ -145,6 +147,14 @@ def scored(evaluator: Evaluator, room: Room) -> Any:
     return results(lambda: evaluator.run(MODEL, tiny.config(4)), room)
 
 
+def piloted(pilot: Pilot, _: Room) -> Any:
+    """What is chosen and found for a likelihood."""
+    estimator = ODELikelihood(dequantizer=TruncatedNormal(), divergence=Exact())
+    params = MODEL.init(jax.random.key(0), tiny.SHAPE)
+    found = eval_pilot.run(pilot, MODEL, params, tiny.split(), jax.random.key(0), estimator)[1]
+    return found.solver, found.error, found.bias, found.reference_evaluations
+
+
 def drawn(sampler: Sampler, room: Room) -> Any:
     """The results of sampling."""
     return results(lambda: sampler.run(MODEL), room)
@@ -254,9 +264,22 @@ CASES: dict[Any, Any] = {
             "seed": 1,
             "solve_size": 4,
             "partitioner": Refused(UNEVEN, "as many places as there are devices"),
+            "parity": OfficialParity(num_batches=2, batch_size=2),
+            "pilot": Pilot(num_images=2, max_steps=16),
         },
         before=with_checkpoint,
         is_slow=True,
+    ),
+    Pilot: Case(
+        piloted,
+        {"tolerance": 0.1, "num_images": 2, "max_steps": 16},
+        {"tolerance": 1e-6, "num_images": 3, "max_steps": 32},
+        is_slow=True,
+    ),
+    OfficialParity: Case(
+        lambda made, _: made.summarize({"tn": {"bpd": np.arange(20.0)}}),
+        {"num_batches": 3, "batch_size": 5},
+        {"num_batches": 5, "batch_size": 4, "num_skipped": 2, "seed": 1},
     ),
     Sampler: [
         Case(

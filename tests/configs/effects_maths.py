@@ -12,6 +12,7 @@ from idode_gin import models
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.dequantizers.uniform import Uniform as UniformNoise
 from idode_gin.encoding import Encoding
+from idode_gin.integration_variables.kappa import Kappa
 from idode_gin.likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.losses.discrete_time import DiscreteTime
@@ -27,9 +28,11 @@ from idode_gin.samplers.ode import ODESampler, ODESamplerWithDensity
 from idode_gin.schedules.straight_path import StraightPath
 from idode_gin.schedules.time.linear import Linear, gamma_min_for_levels
 from idode_gin.solvers import tableaus
+from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.adaptive import DormandPrince
-from idode_gin.solvers.divergence import Exact, Hutchinson
+from idode_gin.solvers.divergence import Exact, Hutchinson, OrthogonalHutchinson
 from idode_gin.solvers.fixed_grid import FixedGrid
+from idode_gin.solvers.norms import FirstPart
 from idode_gin.solvers.probes import Gaussian
 from idode_gin.solvers.spacings import Tabulated
 from idode_gin.time_samplers.closed_form_importance import VPVelocityImportance
@@ -88,7 +91,10 @@ def solution(solver: Any, _: Room) -> str:
     """Where y' = y cos t and another of its kind end, and whether they do."""
 
     def solved(y: Any) -> Any:
-        found = solver.solve(lambda t, y: jnp.cos(t)[:, None] * y, y, 0.0, 2.0)
+        def field(t: Any, state: Any) -> Any:
+            return jnp.cos(t)[:, None] * state[0], jnp.sin(9 * t)
+
+        found = solver.solve(field, (y, y[:, 0]), 0.0, 2.0)
         return found.state, found.success
 
     return effects.program(solved, jnp.ones((2, 3)))
@@ -159,6 +165,8 @@ CASES = {
             "divergence": Hutchinson(),
             "num_importance": 2,
             "num_repeats": 2,
+            "variable": Kappa(),
+            "lanes": 1,
         },
     ),
     ODESampler: Case(samples, {"solver": STEPS}, {"solver": FixedGrid(steps=3)}),
@@ -181,8 +189,19 @@ CASES = {
         lambda made, _: made.fractions(4), {"table": (0.0, 0.3, 1.0)}, {"table": (0.0, 0.4, 1.0)}
     ),
     PowerOfKappa: Case(lambda made, _: made.gammas(5.0, -5.0, 2), {}, {"rho": 3.0}),
-    DormandPrince: Case(solution, {}, {"rtol": 1e-2, "atol": 0.1, "max_steps": 1}),
-    FixedGrid: Case(solution, {"steps": 4}, {"steps": 5, "tableau": tableaus.heun()}),
+    DormandPrince: Case(
+        solution, {}, {"rtol": 1e-2, "atol": 0.1, "max_steps": 1, "norm": FirstPart()}
+    ),
+    FixedGrid: Case(
+        solution,
+        {"steps": 4},
+        {"steps": 5, "tableau": tableaus.heun(), "spacing": Tabulated(table=(0.0, 0.3, 1.0))},
+    ),
+    Adams: Case(
+        solution,
+        {"steps": 4},
+        {"steps": 5, "history": 2, "spacing": Tabulated(table=(0.0, 0.3, 1.0))},
+    ),
     tableaus.Tableau: Case(
         lambda made, room: solution(FixedGrid(steps=4, tableau=made), room),
         {"c": RK4.c, "a": RK4.a, "b": RK4.b},
@@ -193,6 +212,7 @@ CASES = {
         },
     ),
     Hutchinson: Case(trace, {}, {"num_probes": 2, "probe": Gaussian()}),
+    OrthogonalHutchinson: Case(trace, {}, {"num_probes": 3}),
     Exact: Case(trace, {}, {"chunk": 2}),
     UNet: Case(
         unet,
