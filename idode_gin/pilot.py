@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, final
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from idode_gin import checks, numerics, types
 from idode_gin.density import Problem
@@ -168,7 +169,9 @@ class _Grids:
         )
         if self._compiled is None:
             self._compiled = jax.jit(self._score)
-        return np.asarray(self._compiled(params, self._batch, padded, steps), np.float64)
+        return np.asarray(
+            self._compiled(params, self._batch, padded, jnp.asarray(steps)), np.float64
+        )
 
     def by_solver(self, params: types.Params) -> np.ndarray:
         """By the estimator's own solver, `[B]`."""
@@ -192,7 +195,7 @@ class _Grids:
         return problem, end
 
     def _score(
-        self, params: types.Params, batch: types.Batch, tables: adams.Tables, steps: int
+        self, params: types.Params, batch: types.Batch, tables: adams.Tables, steps: Array
     ) -> types.PerExample:
         (problem, end), estimator = self._problem(params, batch), self._estimator
         x = batch["image"]

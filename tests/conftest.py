@@ -59,6 +59,9 @@ REPETITIONS = (
     r"laws/test_sampling.py.*scoring_them_finds\[(VariancePreserving|StraightPath-exact)",
     r"laws/test_networks.py.*test_(an_image|initial|time_and|float64).*"
     r"\[.*(no fourier|three numbers|attention everywhere|in loops).*\]",
+    r"laws/test_pilot.py.*kept\[(Data|Noise|Score|Velocity-Straight)",
+    r"laws/test_integration_variables.py.*exact_in_each\[.*StraightPath",
+    r"laws/test_refilling.py.*agree\[(1|7|10)-",
     r"runtime/test_evaluator.py::test_(adaptive_steps_of_a_convolutional|a_sample_does_not_see)",
     r"runtime/test_guards.py::test_bins_",
     r"runtime/test_partitioning.py::test_(each_device|the_mesh_changes|model_info)",

@@ -1,7 +1,6 @@
 """Adams methods: one evaluation a step, and known factors integrated exactly."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple, final
 
 import jax
@@ -149,43 +148,37 @@ def _weights(
     ends: np.ndarray, history: int, density: base.Density
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of all steps: `[steps, history]` to predict, `[steps, history + 1]` to correct; float64."""
-    steps, known = len(ends) - 1, _concrete(density)
+    points, shares = _QUADRATURE
+    half = np.diff(ends)[:, None] / 2
+    t = ends[:-1, None] + half * (1 + points)
+    measure = half * shares * _values(density, t)
+    at_ends = _values(density, ends)
+    steps = len(ends) - 1
     predict, correct = np.zeros((steps, history)), np.zeros((steps, history + 1))
+    if ends[0] == ends[-1]:
+        return predict, correct
     for step in range(steps):
-        behind = ends[max(0, step - history + 1) : step + 1][::-1]
-        span = (ends[step], ends[step + 1])
-        predict[step, : len(behind)] = _integrals(behind, span, known)
-        ahead = np.concatenate([ends[step + 1 : step + 2], behind])
-        correct[step, : len(ahead)] = _integrals(ahead, span, known)
+        behind = np.arange(step, max(-1, step - history), -1)
+        ahead = np.concatenate([[step + 1], behind])
+        for row, nodes in ((predict[step], behind), (correct[step], ahead)):
+            integrals = _lagrange(ends[nodes], t[step]) @ measure[step]
+            row[: len(nodes)] = integrals / at_ends[nodes]
     return predict, correct
 
 
-def _integrals(
-    nodes: np.ndarray, span: tuple[float, float], density: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
-    """Integral over `span` of density times each Lagrange polynomial, over density at its node."""
-    points, shares = _QUADRATURE
-    half = (span[1] - span[0]) / 2
-    if half == 0:
-        return np.zeros(len(nodes))
-    t = span[0] + half * (1 + points)
-    measure = half * shares * density(t)
-    at_nodes = density(nodes)
-    weights = []
+def _lagrange(nodes: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """Each node's polynomial, one there and zero at the others, at `t`: `[nodes, len(t)]`."""
+    rows = []
     for index, node in enumerate(nodes):
         others = np.delete(nodes, index)
-        polynomial = np.prod((t[:, None] - others) / (node - others), axis=1)
-        weights.append(np.sum(measure * polynomial) / at_nodes[index])
-    return np.asarray(weights)
+        rows.append(np.prod((t[:, None] - others) / (node - others), axis=1))
+    return np.asarray(rows)
 
 
-def _concrete(density: base.Density) -> Callable[[np.ndarray], np.ndarray]:
-    """The density as NumPy's, whatever is being traced around it."""
+def _values(density: base.Density, t: np.ndarray) -> np.ndarray:
+    """The density as NumPy's, whatever is being traced around it; float64."""
     if density is None:
-        return np.ones_like
-
-    def evaluate(t: np.ndarray) -> np.ndarray:
-        with jax.ensure_compile_time_eval():
-            return np.asarray(density(jnp.asarray(t, numerics.float_dtype())), np.float64)
-
-    return evaluate
+        return np.ones_like(t)
+    with jax.ensure_compile_time_eval():
+        flat = jnp.asarray(t.ravel(), numerics.float_dtype())
+        return np.asarray(density(flat), np.float64).reshape(t.shape)

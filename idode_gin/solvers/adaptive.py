@@ -1,6 +1,7 @@
 """Adaptive Dormand-Prince with step control per example, on lanes that are refilled."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple, final
 
 import jax
@@ -281,10 +282,16 @@ _NODES, _ROWS = _table()
 
 
 def _weighted(rows: Array, slopes: Array) -> Array:
-    """Every lane's own weights `[lanes, 7]` of its slopes `[7, lanes, ...]`."""
-    flat = slopes.reshape(*slopes.shape[:2], -1)
-    total = sum(rows[:, index, None] * flat[index] for index in range(slopes.shape[0]))
-    return jnp.asarray(total).reshape(slopes.shape[1:])
+    """Every lane's own weights `[lanes, 7]` of its slopes `[7, lanes, ...]`.
+
+    Slopes without weight are of another attempt, or of another example: they may be NaN.
+    """
+
+    def term(number: int) -> Array:
+        weight = numerics.expand(rows[:, number], slopes[number])
+        return jnp.where(weight == 0, 0, weight * slopes[number])
+
+    return functools.reduce(jnp.add, [term(number) for number in range(slopes.shape[0])])
 
 
 def _same(problem: _Problem) -> _Problem:

@@ -11,9 +11,11 @@ import pytest
 from scipy import integrate
 
 from idode_gin.solvers import tableaus
+from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.base import AbstractSolver
 from idode_gin.solvers.fixed_grid import FixedGrid
+from idode_gin.solvers.spacings import Tabulated
 
 from . import discovery
 
@@ -132,6 +134,24 @@ def test_measured_order_of_convergence(name):
         solution = solve(solver, lambda t, y: y * jnp.cos(t), STARTS)
         errors.append(np.max(np.abs(np.asarray(solution.state) - STARTS * np.exp(np.sin(2)))))
     assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.3)
+
+
+@pytest.mark.parametrize(("history", "order"), [(1, 2), (2, 3)])
+def test_measured_order_of_adams(history, order):
+    errors = []
+    for steps in (200, 400):
+        solution = solve(Adams(steps=steps, history=history), logistic, STARTS)
+        expected = [reference(logistic, start, 0.0, 2.0) for start in STARTS]
+        errors.append(np.max(np.abs(np.asarray(solution.state) - expected)))
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.3)
+
+
+def test_adams_is_exact_for_polynomials_in_time_on_any_grid():
+    """Past the start: cubic slopes with three behind, of which the first two steps see less."""
+    table = (0.0, 1e-7, 3e-7, 0.2, 0.3, 0.45, 0.8, 1.0)
+    solver = Adams(steps=7, history=3, spacing=Tabulated(table=table))
+    solution = solve(solver, lambda t, y: 4 * t**3 + 0 * y, [1.0])
+    np.testing.assert_allclose(solution.state, [17.0], rtol=1e-10)
 
 
 # --- solvers
@@ -281,6 +301,8 @@ def test_float32(solver):
         lambda: DormandPrince(atol=-1e-5),
         lambda: DormandPrince(max_steps=0),
         lambda: FixedGrid(steps=0),
+        lambda: Adams(steps=0),
+        lambda: Adams(history=0),
     ],
 )
 def test_arguments_must_be_positive(make):

@@ -1,0 +1,119 @@
+"""The pilot: the error it promises is kept, by an exact density it knows nothing of."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from idode_gin import likelihood, numerics
+from idode_gin.dequantizers.truncated_normal import TruncatedNormal
+from idode_gin.encoding import Encoding
+from idode_gin.losses.first_order import FirstOrder
+from idode_gin.models import DiffusionODE
+from idode_gin.networks.base import AbstractNetwork
+from idode_gin.parameterizations.base import AbstractParameterization
+from idode_gin.parameterizations.noise import Noise
+from idode_gin.pilot import Pilot
+from idode_gin.schedules.base import AbstractSchedule
+from idode_gin.schedules.time.linear import Linear
+from idode_gin.schedules.variance_preserving import VariancePreserving
+from idode_gin.solvers.adams import Adams
+from idode_gin.solvers.adaptive import DormandPrince
+from idode_gin.solvers.divergence import Exact
+from idode_gin.time_samplers.uniform import Uniform
+
+from . import discovery, toys
+
+EACH_SCHEDULE = discovery.each("schedule", AbstractSchedule)
+EACH_PARAMETERIZATION = discovery.each("parameterization", AbstractParameterization)
+SHAPE, LEVELS, BATCH = (2, 2, 1), 9, 6
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+class Best(AbstractNetwork):
+    """The best network for Gaussian data; it has no parameters."""
+
+    def __init__(self, field, time):
+        self._field, self._time = field, time
+
+    def init(self, key, image_shape):
+        return {}
+
+    def __call__(self, params, z, time, conditioning, key=None):
+        low, high = self._time.gamma_min, self._time.gamma_max
+        return self._field.output(z, low + (high - low) * time)
+
+
+def problem(schedule, parameterization):
+    """A model of Gaussian data, some images, and their exact bits per dim for given noise."""
+    time = Linear(gamma_min=-2 * np.log(3 * LEVELS), gamma_max=5.0)
+    data = toys.gaussian(schedule)
+    model = DiffusionODE(
+        network=Best(data.field(parameterization), time),
+        schedule=schedule,
+        time=time,
+        parameterization=parameterization,
+        time_sampler=Uniform(),
+        loss=FirstOrder(),
+        encoding=Encoding(levels=LEVELS),
+    )
+    images = jax.random.randint(jax.random.key(2), (BATCH, *SHAPE), 0, LEVELS)
+    batch = {"image": images, "index": jnp.arange(BATCH), "conditioning": jnp.zeros((BATCH, 1))}
+    estimator = likelihood.ODELikelihood(dequantizer=TruncatedNormal(), divergence=Exact())
+    key = jax.random.key(3)
+    noise, _ = estimator.draw(0, SHAPE, model.end, numerics.fold_in_each(key, batch["index"]))
+    z = estimator.dequantizer.start(images, noise, model.end)
+    mean, std = data.pushed(time.gamma_min, time.gamma_max)
+    log_p = numerics.log_normal((z - mean) / std) - np.sum(np.log(std))
+    exact = -(log_p + estimator.dequantizer.entropy(4, model.end)) / (4 * np.log(2))
+    return model, batch, key, estimator, np.asarray(exact)
+
+
+def error_of(model, batch, key, estimator, exact):
+    found = jax.jit(lambda batch: model.likelihood_fn({}, batch, key, estimator))(batch)
+    return float(np.mean(np.abs(np.asarray(found.bits_per_dim(4)) - exact)))
+
+
+@EACH_SCHEDULE
+@EACH_PARAMETERIZATION
+def test_the_tolerance_is_kept(schedule, parameterization):
+    model, batch, key, estimator, exact = problem(schedule, parameterization)
+    steps = []
+    for tolerance in (1e-1, 1e-3, 1e-5):
+        chosen, report = Pilot(tolerance=tolerance).run(model, {}, batch, key, estimator)
+        assert report.is_within
+        error = error_of(model, batch, key, chosen, exact)
+        assert error <= 1.5 * tolerance  # its reference is known to a quarter of it
+        np.testing.assert_allclose(report.error, error, atol=0.5 * tolerance)
+        assert isinstance(chosen.solver, Adams)
+        steps.append(chosen.solver.steps)
+    assert steps == sorted(steps)
+    assert steps[0] < steps[-1]
+
+
+def test_a_given_solver_is_kept_and_measured():
+    schedule, parameterization = VariancePreserving(), Noise()
+    model, batch, key, estimator, exact = problem(schedule, parameterization)
+    solver = DormandPrince(rtol=1e-2, atol=1e-2)
+    estimator = likelihood.ODELikelihood(
+        dequantizer=TruncatedNormal(), divergence=Exact(), solver=solver
+    )
+    chosen, report = Pilot().run(model, {}, batch, key, estimator)
+    assert chosen == estimator
+    error = error_of(model, batch, key, estimator, exact)
+    assert report.error == pytest.approx(error, abs=3e-4)
+    assert not Pilot(tolerance=1e-9).run(model, {}, batch, key, estimator)[1].is_within
+
+
+def test_nothing_is_scored_without_a_solver():
+    model, batch, key, estimator, _ = problem(VariancePreserving(), Noise())
+    with pytest.raises(ValueError, match="`solver` is None"):
+        model.likelihood_fn({}, batch, key, estimator)
+
+
+@pytest.mark.parametrize("name", ["tolerance", "num_images"])
+def test_arguments_must_be_positive(name):
+    with pytest.raises(ValueError, match="greater than zero"):
+        Pilot(**{name: 0})
+    with pytest.raises(ValueError, match="`max_steps` must be at least 16"):
+        Pilot(max_steps=8)
