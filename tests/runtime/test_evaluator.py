@@ -37,6 +37,7 @@ def evaluate(monkeypatch, tmp_path):
         restored = checkpoints.RestoredParams(params, 3, pathlib.Path("unread"), {})
         monkeypatch.setattr(run_inputs, "load_params", lambda *_: restored)
         monkeypatch.setattr(checkpoints, "find", pathlib.Path)
+        monkeypatch.setattr(eval_results, "draw", lambda *_: None)  # slow, and tested elsewhere
         made = evaluator.Evaluator(
             output_dir=str(tmp_path),
             checkpoint_path="made",
@@ -55,10 +56,7 @@ def evaluate(monkeypatch, tmp_path):
 def test_every_image_once_for_every_batch_size(evaluate):
     number = 3
     summaries, results = zip(
-        *(
-            evaluate(number, size, tiny.model(), FixedGrid(steps=3))
-            for size in range(1, number + 4)
-        ),
+        *(evaluate(number, size, tiny.model(), FixedGrid(steps=3)) for size in (1, 2, 3, 5)),
         strict=True,
     )
     for summary, found in zip(summaries, results, strict=True):
