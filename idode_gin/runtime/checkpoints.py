@@ -142,9 +142,9 @@ class Checkpoints:
         if step in saved_steps(self._directory):
             return
         parts = checkpoint_restoring.parts(state)
-        finite, sums = _inspect(parts)
-        if not finite:
+        if not fingerprints.all_finite(parts):
             raise checks.NonFiniteError(f"The state after step {step} holds a NaN or an infinity.")
+        sums = {name: fingerprints.checksums(part) for name, part in parts.items()}
         meta = checkpoint_meta.describe(parts, sums, step=step, facts=self._facts)
         with self._explained(step):
             self._check_space(parts)
@@ -303,9 +303,3 @@ class Checkpoints:
                 f"renamed to {DAMAGED_PREFIX}{PREFIX}_<step>. Start again to train from scratch."
             )
         return None
-
-
-@jax.jit
-def _inspect(parts: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
-    sums = {name: fingerprints.checksums(part) for name, part in parts.items()}
-    return fingerprints.all_finite(parts), sums
