@@ -123,10 +123,13 @@ class OutsideLoop(_Handlers):
 
     An exception raised at any moment may fall into a callback or a destructor, where Python prints
     it and goes on: the next loop then stops at its first poll.
+
+    Python raises nothing in C code that does not return, such as a compilation: after `GRACE`
+    seconds of that the process ends with exit code 75, and several processes together.
     """
 
     def __init__(self) -> None:
-        super().__init__("stopping. Again to stop at once.")
+        super().__init__("stopping. Again to stop at once.", _said_outside)
 
     def __enter__(self) -> "OutsideLoop":
         global _asked_outside
@@ -147,10 +150,15 @@ class OutsideLoop(_Handlers):
     def _handle(self, number: int, frame: FrameType | None) -> NoReturn:
         global _asked_outside
         _asked_outside = number
-        raise StoppedOutsideLoop(
-            f"Stopped by {signal.Signals(number).name} while starting or finishing. Nothing that "
-            "was saved is lost, and the same command starts again."
-        )
+        self._last_words = None  # from here on the exception is on its way
+        raise StoppedOutsideLoop(_said_outside(signal.Signals(number).name))
+
+
+def _said_outside(reason: str) -> str:
+    return (
+        f"Stopped by {reason} while starting or finishing. Nothing that was saved is lost, and the "
+        "same command starts again."
+    )
 
 
 @contextlib.contextmanager
@@ -178,10 +186,11 @@ class StopRequest(_Handlers):
 
     Args:
         notice: what the first signal prints after its name.
-        last_words: given the signal's name, saves what there is and says so. Called in a thread,
-            `GRACE` seconds after the signal, where the context was not left until then: in mid
-            compilation, or in a batch that takes long. The process then ends with exit code 75.
-            Without it, and with several processes, only a poll ends the loop.
+        last_words: given the signal's name, saves what there is, without the other processes, and
+            says so. Called in a thread, `GRACE` seconds after the signal, where the context was not
+            left until then: in mid compilation, or in a batch that takes long. All processes then
+            end with exit code 75; also those that were not asked save what they have, as they do
+            where another one fails. Without it, only a poll ends the loop.
     """
 
     def __init__(
@@ -194,7 +203,7 @@ class StopRequest(_Handlers):
     @contextlib.contextmanager
     def with_last_words(self, last_words: Callable[[str], str]) -> Iterator[None]:
         """A part of the context that has `last_words`: where a compilation may last for minutes."""
-        if processes.count() > 1:  # the others would be left in mid-batch
+        if processes.count() > 1:  # they save together, and not in mid-batch
             yield
             return
         with self.with_nothing_to_save(last_words):
@@ -229,8 +238,7 @@ class StopRequest(_Handlers):
 
     def __enter__(self) -> "StopRequest":
         self._fate.__enter__()
-        if processes.count() > 1:
-            self._last_words = None
+        shared_fate.before_leaving(self._save_for_others)
         self._signal = _asked_outside
         if self._signal:
             self._asked(self._signal)
@@ -244,7 +252,14 @@ class StopRequest(_Handlers):
         trace: TracebackType | None,
     ) -> None:
         super().__exit__(kind, error, trace)
+        shared_fate.before_leaving(None)
         self._fate.__exit__()
+
+    def _save_for_others(self) -> None:
+        """What is done in a thread where another process makes this one leave in mid-batch."""
+        with self._leaving:
+            if not self._is_left and self._last_words is not None:
+                self._last_words("another process")
 
     def _asked(self, number: int) -> None:
         if processes.count() > 1:

@@ -16,6 +16,7 @@ import secrets
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from idode_gin.runtime import agreed_stop, lifelines, processes
@@ -43,6 +44,7 @@ class Watch:
     _current: "Watch | None" = None
 
     def __init__(self) -> None:
+        self.last_act: Callable[[], None] | None = None
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -84,6 +86,9 @@ class Watch:
             elif not self._done.is_set():
                 said = f"stopped: process {failure['process']} failed: {failure['message']}"
                 print(said, file=sys.stderr)
+                if self.last_act is not None:
+                    with contextlib.suppress(Exception):  # what failed first counts
+                        self.last_act()
                 _leave(failure["code"], is_complete=not failure.get("lost", False))
 
 
@@ -97,6 +102,12 @@ def poll() -> bool:
     """Whether to stop now: the same answer, poll by poll, in all processes. Within a watch."""
     assert Watch._current is not None
     return Watch._current.stop.poll()
+
+
+def before_leaving(act: Callable[[], None] | None) -> None:
+    """What is done, in a thread, before another process makes this one leave; None for nothing."""
+    if Watch._current is not None:
+        Watch._current.last_act = act
 
 
 def fail(code: int, message: str) -> None:

@@ -1,6 +1,7 @@
 """Starts the processes of one run on this machine, as a cluster would on several."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,7 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
-from idode_gin.runtime import checkpoint_meta, checkpoints, metrics
+from idode_gin import gin_utils
+from idode_gin import train as train_program
+from idode_gin.runtime import checkpoint_meta, checkpoints, metrics, train_state
 
 ROOT = pathlib.Path(__file__).parents[2]
 HASHES = ("exit_reason", "step", "bpd", "params_sha256", "ema_sha256")
@@ -129,6 +132,36 @@ def train(folder: pathlib.Path, *settings: str) -> list[str]:
 
 def summary(folder: pathlib.Path) -> dict:
     return json.loads((folder / "summary.json").read_text())
+
+
+def made(folder: pathlib.Path, steps: Sequence[int] = (1,), **changes: int) -> pathlib.Path:
+    """A run directory of digits whose parameters are noise, with checkpoints of these steps.
+
+    Args:
+        folder: that it goes to.
+        steps: that it looks like it had trained.
+        changes: to a UNet of a few parameters.
+    """
+    unet = {"channels": 8, "levels": 1, "groups": 2} | changes
+    gin_utils.load_and_check(
+        train_program.train,
+        ["gin_configs/experiments/digits.gin"],
+        [f"UNet.{name} = {value}" for name, value in unet.items()],
+    )
+    built = gin_utils.build(train_program.train)
+    shapes = jax.eval_shape(lambda key: built["model"].init(key, (8, 8, 1)), jax.random.key(0))
+    keep = checkpoints.SaveCheckpointConfig(keep=len(steps))
+    config = checkpoints.CheckpointConfig(save=keep)
+    with checkpoints.Checkpoints(folder, config, {}) as saved:
+        for step in steps:
+            rng = np.random.default_rng(step)
+            params = jax.tree.map(
+                lambda leaf, rng=rng: jax.numpy.asarray(rng.normal(0, 0.1, leaf.shape), leaf.dtype),
+                shapes,
+            )
+            state = train_state.create(params, built["optimizer"].build(), ["loss"])
+            saved.save(dataclasses.replace(state, step=state.step + step))
+    return folder
 
 
 def params_of(folder: pathlib.Path, *, ema: bool = False) -> dict[str, np.ndarray]:

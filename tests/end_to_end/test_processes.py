@@ -230,61 +230,6 @@ def test_a_bad_step_is_left_by_one_and_replayed_by_all(tmp_path, mesh):
     np.testing.assert_allclose(float(replayed[1]), float(seen[1]), rtol=1e-5)
 
 
-def program(name: str, checkpoint: pathlib.Path, output: pathlib.Path) -> list[str]:
-    file = ROOT / f"gin_configs/experiments/digits_{name}.gin"
-    settings = {
-        "eval": [
-            "--gin.EVAL_OUTPUT_DIR",
-            "--gin.EVAL_SPLIT='validation'",
-            "--gin.BPD_TOLERANCE=0.1",
-        ],
-        "sample": ["--gin.SAMPLE_OUTPUT_DIR", "--gin.Sampler.num_samples=20"],
-    }[name]
-    return [
-        *("-m", f"idode_gin.{name}", f"--gin_file={file}", "--gin.BATCH_SIZE=32"),
-        *("--gin.UNet.channels=8", "--gin.UNet.levels=1", "--gin.UNet.groups=2"),
-        *(f"--gin.CHECKPOINT_PATH={str(checkpoint)!r}", f"{settings[0]}={str(output)!r}"),
-        *settings[1:],
-    ]
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(("name", "file"), [("eval", "results.npz"), ("sample", "samples.npz")])
-def test_scores_and_samples_as_one_process_does(trained, tmp_path, name, file):
-    found = []
-    for count, devices in [(1, 4), (2, 2)]:
-        output = tmp_path / f"{count}"
-        command = program(name, trained(1, 4), output)
-        with Processes(tmp_path / f"logs{count}", command, count, devices) as started:
-            started.expect(0)
-        with np.load(output / file) as arrays:
-            found.append(dict(arrays))
-    alone, together = found
-    assert alone.keys() == together.keys()
-    for key in alone:
-        np.testing.assert_array_equal(together[key], alone[key], err_msg=key)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("name", ["eval", "sample"])
-def test_evaluation_and_sampling_stop_together(trained, tmp_path, name):
-    more = {
-        "eval": [
-            "--gin_file=gin_configs/solvers/dormand_prince.gin",
-            "--gin.TOLERANCE=1e-6",
-            "--gin.PILOT=None",
-        ],
-        "sample": ["--gin.Sampler.num_samples=100000"],
-    }[name]
-    command = [*program(name, trained(1, 4), tmp_path / "out"), *more]
-    with Processes(tmp_path / "logs", command, 2, 2) as started:
-        words = {"eval": "Scoring", "sample": "Drawing"}[name]
-        started.wait_until(lambda: words in started.outputs()[0])
-        started.all[1].send_signal(signal.SIGTERM)
-        started.expect(checks.EXIT_PREEMPTED, timeout=120)
-    assert not (tmp_path / "out" / "summary.json").exists()
-
-
 def test_nobody_to_meet(tmp_path):
     """The other processes did not come, or process 0 did not: one line, in time."""
     address = f"--coordinator_address=localhost:{several.free_port()}"

@@ -101,19 +101,40 @@ def test_several_processes_are_asked_for_what_was_swallowed(one_of_two):
             assert one_of_two.asked == 1
 
 
-def test_several_processes_say_last_words_only_where_nothing_is_to_be_saved(
-    one_of_two, monkeypatch
-):
-    left = threading.Event()
+@pytest.fixture
+def left(monkeypatch):
+    """Set once the process would have ended."""
+    event = threading.Event()
     monkeypatch.setattr(preemption, "GRACE", 0.1)
-    monkeypatch.setattr(os, "_exit", lambda _: left.set())
-    with StopRequest(preemption.RESULTS, lambda _: pytest.fail("said them")) as stop:
+    monkeypatch.setattr(os, "_exit", lambda _: event.set())
+    return event
+
+
+def test_several_processes_that_save_together_are_not_left_in_mid_batch(one_of_two, left):
+    with StopRequest() as stop:
         with stop.with_last_words(lambda _: pytest.fail("said them")):
             os.kill(os.getpid(), signal.SIGTERM)
             assert not left.wait(0.4)
         with stop.with_nothing_to_save(lambda name: f"by {name}"):
             assert left.wait(10)
     assert one_of_two.failures[0] == (75, "stopped: by SIGTERM")
+
+
+def test_several_processes_say_what_each_can_say_alone(one_of_two, left):
+    with StopRequest(preemption.RESULTS, lambda name: f"kept, {name}"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert left.wait(10)
+    assert one_of_two.failures[0] == (75, "stopped: kept, SIGTERM")
+
+
+def test_what_there_is_is_kept_for_another_process_that_leaves(monkeypatch):
+    acts, kept = [], []
+    monkeypatch.setattr(shared_fate, "before_leaving", acts.append)
+    with StopRequest(preemption.RESULTS, lambda _: kept.append(1) or "kept"):
+        acts[0]()
+    assert kept == [1]
+    acts[0]()  # too late: the loop was left
+    assert (kept, acts[1:]) == ([1], [None])
 
 
 def test_outside_the_main_thread_nothing_is_installed():
@@ -232,6 +253,39 @@ def test_outside_a_loop_a_second_signal_ends_the_process_at_once():
     finally:
         process.kill()
         process.communicate()
+
+
+def test_outside_a_loop_what_does_not_return_is_left():
+    program = textwrap.dedent(
+        """
+        from idode_gin.runtime import preemption
+        import hashlib
+        preemption.GRACE = 0.2
+        with preemption.OutsideLoop():
+            print("ready", flush=True)
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+        """
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)  # for the call below it to begin
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 75
+        assert "stopped: Stopped by SIGTERM while starting or finishing." in errors
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_outside_a_loop_what_cleans_up_has_time_for_it(left):
+    with preemption.OutsideLoop():
+        with pytest.raises(preemption.StoppedOutsideLoop):
+            signal.raise_signal(signal.SIGTERM)
+        assert not left.wait(0.5)
 
 
 BLOCKED = textwrap.dedent(
