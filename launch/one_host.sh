@@ -10,7 +10,7 @@
 # Exits with the program's code; 75 is stopped and saved: the same command goes on from there.
 set -euo pipefail
 
-program=${1:?"usage: launch/one_host.sh train|eval|sample --gin_file=… …"}
+program=${1:?"usage: launch/one_host.sh train|eval|sample|encode|interpolate --gin_file=… …"}
 shift
 python=${PYTHON:-.venv/bin/python}
 processes=${PROCESSES:-1}

@@ -8,7 +8,7 @@
 # gcloud does not tell 75 from other failures: MODEL_DIR/summary.json does (`exit_reason`).
 set -euo pipefail
 
-program=${1:?"usage: TPU=… ZONE=… launch/tpu_pod.sh train|eval|sample --gin_file=… …"}
+program=${1:?"usage: TPU=… ZONE=… launch/tpu_pod.sh train|eval|sample|encode|interpolate --gin_file=… …"}
 shift
 : "${TPU:?the name of the TPU}" "${ZONE:?its zone}"
 arguments=$(printf ' %q' "$@")

@@ -6,8 +6,10 @@ import re
 import pytest
 from gin import config
 
+from idode_gin import encode as encode_program
 from idode_gin import eval as eval_program
 from idode_gin import gin_utils
+from idode_gin import interpolate as interpolate_program
 from idode_gin import sample as sample_program
 from idode_gin import train as train_program
 from idode_gin.runtime import loading
@@ -18,21 +20,38 @@ PUBLISHED = sorted(
     for path in (ROOT / "gin_configs/experiments").glob("*.gin")
     if re.match(r"cifar10|imagenet", path.stem)
 )
-ROOTS = {"eval": eval_program.evaluate, "sample": sample_program.sample}
+ROOTS = {
+    "eval": eval_program.evaluate,
+    "sample": sample_program.sample,
+    "encode": encode_program.encode,
+    "interpolate": interpolate_program.interpolate,
+}
 MILLIONS = {"cifar10": 30.6, "cifar10_aug": 139.2, "imagenet": 122.1}
 
 
-@pytest.mark.parametrize("name", ["digits_eval", "digits_sample"])
-def test_a_checkpoint_that_is_not_there_yet_is_no_error(name, monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("name", "more", "said"),
+    [
+        ("eval", None, "Nothing to score digits / test with yet. No checkpoint at"),
+        ("eval", "all", "Nothing to score digits / test with every checkpoint up to yet."),
+        ("eval", "watch", "with every checkpoint to come, and all up to yet."),
+        ("sample", None, "Nothing to draw 64 images with yet."),
+        ("encode", None, "Nothing to encode digits / test with yet."),
+        ("interpolate", None, "Nothing to interpolate digits / test with yet."),
+    ],
+)
+def test_a_checkpoint_that_is_not_there_yet_is_no_error(
+    name, more, said, monkeypatch, tmp_path, capsys
+):
     monkeypatch.chdir(tmp_path)
-    root = ROOTS[name.partition("_")[2]]
-    gin_utils.load_and_check(
-        root, [f"gin_configs/experiments/{name}.gin"], ["MESH_SHAPE = (2, 1, 1)"]
-    )
-    config.get_configurable(root)(dry_run=True)
+    files = [f"gin_configs/experiments/digits_{name}.gin"]
+    files += [f"gin_configs/checkpoints/{more}.gin"] if more else []
+    bindings = ["MESH_SHAPE = (2, 1, 1)", "BATCH_SIZE = 4"]
+    gin_utils.load_and_check(ROOTS[name], files, bindings)
+    config.get_configurable(ROOTS[name])(dry_run=True)
     text = capsys.readouterr().out
     assert "Mesh: data=2 x fsdp=1 x model=1, 2 devices." in text
-    assert re.search(r"Nothing to (score|draw) .* with yet\. No checkpoint at", text)
+    assert said in text
     assert not list(tmp_path.iterdir())
 
 

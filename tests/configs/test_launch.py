@@ -22,7 +22,13 @@ LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 EXPERIMENT = "--gin_file=gin_configs/experiments/digits.gin"
 MODEL_DIR = "--gin.MODEL_DIR='/shared/my runs/a'"
-FUNCTIONS = {"train": "train", "eval": "evaluate", "sample": "sample"}
+FUNCTIONS = {
+    "train": "train",
+    "eval": "evaluate",
+    "sample": "sample",
+    "encode": "encode",
+    "interpolate": "interpolate",
+}
 
 # Records its arguments; what follows `-m` or srun's own options decides what it does then.
 STAND_IN = f"""#!{sys.executable}
@@ -152,6 +158,19 @@ def test_one_process_on_one_host(calls) -> None:
     assert (name, options.multiprocess_gpu) == ("train", False)
 
 
+@pytest.mark.parametrize("program", list(FUNCTIONS)[1:])
+@pytest.mark.parametrize("script", ["one_host.sh", "slurm_node.sbatch"])
+def test_every_program_is_started(calls, script, program) -> None:
+    given = [f"--gin_file=gin_configs/experiments/digits_{program}.gin"]
+    if program == "eval":
+        given.append("--gin_file=gin_configs/checkpoints/watch.gin")
+    assert calls.run(f"launch/{script}", program, *given) == 0
+    (arguments,) = calls.of("python")
+    name, options = accepted(arguments)
+    assert name == program
+    assert [f"--gin_file={each}" for each in options.gin_file] == given
+
+
 def test_several_processes_on_one_host(calls) -> None:
     assert calls.run("launch/one_host.sh", "train", EXPERIMENT, PROCESSES="3", CODE="2") == 2
     found = [accepted(arguments)[1] for arguments in calls.of("python")]
@@ -194,10 +213,10 @@ def sample_flags() -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("script", ["one_host.sh", "tpu_pod.sh", "slurm_gpu.sbatch"])
+@pytest.mark.parametrize("script", [each.name for each in SCRIPTS if each.name != "requeue.sh"])
 def test_what_is_missing_is_said(calls, script) -> None:
     assert calls.run(f"launch/{script}") != 0
-    assert f"launch/{script} train|eval|sample" in calls.output
+    assert f"launch/{script} {'|'.join(FUNCTIONS)} " in calls.output
 
 
 def test_job_set(calls) -> None:

@@ -11,6 +11,7 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
+PROGRAMS = ["train", "eval", "sample", "encode", "interpolate"]
 EXPERIMENT = "--gin_file=gin_configs/experiments/digits.gin"
 
 
@@ -29,7 +30,7 @@ def run(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[st
     )
 
 
-@pytest.mark.parametrize("program", ["train", "eval", "sample"])
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_help_is_quick_and_imports_nothing_heavy(program: str, tmp_path: pathlib.Path) -> None:
     began = time.monotonic()
     done = run(tmp_path, "-X", "importtime", "-m", f"idode_gin.{program}", "--help")
@@ -91,17 +92,25 @@ def test_finds_gin_configs_from_an_installed_package(tmp_path: pathlib.Path) -> 
     assert json.loads(done.stdout) == str(ROOT / "gin_configs/runs/train.gin")
 
 
-def test_missing_checkpoint_is_told_before_anything_heavy(tmp_path: pathlib.Path) -> None:
-    for program, name in [("eval", "digits_eval"), ("sample", "digits_sample")]:
-        file = f"--gin_file=gin_configs/experiments/{name}.gin"
-        done = run(tmp_path, "-X", "importtime", "-m", f"idode_gin.{program}", file)
-        assert done.returncode == 2
-        assert "error: No checkpoint at" in done.stderr
-        assert "| tensorflow\n" not in done.stderr
-        assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("program", "more"),
+    [
+        *((program, None) for program in PROGRAMS[1:]),
+        ("eval", "--gin_file=gin_configs/checkpoints/all.gin"),
+    ],
+)
+def test_missing_checkpoint_is_told_before_anything_heavy(
+    program: str, more: str | None, tmp_path: pathlib.Path
+) -> None:
+    given = [f"--gin_file=gin_configs/experiments/digits_{program}.gin", *([more] if more else [])]
+    done = run(tmp_path, "-X", "importtime", "-m", f"idode_gin.{program}", *given)
+    assert done.returncode == 2
+    assert "error: No checkpoint at" in done.stderr
+    assert "| tensorflow\n" not in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("program", ["train", "eval", "sample"])
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_asked_to_stop_while_it_imports(program: str, tmp_path: pathlib.Path) -> None:
     (tmp_path / "gin").mkdir()
     (tmp_path / "gin" / "__init__.py").write_text(

@@ -104,7 +104,7 @@ def test_evaluation_and_sampling_stop_together(checkpoint, tmp_path, name):
     ],
 )
 def test_asked_in_the_first_compilation_all_leave_within_seconds(tmp_path, name, pilot, asked):
-    """It takes long here: nothing is cached, and blocks are many. A pilot has no loop that polls."""
+    """It takes long here: nothing is cached, and blocks are many. A pilot has no loop to poll."""
     levels = 24
     cache = f"--gin.COMPILATION_CACHE_DIR={str(tmp_path / 'cache')!r}"
     given = [
