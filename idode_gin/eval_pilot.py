@@ -1,8 +1,10 @@
 """A pilot on images of the split that is evaluated, the same on every process."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from idode_gin import types
@@ -13,27 +15,49 @@ from idode_gin.runtime import batches as batch_lib
 from idode_gin.runtime import data
 from idode_gin.solvers.adams import Adams
 
+Run = Callable[[types.Params, str, ODELikelihood], tuple[ODELikelihood, Report]]
+"""`(params, name, estimator) -> the likelihood with a solver, and its error`: see `Pilot.run`."""
 
-def run(
+
+def runner(
     pilot: Pilot,
     model: DiffusionODE,
-    params: types.Params,
     split: data.ImageSplit,
-    key: types.PRNGKey,
-    estimator: ODELikelihood,
-) -> tuple[ODELikelihood, Report]:
-    """The likelihood with a solver, and its error: see `Pilot.run`.
+    key_of: Callable[[str], types.PRNGKey],
+) -> Run:
+    """Gives a function that runs the pilot, which compiles once for however many checkpoints.
 
     Its images are spread evenly over the split. It works on one device of each process, whatever
     the mesh, and what the first process finds is what all use.
+
+    Args:
+        pilot: to run.
+        model: what was trained.
+        split: the images.
+        key_of: the evaluation's key of the likelihood of that name.
     """
-    count = min(pilot.num_images, split.num_images)
+    prepared: dict[str, Callable[[types.Params], tuple[ODELikelihood, Report]]] = {}
+
+    def run(
+        params: types.Params, name: str, estimator: ODELikelihood
+    ) -> tuple[ODELikelihood, Report]:
+        known = f"{name} {estimator}"
+        if known not in prepared:
+            batch = _batch(split, pilot.num_images)
+            prepared[known] = pilot.prepared(model, batch, key_of(name), estimator)
+        found, report = prepared[known](jax.device_get(params))
+        if jax.process_count() == 1:
+            return found, report
+        return _as_first_says(found, report)
+
+    return run
+
+
+def _batch(split: data.ImageSplit, count: int) -> types.Batch:
+    count = min(count, split.num_images)
     index = np.linspace(0, split.num_images - 1, count).round().astype(np.int64)
     batch = next(iter(batch_lib.eval_batches(split, count, index=index)))
-    found, report = pilot.run(model, jax.device_get(params), batch, key, estimator)
-    if jax.process_count() == 1:
-        return found, report
-    return _as_first_says(found, report)
+    return jax.tree.map(jnp.asarray, batch)
 
 
 def _as_first_says(estimator: ODELikelihood, report: Report) -> tuple[ODELikelihood, Report]:

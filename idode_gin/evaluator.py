@@ -49,6 +49,7 @@ class _Shared:
         histogram: bits per dim to beat, `[N]`.
         scorer: see `eval_scores.scorers`.
         integrand: see `eval_scores.integrand`.
+        pilot: see `eval_pilot.runner`; None for no measurement.
         config_sha256: of the configuration, if there is one.
     """
 
@@ -58,6 +59,7 @@ class _Shared:
     histogram: np.ndarray | None
     scorer: Callable[[str, ODELikelihood | None], image_loop.Compute]
     integrand: Callable[[types.Params], tuple[np.ndarray, np.ndarray]]
+    pilot: eval_pilot.Run | None
     config_sha256: str | None
 
 
@@ -169,6 +171,11 @@ class Evaluator:
                 self.parity,
             ),
             integrand=eval_scores.integrand(model, split, self.seed, self.solve_size),
+            pilot=None
+            if self.pilot is None
+            else eval_pilot.runner(
+                self.pilot, model, split, functools.partial(eval_scores.key_of, self.seed)
+            ),
             config_sha256=config_sha256,
         )
         if restored is not None:
@@ -262,18 +269,11 @@ class Evaluator:
         self, shared: _Shared, params: types.Params
     ) -> dict[str, tuple[ODELikelihood, SolverError | None]]:
         """Each likelihood with the solver it is scored with, and what that one's error is."""
-        if self.pilot is None:
+        if shared.pilot is None:
             return {name: (each, None) for name, each in self.likelihoods.items()}
         chosen: dict[str, tuple[ODELikelihood, SolverError | None]] = {}
         for name, each in self.likelihoods.items():
-            estimator, report = eval_pilot.run(
-                self.pilot,
-                shared.model,
-                params,
-                shared.split,
-                eval_scores.key_of(self.seed, name),
-                each,
-            )
+            estimator, report = shared.pilot(params, name, each)
             chosen[name] = (estimator, report._asdict())
             print(f"{name}: {eval_pilot.in_words(report)}", flush=True)
         return chosen

@@ -94,8 +94,24 @@ class Pilot:
             key: of the evaluation: the noise is that of the first draw that will be scored.
             estimator: its solver is kept where it has one.
         """
-        score = _Grids(model, batch, key, estimator, self.max_steps)
-        found, steps = {}, _FIRST_STEPS
+        return self.prepared(model, batch, key, estimator)(params)
+
+    def prepared(
+        self,
+        model: DiffusionODE,
+        batch: types.Batch,
+        key: types.PRNGKey,
+        estimator: ODELikelihood,
+    ) -> Callable[[types.Params], tuple[ODELikelihood, Report]]:
+        """`run` as a function of the parameters alone, compiled once for however many of them."""
+        grids = _Grids(model, batch, key, estimator, self.max_steps)
+        return lambda params: self._measured(grids, params, estimator)
+
+    def _measured(
+        self, score: "_Grids", params: types.Params, estimator: ODELikelihood
+    ) -> tuple[ODELikelihood, Report]:
+        found: dict[int, np.ndarray] = {}
+        steps = _FIRST_STEPS
         while True:
             found[steps] = score(params, steps)
             moved = _mean_error(found[steps], found.get(steps // 2))
@@ -155,32 +171,21 @@ class _Grids:
         self._model, self._batch, self._key = model, batch, key
         self._estimator = dataclasses.replace(estimator, num_importance=1, num_repeats=1)
         self._max_steps = max_steps
-        self._compiled: Any = None
+        # Compiled as a whole: op by op, XLA would be asked for thirty programs for every grid.
+        self._tables = jax.jit(self._padded_tables, static_argnums=2)
+        self._compiled = jax.jit(self._score)
+        self._compiled_by_solver = jax.jit(self._score_by_solver)
 
     def __call__(self, params: types.Params, steps: int) -> np.ndarray:
         """`[B]`."""
-        problem = self._problem(params, self._batch)[0]
-        grid = adams.Adams(steps=steps)
-        tables = grid.tables(problem.time_start, problem.time_end, problem.densities)
-        blank = self._max_steps - steps
-        padded = jax.tree.map(
-            lambda leaf: jnp.concatenate([leaf, jnp.zeros((blank, *leaf.shape[1:]), leaf.dtype)]),
-            tables,
-        )
-        if self._compiled is None:
-            self._compiled = jax.jit(self._score)
+        tables = self._tables(params, self._batch, steps)
         return np.asarray(
-            self._compiled(params, self._batch, padded, jnp.asarray(steps)), np.float64
+            self._compiled(params, self._batch, tables, jnp.asarray(steps)), np.float64
         )
 
     def by_solver(self, params: types.Params) -> np.ndarray:
         """By the estimator's own solver, `[B]`."""
-
-        def score(params: types.Params, batch: types.Batch) -> types.PerExample:
-            found = self._model.likelihood_fn(params, batch, self._key, self._estimator)
-            return found.bits_per_dim(numerics.num_dims(batch["image"]))
-
-        return np.asarray(jax.jit(score)(params, self._batch), np.float64)
+        return np.asarray(self._compiled_by_solver(params, self._batch), np.float64)
 
     def _problem(self, params: types.Params, batch: types.Batch) -> tuple[Problem, Any]:
         model, estimator, end = self._model, self._estimator, self._model.end
@@ -193,6 +198,19 @@ class _Grids:
             numerics.num_dims(batch["image"]),
         )
         return problem, end
+
+    def _padded_tables(self, params: types.Params, batch: types.Batch, steps: int) -> adams.Tables:
+        problem, grid = self._problem(params, batch)[0], adams.Adams(steps=steps)
+        tables = grid.tables(problem.time_start, problem.time_end, problem.densities)
+        blank = self._max_steps - steps
+        return jax.tree.map(
+            lambda leaf: jnp.concatenate([leaf, jnp.zeros((blank, *leaf.shape[1:]), leaf.dtype)]),
+            tables,
+        )
+
+    def _score_by_solver(self, params: types.Params, batch: types.Batch) -> types.PerExample:
+        found = self._model.likelihood_fn(params, batch, self._key, self._estimator)
+        return found.bits_per_dim(numerics.num_dims(batch["image"]))
 
     def _score(
         self, params: types.Params, batch: types.Batch, tables: adams.Tables, steps: Array

@@ -151,7 +151,8 @@ def piloted(pilot: Pilot, _: Room) -> Any:
     """What is chosen and found for a likelihood."""
     estimator = ODELikelihood(dequantizer=TruncatedNormal(), divergence=Exact())
     params = MODEL.init(jax.random.key(0), tiny.SHAPE)
-    found = eval_pilot.run(pilot, MODEL, params, tiny.split(), jax.random.key(0), estimator)[1]
+    run = eval_pilot.runner(pilot, MODEL, tiny.split(), lambda _: jax.random.key(0))
+    found = run(params, "tn", estimator)[1]
     return found.solver, found.error, found.bias, found.reference_evaluations
 
 

@@ -13,10 +13,14 @@ import pytest
 import tiny
 
 from idode_gin import checks, eval_results, eval_watch, image_loop
+from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.evaluator import Evaluator
+from idode_gin.likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
+from idode_gin.pilot import Pilot
 from idode_gin.runtime import checkpoint_series, checkpoints, preemption, train_state
 from idode_gin.runtime.checkpoint_series import All, Watch
+from idode_gin.solvers.fixed_grid import FixedGrid
 
 SOON = {"period": 0.01, "timeout": 0.02}
 FILES = ("results.npz", "results.parquet", "table.txt")
@@ -106,7 +110,21 @@ def test_each_is_scored_as_it_would_be_alone_and_once(score, add, tmp_path):
     assert len(list(csv.DictReader((tmp_path / "out/curve.csv").open()))) == 4
 
 
-def test_compiled_once_for_all(score, add, monkeypatch):
+def piloted(solver):
+    likelihood = ODELikelihood(dequantizer=TruncatedNormal(), solver=solver)
+    pilot = Pilot(num_images=2, max_steps=16, tolerance=10.0)  # kept by the same steps, always
+    return {"likelihoods": {"tn": likelihood}, "pilot": pilot}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="bound"),
+        pytest.param(piloted(None), id="pilot"),
+        pytest.param(piloted(FixedGrid(steps=2)), id="solver", marks=pytest.mark.full),
+    ],
+)
+def test_compiled_once_for_all(score, add, monkeypatch, changes):
     call, traced = tiny.AffineNetwork.__call__, []
 
     def counting(network, *arguments):
@@ -115,10 +133,10 @@ def test_compiled_once_for_all(score, add, monkeypatch):
 
     monkeypatch.setattr(tiny.AffineNetwork, "__call__", counting)
     add(2)
-    score(None, "alone")
+    score(None, "alone", "run/checkpoint_2", **changes)
     alone = len(traced)
     add(4), add(6)
-    assert score(All()) == steps(2, 4, 6)
+    assert set(score(All(), **changes)) == set(steps(2, 4, 6))
     assert len(traced) == 2 * alone > 0
 
 
