@@ -16,9 +16,11 @@ Of the variational bound: `nats`, `bpd`, its terms `reconstruction`, `prior` and
 per dim), and `nfe`.
 """
 
+import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Mapping
+from typing import Any, final
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from idode_gin import image_loop, numerics, types
+from idode_gin.density import Problem
 from idode_gin.eval_results import VARIATIONAL_BOUND
 from idode_gin.image_loop import Compute
 from idode_gin.likelihood import ImageLikelihood, ODELikelihood
@@ -35,8 +38,13 @@ from idode_gin.parity import AbstractParity, prefixed
 from idode_gin.runtime import batches as batch_lib
 from idode_gin.runtime import data
 from idode_gin.runtime.partitioning import PjitPartitioner
+from idode_gin.solvers import adams
+from idode_gin.solvers.adams import Adams
+from idode_gin.solvers.base import AbstractSolver, Density, Solution, State, VectorField
 
 INTEGRAND_IMAGES, INTEGRAND_POINTS = 64, 41
+GRID = 64
+"""Grids of Adams methods are filled up to a multiple of it, and share a program."""
 
 
 def scorers(
@@ -49,19 +57,27 @@ def scorers(
 ) -> Callable[[str, ODELikelihood | None], Compute]:
     """Gives the compiled function of a likelihood of that name; of the bound, where it is None.
 
-    Asked again for the same one, it gives the same function, which need not compile again.
+    Asked again for the same one, it gives the same function, which need not compile again; of Adams
+    methods also for about as many steps, as another checkpoint may need.
     """
     made: dict[str, Compute] = {}
 
-    def scorer(name: str, estimator: ODELikelihood | None) -> Compute:
-        known = f"{name} {estimator}"
+    def compiled(known: str, compute: Compute) -> Compute:
         if known not in made:
-            if estimator is None:
-                compute = _of_bound(model, variational_bound, seed, parity)
-            else:
-                compute = _of_likelihood(model, estimator, name, seed, parity)
             made[known] = image_loop.compiled(compute, partitioner, solve_size)
         return made[known]
+
+    def scorer(name: str, estimator: ODELikelihood | None) -> Compute:
+        if estimator is None:
+            return compiled(name, _of_bound(model, variational_bound, seed, parity))
+        if not isinstance(estimator.solver, Adams) or parity is not None:
+            score = _of_likelihood(model, estimator, name, seed, parity)
+            return compiled(f"{name} {estimator}", score)
+        grid = _grid(model, estimator, estimator.solver)
+        score = _on_grid(model, estimator, name, seed)
+        blank = dataclasses.replace(estimator, solver=None)
+        shared = compiled(f"{name} {blank} {estimator.solver.history} {len(grid[0].ends)}", score)
+        return lambda params, batch: shared({"network": params, "grid": grid}, batch)
 
     return scorer
 
@@ -137,6 +153,59 @@ def _of_likelihood(
             "importance_bias": numerics.nats_to_bpd(found.importance_bias, dims),
             "success": found.success,
         }
+
+    return score
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _OnGrid(AbstractSolver):
+    """Adams steps of tables that may be traced; they know where the solution starts and ends."""
+
+    tables: adams.Tables
+    steps: Array
+
+    def solve(
+        self,
+        field: VectorField,
+        state: State,
+        t0: float,
+        t1: float,
+        args: tuple[Any, ...] = (),
+        *,
+        lanes: int | None = None,
+        densities: tuple[Density, ...] | None = None,
+    ) -> Solution:
+        """The solution after all steps."""
+        return adams.run(field, state, self.tables, self.steps, args, lanes)
+
+
+def _grid(model: DiffusionODE, estimator: ODELikelihood, solver: Adams) -> tuple[Any, Any]:
+    """The tables of the solver, filled up to a multiple of `GRID`, and how many steps count."""
+    problem = Problem.of(
+        model.field({}, jnp.zeros((1, 0))),  # nothing here is of the network
+        estimator.dequantizer.gamma_start(model.end),
+        model.time.gamma_max,
+        estimator.variable,
+        estimator.divergence,
+        dims=1,
+    )
+    tables = solver.tables(problem.time_start, problem.time_end, problem.densities)
+    blank = -solver.steps % GRID
+
+    def filled(leaf: Array) -> np.ndarray:
+        return np.pad(np.asarray(leaf), [(0, blank)] + [(0, 0)] * (leaf.ndim - 1))
+
+    return jax.tree.map(filled, tables), np.asarray(solver.steps, np.int32)
+
+
+def _on_grid(model: DiffusionODE, estimator: ODELikelihood, name: str, seed: int) -> Compute:
+    """As `_of_likelihood`, of parameters (`network`) that come with their `grid`."""
+
+    def score(given: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
+        tables, steps = given["grid"]
+        here = dataclasses.replace(estimator, solver=_OnGrid(tables=tables, steps=steps))
+        return _of_likelihood(model, here, name, seed, None)(given["network"], batch)
 
     return score
 

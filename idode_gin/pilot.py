@@ -171,16 +171,21 @@ class _Grids:
         self._model, self._batch, self._key = model, batch, key
         self._estimator = dataclasses.replace(estimator, num_importance=1, num_repeats=1)
         self._max_steps = max_steps
-        # Compiled as a whole: op by op, XLA would be asked for thirty programs for every grid.
-        self._tables = jax.jit(self._padded_tables, static_argnums=2)
         self._compiled = jax.jit(self._score)
         self._compiled_by_solver = jax.jit(self._score_by_solver)
 
     def __call__(self, params: types.Params, steps: int) -> np.ndarray:
         """`[B]`."""
-        tables = self._tables(params, self._batch, steps)
+        problem = self._problem(params, self._batch)[0]
+        grid = adams.Adams(steps=steps)
+        tables = grid.tables(problem.time_start, problem.time_end, problem.densities)
+        blank = self._max_steps - steps
+        padded = jax.tree.map(  # by NumPy: XLA would compile it for every grid
+            lambda leaf: np.pad(np.asarray(leaf), [(0, blank)] + [(0, 0)] * (leaf.ndim - 1)),
+            tables,
+        )
         return np.asarray(
-            self._compiled(params, self._batch, tables, jnp.asarray(steps)), np.float64
+            self._compiled(params, self._batch, padded, jnp.asarray(steps)), np.float64
         )
 
     def by_solver(self, params: types.Params) -> np.ndarray:
@@ -198,15 +203,6 @@ class _Grids:
             numerics.num_dims(batch["image"]),
         )
         return problem, end
-
-    def _padded_tables(self, params: types.Params, batch: types.Batch, steps: int) -> adams.Tables:
-        problem, grid = self._problem(params, batch)[0], adams.Adams(steps=steps)
-        tables = grid.tables(problem.time_start, problem.time_end, problem.densities)
-        blank = self._max_steps - steps
-        return jax.tree.map(
-            lambda leaf: jnp.concatenate([leaf, jnp.zeros((blank, *leaf.shape[1:]), leaf.dtype)]),
-            tables,
-        )
 
     def _score_by_solver(self, params: types.Params, batch: types.Batch) -> types.PerExample:
         found = self._model.likelihood_fn(params, batch, self._key, self._estimator)

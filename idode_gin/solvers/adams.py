@@ -12,6 +12,7 @@ from idode_gin import checks, numerics
 from idode_gin.solvers import base, spacings
 
 _QUADRATURE = np.polynomial.legendre.leggauss(24)
+_BLOCK = 1024  # times at once: XLA compiles every operation for every length
 
 
 @final
@@ -179,6 +180,7 @@ def _values(density: base.Density, t: np.ndarray) -> np.ndarray:
     """The density as NumPy's, whatever is being traced around it; float64."""
     if density is None:
         return np.ones_like(t)
+    blocks = np.pad(t.ravel(), (0, -t.size % _BLOCK), mode="edge").reshape(-1, _BLOCK)
     with jax.ensure_compile_time_eval():
-        flat = jnp.asarray(t.ravel(), numerics.float_dtype())
-        return np.asarray(density(flat), np.float64).reshape(t.shape)
+        values = [density(jnp.asarray(each, numerics.float_dtype())) for each in blocks]
+    return np.concatenate(values).astype(np.float64)[: t.size].reshape(t.shape)

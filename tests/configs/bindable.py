@@ -92,6 +92,8 @@ def _fulfilling(contract: type) -> list[type]:
     found = [contract] if dataclasses.is_dataclass(contract) else []
     for child in contract.__subclasses__():
         module = importlib.import_module(child.__module__)
-        if child.__module__.startswith(PACKAGE) and vars(module).get(child.__name__) is child:
+        is_private = child.__name__.startswith("_")  # made by other code alone
+        is_ours = child.__module__.startswith(PACKAGE) and not is_private
+        if is_ours and vars(module).get(child.__name__) is child:
             found += _fulfilling(child)
     return found

@@ -1,6 +1,7 @@
 """Series of checkpoints: each scored once, in a folder of its own, stopped and gone on with."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -9,17 +10,27 @@ import threading
 import time
 
 import jax
+import numpy as np
 import pytest
 import tiny
 
-from idode_gin import checks, eval_results, eval_watch, image_loop
+from idode_gin import checks, eval_results, eval_scores, eval_watch, image_loop
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.evaluator import Evaluator
 from idode_gin.likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.pilot import Pilot
-from idode_gin.runtime import checkpoint_series, checkpoints, preemption, train_state
+from idode_gin.runtime import (
+    batches,
+    checkpoint_series,
+    checkpoints,
+    partitioning,
+    preemption,
+    train_state,
+)
 from idode_gin.runtime.checkpoint_series import All, Watch
+from idode_gin.solvers.adams import Adams
+from idode_gin.solvers.divergence import Exact
 from idode_gin.solvers.fixed_grid import FixedGrid
 
 SOON = {"period": 0.01, "timeout": 0.02}
@@ -138,6 +149,40 @@ def test_compiled_once_for_all(score, add, monkeypatch, changes):
     add(4), add(6)
     assert set(score(All(), **changes)) == set(steps(2, 4, 6))
     assert len(traced) == 2 * alone > 0
+
+
+def test_grids_of_other_lengths_share_a_program(monkeypatch):
+    """As checkpoints need them; each figure is that of its own grid."""
+    model, split = tiny.model(), tiny.split()
+    params = model.init(jax.random.key(0), tiny.SHAPE)
+    batch = next(iter(batches.eval_batches(split, 4)))
+    call, traced = tiny.AffineNetwork.__call__, []
+
+    def counting(network, *arguments):
+        traced.append(1)
+        return call(network, *arguments)
+
+    monkeypatch.setattr(tiny.AffineNetwork, "__call__", counting)
+    partitioner = partitioning.PjitPartitioner()
+    scorer = eval_scores.scorers(model, VariationalBound(), 0, partitioner, 4)
+    found = {}
+    for number in (9, 5, 30):
+        estimator = ODELikelihood(
+            dequantizer=TruncatedNormal(), divergence=Exact(), solver=Adams(steps=number)
+        )
+        scores = scorer("tn", estimator)(params, partitioner.put_batch(batch, 4))
+        found[number] = np.asarray(scores["bpd"])
+        assert set(np.asarray(scores["nfe"])) == {number + 1}
+        if number == 9:
+            once = len(traced)
+    assert len(traced) == once
+    five = dataclasses.replace(estimator, solver=Adams(steps=5))
+    key = eval_scores.key_of(0, "tn")
+    alone = jax.jit(lambda params, batch: model.likelihood_fn(params, batch, key, five))(
+        params, batch
+    )
+    np.testing.assert_allclose(found[5], alone.bits_per_dim(16), rtol=1e-5)
+    assert np.abs(found[5] - found[30]).max() > 1e-4
 
 
 def test_another_checkpoint_of_the_same_step_is_scored_anew(score, add, saved, tmp_path):
