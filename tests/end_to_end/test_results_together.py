@@ -56,21 +56,83 @@ def checkpoint(tmp_path_factory):
     return several.made(tmp_path_factory.mktemp("made") / "run")
 
 
+def written(given: list[str], output: pathlib.Path, file: str, count: int, devices: int) -> dict:
+    with Processes(output.parent / f"{output.name}_logs", given, count, devices) as started:
+        started.expect(0)
+    with np.load(output / file) as arrays:
+        return dict(arrays)
+
+
+def assert_close(found: dict, expected: dict) -> None:
+    """Another number of devices rounds otherwise; what was rounded to levels is the same."""
+    assert expected.keys() == found.keys()
+    for name, values in expected.items():
+        if np.issubdtype(values.dtype, np.floating):
+            tolerance = 1e-5 * max(1.0, np.nanmax(np.abs(values)))
+            np.testing.assert_allclose(
+                found[name], values, rtol=1e-5, atol=tolerance, equal_nan=True, err_msg=name
+            )
+        else:
+            np.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["eval", "sample"])
-def test_scores_and_samples_as_one_process_does(checkpoint, tmp_path, name):
+@pytest.mark.parametrize("name", FILES)
+def test_results_are_those_of_one_process(checkpoint, tmp_path, name):
     found = []
     for count, devices in [(1, 4), (2, 2)]:
-        output = tmp_path / f"{count}"
+        output = tmp_path / str(count)
         given = command(name, checkpoint, output)
-        with Processes(tmp_path / f"logs{count}", given, count, devices) as started:
-            started.expect(0)
-        with np.load(output / FILES[name]) as arrays:
-            found.append(dict(arrays))
+        found.append(written(given, output, FILES[name], count, devices))
     alone, together = found
     assert alone.keys() == together.keys()
     for key in alone:
         np.testing.assert_array_equal(together[key], alone[key], err_msg=key)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("sampler", ["ancestral", "heun", "dpm_solver_plus_plus", "ode"])
+def test_every_sampler_on_a_mesh_of_two_processes(checkpoint, tmp_path, sampler):
+    """Against one process with one device."""
+    mesh = ["--gin.MESH_SHAPE={'data': 2, 'fsdp': 2}"]
+    found = []
+    for count, devices in [(1, 1), (2, 2)]:
+        output = tmp_path / str(count)
+        given = command("sample", checkpoint, output)
+        given += [f"--gin_file=gin_configs/samplers/{sampler}.gin", *(mesh if count > 1 else [])]
+        found.append(written(given, output, FILES["sample"], count, devices))
+    assert_close(found[1], found[0])
+
+
+@pytest.mark.full
+def test_a_series_is_scored_as_one_process_does(tmp_path):
+    """Stopped in the middle and gone on with; the folders and the curve are the same."""
+    run = several.made(tmp_path / "run", steps=(1, 2, 3))
+    everything = ["--gin_file=gin_configs/checkpoints/all.gin"]
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    with Processes(tmp_path / "logs", command("eval", run, alone) + everything, 1, 4) as started:
+        started.expect(0)
+    given = command("eval", run, together) + everything
+    with Processes(tmp_path / "logs", given, 2, 2) as started:
+        started.wait_until(lambda: (together / "step_1/summary.json").exists())
+        started.all[1].send_signal(signal.SIGTERM)
+        started.expect(checks.EXIT_PREEMPTED, timeout=60)
+    assert not (together / "step_3").exists()
+    before = (together / "step_1/summary.json").read_bytes()
+    with Processes(tmp_path / "logs", given, 2, 2) as started:
+        started.expect(0)
+        assert "checkpoint_1," not in started.outputs()[0]  # it was scored
+    assert (together / "step_1/summary.json").read_bytes() == before
+    for file in ("step_1/results.npz", "step_2/results.npz", "step_3/results.npz"):
+        with np.load(alone / file) as expected, np.load(together / file) as found:
+            assert_close(dict(found), dict(expected))
+    expected, found = ((each / "curve.csv").read_text() for each in (alone, together))
+    assert found.splitlines()[0] == expected.splitlines()[0]
+    np.testing.assert_allclose(curve(together), curve(alone), rtol=1e-5)
+
+
+def curve(folder: pathlib.Path) -> np.ndarray:
+    return np.loadtxt(folder / "curve.csv", delimiter=",", skiprows=1)
 
 
 @pytest.mark.full
