@@ -7,10 +7,6 @@ import pytest
 
 from idode_gin import likelihood, numerics
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
-from idode_gin.encoding import Encoding
-from idode_gin.losses.first_order import FirstOrder
-from idode_gin.models import DiffusionODE
-from idode_gin.networks.base import AbstractNetwork
 from idode_gin.parameterizations.base import AbstractParameterization
 from idode_gin.parameterizations.noise import Noise
 from idode_gin.pilot import Pilot
@@ -20,7 +16,6 @@ from idode_gin.schedules.variance_preserving import VariancePreserving
 from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.divergence import Exact
-from idode_gin.time_samplers.uniform import Uniform
 
 from . import discovery, toys
 
@@ -30,33 +25,11 @@ SHAPE, LEVELS, BATCH = (2, 2, 1), 9, 6
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-class Best(AbstractNetwork):
-    """The best network for Gaussian data; it has no parameters."""
-
-    def __init__(self, field, time):
-        self._field, self._time = field, time
-
-    def init(self, key, image_shape):
-        return {}
-
-    def __call__(self, params, z, time, conditioning, key=None):
-        low, high = self._time.gamma_min, self._time.gamma_max
-        return self._field.output(z, low + (high - low) * time)
-
-
 def problem(schedule, parameterization):
     """A model of Gaussian data, some images, and their exact bits per dim for given noise."""
     time = Linear(gamma_min=-2 * np.log(3 * LEVELS), gamma_max=5.0)
     data = toys.gaussian(schedule)
-    model = DiffusionODE(
-        network=Best(data.field(parameterization), time),
-        schedule=schedule,
-        time=time,
-        parameterization=parameterization,
-        time_sampler=Uniform(),
-        loss=FirstOrder(),
-        encoding=Encoding(levels=LEVELS),
-    )
+    model = toys.optimal_model(data.field(parameterization), time, LEVELS)
     images = jax.random.randint(jax.random.key(2), (BATCH, *SHAPE), 0, LEVELS)
     batch = {"image": images, "index": jnp.arange(BATCH), "conditioning": jnp.zeros((BATCH, 1))}
     estimator = likelihood.ODELikelihood(dequantizer=TruncatedNormal(), divergence=Exact())
