@@ -34,6 +34,12 @@ def check_integer(name: str, value: object, *, at_least: int) -> None:
         raise ValueError(f"`{name}` must be an integer, {at_least} or more, got {name}={value!r}.")
 
 
+def check_lanes(lanes: int | None) -> None:
+    """Raises ValueError unless a number of images side by side is positive, or None for all."""
+    if lanes is not None:
+        check_positive("lanes", lanes)
+
+
 def check_multiple(name: str, size: int, unit_name: str, unit: int) -> None:
     """Raises ValueError, naming the next valid size, unless `size` is a multiple of `unit`."""
     if size % unit:

@@ -10,7 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
 from idode_gin import numerics, ode, types
-from idode_gin.integration_variables.base import AbstractIntegrationVariable, rate_and_divergences
+from idode_gin.integration_variables.base import (
+    AbstractIntegrationVariable,
+    rate_and_divergences,
+    span,
+)
 from idode_gin.integration_variables.exponential import Exponential
 from idode_gin.integration_variables.gamma import Gamma
 from idode_gin.parameterizations.base import AbstractParameterization
@@ -79,16 +83,7 @@ def log_density(
     """
     dims = numerics.num_dims(z)
     problem = Problem.of(field, gamma_start, gamma_end, variable, divergence, dims)
-    solution = solver.solve(
-        problem.rate,
-        problem.start(z, probes),
-        problem.time_start,
-        problem.time_end,
-        problem.args(probes),
-        lanes=lanes,
-        densities=problem.densities,
-    )
-    return problem.density_of(solution)
+    return problem.density_of(problem.solve(solver, z, probes, lanes))
 
 
 def log_prob(
@@ -193,19 +188,13 @@ class Problem:
     ) -> "Problem":
         """The problem of images of `dims` values between two gammas."""
         with jax.ensure_compile_time_eval():
-            ends = jnp.asarray([gamma_start, gamma_end], numerics.float_dtype())
-            time_start, time_end = map(float, variable.time(field, ends))
-            scale_start, scale_end = map(float, jnp.exp(variable.log_scale(field, ends)))
-            sigma_end = float(field.schedule.sigma(ends)[1])
+            sigma_end = float(field.schedule.sigma(jnp.asarray(gamma_end, numerics.float_dtype())))
         return cls(
             field=field,
             variable=variable,
             divergence=divergence,
             dims=dims,
-            time_start=time_start,
-            time_end=time_end,
-            scale_start=scale_start,
-            scale_end=scale_end,
+            **span(variable, field, gamma_start, gamma_end)._asdict(),
             sigma_end=sigma_end,
         )
 
@@ -237,13 +226,30 @@ class Problem:
         )
         return slope, traces / self.dims
 
+    def solve(
+        self, solver: AbstractSolver, z: types.Images, probes: Probes, lanes: int | None
+    ) -> Solution:
+        """From `z` at the start to the end."""
+        return solver.solve(
+            self.rate,
+            self.start(z, probes),
+            self.time_start,
+            self.time_end,
+            self.args(probes),
+            lanes=lanes,
+            densities=self.densities,
+        )
+
+    def arrived(self, solution: Solution) -> tuple[types.Images, types.PerExample]:
+        """z at the end, and the integral of the drift's divergence over the way, nats."""
+        y, log_dets_per_dim = solution.state
+        scales = self.dims * (math.log(self.scale_end) - math.log(self.scale_start))
+        return y * self.scale_end, self.dims * jnp.mean(log_dets_per_dim, axis=1) + scales
+
     def density_of(self, solution: Solution) -> Density:
         """What a solution says."""
-        y, log_dets_per_dim = solution.state
-        estimates = self.dims * log_dets_per_dim
-        scales = self.dims * (math.log(self.scale_end) - math.log(self.scale_start))
-        log_det = jnp.mean(estimates, axis=1) + scales
-        latent = y * self.scale_end
+        latent, log_det = self.arrived(solution)
+        estimates = self.dims * solution.state[1]
         log_sigma = self.dims * math.log(self.sigma_end)
         log_prior = numerics.log_normal(latent / self.sigma_end) - log_sigma
         return Density(

@@ -83,8 +83,7 @@ class ODELikelihood:
         """Checks the counts."""
         checks.check_positive("num_importance", self.num_importance)
         checks.check_positive("num_repeats", self.num_repeats)
-        if self.lanes is not None:
-            checks.check_positive("lanes", self.lanes)
+        checks.check_lanes(self.lanes)
 
     def __call__(
         self,

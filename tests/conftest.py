@@ -70,6 +70,7 @@ REPETITIONS = (
     r"laws/test_pilot.py.*kept\[.*tolerances1\]",
     r"laws/test_samplers.py.*(variance_of_the_data|key_alone|are_counted)\[(Ancestral|ODESampler)",
     r"laws/test_sampling.py.*scoring_them_finds\[StraightPath-probes\]",
+    r"laws/test_sampling.py.*in_each_variable\[(Exponential|Gamma|Natural)",
     r"laws/test_sampling.py.*back_to_their_noise\[StraightPath\]",
     r"runtime/test_encoder.py::test_solves_that_do_not_arrive",
     r"runtime/test_encoder.py.*another_batch_size\[(density|interpolate|noise in steps)\]",

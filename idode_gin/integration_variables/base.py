@@ -3,6 +3,8 @@
 import abc
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from idode_gin import numerics, ode, types
@@ -42,6 +44,27 @@ class AbstractIntegrationVariable(abc.ABC):
     def density(self, field: ode.Field) -> Density:
         """A factor of dy/ds that depends on s alone, if there is one worth integrating exactly."""
         return None
+
+
+class Span(NamedTuple):
+    """The two ends of a way in some integration variable: times, and scales of the state."""
+
+    time_start: float
+    time_end: float
+    scale_start: float
+    """m, in z = m y."""
+    scale_end: float
+
+
+def span(
+    variable: AbstractIntegrationVariable, field: ode.Field, gamma_start: float, gamma_end: float
+) -> Span:
+    """Of the way between two gammas, as numbers that are known when a program is traced."""
+    with jax.ensure_compile_time_eval():
+        ends = jnp.asarray([gamma_start, gamma_end], numerics.float_dtype())
+        times = map(float, variable.time(field, ends))
+        scales = map(float, jnp.exp(variable.log_scale(field, ends)))
+        return Span(*times, *scales)
 
 
 def rate(

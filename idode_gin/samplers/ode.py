@@ -6,8 +6,11 @@ from typing import NamedTuple, final
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Integer
 
-from idode_gin import numerics, ode, types
+from idode_gin import checks, numerics, ode, types
+from idode_gin.density import Problem
 from idode_gin.dequantizers.base import CleanEnd
+from idode_gin.integration_variables import base as variables
+from idode_gin.integration_variables.exponential import Exponential
 from idode_gin.samplers import base
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.base import AbstractSolver, Solution
@@ -30,37 +33,66 @@ class Encoded(NamedTuple):
 class ODESampler(base.AbstractDeterministicSampler):
     """Draws sigma_1 N(0, I) at the noise end and integrates to the clean end; and the way back.
 
+    The images are the same in every integration variable, up to the solver's error.
+
     Args:
         solver: of the ODE.
+        variable: what the ODE is integrated in.
+        lanes: images that are solved side by side, whatever the batch; None for all of it.
     """
 
     solver: AbstractSolver = dataclasses.field(default_factory=DormandPrince)
+    variable: variables.AbstractIntegrationVariable = dataclasses.field(default_factory=Exponential)
+    lanes: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the lanes."""
+        checks.check_lanes(self.lanes)
 
     def with_log_prob(self, divergence: AbstractDivergence) -> "ODESamplerWithDensity":
         """The same images, up to the solver's error, and their log-density."""
-        return ODESamplerWithDensity(solver=self.solver, divergence=divergence)
+        return ODESamplerWithDensity(
+            solver=self.solver, divergence=divergence, variable=self.variable, lanes=self.lanes
+        )
 
     def from_noise(
         self, field: ode.Field, end: CleanEnd, gamma_max: float, noise: types.Images
     ) -> base.Samples:
         """The images that standard normal `noise` becomes."""
         start = _scale(field, gamma_max, noise) * noise
-        solution = self._solve(field, start, gamma_max, end.gamma_min)
-        return _samples(end, solution, solution.state)
+        latent, solution = self._solve(field, start, gamma_max, end.gamma_min)
+        return _samples(end, solution, latent)
 
     def to_noise(
         self, field: ode.Field, end: CleanEnd, gamma_max: float, latent: types.Images
     ) -> Encoded:
         """The noise that `from_noise` makes the latents `z` at the clean end of."""
-        solution = self._solve(field, latent, end.gamma_min, gamma_max)
+        found, solution = self._solve(field, latent, end.gamma_min, gamma_max)
         return Encoded(
-            noise=solution.state / _scale(field, gamma_max, latent),
+            noise=found / _scale(field, gamma_max, latent),
             num_evaluations=solution.num_evaluations,
             success=solution.success,
         )
 
-    def _solve(self, field: ode.Field, z: types.Images, start: float, stop: float) -> Solution:
-        return self.solver.solve(lambda gamma, z: field.drift(z, gamma), z, start, stop)
+    def _solve(
+        self, field: ode.Field, z: types.Images, start: float, stop: float
+    ) -> tuple[types.Images, Solution]:
+        """z at `stop`, and the solution in the integration variable's terms."""
+        span = variables.span(self.variable, field, start, stop)
+
+        def rate(time: types.PerExample, y: types.Images, *args: Array) -> types.Images:
+            return variables.rate(self.variable, field.with_args(args), time, y)
+
+        solution = self.solver.solve(
+            rate,
+            z / span.scale_start,
+            span.time_start,
+            span.time_end,
+            field.args,
+            lanes=self.lanes,
+            densities=(self.variable.density(field),),
+        )
+        return solution.state * span.scale_end, solution
 
 
 @final
@@ -77,10 +109,18 @@ class ODESamplerWithDensity(base.AbstractSampler):
     Args:
         solver: of the ODE.
         divergence: how the trace is taken; each image has its own probes.
+        variable: what the ODE is integrated in.
+        lanes: images that are solved side by side, whatever the batch; None for all of it.
     """
 
     solver: AbstractSolver = dataclasses.field(default_factory=DormandPrince)
     divergence: AbstractDivergence = dataclasses.field(default_factory=Hutchinson)
+    variable: variables.AbstractIntegrationVariable = dataclasses.field(default_factory=Exponential)
+    lanes: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the lanes."""
+        checks.check_lanes(self.lanes)
 
     def with_log_prob(self, divergence: AbstractDivergence) -> "ODESamplerWithDensity":
         """The same sampler, with the trace taken in this way."""
@@ -112,16 +152,11 @@ class ODESamplerWithDensity(base.AbstractSampler):
     ) -> base.Samples:
         """The images that standard normal `noise` becomes, and their log-density."""
         dims = numerics.num_dims(noise)
-
-        def rate(gamma: types.PerExample, state: tuple[Array, Array]) -> tuple[Array, Array]:
-            drift, trace = field.drift_and_divergence(state[0], gamma, self.divergence, probes)
-            return drift, trace / dims
-
+        problem = Problem.of(field, gamma_max, end.gamma_min, self.variable, self.divergence, dims)
         sigma = _scale(field, gamma_max, noise)
-        start = sigma * noise, jnp.zeros(noise.shape[0], noise.dtype)
-        solution = self.solver.solve(rate, start, gamma_max, end.gamma_min)
-        latent, log_det_per_dim = solution.state  # from 1 to 0: minus the integral
-        log_p = numerics.log_normal(noise) - dims * (jnp.log(sigma) + log_det_per_dim)
+        solution = problem.solve(self.solver, sigma * noise, probes, self.lanes)
+        latent, log_det = problem.arrived(solution)  # from 1 to 0: minus the integral
+        log_p = numerics.log_normal(noise) - dims * jnp.log(sigma) - log_det
         return _samples(end, solution, latent)._replace(log_p=log_p)
 
 

@@ -169,11 +169,20 @@ CASES = {
             "lanes": 1,
         },
     ),
-    ODESampler: Case(samples, {"solver": STEPS}, {"solver": FixedGrid(steps=3)}),
+    ODESampler: Case(
+        samples,
+        {"solver": STEPS},
+        {"solver": FixedGrid(steps=3), "variable": Kappa(), "lanes": 1},
+    ),
     ODESamplerWithDensity: Case(
         samples,
         {"solver": STEPS, "divergence": Exact()},
-        {"solver": FixedGrid(steps=3), "divergence": Hutchinson()},
+        {
+            "solver": FixedGrid(steps=3),
+            "divergence": Hutchinson(),
+            "variable": Kappa(),
+            "lanes": 1,
+        },
     ),
     Ancestral: Case(samples, {"steps": 2}, {"steps": 3, "grid": PowerOfKappa()}),
     Heun: Case(samples, {"steps": 2}, {"steps": 3, "grid": LogSNR()}),
