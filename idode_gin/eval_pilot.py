@@ -1,6 +1,7 @@
 """A pilot on images of the split that is evaluated, the same on every process."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -35,6 +36,9 @@ def runner(
         model: what was trained.
         split: the images.
         key_of: the evaluation's key of the likelihood of that name.
+
+    Raises:
+        ValueError: if the network's arithmetic is too coarse: see `Pilot.check_precision`.
     """
     prepared: dict[str, Callable[[types.Params], tuple[ODELikelihood, Report]]] = {}
 
@@ -46,9 +50,10 @@ def runner(
             batch = _batch(split, pilot.num_images)
             prepared[known] = pilot.prepared(model, batch, key_of(name), estimator)
         found, report = prepared[known](jax.device_get(params))
-        if jax.process_count() == 1:
-            return found, report
-        return _as_first_says(found, report)
+        if jax.process_count() > 1:
+            found, report = _as_first_says(found, report)
+        pilot.check_precision(model, report)
+        return found, report
 
     return run
 
@@ -65,13 +70,18 @@ def _as_first_says(estimator: ODELikelihood, report: Report) -> tuple[ODELikelih
 
     solver = estimator.solver
     steps = solver.steps if isinstance(solver, Adams) else 0
-    numbers = [steps, report.error, report.bias, report.reference_error]
+    precision = math.nan if report.precision_error is None else report.precision_error
+    numbers = [steps, report.error, report.bias, report.reference_error, precision]
     told = np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(numbers, np.float32)))
     if isinstance(solver, Adams):
         solver = dataclasses.replace(solver, steps=int(told[0]))
-    error, bias, reference_error = (float(each) for each in told[1:])
+    error, bias, reference_error, precision = (float(each) for each in told[1:])
     report = report._replace(
-        solver=str(solver), error=error, bias=bias, reference_error=reference_error
+        solver=str(solver),
+        error=error,
+        bias=bias,
+        reference_error=reference_error,
+        precision_error=None if report.precision_error is None else precision,
     )
     return dataclasses.replace(estimator, solver=solver), report
 
@@ -82,6 +92,8 @@ def in_words(report: Report) -> str:
         f"{report.solver}, error {report.error:.1e} bits per dim (mean {report.bias:+.1e}) on "
         f"{report.num_images} images, known to {report.reference_error:.1e}."
     )
+    if report.precision_error is not None:
+        said += f" The network's coarse arithmetic moves figures by {report.precision_error:.1e}."
     if report.is_within:
         return said
     return (

@@ -64,15 +64,19 @@ def summarize(
     Args:
         scores: of all images.
         num_repeats: R, the repeats that a figure is the mean of.
-        solver_error: of the solver.
+        solver_error: of the solver; and `precision_error`, of a network that computes in less than
+            float32.
     """
     count = len(scores["bpd"])
+    known = dict(solver_error or {})
+    precision = known.pop("precision_error", None)
     found: dict[str, Any] = {
         "mean": float(np.mean(scores["bpd"])),
         "stderr": evaluation.standard_error(scores["bpd"]),
         "stderr_dequantization": None,
         "stderr_probes": None,
-        "solver_error": None if solver_error is None else dict(solver_error),
+        "solver_error": known or None,
+        "precision_error": precision,
         "num_images": count,
         "nfe": float(np.mean(scores["nfe"])),
     }

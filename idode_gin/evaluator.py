@@ -270,6 +270,12 @@ class Evaluator:
     ) -> dict[str, tuple[ODELikelihood, SolverError | None]]:
         """Each likelihood with the solver it is scored with, and what that one's error is."""
         if shared.pilot is None:
+            if (coarse := shared.model.network.coarse_dtype) is not None:
+                print(
+                    f"The network computes in {coarse}; without PILOT nobody knows how much that "
+                    "moves the figures.",
+                    flush=True,
+                )
             return {name: (each, None) for name, each in self.likelihoods.items()}
         chosen: dict[str, tuple[ODELikelihood, SolverError | None]] = {}
         for name, each in self.likelihoods.items():

@@ -37,6 +37,8 @@ class Report(NamedTuple):
     reference_evaluations: int
     """Network evaluations per image of the reference."""
     num_images: int
+    precision_error: float | None = None
+    """Mean over images of |figure - figure with the network in float32|; None where it is."""
 
     @property
     def is_within(self) -> bool:
@@ -58,6 +60,8 @@ class Pilot:
         tolerance: largest mean over images of a figure's error, bits per dim.
         num_images: images that are tried, spread over the split.
         max_steps: of the reference.
+        precision_tolerance: largest mean over images of what a network that computes in less than
+            float32 moves the figures by, bits per dim; None for `tolerance`. See `check_precision`.
 
     Raises:
         ValueError: if an argument is not positive.
@@ -66,9 +70,12 @@ class Pilot:
     tolerance: float = 1e-3
     num_images: int = 16
     max_steps: int = 1024
+    precision_tolerance: float | None = None
 
     def __post_init__(self) -> None:
         """Checks the arguments."""
+        if self.precision_tolerance is not None:
+            checks.check_positive("precision_tolerance", self.precision_tolerance)
         checks.check_positive("tolerance", self.tolerance)
         checks.check_positive("num_images", self.num_images)
         if self.max_steps < 2 * _FIRST_STEPS:
@@ -133,8 +140,41 @@ class Pilot:
             reference_error=moved,
             reference_evaluations=steps + 1,
             num_images=len(reference),
+            precision_error=self._precision_error(model, params, batch, key, estimator, bpd),
         )
         return estimator, report
+
+    def check_precision(self, model: DiffusionODE, report: Report) -> None:
+        """Refuses figures of a network whose arithmetic is too coarse for them.
+
+        Raises:
+            ValueError: if they are further from those in float32 than `precision_tolerance`.
+        """
+        allowed = self.tolerance if self.precision_tolerance is None else self.precision_tolerance
+        if report.precision_error is None or report.precision_error <= allowed:
+            return
+        raise ValueError(
+            f"The network computes in {model.network.coarse_dtype}, and its figures must be within "
+            f"{allowed:.1e} bits per dim of those in float32 (`Pilot.tolerance`), got a mean "
+            f"distance of {report.precision_error:.1e} on {report.num_images} images. Evaluate in "
+            "float32 (UNet.dtype = None; the checkpoint is the same), ask for less "
+            "(BPD_TOLERANCE), or say how much is too much with Pilot.precision_tolerance."
+        )
+
+    def _precision_error(
+        self,
+        model: DiffusionODE,
+        params: types.Params,
+        batch: types.Batch,
+        key: types.PRNGKey,
+        estimator: ODELikelihood,
+        bpd: np.ndarray,
+    ) -> float | None:
+        if model.network.coarse_dtype is None:
+            return None
+        fine = dataclasses.replace(model, network=model.network.in_full_precision())
+        score = _Grids(fine, batch, key, estimator, self.max_steps)
+        return _mean_error(bpd, score.by_solver(params))
 
     def _coarsest(
         self,

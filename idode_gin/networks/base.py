@@ -36,6 +36,15 @@ class AbstractNetwork(abc.ABC):
         params = jax.eval_shape(lambda: self.init(jax.random.key(0), image_shape))
         return jax.tree.map(lambda leaf: PartitionSpec(*[None] * leaf.ndim), params)
 
+    @property
+    def coarse_dtype(self) -> str | None:
+        """Name of what the network computes in where that is coarser than float32; here, never."""
+        return None
+
+    def in_full_precision(self) -> "AbstractNetwork":
+        """The same function of the same parameters, computed in float32 or better."""
+        return self
+
     @abc.abstractmethod
     def __call__(
         self,

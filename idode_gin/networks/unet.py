@@ -99,6 +99,16 @@ class UNet(base.AbstractNetwork):
         boxed = jax.eval_shape(lambda: self._boxed(jax.random.key(0), image_shape))
         return layers.axis_names(boxed)
 
+    @property
+    def coarse_dtype(self) -> str | None:
+        """`dtype` where it has fewer than float32's 32 bits."""
+        is_coarse = self.dtype is not None and jnp.finfo(self.dtype).bits < 32
+        return self.dtype if is_coarse else None
+
+    def in_full_precision(self) -> "UNet":
+        """With blocks in the dtype of z, where theirs is coarse."""
+        return self if self.coarse_dtype is None else dataclasses.replace(self, dtype=None)
+
     def _boxed(self, key: types.PRNGKey, image_shape: tuple[int, int, int]) -> Any:
         """Fresh parameters, each with its names."""
         z = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)

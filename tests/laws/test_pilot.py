@@ -1,5 +1,7 @@
 """The pilot: the error it promises is kept, by an exact density it knows nothing of."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from idode_gin import likelihood, numerics
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
+from idode_gin.networks.base import AbstractNetwork
 from idode_gin.parameterizations.base import AbstractParameterization
 from idode_gin.parameterizations.noise import Noise
 from idode_gin.pilot import Pilot
@@ -77,6 +80,48 @@ def test_a_given_solver_is_kept_and_measured():
     error = error_of(model, batch, key, estimator, exact)
     assert report.error == pytest.approx(error, abs=3e-4)
     assert not Pilot(tolerance=1e-9).run(model, {}, batch, key, estimator)[1].is_within
+
+
+@dataclasses.dataclass(frozen=True)
+class Coarse(AbstractNetwork):
+    """Another network, its output rounded."""
+
+    fine: AbstractNetwork
+    coarse_dtype = "bfloat16"
+
+    def init(self, key, image_shape):
+        return self.fine.init(key, image_shape)
+
+    def in_full_precision(self):
+        return self.fine
+
+    def __call__(self, *args):
+        output = self.fine(*args)
+        return output.astype(self.coarse_dtype).astype(output.dtype)
+
+
+@pytest.mark.parametrize(
+    "solver", [pytest.param(None, marks=pytest.mark.full), Adams(steps=12)], ids=["chosen", "given"]
+)
+def test_what_coarse_arithmetic_does_is_measured_and_refused(solver):
+    fine, batch, key, estimator, _ = problem(VariancePreserving(), Noise())
+    estimator = dataclasses.replace(estimator, solver=solver)
+    assert Pilot(tolerance=0.1).run(fine, {}, batch, key, estimator)[1].precision_error is None
+    model = dataclasses.replace(fine, network=Coarse(fine.network))
+    pilot = Pilot(tolerance=0.1, precision_tolerance=1e-5)
+    chosen, report = pilot.run(model, {}, batch, key, estimator)
+    there, here = (
+        np.asarray(jax.jit(lambda each=each: each.likelihood_fn({}, batch, key, chosen))().log_p)
+        for each in (model, fine)
+    )
+    expected = np.mean(np.abs(there - here)) / (4 * np.log(2))
+    assert 1e-3 < expected < 0.1
+    assert report.precision_error == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ValueError, match="computes in bfloat16, .* 1.0e-05 .*UNet.dtype = None"):
+        pilot.check_precision(model, report)
+    Pilot(tolerance=0.1).check_precision(model, report)
+    with pytest.raises(ValueError, match="must be within 1.0e-05"):
+        Pilot(tolerance=1e-5).check_precision(model, report)
 
 
 def test_nothing_is_scored_without_a_solver():
