@@ -97,7 +97,7 @@ def in_words(report: Report) -> str:
     if report.is_within:
         return said
     return (
-        f"{said} That is more than the {report.tolerance:.1e} asked for: the network is rough "
+        f"{said} That is not enough for the {report.tolerance:.1e} asked for: the network is rough "
         "between the steps, or float32 is too coarse. Raise Pilot.max_steps, give a SOLVER with "
         "more steps, or ask for less."
     )

@@ -20,6 +20,10 @@ _BETWEEN = (1.25, 1.5, 1.75)
 """Grids tried between one that is too coarse and one of twice its steps that is fine enough."""
 
 
+_KNOWN = 0.25
+"""Share of the tolerance to which a reference must be known."""
+
+
 class Report(NamedTuple):
     """What a pilot found for one likelihood; errors in bits per dim."""
 
@@ -42,8 +46,8 @@ class Report(NamedTuple):
 
     @property
     def is_within(self) -> bool:
-        """Whether the error is at most what was asked for."""
-        return self.error <= self.tolerance
+        """Whether the error is at most what was asked for, and the reference good enough to say."""
+        return self.error <= self.tolerance and self.reference_error <= _KNOWN * self.tolerance
 
 
 @final
@@ -122,7 +126,7 @@ class Pilot:
         while True:
             found[steps] = score(params, steps)
             moved = _mean_error(found[steps], found.get(steps // 2))
-            if moved <= self.tolerance / 4 or 2 * steps > self.max_steps:
+            if moved <= _KNOWN * self.tolerance or 2 * steps > self.max_steps:
                 break
             steps *= 2
         reference = found[steps]

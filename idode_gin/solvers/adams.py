@@ -108,14 +108,9 @@ def run(
     history = tables.predict[0].shape[1]
     structure = jax.tree.structure(state)
 
-    def moved(state: base.State, weights: tuple[Array, ...], step: Array, slopes: Any) -> Any:
+    def change(weights: tuple[Array, ...], step: Array, slopes: Any) -> Any:
         rows = jax.tree.unflatten(structure, [each[step] for each in weights])
-        return jax.tree.map(
-            lambda y, row, past: y + base.combined(row, past),
-            state,
-            rows,
-            slopes,
-        )
+        return jax.tree.map(base.combined, rows, slopes)
 
     def solve(problem: tuple[base.State, tuple[Any, ...]]) -> base.Solution:
         state, args = problem
@@ -124,18 +119,20 @@ def run(
         def slope_at(number: Array | int, state: base.State) -> base.State:
             return field(blank + tables.ends[number].astype(blank.dtype), state, *args)
 
-        def advance(number: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-            state, slopes = carry
-            new = slope_at(number + 1, moved(state, tables.predict, number, slopes))
+        def advance(number: Array, carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+            state, lost, slopes = carry
+            predicted, _ = base.added(state, lost, change(tables.predict, number, slopes))
+            new = slope_at(number + 1, predicted)
             longer = jax.tree.map(lambda new, past: jnp.concatenate([new[None], past]), new, slopes)
-            corrected = moved(state, tables.correct, number, longer)
-            return corrected, jax.tree.map(lambda each: each[:history], longer)
+            state, lost = base.added(state, lost, change(tables.correct, number, longer))
+            return state, lost, jax.tree.map(lambda each: each[:history], longer)
 
         first = slope_at(0, state)
         slopes = jax.tree.map(
             lambda leaf: jnp.zeros((history, *leaf.shape), leaf.dtype).at[0].set(leaf), first
         )
-        state, _ = jax.lax.fori_loop(0, steps, advance, (state, slopes))
+        lost = jax.tree.map(jnp.zeros_like, state)
+        state, _, _ = jax.lax.fori_loop(0, steps, advance, (state, lost, slopes))
         return base.Solution(
             state=state,
             num_evaluations=jnp.full(blank.shape, 1, jnp.int32) + steps,

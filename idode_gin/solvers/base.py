@@ -75,6 +75,23 @@ def weighted_sum(state: State, step: Array, weights: Array, stages: State) -> St
     return jax.tree.map(leaf, state, stages)
 
 
+def added(state: State, lost: State, increment: State) -> tuple[State, State]:
+    """state + increment, and what rounding took from it, which the next sum gives back.
+
+    Over a thousand steps of one size the same rounding, made a thousand times, would be seen: a
+    log-density of 20 nats per dim loses up to 1e-6 of each addition in float32.
+    Refs: Kahan 1965.
+    """
+
+    def leaf(value: Array, lost: Array, increment: Array) -> tuple[Array, Array]:
+        whole = increment + lost
+        total = value + whole
+        return total, whole - (total - value)
+
+    pairs = jax.tree.map(leaf, state, lost, increment)
+    return jax.tree.transpose(jax.tree.structure(state), jax.tree.structure((0, 0)), pairs)
+
+
 def combined(weights: Array, slopes: Array) -> Array:
     """sum_i weights_i slopes_i, `[n]` and `[n, B, ...]`.
 

@@ -52,13 +52,17 @@ class FixedGrid(base.AbstractSolver):
             state, args = problem
             blank = base.full_like_batch(state, 0.0)
 
-            def advance(index: Array, state: base.State) -> base.State:
+            def advance(index: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+                state, lost = carry
                 t, step = blank + starts[index], blank + sizes[index]
                 bound = base.bind(field, args)
                 stages = base.runge_kutta_stages(tableau, bound, t, state, step, bound(t, state))
-                return base.weighted_sum(state, step, jnp.asarray(tableau.b), stages)
+                zero = jax.tree.map(jnp.zeros_like, state)
+                change = base.weighted_sum(zero, step, jnp.asarray(tableau.b), stages)
+                return base.added(state, lost, change)
 
-            state = jax.lax.fori_loop(0, self.steps, advance, state)
+            lost = jax.tree.map(jnp.zeros_like, state)
+            state, _ = jax.lax.fori_loop(0, self.steps, advance, (state, lost))
             evaluations = self.steps * len(tableau.c)
             return base.Solution(
                 state=state,

@@ -12,7 +12,7 @@ from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.networks.base import AbstractNetwork
 from idode_gin.parameterizations.base import AbstractParameterization
 from idode_gin.parameterizations.noise import Noise
-from idode_gin.pilot import Pilot
+from idode_gin.pilot import Pilot, Report
 from idode_gin.schedules.base import AbstractSchedule
 from idode_gin.schedules.time.linear import Linear
 from idode_gin.schedules.variance_preserving import VariancePreserving
@@ -80,6 +80,13 @@ def test_a_given_solver_is_kept_and_measured():
     error = error_of(model, batch, key, estimator, exact)
     assert report.error == pytest.approx(error, abs=3e-4)
     assert not Pilot(tolerance=1e-9).run(model, {}, batch, key, estimator)[1].is_within
+
+
+def test_an_error_against_a_reference_that_is_not_known_is_not_within():
+    known = Report("a solver", 1e-3, 5e-4, 0.0, 2e-4, 65, 8)
+    assert known.is_within
+    assert not known._replace(reference_error=3e-4).is_within
+    assert not known._replace(error=1.1e-3).is_within
 
 
 @dataclasses.dataclass(frozen=True)
