@@ -144,7 +144,7 @@ class Pilot:
             reference_error=moved,
             reference_evaluations=steps + 1,
             num_images=len(reference),
-            precision_error=self._precision_error(model, params, batch, key, estimator, bpd),
+            precision_error=_precision_error(score, params, estimator, bpd),
         )
         return estimator, report
 
@@ -164,21 +164,6 @@ class Pilot:
             "float32 (UNet.dtype = None; the checkpoint is the same), ask for less "
             "(BPD_TOLERANCE), or say how much is too much with Pilot.precision_tolerance."
         )
-
-    def _precision_error(
-        self,
-        model: DiffusionODE,
-        params: types.Params,
-        batch: types.Batch,
-        key: types.PRNGKey,
-        estimator: ODELikelihood,
-        bpd: np.ndarray,
-    ) -> float | None:
-        if model.network.coarse_dtype is None:
-            return None
-        fine = dataclasses.replace(model, network=model.network.in_full_precision())
-        score = _Grids(fine, batch, key, estimator, self.max_steps)
-        return _mean_error(bpd, score.by_solver(params))
 
     def _coarsest(
         self,
@@ -217,6 +202,14 @@ class _Grids:
         self._max_steps = max_steps
         self._compiled = jax.jit(self._score)
         self._compiled_by_solver = jax.jit(self._score_by_solver)
+
+    def in_full_precision(self, estimator: ODELikelihood) -> "_Grids | None":
+        """The same of the network in float32, None where it computes in that; for `by_solver`."""
+        if self._model.network.coarse_dtype is None:
+            return None
+        network = self._model.network.in_full_precision()
+        model = dataclasses.replace(self._model, network=network)
+        return _Grids(model, self._batch, self._key, estimator, self._max_steps)
 
     def __call__(self, params: types.Params, steps: int) -> np.ndarray:
         """`[B]`."""
@@ -271,3 +264,10 @@ class _Grids:
 
 def _mean_error(bpd: np.ndarray, reference: np.ndarray | None) -> float:
     return float("inf") if reference is None else float(np.mean(np.abs(bpd - reference)))
+
+
+def _precision_error(
+    score: _Grids, params: types.Params, estimator: ODELikelihood, bpd: np.ndarray
+) -> float | None:
+    fine = score.in_full_precision(estimator)
+    return None if fine is None else _mean_error(bpd, fine.by_solver(params))
