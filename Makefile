@@ -44,6 +44,7 @@ quickstart: setup  ## train, evaluate and sample on handwritten digits; minutes 
 test: setup lint  ## lint, and all tests but the long ones
 	$(RUN) -m pytest -n $(WORKERS) $(SHARES) -m "not full"
 
+test-full: export XLA_FLAGS ?=
 test-full: setup lint  ## lint, all tests, and the mutants
 	$(RUN) -m pytest -n $(WORKERS) $(SHARES)
 	$(RUN) tests/mutants.py
