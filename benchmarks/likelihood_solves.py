@@ -136,7 +136,7 @@ def _family(case: Case, run: Any, prepared: Callable[[float], Any], shown: str) 
 
 FAMILIES: dict[str, tuple[Any, tuple[float, ...]]] = {
     "Dormand-Prince": (dormand_prince, (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)),
-    "Adams": (adams_grid, (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)),
+    "Adams": (adams_grid, (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256)),
     "Runge-Kutta 4": (runge_kutta_grid, (8, 16, 32, 64)),
 }
 """Each with its settings, coarsest first."""
