@@ -1,4 +1,4 @@
-"""The same few steps on several meshes of eight CPU devices.
+"""The same few steps on several meshes of eight CPU devices, scores on any number.
 
     python on_meshes.py steps OUT.npz NETWORK MESH:MICROBATCHES …
     python on_meshes.py bytes MESH …
@@ -9,6 +9,7 @@ prints as JSON what the first device holds of each part of a state, `score` eval
 """
 
 import json
+import math
 import sys
 
 import jax
@@ -21,6 +22,7 @@ from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.networks.unet import UNet
+from idode_gin.pilot import Pilot
 from idode_gin.runtime import batches, loading, optimizers, partitioning
 from idode_gin.samplers.ode import ODESampler
 from idode_gin.solvers.adaptive import DormandPrince
@@ -89,7 +91,11 @@ def score(checkpoint, folder, mesh):
     evaluator.Evaluator(
         output_dir=f"{folder}/eval",
         checkpoint_path=checkpoint,
-        likelihoods={"tn": ODELikelihood(dequantizer=TruncatedNormal(), solver=solver)},
+        likelihoods={
+            "adaptive": ODELikelihood(dequantizer=TruncatedNormal(), solver=solver),
+            "chosen": ODELikelihood(dequantizer=TruncatedNormal()),
+        },
+        pilot=Pilot(num_images=4),
         variational_bound=VariationalBound(num_times=2),
         solve_size=2,
         partitioner=partitioner(mesh),
@@ -107,7 +113,8 @@ def score(checkpoint, folder, mesh):
 
 def main(kind, *arguments):
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", 8)
+    devices = math.prod(map(int, arguments[2].split("x"))) if kind == "score" else 8
+    jax.config.update("jax_num_cpu_devices", devices)
     loading.load_split = lambda config: tiny.split(config.mixture_or_task_name)
     if kind == "steps":
         out, network, *cases = arguments

@@ -147,11 +147,12 @@ def test_bytes_on_a_device_fall_with_fsdp():
 
 
 @pytest.mark.full
-def test_scores_and_samples_do_not_depend_on_the_mesh(runs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("mesh", ["8x1x1", "2x2x1", "2x2x2"])
+def test_scores_and_samples_do_not_depend_on_the_mesh(runs, tmp_path, monkeypatch, mesh):
     """A device has rounding of its own, and adaptive steps make it no larger than their error."""
     folder, _ = runs
     checkpoint = str(folder / "1" / "checkpoint_6")
-    finish(start("on_meshes", "score", checkpoint, tmp_path / "mesh", "2x2x2"))
+    finish(start("on_meshes", "score", checkpoint, tmp_path / "mesh", mesh))
     tiny.use_tiny_data(monkeypatch)
     on_meshes.score(checkpoint, tmp_path / "one", "1x1x1")
 
@@ -161,7 +162,8 @@ def test_scores_and_samples_do_not_depend_on_the_mesh(runs, tmp_path, monkeypatc
 
     several, one = (read(which, "eval/results.npz") for which in ("mesh", "one"))
     assert several.keys() == one.keys()
-    for name in ("tn/bpd", "variational_bound/bpd"):
+    np.testing.assert_array_equal(several["chosen/nfe"], one["chosen/nfe"])
+    for name in ("adaptive/bpd", "chosen/bpd", "variational_bound/bpd"):
         assert len(several[name]) == 20
         np.testing.assert_allclose(several[name], one[name], atol=1e-5, err_msg=name)
     several, one = (read(which, "samples/samples.npz")["levels"] for which in ("mesh", "one"))
