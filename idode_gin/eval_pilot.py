@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from idode_gin.models import DiffusionODE
 from idode_gin.pilot import Pilot, Report
 from idode_gin.runtime import batches as batch_lib
 from idode_gin.runtime import data
+from idode_gin.solvers import spacing_fit, spacings
 from idode_gin.solvers.adams import Adams
 
 Run = Callable[[types.Params, str, ODELikelihood], tuple[ODELikelihood, Report]]
@@ -51,7 +52,9 @@ def runner(
             prepared[known] = pilot.prepared(model, batch, key_of(name), estimator)
         found, report = prepared[known](jax.device_get(params))
         if jax.process_count() > 1:
-            found, report = _as_first_says(found, report)
+            report = _as_first_measured(report)
+            if estimator.solver is None:
+                found, report = _as_first_chose(found, report)
         pilot.check_precision(model, report)
         return found, report
 
@@ -65,25 +68,35 @@ def _batch(split: data.ImageSplit, count: int) -> types.Batch:
     return jax.tree.map(jnp.asarray, batch)
 
 
-def _as_first_says(estimator: ODELikelihood, report: Report) -> tuple[ODELikelihood, Report]:
+def _as_first_measured(report: Report) -> Report:
+    precision = math.nan if report.precision_error is None else report.precision_error
+    told = _told([report.error, report.bias, report.reference_error, precision])
+    return report._replace(
+        error=told[0],
+        bias=told[1],
+        reference_error=told[2],
+        precision_error=None if math.isnan(told[3]) else told[3],
+    )
+
+
+def _as_first_chose(estimator: ODELikelihood, report: Report) -> tuple[ODELikelihood, Report]:
+    solver = estimator.solver
+    assert isinstance(solver, Adams)
+    steps, *table = _told([solver.steps, *(report.spacing or [math.nan] * spacing_fit.POINTS)])
+    is_equal = math.isnan(table[0])
+    spacing = spacings.Equal() if is_equal else spacings.Tabulated(table=tuple(table))
+    solver = dataclasses.replace(solver, steps=int(steps), spacing=spacing)
+    report = report._replace(solver=str(solver), spacing=None if is_equal else tuple(table))
+    return dataclasses.replace(estimator, solver=solver), report
+
+
+def _told(numbers: Sequence[float]) -> list[float]:
+    """The first process's, on all; as bytes, which no width of numbers rounds."""
     from jax.experimental import multihost_utils
 
-    solver = estimator.solver
-    steps = solver.steps if isinstance(solver, Adams) else 0
-    precision = math.nan if report.precision_error is None else report.precision_error
-    numbers = [steps, report.error, report.bias, report.reference_error, precision]
-    told = np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(numbers, np.float32)))
-    if isinstance(solver, Adams):
-        solver = dataclasses.replace(solver, steps=int(told[0]))
-    error, bias, reference_error, precision = (float(each) for each in told[1:])
-    report = report._replace(
-        solver=str(solver),
-        error=error,
-        bias=bias,
-        reference_error=reference_error,
-        precision_error=None if report.precision_error is None else precision,
-    )
-    return dataclasses.replace(estimator, solver=solver), report
+    sent = np.frombuffer(np.asarray(numbers, np.float64).tobytes(), np.uint8)
+    told = np.asarray(multihost_utils.broadcast_one_to_all(sent), np.uint8)
+    return [float(each) for each in np.frombuffer(told.tobytes(), np.float64)]
 
 
 def in_words(report: Report) -> str:

@@ -2,18 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
-from idode_gin import checks, numerics, types
-from idode_gin.density import Problem
+from idode_gin import checks, pilot_grids, types
 from idode_gin.likelihood import ODELikelihood
 from idode_gin.models import DiffusionODE
-from idode_gin.solvers import adams
+from idode_gin.pilot_grids import Grids
+from idode_gin.solvers import adams, spacing_fit, spacings
+from idode_gin.solvers.base import AbstractSolver
 
 _FIRST_STEPS = 8
 _BETWEEN = (1.25, 1.5, 1.75)
@@ -43,6 +41,8 @@ class Report(NamedTuple):
     num_images: int
     precision_error: float | None = None
     """Mean over images of |figure - figure with the network in float32|; None where it is."""
+    spacing: tuple[float, ...] | None = None
+    """The table of the chosen grid's `Tabulated` spacing, where one was fitted and is better."""
 
     @property
     def is_within(self) -> bool:
@@ -66,6 +66,8 @@ class Pilot:
         max_steps: of the reference.
         precision_tolerance: largest mean over images of what a network that computes in less than
             float32 moves the figures by, bits per dim; None for `tolerance`. See `check_precision`.
+        fit_spacing: whether to try grids with steps where the reference says that errors come from
+            (`solvers.spacing_fit`), and to choose one of those if it needs fewer steps.
 
     Raises:
         ValueError: if an argument is not positive.
@@ -75,6 +77,7 @@ class Pilot:
     num_images: int = 16
     max_steps: int = 1024
     precision_tolerance: float | None = None
+    fit_spacing: bool = False
 
     def __post_init__(self) -> None:
         """Checks the arguments."""
@@ -115,11 +118,11 @@ class Pilot:
         estimator: ODELikelihood,
     ) -> Callable[[types.Params], tuple[ODELikelihood, Report]]:
         """`run` as a function of the parameters alone, compiled once for however many of them."""
-        grids = _Grids(model, batch, key, estimator, self.max_steps)
+        grids = Grids(model, batch, key, estimator, self.max_steps)
         return lambda params: self._measured(grids, params, estimator)
 
     def _measured(
-        self, score: "_Grids", params: types.Params, estimator: ODELikelihood
+        self, score: Grids, params: types.Params, estimator: ODELikelihood
     ) -> tuple[ODELikelihood, Report]:
         found: dict[int, np.ndarray] = {}
         steps = _FIRST_STEPS
@@ -131,9 +134,8 @@ class Pilot:
             steps *= 2
         reference = found[steps]
         if estimator.solver is None:
-            chosen = self._coarsest(found, lambda steps: score(params, steps), reference)
-            bpd = found[chosen]
-            estimator = dataclasses.replace(estimator, solver=adams.Adams(steps=chosen))
+            grid, bpd = self._chosen(score, params, found)
+            estimator = dataclasses.replace(estimator, solver=grid)
         else:
             bpd = score.by_solver(params)
         report = Report(
@@ -145,6 +147,7 @@ class Pilot:
             reference_evaluations=steps + 1,
             num_images=len(reference),
             precision_error=_precision_error(score, params, estimator, bpd),
+            spacing=_table(estimator.solver),
         )
         return estimator, report
 
@@ -165,109 +168,61 @@ class Pilot:
             "(BPD_TOLERANCE), or say how much is too much with Pilot.precision_tolerance."
         )
 
-    def _coarsest(
-        self,
-        found: dict[int, np.ndarray],
-        score: Callable[[int], np.ndarray],
-        reference: np.ndarray,
-    ) -> int:
-        """Steps of the coarsest grid within the tolerance; grids that are tried go to `found`."""
+    def _chosen(
+        self, score: Grids, params: types.Params, found: dict[int, np.ndarray]
+    ) -> tuple[adams.Adams, np.ndarray]:
+        """The coarsest grid within the tolerance, and its figures.
 
-        def is_within(steps: int) -> bool:
-            if steps not in found:
-                found[steps] = score(steps)
-            return _mean_error(found[steps], reference) <= self.tolerance
+        Args:
+            score: of grids.
+            params: of the network.
+            found: figures of equal steps, by their number; the last are the reference.
+        """
+        doublings = sorted(found)
+        reference = found[doublings[-1]]
 
-        grids = sorted(found)
-        enough = next((steps for steps in grids[:-1] if is_within(steps)), grids[-1])
-        between = [round(enough // 2 * factor) for factor in _BETWEEN]
-        if enough == grids[0]:
-            return enough
-        return next((steps for steps in between if is_within(steps)), enough)
+        def coarsest(found: dict[int, np.ndarray], spacing: spacings.AbstractSpacing) -> int:
+            def is_within(steps: int) -> bool:
+                if steps not in found:
+                    found[steps] = score(params, steps, spacing)
+                return _mean_error(found[steps], reference) <= self.tolerance
+
+            return _coarsest(doublings, is_within)
+
+        equal = spacings.Equal()
+        steps = coarsest(found, equal)
+        if self.fit_spacing:
+            defects = score.defects(params, doublings[-1])
+            fitted = spacing_fit.fit(defects, pilot_grids.ORDER)
+            found_fitted: dict[int, np.ndarray] = {}
+            steps_fitted = coarsest(found_fitted, fitted)
+            if steps_fitted < steps:
+                grid = adams.Adams(steps=steps_fitted, spacing=fitted)
+                return grid, found_fitted[steps_fitted]
+        return adams.Adams(steps=steps, spacing=equal), found[steps]
 
 
-class _Grids:
-    """Bits per dim of the pilot's images on a grid of any number of steps, compiled once."""
+def _coarsest(doublings: list[int], is_within: Callable[[int], bool]) -> int:
+    """The first of the grids that is within the tolerance (the last is), or one just below it."""
+    enough = next((steps for steps in doublings[:-1] if is_within(steps)), doublings[-1])
+    if enough == doublings[0]:
+        return enough
+    between = [round(enough // 2 * factor) for factor in _BETWEEN]
+    return next((steps for steps in between if is_within(steps)), enough)
 
-    def __init__(
-        self,
-        model: DiffusionODE,
-        batch: types.Batch,
-        key: types.PRNGKey,
-        estimator: ODELikelihood,
-        max_steps: int,
-    ) -> None:
-        self._model, self._batch, self._key = model, batch, key
-        self._estimator = dataclasses.replace(estimator, num_importance=1, num_repeats=1)
-        self._max_steps = max_steps
-        self._compiled = jax.jit(self._score)
-        self._compiled_by_solver = jax.jit(self._score_by_solver)
 
-    def in_full_precision(self, estimator: ODELikelihood) -> "_Grids | None":
-        """The same of the network in float32, None where it computes in that; for `by_solver`."""
-        if self._model.network.coarse_dtype is None:
-            return None
-        network = self._model.network.in_full_precision()
-        model = dataclasses.replace(self._model, network=network)
-        return _Grids(model, self._batch, self._key, estimator, self._max_steps)
+def _precision_error(
+    score: Grids, params: types.Params, estimator: ODELikelihood, bpd: np.ndarray
+) -> float | None:
+    fine = score.in_full_precision(estimator)
+    return None if fine is None else _mean_error(bpd, fine.by_solver(params))
 
-    def __call__(self, params: types.Params, steps: int) -> np.ndarray:
-        """`[B]`."""
-        problem = self._problem(params, self._batch)[0]
-        grid = adams.Adams(steps=steps)
-        tables = grid.tables(problem.time_start, problem.time_end, problem.densities)
-        blank = self._max_steps - steps
-        padded = jax.tree.map(  # by NumPy: XLA would compile it for every grid
-            lambda leaf: np.pad(np.asarray(leaf), [(0, blank)] + [(0, 0)] * (leaf.ndim - 1)),
-            tables,
-        )
-        return np.asarray(
-            self._compiled(params, self._batch, padded, jnp.asarray(steps)), np.float64
-        )
 
-    def by_solver(self, params: types.Params) -> np.ndarray:
-        """By the estimator's own solver, `[B]`."""
-        return np.asarray(self._compiled_by_solver(params, self._batch), np.float64)
-
-    def _problem(self, params: types.Params, batch: types.Batch) -> tuple[Problem, Any]:
-        model, estimator, end = self._model, self._estimator, self._model.end
-        problem = Problem.of(
-            model.field(params, batch["conditioning"]),
-            estimator.dequantizer.gamma_start(end),
-            model.time.gamma_max,
-            estimator.variable,
-            estimator.divergence,
-            numerics.num_dims(batch["image"]),
-        )
-        return problem, end
-
-    def _score_by_solver(self, params: types.Params, batch: types.Batch) -> types.PerExample:
-        found = self._model.likelihood_fn(params, batch, self._key, self._estimator)
-        return found.bits_per_dim(numerics.num_dims(batch["image"]))
-
-    def _score(
-        self, params: types.Params, batch: types.Batch, tables: adams.Tables, steps: Array
-    ) -> types.PerExample:
-        (problem, end), estimator = self._problem(params, batch), self._estimator
-        x = batch["image"]
-        keys = numerics.fold_in_each(self._key, batch["index"])
-        noise, probes = estimator.draw(0, x.shape[1:], end, keys)
-        z = estimator.dequantizer.start(x, noise, end)
-        solution = adams.run(
-            problem.rate, problem.start(z, probes), tables, steps, problem.args(probes)
-        )
-        dims = numerics.num_dims(z)
-        log_p = problem.density_of(solution).log_p + estimator.dequantizer.entropy(dims, end)
-        log_p = log_p + estimator.dequantizer.log_reconstruction(x, z, end)
-        return numerics.nats_to_bpd(-log_p, dims)
+def _table(solver: AbstractSolver | None) -> tuple[float, ...] | None:
+    if isinstance(solver, adams.Adams) and isinstance(solver.spacing, spacings.Tabulated):
+        return solver.spacing.table
+    return None
 
 
 def _mean_error(bpd: np.ndarray, reference: np.ndarray | None) -> float:
     return float("inf") if reference is None else float(np.mean(np.abs(bpd - reference)))
-
-
-def _precision_error(
-    score: _Grids, params: types.Params, estimator: ODELikelihood, bpd: np.ndarray
-) -> float | None:
-    fine = score.in_full_precision(estimator)
-    return None if fine is None else _mean_error(bpd, fine.by_solver(params))

@@ -105,41 +105,76 @@ def run(
     The number may be traced, so that grids of many lengths share a compiled program; a number that
     is known can be differentiated in reverse.
     """
-    history = tables.predict[0].shape[1]
-    structure = jax.tree.structure(state)
-
-    def change(weights: tuple[Array, ...], step: Array, slopes: Any) -> Any:
-        rows = jax.tree.unflatten(structure, [each[step] for each in weights])
-        return jax.tree.map(base.combined, rows, slopes)
 
     def solve(problem: tuple[base.State, tuple[Any, ...]]) -> base.Solution:
         state, args = problem
         blank = base.full_like_batch(state, 0.0)
-
-        def slope_at(number: Array | int, state: base.State) -> base.State:
-            return field(blank + tables.ends[number].astype(blank.dtype), state, *args)
-
-        def advance(number: Array, carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-            state, lost, slopes = carry
-            predicted, _ = base.added(state, lost, change(tables.predict, number, slopes))
-            new = slope_at(number + 1, predicted)
-            longer = jax.tree.map(lambda new, past: jnp.concatenate([new[None], past]), new, slopes)
-            state, lost = base.added(state, lost, change(tables.correct, number, longer))
-            return state, lost, jax.tree.map(lambda each: each[:history], longer)
-
-        first = slope_at(0, state)
-        slopes = jax.tree.map(
-            lambda leaf: jnp.zeros((history, *leaf.shape), leaf.dtype).at[0].set(leaf), first
+        carry = begin(field, state, tables, args)
+        carry = jax.lax.fori_loop(
+            0, steps, lambda number, carry: advance(field, number, carry, tables, args), carry
         )
-        lost = jax.tree.map(jnp.zeros_like, state)
-        state, _, _ = jax.lax.fori_loop(0, steps, advance, (state, lost, slopes))
         return base.Solution(
-            state=state,
+            state=carry.state,
             num_evaluations=jnp.full(blank.shape, 1, jnp.int32) + steps,
-            success=base.all_finite(state),
+            success=base.all_finite(carry.state),
         )
 
     return base.in_chunks(solve, (state, args), lanes)
+
+
+class Carry(NamedTuple):
+    """What one step hands to the next."""
+
+    state: base.State
+    lost: base.State
+    """What rounding took from the state."""
+    slopes: base.State
+    """The newest first, leaves `[history, B, ...]`; zeros before the start."""
+
+
+def begin(
+    field: base.VectorField, state: base.State, tables: Tables, args: tuple[Any, ...]
+) -> Carry:
+    """Before the first step."""
+    history = tables.predict[0].shape[1]
+    slopes = jax.tree.map(
+        lambda leaf: jnp.zeros((history, *leaf.shape), leaf.dtype).at[0].set(leaf),
+        _slope(field, 0, state, tables, args),
+    )
+    return Carry(state, jax.tree.map(jnp.zeros_like, state), slopes)
+
+
+def advance(
+    field: base.VectorField,
+    number: Array | int,
+    carry: Carry,
+    tables: Tables,
+    args: tuple[Any, ...],
+) -> Carry:
+    """Step `number`, counted from zero."""
+    structure = jax.tree.structure(carry.state)
+
+    def change(weights: tuple[Array, ...], slopes: Any) -> Any:
+        rows = jax.tree.unflatten(structure, [each[number] for each in weights])
+        return jax.tree.map(base.combined, rows, slopes)
+
+    state, lost, slopes = carry
+    predicted, _ = base.added(state, lost, change(tables.predict, slopes))
+    new = _slope(field, number + 1, predicted, tables, args)
+    longer = jax.tree.map(lambda new, past: jnp.concatenate([new[None], past]), new, slopes)
+    state, lost = base.added(state, lost, change(tables.correct, longer))
+    return Carry(state, lost, jax.tree.map(lambda each: each[:-1], longer))
+
+
+def _slope(
+    field: base.VectorField,
+    number: Array | int,
+    state: base.State,
+    tables: Tables,
+    args: tuple[Any, ...],
+) -> base.State:
+    blank = base.full_like_batch(state, 0.0)
+    return field(blank + tables.ends[number].astype(blank.dtype), state, *args)
 
 
 def _weights(

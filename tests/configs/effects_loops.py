@@ -24,7 +24,7 @@ from idode_gin.interop.official_evaluation import OfficialParity
 from idode_gin.interpolator import Interpolator
 from idode_gin.likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
-from idode_gin.pilot import Pilot
+from idode_gin.pilot import Pilot, Report
 from idode_gin.runtime import (
     bad_steps,
     batches,
@@ -48,6 +48,7 @@ from idode_gin.trainer import Trainer
 
 MODEL = tiny.model(image_shape=tiny.SHAPE)
 STEPS = FixedGrid(steps=2)
+ROUNDED = Report("a solver", 0.1, 0.01, 0.0, 0.001, 65, 8, precision_error=0.01)
 BAD_STEP = "bad_step_1.npz"
 
 
@@ -271,12 +272,25 @@ CASES: dict[Any, Any] = {
         before=with_checkpoint,
         is_slow=True,
     ),
-    Pilot: Case(
-        piloted,
-        {"tolerance": 0.1, "num_images": 2, "max_steps": 16},
-        {"tolerance": 1e-6, "num_images": 3, "max_steps": 32},
-        is_slow=True,
-    ),
+    Pilot: [
+        Case(
+            piloted,
+            {"tolerance": 0.01, "num_images": 2, "max_steps": 16},
+            {"tolerance": 0.1, "num_images": 3, "max_steps": 32},
+            is_slow=True,
+        ),
+        Case(
+            piloted,
+            {"tolerance": 0.01, "num_images": 2, "max_steps": 256},
+            {"fit_spacing": True},
+            is_slow=True,
+        ),
+        Case(
+            lambda made, _: made.check_precision(MODEL, ROUNDED) or "nothing is wrong",
+            {"tolerance": 0.1},
+            {"precision_tolerance": Refused(1e-3, "must be within 1.0e-03 bits per dim")},
+        ),
+    ],
     OfficialParity: Case(
         lambda made, _: made.summarize({"tn": {"bpd": np.arange(20.0)}}),
         {"num_batches": 3, "batch_size": 5},

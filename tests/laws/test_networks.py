@@ -145,6 +145,10 @@ def test_bfloat16_blocks_return_the_dtype_of_latents():
     assert coarse.dtype == jnp.float32
     error = float(jnp.max(jnp.abs(coarse - exact)) / jnp.max(jnp.abs(exact)))
     assert 1e-4 < error < 0.05
+    fine = UNet(**TINY, dtype="bfloat16").in_full_precision()
+    np.testing.assert_array_equal(jax.jit(fine)(params, *arguments), exact)
+    named = [UNet(**TINY, dtype=dtype).coarse_dtype for dtype in (None, "float32", "float16")]
+    assert named == [None, None, "float16"]
     shapes = shapes_of_parameters(UNet(**TINY, dtype="bfloat16"), (4, 4, 3))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 

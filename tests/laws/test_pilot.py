@@ -19,6 +19,7 @@ from idode_gin.schedules.variance_preserving import VariancePreserving
 from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.divergence import Exact
+from idode_gin.solvers.spacings import Tabulated
 
 from . import discovery, toys
 
@@ -143,3 +144,47 @@ def test_arguments_must_be_positive(name):
         Pilot(**{name: 0})
     with pytest.raises(ValueError, match="`max_steps` must be at least 16"):
         Pilot(max_steps=8)
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "times"), [(1e-2, 2), pytest.param(1e-4, 4, marks=pytest.mark.full)]
+)
+def test_a_fitted_grid_needs_few_steps_where_something_happens_at_once(tolerance, times):
+    """Something that lasts for a tenth of a nat, of twelve; checked by adaptive steps."""
+    schedule, parameterization = VariancePreserving(), Noise()
+    model, batch, key, estimator, _ = problem(schedule, parameterization)
+    model = dataclasses.replace(model, network=Sudden(model.network))
+    plain, at_equal = Pilot(tolerance=tolerance, max_steps=2048).run(
+        model, {}, batch, key, estimator
+    )
+    pilot = Pilot(tolerance=tolerance, max_steps=2048, fit_spacing=True)
+    chosen, report = pilot.run(model, {}, batch, key, estimator)
+    assert at_equal.is_within
+    assert report.is_within
+    assert chosen.solver.steps + 1 <= (plain.solver.steps + 1) / times
+    # What the summary tells can be bound by hand.
+    assert chosen.solver == Adams(
+        steps=chosen.solver.steps, spacing=Tabulated(table=report.spacing)
+    )
+    tight = dataclasses.replace(estimator, solver=DormandPrince(rtol=1e-9, atol=1e-9))
+    figures = [
+        np.asarray(jax.jit(lambda each=each: model.likelihood_fn({}, batch, key, each))().log_p)
+        for each in (chosen, tight)
+    ]
+    assert np.mean(np.abs(figures[0] - figures[1])) / (4 * np.log(2)) <= 1.25 * tolerance
+
+
+@dataclasses.dataclass(frozen=True)
+class Sudden(AbstractNetwork):
+    """Another network, and something that depends on the image at about one time alone."""
+
+    other: AbstractNetwork
+
+    def init(self, key, image_shape):
+        return {}
+
+    def __call__(self, params, z, time, conditioning, key=None):
+        low, high = self.other.time.gamma_min, self.other.time.gamma_max
+        bump = jnp.exp(-0.5 * ((low + (high - low) * time + 1) / 0.05) ** 2)
+        output = self.other(params, z, time, conditioning)
+        return output + 4 * numerics.expand(bump, z) * jnp.sin(2 * z)

@@ -108,7 +108,10 @@ def test_errors_that_are_not_known_are_none():
     unknown = {name: np.full(4, np.nan) for name in ERRORS}
     found = eval_results.summarize({**scores, **unknown})
     assert found["stderr_dequantization"] is found["stderr_probes"] is None
-    assert found["importance_bias"] is found["solver_error"] is None
+    assert found["importance_bias"] is found["solver_error"] is found["precision_error"] is None
+    known = {"error": 1e-4, "precision_error": 2e-4}
+    found = eval_results.summarize({**scores, **unknown}, solver_error=known)
+    assert (found["solver_error"], found["precision_error"]) == ({"error": 1e-4}, 2e-4)
 
 
 def test_means_of_many_data_sets_spread_as_the_error_of_draws_says():
