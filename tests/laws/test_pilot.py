@@ -146,9 +146,8 @@ def test_arguments_must_be_positive(name):
         Pilot(max_steps=8)
 
 
-@pytest.mark.parametrize(
-    ("tolerance", "times"), [(1e-2, 2), pytest.param(1e-4, 4, marks=pytest.mark.full)]
-)
+@pytest.mark.full
+@pytest.mark.parametrize(("tolerance", "times"), [(1e-2, 2), (1e-4, 4)])
 def test_a_fitted_grid_needs_few_steps_where_something_happens_at_once(tolerance, times):
     """Something that lasts for a tenth of a nat, of twelve; checked by adaptive steps."""
     schedule, parameterization = VariancePreserving(), Noise()
