@@ -69,7 +69,7 @@ def assert_close(found: dict, expected: dict) -> None:
     assert expected.keys() == found.keys()
     for name, values in expected.items():
         if np.issubdtype(values.dtype, np.floating):
-            tolerance = 1e-5 * max(1.0, np.nanmax(np.abs(values)))
+            tolerance = 1e-5 * np.max(np.abs(values), initial=1.0, where=~np.isnan(values))
             np.testing.assert_allclose(
                 found[name], values, rtol=1e-5, atol=tolerance, equal_nan=True, err_msg=name
             )
