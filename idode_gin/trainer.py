@@ -401,7 +401,18 @@ class _Run:
         if step > self._start:
             return self._program.step(self._state, batch)
         with self._stop.with_nothing_to_save(self._said_before_first_step):
+            if jax.process_count() > 1:
+                self._compile_evaluation()
             return self._program.step(self._state, batch)
+
+    def _compile_evaluation(self) -> None:
+        """While there is nothing to save: several processes cannot save in mid-compilation."""
+        if self._eval_split is None or self._eval_dataset is None:
+            return
+        size, partitioner = self._eval_dataset.batch_size, self._trainer.partitioner
+        batches = batch_lib.eval_batches(self._eval_split, size, partitioner.local_rows(size))
+        batch = partitioner.put_batch(next(iter(batches)), size)
+        jax.block_until_ready(self._program.evaluate(self._state.ema, batch))
 
     def _said_before_first_step(self, reason: str) -> str:
         return (

@@ -193,6 +193,16 @@ def test_asked_twice_one_ends_at_once_and_the_others_with_it(tmp_path):
 
 
 @pytest.mark.full
+def test_the_evaluation_is_compiled_while_there_is_nothing_to_save(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_LOG_COMPILES", "1")
+    with Processes(tmp_path / "logs", train(tmp_path / "run"), 2) as started:
+        started.expect(0)
+    for output in started.outputs():
+        done = "Finished XLA compilation of jit({})".format
+        assert output.index(done("evaluate")) < output.index(done("step"))
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("asked", [0, 1])
 def test_asked_in_the_first_compilation_all_leave_within_seconds(tmp_path, asked):
     """It takes long here: nothing is cached, and blocks are many."""
