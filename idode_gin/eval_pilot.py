@@ -106,7 +106,7 @@ def in_words(report: Report) -> str:
         f"{report.num_images} images, known to {report.reference_error:.1e}."
     )
     if report.precision_error is not None:
-        said += f" The network's coarse arithmetic moves figures by {report.precision_error:.1e}."
+        said += f" Arithmetic coarser than float32 moves figures by {report.precision_error:.1e}."
     if report.is_within:
         return said
     return (

@@ -64,8 +64,7 @@ def summarize(
     Args:
         scores: of all images.
         num_repeats: R, the repeats that a figure is the mean of.
-        solver_error: of the solver; and `precision_error`, of a network that computes in less than
-            float32.
+        solver_error: of the solver; and `precision_error`, of arithmetic coarser than float32.
     """
     count = len(scores["bpd"])
     known = dict(solver_error or {})

@@ -18,6 +18,7 @@ from idode_gin import (
     eval_scores,
     eval_watch,
     image_loop,
+    pilot_grids,
     run_inputs,
     types,
 )
@@ -270,10 +271,9 @@ class Evaluator:
     ) -> dict[str, tuple[ODELikelihood, SolverError | None]]:
         """Each likelihood with the solver it is scored with, and what that one's error is."""
         if shared.pilot is None:
-            if (coarse := shared.model.network.coarse_dtype) is not None:
+            if (coarse := pilot_grids.coarse_arithmetic(shared.model)) is not None:
                 print(
-                    f"The network computes in {coarse}; without PILOT nobody knows how much that "
-                    "moves the figures.",
+                    f"Without PILOT nobody knows how much {coarse} moves the figures by.",
                     flush=True,
                 )
             return {name: (each, None) for name, each in self.likelihoods.items()}

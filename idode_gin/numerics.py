@@ -26,6 +26,18 @@ def num_dims(values: Array) -> int:
     return math.prod(values.shape[1:])
 
 
+def coarse_products() -> str | None:
+    """Products of float32 numbers, in words, where the backend rounds their factors first.
+
+    Accelerators do, unless `jax_default_matmul_precision` forbids it: a GPU to TensorFloat-32
+    (10 bits of mantissa), a TPU to bfloat16 (7).
+    """
+    exact = jax.config.jax_default_matmul_precision in ("highest", "float32")  # type: ignore[attr-defined]
+    if exact or jax.config.jax_enable_x64 or jax.default_backend() == "cpu":  # type: ignore[attr-defined]
+        return None
+    return f"the {jax.default_backend()}'s coarse products of float32 numbers"
+
+
 def nats_to_bpd(nats: Array, dims: int) -> Array:
     """Bits per dim of `nats`: `nats / (d log 2)`, same sign."""
     return nats / (dims * math.log(2.0))

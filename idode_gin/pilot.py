@@ -40,7 +40,7 @@ class Report(NamedTuple):
     """Network evaluations per image of the reference."""
     num_images: int
     precision_error: float | None = None
-    """Mean over images of |figure - figure with the network in float32|; None where it is."""
+    """Mean over images of |figure - figure in float32 throughout|; None where it is the same."""
     spacing: tuple[float, ...] | None = None
     """The table of the chosen grid's `Tabulated` spacing, where one was fitted and is better."""
 
@@ -64,8 +64,9 @@ class Pilot:
         tolerance: largest mean over images of a figure's error, bits per dim.
         num_images: images that are tried, spread over the split.
         max_steps: of the reference.
-        precision_tolerance: largest mean over images of what a network that computes in less than
-            float32 moves the figures by, bits per dim; None for `tolerance`. See `check_precision`.
+        precision_tolerance: largest mean over images of what arithmetic coarser than float32 (the
+            network's, or an accelerator's products) moves the figures by, bits per dim; None for
+            `tolerance`. See `check_precision`.
         fit_spacing: whether to try grids with steps where the reference says that errors come from
             (`solvers.spacing_fit`), and to choose one of those if it needs fewer steps.
 
@@ -152,7 +153,7 @@ class Pilot:
         return estimator, report
 
     def check_precision(self, model: DiffusionODE, report: Report) -> None:
-        """Refuses figures of a network whose arithmetic is too coarse for them.
+        """Refuses figures of arithmetic that is too coarse for them.
 
         Raises:
             ValueError: if they are further from those in float32 than `precision_tolerance`.
@@ -161,10 +162,11 @@ class Pilot:
         if report.precision_error is None or report.precision_error <= allowed:
             return
         raise ValueError(
-            f"The network computes in {model.network.coarse_dtype}, and its figures must be within "
-            f"{allowed:.1e} bits per dim of those in float32 (`Pilot.tolerance`), got a mean "
-            f"distance of {report.precision_error:.1e} on {report.num_images} images. Evaluate in "
-            "float32 (UNet.dtype = None; the checkpoint is the same), ask for less "
+            f"Figures of {pilot_grids.coarse_arithmetic(model)} must be within {allowed:.1e} bits "
+            "per dim of those in float32 (`Pilot.tolerance`), got a mean distance of "
+            f"{report.precision_error:.1e} on {report.num_images} images. Evaluate in float32 "
+            "(UNet.dtype = None, the checkpoint is the same; on an accelerator also "
+            "JAX_DEFAULT_MATMUL_PRECISION=highest in the environment), ask for less "
             "(BPD_TOLERANCE), or say how much is too much with Pilot.precision_tolerance."
         )
 

@@ -1,5 +1,6 @@
 """The figures of a few images on grids of any number of steps, for a pilot."""
 
+import contextlib
 import dataclasses
 import math
 
@@ -21,6 +22,12 @@ _DIFFERENCE = [(-1) ** number * math.comb(ORDER, number) for number in range(ORD
 _EQUAL = spacings.Equal()
 
 
+def coarse_arithmetic(model: DiffusionODE) -> str | None:
+    """What computes in less than float32, in words; None where nothing does."""
+    dtype = model.network.coarse_dtype
+    return numerics.coarse_products() if dtype is None else f"a network of {dtype}"
+
+
 class Grids:
     """Bits per dim of the pilot's images on a grid of any number of steps, compiled once."""
 
@@ -31,21 +38,22 @@ class Grids:
         key: types.PRNGKey,
         estimator: ODELikelihood,
         max_steps: int,
+        matmul_precision: str | None = None,
     ) -> None:
         self._model, self._key = model, key
         self._batch = jax.tree.map(jnp.asarray, batch)
         self._estimator = dataclasses.replace(estimator, num_importance=1, num_repeats=1)
-        self._max_steps = max_steps
+        self._max_steps, self._matmul_precision = max_steps, matmul_precision
         self._compiled = jax.jit(self._score)
         self._compiled_by_solver = jax.jit(self._score_by_solver)
 
     def in_full_precision(self, estimator: ODELikelihood) -> "Grids | None":
-        """The same of the network in float32, None where it computes in that; for `by_solver`."""
-        if self._model.network.coarse_dtype is None:
+        """The same in float32 throughout, None where all is computed in that; for `by_solver`."""
+        if coarse_arithmetic(self._model) is None:
             return None
         network = self._model.network.in_full_precision()
         model = dataclasses.replace(self._model, network=network)
-        return Grids(model, self._batch, self._key, estimator, self._max_steps)
+        return Grids(model, self._batch, self._key, estimator, self._max_steps, "highest")
 
     def __call__(
         self, params: types.Params, steps: int, spacing: spacings.AbstractSpacing = _EQUAL
@@ -65,7 +73,9 @@ class Grids:
 
     def by_solver(self, params: types.Params) -> np.ndarray:
         """By the estimator's own solver, `[B]`."""
-        return np.asarray(self._compiled_by_solver(params, self._batch), np.float64)
+        precision = self._matmul_precision
+        with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
+            return np.asarray(self._compiled_by_solver(params, self._batch), np.float64)
 
     def defects(self, params: types.Params, steps: int) -> Float[np.ndarray, "times images"]:
         """Where the error of equal steps comes from: at `steps + 1` times, of each image.

@@ -72,7 +72,8 @@ class DPMSolverPlusPlus(base.AbstractDeterministicSampler):
             y, before = carry
             f_hat = y - kappa[step] * base.noise_hat(field, y, gamma[step])
             known = jnp.concatenate([f_hat[None], before[:-1]])
-            return decay[step] * y + jnp.tensordot(weight[step], known, axes=1), known
+            change = jnp.tensordot(weight[step], known, axes=1, precision="highest")
+            return decay[step] * y + change, known
 
         start = kappa[0] * noise, jnp.zeros((self.order, *noise.shape), noise.dtype)
         y, _ = jax.lax.fori_loop(0, self.steps, advance, start)

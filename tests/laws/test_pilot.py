@@ -125,11 +125,46 @@ def test_what_coarse_arithmetic_does_is_measured_and_refused(solver):
     expected = np.mean(np.abs(there - here)) / (4 * np.log(2))
     assert 1e-3 < expected < 0.1
     assert report.precision_error == pytest.approx(expected, rel=1e-6)
-    with pytest.raises(ValueError, match="computes in bfloat16, .* 1.0e-05 .*UNet.dtype = None"):
+    with pytest.raises(ValueError, match="network of bfloat16 .* 1.0e-05 .*UNet.dtype = None"):
         pilot.check_precision(model, report)
     Pilot(tolerance=0.1).check_precision(model, report)
     with pytest.raises(ValueError, match="must be within 1.0e-05"):
         Pilot(tolerance=1e-5).check_precision(model, report)
+
+
+@dataclasses.dataclass(frozen=True)
+class Noting(AbstractNetwork):
+    """Another network; notes how precise products must be, whenever it is traced."""
+
+    fine: AbstractNetwork
+    noted: list
+
+    def init(self, key, image_shape):
+        return self.fine.init(key, image_shape)
+
+    def __call__(self, *args):
+        self.noted.append(jax.config.jax_default_matmul_precision)
+        return self.fine(*args)
+
+
+def test_an_accelerators_products_are_measured_against_precise_ones(monkeypatch):
+    monkeypatch.setattr(numerics, "coarse_products", lambda: "a chip's products")
+    fine, batch, key, estimator, _ = problem(VariancePreserving(), Noise())
+    estimator = dataclasses.replace(estimator, solver=Adams(steps=8))
+    model = dataclasses.replace(fine, network=Noting(fine.network, []))
+    _, report = Pilot(tolerance=0.1).run(model, {}, batch, key, estimator)
+    assert report.precision_error == 0.0  # here they are precise anyway
+    assert list(dict.fromkeys(model.network.noted)) == [None, "highest"]
+    with pytest.raises(ValueError, match="of a chip's products .*PRECISION=highest"):
+        Pilot(tolerance=1e-3).check_precision(model, report._replace(precision_error=2e-3))
+
+
+def test_products_are_coarse_on_accelerators_unless_forbidden(float32, monkeypatch):
+    assert numerics.coarse_products() is None
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "gpu" in numerics.coarse_products()
+    with jax.default_matmul_precision("highest"):
+        assert numerics.coarse_products() is None
 
 
 def test_nothing_is_scored_without_a_solver():
