@@ -1,13 +1,12 @@
-"""The log-density of latents, and of any data, under a probability-flow ODE."""
+"""The log-density of latents under a probability-flow ODE."""
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Bool, Integer
 
 from idode_gin import numerics, ode, types
 from idode_gin.integration_variables.base import (
@@ -15,20 +14,12 @@ from idode_gin.integration_variables.base import (
     rate_and_divergences,
     span,
 )
-from idode_gin.integration_variables.exponential import Exponential
 from idode_gin.integration_variables.gamma import Gamma
-from idode_gin.parameterizations.base import AbstractParameterization
-from idode_gin.parameterizations.noise import Noise
-from idode_gin.schedules.base import AbstractSchedule
-from idode_gin.schedules.variance_preserving import VariancePreserving
-from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.base import AbstractSolver, Solution
 from idode_gin.solvers.base import Density as KnownFactor
-from idode_gin.solvers.divergence import AbstractDivergence, Hutchinson, Probes
+from idode_gin.solvers.divergence import AbstractDivergence, Probes
 
-_GAMMA, _EXPONENTIAL = Gamma(), Exponential()
-_VARIANCE_PRESERVING, _NOISE = VariancePreserving(), Noise()
-_ADAMS, _HUTCHINSON = Adams(steps=64), Hutchinson()
+_GAMMA = Gamma()
 
 
 class Density(NamedTuple):
@@ -84,81 +75,6 @@ def log_density(
     dims = numerics.num_dims(z)
     problem = Problem.of(field, gamma_start, gamma_end, variable, divergence, dims)
     return problem.density_of(problem.solve(solver, z, probes, lanes))
-
-
-def log_prob(
-    field: Callable[..., Array],
-    x: Float[Array, "batch *shape"],
-    key: types.PRNGKey,
-    *,
-    args: tuple[Any, ...] = (),
-    schedule: AbstractSchedule = _VARIANCE_PRESERVING,
-    parameterization: AbstractParameterization = _NOISE,
-    gamma_min: float = -13.3,
-    gamma_max: float = 5.0,
-    solver: AbstractSolver = _ADAMS,
-    variable: AbstractIntegrationVariable = _EXPONENTIAL,
-    divergence: AbstractDivergence = _HUTCHINSON,
-    lanes: int | None = None,
-) -> Float[Array, " batch"]:
-    """log p(x) of data under a model of yours: nats, `[B]`. No checkpoint, no configuration.
-
-    The data are the clean end: log p(x) = log p(z) + d log alpha with z = alpha x at `gamma_min`,
-    so that the density is that of the data with noise of size e^{gamma_min / 2} beside it. It can
-    be differentiated, by x and by what `field` holds, in reverse on grids (`Adams`, `FixedGrid`),
-    forward with every solver.
-
-        def noise_hat(z, gamma):  # [B, *shape], [B] -> [B, *shape]
-            return network.apply(params, z, gamma)
-
-        log_p = log_prob(noise_hat, x, jax.random.key(0), gamma_min=-10.0)
-
-    Args:
-        field: `(z, gamma, *args) -> output`, example by example; gamma = log(sigma^2 / alpha^2).
-        x: data, `[B, *shape]` of any shape.
-        key: of the probes; one example's do not depend on the others.
-        args: what else the field takes, leaves `[B, ...]`.
-        schedule: the path that the model was trained on.
-        parameterization: what the output is: the noise, the velocity, the data, the score.
-        gamma_min: the clean end, nats.
-        gamma_max: the noise end, where the prior is N(0, sigma^2 I).
-        solver: of the ODE.
-        variable: what it is integrated in.
-        divergence: how the trace is taken; `divergence.Exact()` for few dimensions.
-        lanes: examples worked on side by side; None for all.
-
-    Raises:
-        ValueError: if the output of the field has another shape than its input.
-    """
-    count, shape = x.shape[0], x.shape[1:]
-    as_images = (math.prod(shape), 1, 1)
-
-    def network(z: Array, gamma: Array, *args: Any) -> Array:
-        output = field(z.reshape(-1, *shape), gamma, *args)
-        if output.shape != (z.shape[0], *shape):
-            raise ValueError(
-                f"`field` must give one value for each of its input, which is {[count, *shape]}, "
-                f"got {list(output.shape)}."
-            )
-        return output.reshape(z.shape)
-
-    bound = ode.Field(
-        schedule=schedule, parameterization=parameterization, network=network, args=args
-    )
-    alpha = schedule.alpha(jnp.asarray(gamma_min, x.dtype))
-    keys = numerics.fold_in_each(key, jnp.arange(count))
-    found = log_density(
-        bound,
-        alpha * x.reshape(count, *as_images),
-        gamma_min,
-        gamma_max,
-        solver,
-        divergence,
-        divergence.draw(keys, as_images),
-        variable,
-        lanes,
-    )
-    return found.log_p + math.prod(shape) * jnp.log(alpha)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from idode_gin import checks, numerics, ode, types
+from idode_gin.data_density import log_prob as log_prob
 from idode_gin.density import Density, log_density
-from idode_gin.density import log_prob as log_prob
 from idode_gin.dequantizers.base import AbstractDequantizer, CleanEnd
 from idode_gin.integration_variables.base import AbstractIntegrationVariable
 from idode_gin.integration_variables.exponential import Exponential

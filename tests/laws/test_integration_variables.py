@@ -14,7 +14,6 @@ from idode_gin.parameterizations.base import AbstractParameterization
 from idode_gin.parameterizations.score import Score
 from idode_gin.parameterizations.velocity import Velocity
 from idode_gin.schedules.base import AbstractSchedule
-from idode_gin.schedules.variance_preserving import VariancePreserving
 from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.divergence import Exact
@@ -100,32 +99,3 @@ def test_known_factors_make_adams_exact_where_the_noise_is_constant():
 
     assert error((lambda t: jnp.exp(t / 2),)) < 1e-12
     assert error(None) > 0.1
-
-
-def test_log_prob_of_anyones_field_is_exact_and_differentiates():
-    """Data N(0, 4) of a shape of their own: log p(x), and its gradient -x / 4."""
-    schedule = VariancePreserving()
-
-    def noise_hat(z, gamma, std):
-        alpha, sigma = schedule.alpha(gamma)[:, None], schedule.sigma(gamma)[:, None]
-        return sigma * z / ((alpha * std[:, None]) ** 2 + sigma**2)
-
-    x = jax.random.normal(jax.random.key(1), (4, 3))
-    std = jnp.full(4, 2.0)
-
-    @jax.jit
-    def log_p(x):
-        return likelihood.log_prob(
-            noise_hat, x, jax.random.key(0), args=(std,), gamma_min=-14.0, gamma_max=14.0,
-            solver=Adams(steps=200),
-        )  # fmt: skip
-
-    expected = -0.5 * np.sum((x / 2) ** 2 + np.log(2 * np.pi * 4), axis=1)
-    np.testing.assert_allclose(log_p(x), expected, atol=1e-4)
-    gradient = jax.jit(jax.grad(lambda x: jnp.sum(log_p(x))))(x)
-    np.testing.assert_allclose(gradient, -x / 4, atol=1e-4)
-
-
-def test_log_prob_refuses_an_output_of_another_shape():
-    with pytest.raises(ValueError, match=r"one value for each of its input.*\[2, 3\]"):
-        likelihood.log_prob(lambda z, gamma: z[:, :1], jnp.zeros((2, 3)), jax.random.key(0))

@@ -1,0 +1,103 @@
+"""`likelihood.log_prob`: anyone's field, in closed form, and what it says to a wrong argument."""
+
+import inspect
+import math
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from idode_gin import likelihood
+from idode_gin.schedules.straight_path import StraightPath
+from idode_gin.schedules.variance_preserving import VariancePreserving
+from idode_gin.solvers.adams import Adams
+
+pytestmark = pytest.mark.usefixtures("float64")
+AS_USERS_CALL_IT = inspect.unwrap(likelihood.log_prob)
+"""Without the checks of annotations, which production does not have."""
+
+
+def key():
+    return jax.random.key(0)
+
+
+def half(z, gamma, *args):
+    return z / 2
+
+
+def test_it_is_exact_and_differentiates():
+    """Data N(0, 4) of a shape of their own: log p(x), and its gradient -x / 4."""
+    schedule = VariancePreserving()
+
+    def noise_hat(z, gamma, std):
+        alpha, sigma = schedule.alpha(gamma)[:, None], schedule.sigma(gamma)[:, None]
+        return sigma * z / ((alpha * std[:, None]) ** 2 + sigma**2)
+
+    x = jax.random.normal(jax.random.key(1), (4, 3))
+    std = jnp.full(4, 2.0)
+
+    @jax.jit
+    def log_p(x):
+        return likelihood.log_prob(
+            noise_hat, x, jax.random.key(0), args=(std,), gamma_min=-14.0, gamma_max=14.0,
+            solver=Adams(steps=200),
+        )  # fmt: skip
+
+    expected = -0.5 * np.sum((x / 2) ** 2 + np.log(2 * np.pi * 4), axis=1)
+    np.testing.assert_allclose(log_p(x), expected, atol=1e-4)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(log_p(x))))(x)
+    np.testing.assert_allclose(gradient, -x / 4, atol=1e-4)
+
+
+def test_it_refuses_an_output_of_another_shape():
+    with pytest.raises(ValueError, match=r"one value for each of its input.*\[2, 3\]"):
+        likelihood.log_prob(lambda z, gamma: z[:, :1], jnp.zeros((2, 3)), jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"gamma_min": 5.0, "gamma_max": -5.0}, ValueError, "must be above .*gamma_max=-5.0"),
+        ({"gamma_min": 5.0}, ValueError, "must be above `gamma_min`"),
+        ({"gamma_min": -math.inf}, ValueError, "both finite .*gamma_min=-inf"),
+        ({"gamma_min": math.nan}, ValueError, "both finite .*gamma_min=nan"),
+        ({"gamma_max": math.inf}, ValueError, "both finite .*gamma_max=inf"),
+        ({"gamma_max": "5"}, TypeError, "`gamma_max` must be a single number .*got .*'5'"),
+        ({"lanes": 0}, ValueError, "`lanes` must be an integer, 1 or more, got lanes=0"),
+        ({"x": np.ones((2, 3), int)}, TypeError, r"`x` .*real numbers.*int64 \[2, 3\].*Scale"),
+        ({"x": [[1.0]]}, TypeError, "`x` must be an array of real numbers.*got list"),
+        ({"x": np.ones(())}, ValueError, "`x` must have a batch axis"),
+        ({"key": 0}, TypeError, r"`key` .*such as jax.random.key\(0\).*got int"),
+        ({"key": np.zeros((3, 2), np.uint32)}, TypeError, r"`key` must be one .*uint32 \[3, 2\]"),
+        ({"field": 3}, TypeError, "`field` must be a function"),
+        ({"field": lambda z, gamma: (z,)}, ValueError, "`field` must give .*got tuple"),
+        ({"schedule": "vp"}, TypeError, r"of idode_gin.schedules, such as Var.*\(\), got 'vp'"),
+        ({"schedule": StraightPath}, TypeError, r"such as StraightPath\(…\), got the class"),
+        ({"solver": StraightPath()}, TypeError, "`solver` .*such as Adams.*got StraightPath"),
+        ({"divergence": None}, TypeError, "`divergence` must be one of .*divergence, .*got None"),
+        ({"args": np.ones(2)}, TypeError, "`args` must be a tuple"),
+        ({"args": ({"w": np.ones((4, 4))},)}, ValueError, r"`args` .*2 examples.*\[4, 4\].*lambda"),
+    ],
+)
+def test_what_is_wrong_is_told_kindly(changes, error, said):
+    given = {"field": half, "x": np.ones((2, 3)), "key": key()} | changes
+    with pytest.raises(error, match=said):
+        AS_USERS_CALL_IT(given.pop("field"), given.pop("x"), given.pop("key"), **given)
+
+
+def test_gammas_are_numbers_when_it_is_traced():
+    with pytest.raises(TypeError, match="`gamma_max` must be a single number .*static argument"):
+        jax.jit(lambda end: AS_USERS_CALL_IT(half, jnp.ones((2, 3)), key(), gamma_max=end))(5.0)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
+def test_data_of_any_width_are_scored_in_that_of_jax(float32, dtype):
+    solver = Adams(steps=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = AS_USERS_CALL_IT(half, np.ones((2, 3), dtype), key(), solver=solver)
+    assert found.dtype == np.float32
+    here = AS_USERS_CALL_IT(half, jnp.ones((2, 3)), key(), solver=solver)
+    np.testing.assert_array_equal(found, here)
