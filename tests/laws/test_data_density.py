@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from idode_gin import likelihood
+from idode_gin.parameterizations.velocity import Velocity
 from idode_gin.schedules.straight_path import StraightPath
 from idode_gin.schedules.variance_preserving import VariancePreserving
 from idode_gin.solvers.adams import Adams
@@ -49,6 +50,42 @@ def test_it_is_exact_and_differentiates():
     np.testing.assert_allclose(log_p(x), expected, atol=1e-4)
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(log_p(x))))(x)
     np.testing.assert_allclose(gradient, -x / 4, atol=1e-4)
+
+
+def test_what_the_noise_end_leaves_out_is_as_documented():
+    """Data N(0, 4): at most e^{-gamma_max} |x|^2 / 2 of a single figure, and not much less."""
+    schedule, std, x = VariancePreserving(), 2.0, jnp.asarray([[0.0], [6.0]])
+
+    def noise_hat(z, gamma):
+        alpha, sigma = schedule.alpha(gamma)[:, None], schedule.sigma(gamma)[:, None]
+        return sigma * z / ((alpha * std) ** 2 + sigma**2)
+
+    expected = -0.5 * (x[:, 0] ** 2 / std**2 + np.log(2 * np.pi * std**2))
+    for gamma_max in (5.0, 8.0):
+        found = likelihood.log_prob(
+            noise_hat, x, key(), gamma_max=gamma_max, solver=Adams(steps=400)
+        )
+        off = np.exp(-gamma_max) * 36 / 2
+        assert 0.5 * off < np.abs(found - expected)[1] < off
+
+
+def test_a_velocity_of_flow_matching_is_scored_as_documented():
+    """z = (1 - t) x + t eps of data N(0, 4), and v = E[eps - x | z]."""
+
+    def v(z, t):
+        signal, noise = (1 - t)[:, None], t[:, None]
+        return (noise - 4 * signal) * z / (4 * signal**2 + noise**2)
+
+    def field(z, gamma):
+        return v(z, jax.nn.sigmoid(gamma / 2)) / math.sqrt(2)
+
+    x, (low, high) = jnp.asarray([[0.0], [3.0]]), (-14.0, 14.0)
+    found = likelihood.log_prob(
+        field, x, key(), schedule=StraightPath(), parameterization=Velocity(),
+        gamma_min=low, gamma_max=high, solver=Adams(steps=400),
+    )  # fmt: skip
+    expected = -0.5 * (x[:, 0] ** 2 / 4 + np.log(2 * np.pi * 4))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_it_refuses_an_output_of_another_shape():
