@@ -58,8 +58,8 @@ def log_prob(
       3e-6 |x|^2 at 12), and their mean is lower by no more than the mean of that. So go further
       out with a field that is right everywhere, such as one in closed form.
 
-    It can be differentiated by x and by what `field` holds: in reverse mode on grids (`Adams`,
-    `FixedGrid`), in forward mode with every solver.
+    It can be differentiated by x and by what `field` holds: in forward mode with every solver, in
+    reverse mode on grids (`Adams`, `FixedGrid`); `DormandPrince` raises ValueError there.
 
     Args:
         field: `(z, gamma, *args) -> output`, example by example; gamma = log(sigma^2 / alpha^2).

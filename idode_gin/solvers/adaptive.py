@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
 from idode_gin import checks, numerics, types
-from idode_gin.solvers import base, norms, tableaus
+from idode_gin.solvers import base, forward_only, norms, tableaus
 
 _SAFETY = 0.9
 _SHRINK_LIMIT = 0.2
@@ -28,6 +28,8 @@ class DormandPrince(base.AbstractSolver):
     end. Lanes advance side by side, one evaluation each at a time, wherever in a step each of them
     is; as soon as the example of a lane has arrived, the next one takes its place. So the cost is
     the mean of the examples' evaluations and not the largest.
+
+    It can be differentiated in forward mode alone: reverse mode raises ValueError.
 
     Args:
         rtol: relative tolerance per step.
@@ -141,7 +143,8 @@ class DormandPrince(base.AbstractSolver):
             return jax.lax.cond(jnp.any(left), refill, lambda carry, _: carry, carry, left)
 
         carry = jax.lax.while_loop(lambda carry: jnp.any(carry.number < count), advance, carry)
-        return jax.tree.map(lambda leaf: leaf[:count], carry.found)
+        found = jax.tree.map(lambda leaf: leaf[:count], carry.found)
+        return found._replace(state=forward_only.forward_only(found.state, "DormandPrince"))
 
     def _advance(
         self, field: base.VectorField, problem: "_Problem", t1: float
@@ -235,7 +238,12 @@ class DormandPrince(base.AbstractSolver):
         return problem, at_end & ((reached == t1) | ~alive)
 
     def _norm(self, error: base.State, before: base.State, after: base.State) -> types.PerExample:
-        """Scaled error, `[B]`; at most one where the step is good enough."""
+        """Scaled error, `[B]`; at most one where the step is good enough.
+
+        A constant to differentiation: which steps are taken is no part of what is solved, and its
+        roots and quotients at zero have derivatives that are NaN.
+        """
+        error, before, after = jax.lax.stop_gradient((error, before, after))
 
         def leaf(error: Array, before: Array, after: Array) -> Array:
             magnitude = jnp.maximum(jnp.abs(before), jnp.abs(after))

@@ -14,6 +14,7 @@ from idode_gin.parameterizations.velocity import Velocity
 from idode_gin.schedules.straight_path import StraightPath
 from idode_gin.schedules.variance_preserving import VariancePreserving
 from idode_gin.solvers.adams import Adams
+from idode_gin.solvers.adaptive import DormandPrince
 
 pytestmark = pytest.mark.usefixtures("float64")
 AS_USERS_CALL_IT = inspect.unwrap(likelihood.log_prob)
@@ -50,6 +51,26 @@ def test_it_is_exact_and_differentiates():
     np.testing.assert_allclose(log_p(x), expected, atol=1e-4)
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(log_p(x))))(x)
     np.testing.assert_allclose(gradient, -x / 4, atol=1e-4)
+
+
+def test_adaptive_steps_differentiate_forward_and_say_so_in_reverse():
+    """Data N(0, 4): the slope in its deviation, of which a Jacobian takes a batch of directions."""
+    schedule, x = VariancePreserving(), jnp.asarray([[0.0, 1.0], [3.0, -2.0]])
+
+    def log_p(x, std):
+        def noise_hat(z, gamma):
+            alpha, sigma = schedule.alpha(gamma)[:, None], schedule.sigma(gamma)[:, None]
+            return sigma * z / ((alpha * std) ** 2 + sigma**2)
+
+        return likelihood.log_prob(
+            noise_hat, x, key(), gamma_min=-14.0, gamma_max=14.0,
+            solver=DormandPrince(rtol=1e-6, atol=1e-6),
+        )  # fmt: skip
+
+    slope = jax.jit(jax.jacfwd(lambda std: log_p(x, std)))(2.0)
+    np.testing.assert_allclose(slope, (x**2 / 8 - 1 / 2).sum(1), atol=1e-4)
+    with pytest.raises(ValueError, match="DormandPrince cannot .* reverse mode.*Adams.*jacfwd"):
+        jax.grad(lambda std: jax.jit(log_p)(x, std).sum())(2.0)
 
 
 def test_what_the_noise_end_leaves_out_is_as_documented():
