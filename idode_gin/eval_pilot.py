@@ -70,12 +70,14 @@ def _batch(split: data.ImageSplit, count: int) -> types.Batch:
 
 def _as_first_measured(report: Report) -> Report:
     precision = math.nan if report.precision_error is None else report.precision_error
-    told = _told([report.error, report.bias, report.reference_error, precision])
+    errors = [report.error, report.bias, report.reference_error, precision]
+    told = _told([*errors, report.num_images])
     return report._replace(
         error=told[0],
         bias=told[1],
         reference_error=told[2],
         precision_error=None if math.isnan(told[3]) else told[3],
+        num_images=int(told[4]),
     )
 
 

@@ -20,6 +20,8 @@ _BETWEEN = (1.25, 1.5, 1.75)
 
 _KNOWN = 0.25
 """Share of the tolerance to which a reference must be known."""
+_ALL, _FITTED, _MEASURED = slice(None), slice(0, None, 2), slice(1, None, 2)
+"""Images: those that a spacing is fitted on are not those that tell its error."""
 
 
 class Report(NamedTuple):
@@ -39,6 +41,7 @@ class Report(NamedTuple):
     reference_evaluations: int
     """Network evaluations per image of the reference."""
     num_images: int
+    """That the errors are means over."""
     precision_error: float | None = None
     """Mean over images of |figure - figure in float32 throughout|; None where it is the same."""
     spacing: tuple[float, ...] | None = None
@@ -68,10 +71,11 @@ class Pilot:
             network's, or an accelerator's products) moves the figures by, bits per dim; None for
             `tolerance`. See `check_precision`.
         fit_spacing: whether to try grids with steps where the reference says that errors come from
-            (`solvers.spacing_fit`), and to choose one of those if it needs fewer steps.
+            (`solvers.spacing_fit`), and to choose one of those if it needs fewer steps. It is
+            fitted on every other image, and its error measured on the rest.
 
     Raises:
-        ValueError: if an argument is not positive.
+        ValueError: if an argument is not positive, or there are fewer than two images for a fit.
     """
 
     tolerance: float = 1e-3
@@ -86,6 +90,8 @@ class Pilot:
             checks.check_positive("precision_tolerance", self.precision_tolerance)
         checks.check_positive("tolerance", self.tolerance)
         checks.check_positive("num_images", self.num_images)
+        if self.fit_spacing:
+            _check_enough_to_fit(self.num_images)
         if self.max_steps < 2 * _FIRST_STEPS:
             raise ValueError(
                 f"`max_steps` must be at least {2 * _FIRST_STEPS}, two grids to compare, got "
@@ -135,18 +141,18 @@ class Pilot:
             steps *= 2
         reference = found[steps]
         if estimator.solver is None:
-            grid, bpd = self._chosen(score, params, found)
+            grid, bpd, of = self._chosen(score, params, found)
             estimator = dataclasses.replace(estimator, solver=grid)
         else:
-            bpd = score.by_solver(params)
+            bpd, of = score.by_solver(params), _ALL
         report = Report(
             solver=str(estimator.solver),
             tolerance=self.tolerance,
-            error=_mean_error(bpd, reference),
-            bias=float(np.mean(bpd - reference)),
+            error=_mean_error(bpd[of], reference[of]),
+            bias=float(np.mean(bpd[of] - reference[of])),
             reference_error=moved,
             reference_evaluations=steps + 1,
-            num_images=len(reference),
+            num_images=len(reference[of]),
             precision_error=_precision_error(score, params, estimator, bpd),
             spacing=_table(estimator.solver),
         )
@@ -172,8 +178,8 @@ class Pilot:
 
     def _chosen(
         self, score: Grids, params: types.Params, found: dict[int, np.ndarray]
-    ) -> tuple[adams.Adams, np.ndarray]:
-        """The coarsest grid within the tolerance, and its figures.
+    ) -> tuple[adams.Adams, np.ndarray, slice]:
+        """The coarsest grid within the tolerance, its figures, and the images that tell its error.
 
         Args:
             score: of grids.
@@ -183,25 +189,28 @@ class Pilot:
         doublings = sorted(found)
         reference = found[doublings[-1]]
 
-        def coarsest(found: dict[int, np.ndarray], spacing: spacings.AbstractSpacing) -> int:
+        def coarsest(
+            found: dict[int, np.ndarray], spacing: spacings.AbstractSpacing, of: slice
+        ) -> int:
             def is_within(steps: int) -> bool:
                 if steps not in found:
                     found[steps] = score(params, steps, spacing)
-                return _mean_error(found[steps], reference) <= self.tolerance
+                return _mean_error(found[steps][of], reference[of]) <= self.tolerance
 
             return _coarsest(doublings, is_within)
 
         equal = spacings.Equal()
-        steps = coarsest(found, equal)
+        steps = coarsest(found, equal, _ALL)
         if self.fit_spacing:
-            defects = score.defects(params, doublings[-1])
+            _check_enough_to_fit(len(reference))
+            defects = score.defects(params, doublings[-1])[:, _FITTED]
             fitted = spacing_fit.fit(defects, pilot_grids.ORDER)
             found_fitted: dict[int, np.ndarray] = {}
-            steps_fitted = coarsest(found_fitted, fitted)
+            steps_fitted = coarsest(found_fitted, fitted, _MEASURED)
             if steps_fitted < steps:
                 grid = adams.Adams(steps=steps_fitted, spacing=fitted)
-                return grid, found_fitted[steps_fitted]
-        return adams.Adams(steps=steps, spacing=equal), found[steps]
+                return grid, found_fitted[steps_fitted], _MEASURED
+        return adams.Adams(steps=steps, spacing=equal), found[steps], _ALL
 
 
 def _coarsest(doublings: list[int], is_within: Callable[[int], bool]) -> int:
@@ -211,6 +220,14 @@ def _coarsest(doublings: list[int], is_within: Callable[[int], bool]) -> int:
         return enough
     between = [round(enough // 2 * factor) for factor in _BETWEEN]
     return next((steps for steps in between if is_within(steps)), enough)
+
+
+def _check_enough_to_fit(num_images: int) -> None:
+    if num_images < 2:
+        raise ValueError(
+            "`fit_spacing` needs two images or more, some to fit on and others to measure the "
+            f"error on, got {num_images}. Raise PILOT_IMAGES, or score without it."
+        )
 
 
 def _precision_error(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from idode_gin import likelihood, numerics
+from idode_gin import likelihood, numerics, pilot_grids
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.networks.base import AbstractNetwork
 from idode_gin.parameterizations.base import AbstractParameterization
@@ -16,6 +16,7 @@ from idode_gin.pilot import Pilot, Report
 from idode_gin.schedules.base import AbstractSchedule
 from idode_gin.schedules.time.linear import Linear
 from idode_gin.schedules.variance_preserving import VariancePreserving
+from idode_gin.solvers import spacing_fit
 from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.divergence import Exact
@@ -206,6 +207,29 @@ def test_a_fitted_grid_needs_few_steps_where_something_happens_at_once(tolerance
         for each in (chosen, tight)
     ]
     assert np.mean(np.abs(figures[0] - figures[1])) / (4 * np.log(2)) <= 1.25 * tolerance
+
+
+def test_a_fitted_grids_error_is_of_images_it_was_not_fitted_on():
+    model, batch, key, estimator, _ = problem(VariancePreserving(), Noise())
+    model = dataclasses.replace(model, network=Sudden(model.network))
+    pilot = Pilot(tolerance=1e-2, max_steps=256, fit_spacing=True)
+    chosen, report = pilot.run(model, {}, batch, key, estimator)
+    grids = pilot_grids.Grids(model, batch, key, estimator, 256)
+    fitted = spacing_fit.fit(grids.defects({}, 256)[:, ::2], pilot_grids.ORDER)
+    assert chosen.solver.spacing == fitted == Tabulated(table=report.spacing)
+    errors = np.abs(grids({}, chosen.solver.steps, fitted) - grids({}, 256))
+    assert report.error == pytest.approx(np.mean(errors[1::2]), rel=1e-9)
+    assert report.error > 1.2 * np.mean(errors)
+    assert report.num_images == BATCH / 2
+
+
+def test_a_single_image_is_not_enough_to_fit():
+    with pytest.raises(ValueError, match="`fit_spacing` needs two images or more.*got 1"):
+        Pilot(fit_spacing=True, num_images=1)
+    model, batch, key, estimator, _ = problem(VariancePreserving(), Noise())
+    one = jax.tree.map(lambda leaf: leaf[:1], batch)
+    with pytest.raises(ValueError, match="`fit_spacing` needs two images or more.*got 1"):
+        Pilot(tolerance=1, fit_spacing=True).run(model, {}, one, key, estimator)
 
 
 @dataclasses.dataclass(frozen=True)
