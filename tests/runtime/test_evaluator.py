@@ -1,5 +1,6 @@
 """Evaluation and sampling: every image once, and its figure its own, whatever the batch size."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -8,13 +9,17 @@ import numpy as np
 import pytest
 import tiny
 
+from idode_gin import eval as eval_script
 from idode_gin import eval_results, evaluator, run_inputs, sampler
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
+from idode_gin.networks.base import AbstractNetwork
 from idode_gin.networks.unet import UNet
-from idode_gin.runtime import checkpoints
+from idode_gin.pilot import Pilot
+from idode_gin.runtime import checkpoints, train_state
 from idode_gin.samplers.ode import ODESampler
+from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.fixed_grid import FixedGrid
 
@@ -76,6 +81,67 @@ def test_adaptive_steps_of_a_convolutional_network_do_not_see_the_batch(evaluate
         np.testing.assert_array_equal(
             other["variational_bound/bpd"], first["variational_bound/bpd"]
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Coarse(AbstractNetwork):
+    """The tiny network with its output in bfloat16."""
+
+    fine: AbstractNetwork = tiny.AffineNetwork()
+    coarse_dtype = "bfloat16"
+
+    def init(self, key, image_shape):
+        return self.fine.init(key, image_shape)
+
+    def in_full_precision(self):
+        return self.fine
+
+    def __call__(self, *args):
+        return self.fine(*args).astype(self.coarse_dtype).astype("float32")
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(
+            UNet(channels=8, levels=1, groups=2, fourier_exponents=(1,), dtype="bfloat16"),
+            marks=pytest.mark.full,
+            id="convolutions",
+        ),
+        pytest.param(Coarse(), id="affine"),
+    ],
+)
+def test_what_bfloat16_does_to_a_checkpoint_is_in_the_summary_and_can_be_refused(
+    network, monkeypatch, tmp_path
+):
+    """From the checkpoint on disk to summary.json, as the program does it."""
+    tiny.use_tiny_data(monkeypatch, 4)
+    monkeypatch.setattr(eval_results, "draw", lambda *_: None)
+    params = jax.tree.map(lambda leaf: leaf + 0.05, network.init(jax.random.key(0), tiny.SHAPE))
+    state = train_state.create(params, tiny.trainer(tmp_path).optimizer.build(), ["loss"])
+    with checkpoints.Checkpoints(tmp_path / "run", checkpoints.CheckpointConfig(), {}) as saved:
+        saved.save(state)
+    estimator = ODELikelihood(dequantizer=TruncatedNormal(), solver=Adams(steps=4))
+
+    def summary(output, network, **changes):
+        made = evaluator.Evaluator(
+            output_dir=str(tmp_path / output),
+            checkpoint_path=str(tmp_path / "run"),
+            likelihoods={"tn": estimator},
+            variational_bound=VariationalBound(num_times=2),
+            histogram_split=None,
+            pilot=Pilot(num_images=4, max_steps=16, **changes),
+        )
+        model = tiny.model(network=network)
+        eval_script.evaluate(model=model, dataset_cfg=tiny.config(4), evaluator=made)
+        return json.loads((tmp_path / output / "summary.json").read_text())["tn"]
+
+    coarse = summary("coarse", network, tolerance=0.5)
+    assert 1e-4 < coarse["precision_error"] < 0.5
+    small = coarse["precision_error"] / 2
+    with pytest.raises(ValueError, match="bfloat16 .*UNet.dtype = None.*BPD_TOLERANCE"):
+        summary("refused", network, tolerance=0.5, precision_tolerance=small)
+    assert not (tmp_path / "refused" / "summary.json").exists()
 
 
 @pytest.mark.parametrize(
