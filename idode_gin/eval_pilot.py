@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from idode_gin import types
+from idode_gin.integration_variables.exponential import Exponential
 from idode_gin.likelihood import ODELikelihood
 from idode_gin.models import DiffusionODE
 from idode_gin.pilot import Pilot, Report
@@ -16,6 +17,9 @@ from idode_gin.runtime import batches as batch_lib
 from idode_gin.runtime import data
 from idode_gin.solvers import spacing_fit, spacings
 from idode_gin.solvers.adams import Adams
+
+_MANY_STEPS = 256
+"""That hardly an evaluation needs: the usual ones take a tenth of it, or a fifth."""
 
 Run = Callable[[types.Params, str, ODELikelihood], tuple[ODELikelihood, Report]]
 """`(params, name, estimator) -> the likelihood with a solver, and its error`: see `Pilot.run`."""
@@ -115,4 +119,21 @@ def in_words(report: Report) -> str:
         f"{said} That is not enough for the {report.tolerance:.1e} asked for: the network is rough "
         "between the steps, or float32 is too coarse. Raise Pilot.max_steps, give a SOLVER with "
         "more steps, or ask for less."
+    )
+
+
+def warning(estimator: ODELikelihood, pilot: Pilot) -> str:
+    """A line on a chosen grid of many steps, and what would need fewer; else nothing."""
+    solver, variable = estimator.solver, estimator.variable
+    if not isinstance(solver, Adams) or solver.steps <= _MANY_STEPS:
+        return ""
+    ways = ["a larger BPD_TOLERANCE"]
+    if not pilot.fit_spacing:
+        ways.insert(0, "--gin.Pilot.fit_spacing=True")
+    if not isinstance(variable, Exponential):
+        ways.insert(0, "--gin_file=gin_configs/integration_variables/exponential.gin")
+    return (
+        f"\nwarning: every image will take {solver.steps} steps, a network evaluation each; "
+        f"fewer are not enough in {type(variable).__name__}. To stop here and take others: "
+        f"{', or '.join(ways)}."
     )

@@ -281,7 +281,10 @@ class Evaluator:
         for name, each in self.likelihoods.items():
             estimator, report = shared.pilot(params, name, each)
             chosen[name] = (estimator, report._asdict())
-            print(f"{name}: {eval_pilot.in_words(report)}", flush=True)
+            said = eval_pilot.in_words(report)
+            if each.solver is None and self.pilot is not None:
+                said += eval_pilot.warning(estimator, self.pilot)
+            print(f"{name}: {said}", flush=True)
         return chosen
 
     def _score(

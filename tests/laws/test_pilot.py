@@ -1,14 +1,17 @@
 """The pilot: the error it promises is kept, by an exact density it knows nothing of."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from idode_gin import likelihood, numerics, pilot_grids
+from idode_gin import eval_pilot, likelihood, numerics, pilot_grids
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
+from idode_gin.integration_variables.exponential import Exponential
+from idode_gin.integration_variables.kappa import Kappa
 from idode_gin.networks.base import AbstractNetwork
 from idode_gin.parameterizations.base import AbstractParameterization
 from idode_gin.parameterizations.noise import Noise
@@ -223,6 +226,15 @@ def test_a_fitted_grids_error_is_of_images_it_was_not_fitted_on():
     assert report.num_images == BATCH / 2
 
 
+def test_a_reference_that_has_to_be_chosen_has_the_error_of_its_last_doubling():
+    model, batch, key, estimator, _ = problem(VariancePreserving(), Noise())
+    chosen, report = Pilot(tolerance=1e-9, max_steps=16).run(model, {}, batch, key, estimator)
+    assert chosen.solver.steps == 16
+    assert report.error == report.reference_error > 0
+    assert abs(report.bias) > 0
+    assert not report.is_within
+
+
 def test_a_single_image_is_not_enough_to_fit():
     with pytest.raises(ValueError, match="`fit_spacing` needs two images or more.*got 1"):
         Pilot(fit_spacing=True, num_images=1)
@@ -246,3 +258,21 @@ class Sudden(AbstractNetwork):
         bump = jnp.exp(-0.5 * ((low + (high - low) * time + 1) / 0.05) ** 2)
         output = self.other(params, z, time, conditioning)
         return output + 4 * numerics.expand(bump, z) * jnp.sin(2 * z)
+
+
+@pytest.mark.parametrize(
+    ("variable", "fit_spacing", "steps", "said"),
+    [
+        (Kappa(), False, 896, "896 steps.*in Kappa.*exponential.gin, or .*fit_spacing=True"),
+        (Kappa(), True, 896, r"take others: [^ ]*exponential.gin, or a larger BPD_TOLERANCE\.$"),
+        (Exponential(), False, 896, r"take others: --gin.Pilot.fit_spacing=True, or a larger"),
+        (Kappa(), False, 256, "^$"),
+    ],
+)
+def test_a_grid_of_many_steps_is_not_taken_without_a_word(variable, fit_spacing, steps, said):
+    estimator = likelihood.ODELikelihood(
+        dequantizer=TruncatedNormal(), variable=variable, solver=Adams(steps=steps)
+    )
+    line = eval_pilot.warning(estimator, Pilot(fit_spacing=fit_spacing))
+    assert re.search(said, line)
+    assert line.count("\n") == bool(line)
