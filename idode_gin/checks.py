@@ -40,6 +40,16 @@ def check_lanes(lanes: int | None) -> None:
         check_positive("lanes", lanes)
 
 
+def check_lanes_fit(lanes: int | None, solve_size: int) -> None:
+    """Raises ValueError if more images are to be side by side than a solve has."""
+    if lanes is not None and lanes > solve_size:
+        raise ValueError(
+            "`lanes` are filled with the images of one solve, of which there are `solve_size`: got "
+            f"lanes={lanes} and solve_size={solve_size}, and some would stay empty. Lower LANES or "
+            "raise SOLVE_SIZE."
+        )
+
+
 def check_multiple(name: str, size: int, unit_name: str, unit: int) -> None:
     """Raises ValueError, naming the next valid size, unless `size` is a multiple of `unit`."""
     if size % unit:

@@ -117,6 +117,8 @@ class Evaluator:
     def __post_init__(self) -> None:
         """Checks the names of the likelihoods, and that each has a solver or will be given one."""
         checks.check_positive("solve_size", self.solve_size)
+        for each in self.likelihoods.values():
+            checks.check_lanes_fit(each.lanes, self.solve_size)
         undecided = [name for name, each in self.likelihoods.items() if each.solver is None]
         if undecided and self.pilot is None:
             raise ValueError(

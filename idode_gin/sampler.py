@@ -73,6 +73,7 @@ class Sampler:
         """Checks the counts, and that there is a density if one is asked for."""
         for name in ("num_samples", "batch_size", "grid_images", "solve_size"):
             checks.check_positive(name, getattr(self, name))
+        checks.check_lanes_fit(getattr(self.method, "lanes", None), self.solve_size)
         self._method()  # raises where there is no density to return
 
     def run(self, model: DiffusionODE) -> dict[str, Any]:

@@ -168,6 +168,21 @@ def test_the_sample_in_the_readme_is_of_these_pixels():
     assert f"\n{eval_results.table(facts).splitlines()[0]}\n" in readme
 
 
+@pytest.mark.parametrize("lanes", [4, 5])
+def test_a_solve_has_as_many_images_as_lanes(lanes):
+    estimator = ODELikelihood(dequantizer=TruncatedNormal(), solver=LOOSE, lanes=lanes)
+    common = {"output_dir": "unused", "checkpoint_path": "unused", "solve_size": 4}
+    for made in (
+        lambda: evaluator.Evaluator(likelihoods={"tn": estimator}, **common),
+        lambda: sampler.Sampler(method=ODESampler(solver=LOOSE, lanes=lanes), **common),
+    ):
+        if lanes == 4:
+            assert made()
+            continue
+        with pytest.raises(ValueError, match="lanes=5 and solve_size=4.*Lower LANES"):
+            made()
+
+
 def test_a_single_image_has_no_standard_error(evaluate):
     summary, _ = evaluate(1, 2, tiny.model(), FixedGrid(steps=3))
     assert summary["num_images"] == 1
