@@ -66,8 +66,12 @@ def prefixed(parts: Parts) -> Parts:
 
 
 def table(section: Mapping[str, Mapping[str, float]]) -> str:
-    """What `summarize` gave as text: a column for each bound, a line for each choice."""
-    rows = list(dict.fromkeys(row for column in section.values() for row in column))
+    """What `summarize` gave as text: a column for each bound, a line for each choice.
+
+    In the order of the bound that has most of them: others lack lines in its middle.
+    """
+    columns = sorted(section.values(), key=len, reverse=True)
+    rows = list(dict.fromkeys(row for column in columns for row in column))
     width = max(map(len, rows)) + 2
     lines = [" " * width + "".join(f"{bound:>20}" for bound in section)]
     for row in rows:

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from pyarrow import parquet as arrow
 
-from idode_gin import checks, eval_results, run_inputs
+from idode_gin import checks, eval_results, parity, run_inputs
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.evaluator import Evaluator
 from idode_gin.likelihood import ODELikelihood
@@ -163,3 +163,13 @@ def test_figures_that_are_none_are_told():
     scores = {"bpd": np.array([1.0, np.inf, 2.0]), "success": np.array([1.0, 1.0, 0.0])}
     with pytest.raises(checks.NonFiniteError, match="tn: 2 of 3 images .* at index 1"):
         eval_results.check_scores("tn", scores)
+
+
+def test_a_parity_table_has_its_choices_between_right_and_published():
+    short, long = {"right": 2.0, "published": 2.0}, {"right": 2.0, "log_k": -0.5, "published": 1.5}
+    lines = parity.table({"variational_bound": short, "tn": long}).splitlines()
+    assert [line.split() for line in lines[1:]] == [
+        ["right", "2.00000", "2.00000"],
+        ["log_k", "-", "-0.50000"],
+        ["published", "2.00000", "1.50000"],
+    ]
