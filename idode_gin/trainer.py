@@ -25,6 +25,7 @@ from idode_gin.runtime import (
     programs,
     progress,
     run_lock,
+    steps_left,
     throughput,
     train_step,
 )
@@ -141,8 +142,13 @@ class Trainer:
         if self.replay:
             return self._replay(model, train_dataset)
         self._check_best(eval_dataset)
+        self.check_steps_left()
         with StopRequest() as stop, contextlib.ExitStack() as stack:
             return _Run(self, model, train_dataset, eval_dataset, stop, stack).run()
+
+    def check_steps_left(self) -> None:
+        """Raises ValueError if a warm start would begin where training ends; writes nothing."""
+        steps_left.check(self.model_dir, self.checkpoints.restore, self.train_steps)
 
     def dry_run(
         self,
@@ -163,6 +169,7 @@ class Trainer:
         self = dataclasses.replace(self, partitioner=partitioner)
         self._check_batch_sizes(train_dataset, eval_dataset)
         self._check_best(eval_dataset)
+        self.check_steps_left()
         shape, size = run_inputs.shape_for_dry_run(model), train_dataset.batch_size
         batch = run_inputs.blank_batch(model, shape, size)
         program = self.program(model, shape, batch)
@@ -186,7 +193,7 @@ class Trainer:
             f"Batch: {size} images of {shape}, {part} on a device at a time.\n"
             f"On each device:\n{accounting.memory_table(memory)}\n"
             f"FLOPs of a step, over all devices: {flops.of_jaxpr(step.jaxpr):.4g}.\n"
-            f"Would train {plan}."
+            f"{steps_left.instead(self.model_dir, self.train_steps) or f'Would train {plan}.'}"
         )
 
     @property
@@ -310,6 +317,8 @@ class _Run:
         self._is_resumed = restored is not None and restored.path.parent == self._directory
         if restored is not None and self._is_resumed:
             run_inputs.check_resumed(self._directory, restored.facts, facts)
+        elif restored is not None:  # maybe not the checkpoint that was looked at before
+            steps_left.check_step(restored.path, self._start, trainer.train_steps)
 
         self._outputs = run_outputs.RunDirectory(
             self._directory,
@@ -362,14 +371,15 @@ class _Run:
         text = run_inputs.describe(self._model, self._state.params, self._program.logical_axes)
         self._outputs.write_text("model-info.txt", text)
         last = self._trainer.train_steps
+        if self._start >= last:
+            self._bar.say(steps_left.nothing(self._directory, self._start, last))
+            return
         source = "scratch" if restored is None else f"{restored.path}, step {self._start},"
         self._bar.say(f"Training from {source} to step {last} in {self._directory}.")
         if restored is not None and restored.report is not None:
             self._bar.say("Of that checkpoint\n" + restored.report.partition("\n\n")[0])
             text = f"Warm start from {restored.path}.\n{restored.report}"
             self._outputs.write_text("warm-start.txt", text)
-        if self._start >= last:
-            self._bar.say(f"Nothing left to train: the run is at step {self._start} of {last}.")
 
     def _train(self) -> None:
         step, last = self._start, self._trainer.train_steps

@@ -162,6 +162,27 @@ def test_running_a_finished_run_again_changes_nothing(undisturbed, tmp_path, cap
     assert outcome(tmp_path / "run") == before == outcome(undisturbed[0])
 
 
+def test_a_run_that_has_more_steps_than_asked_says_so(undisturbed, tmp_path, capsys):
+    shutil.copytree(undisturbed[0], tmp_path / "run")
+    before = outcome(tmp_path / "run")
+    run(tmp_path / "run", 4)
+    said = capsys.readouterr().out
+    assert "is at step 6, more than TRAIN_STEPS = 4 asks. To go on, bind a larger" in said
+    assert "to step 4" not in said
+    assert outcome(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("train_steps", [4, 6])
+def test_a_warm_start_that_leaves_nothing_to_train_is_refused(undisturbed, tmp_path, train_steps):
+    """The checkpoint is at step 6."""
+    restore = RestoreCheckpointConfig(path=str(undisturbed[0]))
+    with pytest.raises(ValueError, match=rf"step of .*_6, 6, .* = {train_steps}\..*'reset'"):
+        run(tmp_path / "run", train_steps, restore=restore)
+    assert not list(tmp_path.iterdir())
+    counted_anew = RestoreCheckpointConfig(path=str(undisturbed[0]), step="reset")
+    tiny.trainer(tmp_path / "run", train_steps, restore=counted_anew).check_steps_left()
+
+
 class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
 
@@ -491,8 +512,10 @@ def test_dry_run_of_a_model_without_a_shape(tmp_path):
 def test_dry_run_sees_what_training_would_restore(undisturbed, tmp_path):
     folder, _ = undisturbed
     shape = {"image_shape": tiny.SHAPE}
-    text = tiny.trainer(folder).dry_run(tiny.model(**shape), tiny.config())
+    text = tiny.trainer(folder, 9).dry_run(tiny.model(**shape), tiny.config())
     assert text.endswith(f"Would train from {folder / 'checkpoint_6'}.")
+    text = tiny.trainer(folder, 6).dry_run(tiny.model(**shape), tiny.config())
+    assert f"Nothing left to train: {folder} is at step 6, as asked." in text
     with pytest.raises(ValueError, match="does not fit"):
         tiny.trainer(folder).dry_run(tiny.model(width=16, **shape), tiny.config())
 
