@@ -43,6 +43,7 @@ def encode(
         compilation_cache_dir: see `compilation_cache.use`.
         dry_run: only say what would be done. Set by the flag --dry_run.
     """
+    gin_utils.check_folder(encoder.output_dir, "encode", "ENCODE_OUTPUT_DIR")
     if dry_run:
         print(encoder.dry_run(model, dataset_cfg))
         return

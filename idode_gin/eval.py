@@ -46,6 +46,7 @@ def evaluate(
         compilation_cache_dir: see `compilation_cache.use`.
         dry_run: only say what would be done. Set by the flag --dry_run.
     """
+    gin_utils.check_folder(evaluator.output_dir, "eval", "EVAL_OUTPUT_DIR")
     if dry_run:
         print(evaluator.dry_run(model, dataset_cfg))
         return

@@ -26,6 +26,7 @@ from idode_gin.gin_loading import ConfigError
 from idode_gin.runtime import (
     agreement,
     files,
+    output_folders,
     preemption,
     processes,
     quiet,
@@ -149,6 +150,18 @@ def write_configs(directory: str | os.PathLike[str], macro: str) -> str:
 def check_agreement() -> None:
     """Raises ValueError on every process unless all run the same configuration and code."""
     agreement.check("configuration and code", lambda: {**used_bindings(), **agreement.of_code()})
+
+
+def check_folder(directory: str | os.PathLike[str], program: str, macro: str) -> None:
+    """Raises ConfigError if an output directory holds what another program left; touches nothing.
+
+    Args:
+        directory: that the program would write to.
+        program: the module's name, such as `train`.
+        macro: what the gin files call the directory.
+    """
+    if said := output_folders.refusal(os.fspath(directory), program, macro):
+        raise ConfigError(said)
 
 
 def make_folder(directory: str | os.PathLike[str], macro: str) -> pathlib.Path:

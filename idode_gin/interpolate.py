@@ -43,6 +43,7 @@ def interpolate(
         compilation_cache_dir: see `compilation_cache.use`.
         dry_run: only say what would be done. Set by the flag --dry_run.
     """
+    gin_utils.check_folder(interpolator.output_dir, "interpolate", "INTERPOLATE_OUTPUT_DIR")
     if dry_run:
         print(interpolator.dry_run(model, dataset_cfg))
         return

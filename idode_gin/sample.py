@@ -40,6 +40,7 @@ def sample(
         compilation_cache_dir: see `compilation_cache.use`.
         dry_run: only say what would be done. Set by the flag --dry_run.
     """
+    gin_utils.check_folder(sampler.output_dir, "sample", "SAMPLE_OUTPUT_DIR")
     if dry_run:
         print(sampler.dry_run(model))
         return

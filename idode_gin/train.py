@@ -81,6 +81,7 @@ def train(
     }
     gin_utils.refuse_bindings(Trainer, passed_on, "those of `train` are passed on to it")
     trainer = trainer_cls(**passed_on)
+    gin_utils.check_folder(model_dir, "train", "MODEL_DIR")
     if dry_run:
         print(trainer.dry_run(model, train_dataset_cfg, train_eval_dataset_cfg))
         return

@@ -1,0 +1,65 @@
+"""Which program an output folder belongs to: none overwrites what another one left there."""
+
+import pathlib
+import re
+from typing import NamedTuple
+
+CONFIG = "config.gin"
+_IMPORT = re.compile(r"^(?:from idode_gin import |import idode_gin\.)(\w+)\b", re.MULTILINE)
+
+
+class _Program(NamedTuple):
+    leaves: str
+    files: tuple[str, ...]
+    """Patterns of what no other program writes."""
+
+
+_PROGRAMS = {
+    "train": _Program("a training run", ("checkpoint_*", "metrics.jsonl")),
+    "eval": _Program("an evaluation", ("results.npz", "series.json")),
+    "sample": _Program("samples", ("samples.npz",)),
+    "encode": _Program("encoded images", ("latents.npz",)),
+    "interpolate": _Program("an interpolation", ("interpolation.npz",)),
+}
+
+
+def refusal(directory: str | pathlib.Path, program: str, macro: str) -> str | None:
+    """Why `program` cannot write to `directory`, and a way out; None if it can.
+
+    The last program that wrote `config.gin` there owns a folder; without one, whose files are there
+    tells. A folder that tells nothing may be written to.
+
+    Args:
+        directory: that may not be there.
+        program: `train`, `eval`, `sample`, `encode` or `interpolate`.
+        macro: what the directory is called in the gin files.
+    """
+    folder = pathlib.Path(directory)
+    if not folder.is_dir():
+        return None
+    owners = _configured(folder) or {name for name in _PROGRAMS if _files(folder, name)}
+    if not owners or program in owners:
+        return None
+    owner = next(name for name in _PROGRAMS if name in owners)
+    found = [*(each for each in (CONFIG,) if (folder / each).exists()), *_files(folder, owner)]
+    return (
+        f"An output folder is for one program, and {macro} = {str(directory)!r} holds "
+        f"{_PROGRAMS[owner].leaves} of idode_gin.{owner} ({', '.join(found)}), which would be "
+        f"overwritten. Nothing was changed. Bind another folder, such as "
+        f"--gin.{macro}=\"'{folder / program}'\"."
+    )
+
+
+def _configured(folder: pathlib.Path) -> set[str]:
+    """The programs that the configuration in the folder speaks of; none if there is none."""
+    try:
+        text = (folder / CONFIG).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return set()
+    return set(_IMPORT.findall(text)) & _PROGRAMS.keys()
+
+
+def _files(folder: pathlib.Path, program: str) -> list[str]:
+    """Names of files that only `program` writes; the last of each kind."""
+    kinds = (sorted(folder.glob(pattern)) for pattern in _PROGRAMS[program].files)
+    return [found[-1].name for found in kinds if found]
