@@ -4,6 +4,7 @@ import contextlib
 import gc
 import logging as python_logging
 import pathlib
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -36,12 +37,13 @@ def silent_stragglers() -> Iterator[None]:
     log, straggler = python_logging.getLogger("asyncio"), _StragglerFilter()
     hook = sys.unraisablehook
 
-    def unless_closed(unraisable: Any) -> None:
-        if "Event loop is closed" not in str(unraisable.exc_value):
+    def unless_straggler(unraisable: Any) -> None:
+        is_closed = "Event loop is closed" in str(unraisable.exc_value)
+        if not is_closed and not _is_of_orbax(unraisable.object):
             hook(unraisable)
 
     log.addFilter(straggler)
-    sys.unraisablehook = unless_closed
+    sys.unraisablehook = unless_straggler
     try:
         yield
     except Exception:
@@ -52,11 +54,36 @@ def silent_stragglers() -> Iterator[None]:
     sys.unraisablehook = hook
 
 
+def _is_of_orbax(thing: Any) -> bool:
+    """Whether it is one of orbax's coroutines: a read that nobody waits for any more."""
+    code = getattr(thing, "cr_code", None)
+    return code is not None and "orbax" in pathlib.Path(code.co_filename).parts
+
+
+_KINDS = {
+    "OUT_OF_RANGE": "a file is shorter than what was written",
+    "DATA_LOSS": "a file does not hold what was written",
+    "NOT_FOUND": "a file is missing",
+    "FAILED_PRECONDITION": "a file is missing or does not hold what was written",
+    "PERMISSION_DENIED": "a file may not be read",
+}
+"""What tensorstore's kinds of errors say about files."""
+_FILE = re.compile(r'local file "([^"]*[^"/])"')
+_DETAILS = re.compile(r" \[tensorstore_spec=| See full TensorStore details")
+
+
 def reason(error: BaseException) -> str:
-    """The first line of an error, and of that what fits in a sentence."""
+    """An error in words that fit in a sentence, without the inside of who raised it."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if "No space left on device" in str(error):
         return "No space left on device"
-    lines = str(error).splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:120]}{' …' if lines[0][120:] else ''}"
+    first, *details = _DETAILS.split(str(error), maxsplit=1)
+    kind = first.partition(":")[0]
+    if kind in _KINDS:
+        files = [pathlib.Path(each) for each in _FILE.findall(first)]
+        return _KINDS[kind] + (f": {files[-1].parent.name}/{files[-1].name}" if files else "")
+    if details and error.__cause__ is not None:
+        return reason(error.__cause__)
+    line = (first.splitlines() or [""])[0]
+    return f"{type(error).__name__}: {line[:120]}{' …' if line[120:] else ''}"
