@@ -247,6 +247,7 @@ def _run(program: str, function: str, about: str, arguments: list[str]) -> None:
     root = getattr(importlib.import_module(program), function)
     load_and_check(root, options.gin_file, options.gin_bindings, options.gin_search_paths)
     refuse_bindings(root, ["dry_run"], "use the flag --dry_run")
+    preemption.started()
     if options.dry_run:
         _stay_off_accelerators()
     else:

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import NoReturn
+from typing import Any
 
 from idode_gin import checks
 from idode_gin.runtime import processes, shared_fate
@@ -21,7 +21,9 @@ TRAINING = "stopping after this step. Again to stop at once, unsaved."
 RESULTS = "stopping before the next batch. Again to stop at once."
 GRACE = 5.0
 """Seconds that a loop has to come to its next poll, where it can also be left in mid-batch."""
-_asked_outside = 0  # the signal that the last `OutsideLoop` got; 0 for none
+_asked_outside = 0  # the signal that the outermost `OutsideLoop` got; 0 for none
+_innermost: "OutsideLoop | None" = None
+_is_starting = False
 
 
 class StoppedOutsideLoop(KeyboardInterrupt):
@@ -122,7 +124,8 @@ class OutsideLoop(_Handlers):
     the process at once, with exit code 128 + signal.
 
     An exception raised at any moment may fall into a callback or a destructor, where Python prints
-    it and goes on: the next loop then stops at its first poll.
+    it and goes on: after `GRACE` seconds the process ends then with exit code 75, unless a loop has
+    begun, which stops at its first poll. So it does where other code has caught the exception.
 
     Python raises nothing in C code that does not return, such as a compilation: after `GRACE`
     seconds of that the process ends with exit code 75, and several processes together.
@@ -132,8 +135,13 @@ class OutsideLoop(_Handlers):
         super().__init__("stopping. Again to stop at once.", _said_outside)
 
     def __enter__(self) -> "OutsideLoop":
-        global _asked_outside
-        _asked_outside = 0
+        global _asked_outside, _innermost
+        self._outer = _innermost
+        if self._outer is None:
+            _asked_outside = 0
+        self._signal = _asked_outside
+        self._hook, self._previous_hook = self._unraisable, sys.unraisablehook
+        sys.unraisablehook, _innermost = self._hook, self
         self._install()
         return self
 
@@ -143,15 +151,35 @@ class OutsideLoop(_Handlers):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        global _asked_outside
-        _asked_outside = 0
+        global _asked_outside, _innermost
+        _innermost = self._outer
+        if self._outer is None:
+            _asked_outside = 0
+        if sys.unraisablehook is self._hook:  # else somebody else's hands on to it
+            sys.unraisablehook = self._previous_hook
         super().__exit__(kind, error, trace)
 
-    def _handle(self, number: int, frame: FrameType | None) -> NoReturn:
+    def taken_over(self) -> None:
+        """From here on a loop polls: it answers a request that was not yet."""
+        self._last_words = None
+        if self._outer is not None:
+            self._outer.taken_over()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         global _asked_outside
+        said = _said_outside(signal.Signals(number).name)
+        if _is_starting:
+            _leave_from_handler(said)
         _asked_outside = number
         self._last_words = None  # from here on the exception is on its way
-        raise StoppedOutsideLoop(_said_outside(signal.Signals(number).name))
+        raise StoppedOutsideLoop(said)
+
+    def _unraisable(self, unraisable: Any) -> None:
+        """Called for an exception that Python cannot raise where it was raised."""
+        if isinstance(unraisable.exc_value, StoppedOutsideLoop):
+            self._last_words = _said_outside
+        else:
+            self._previous_hook(unraisable)
 
 
 def _said_outside(reason: str) -> str:
@@ -161,15 +189,37 @@ def _said_outside(reason: str) -> str:
     )
 
 
+def _leave_from_handler(said: str) -> None:
+    """Ends the process inside a handler, which may have interrupted a `print`."""
+    os.write(2, f"stopped: {said}\n".encode())
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    os._exit(checks.EXIT_PREEMPTED)
+
+
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
-    """A context around a program's first imports, too: a request to stop exits with 75."""
+    """A context around a program's first imports, too: a request to stop exits with 75.
+
+    Until `started` is called, at once and without an exception: imports run callbacks, in which one
+    is lost, and there is nothing to save.
+    """
+    global _is_starting
+    _is_starting = True
     try:
         with OutsideLoop():
             yield
     except KeyboardInterrupt as error:
         print(f"stopped: {error}", file=sys.stderr, flush=True)
         sys.exit(checks.EXIT_PREEMPTED)
+    finally:
+        _is_starting = False
+
+
+def started() -> None:
+    """Says that there may be something to save or to clean up from here on."""
+    global _is_starting
+    _is_starting = False
 
 
 class StopRequest(_Handlers):
@@ -239,6 +289,8 @@ class StopRequest(_Handlers):
     def __enter__(self) -> "StopRequest":
         self._fate.__enter__()
         shared_fate.before_leaving(self._save_for_others)
+        if _innermost is not None:
+            _innermost.taken_over()
         self._signal = _asked_outside
         if self._signal:
             self._asked(self._signal)

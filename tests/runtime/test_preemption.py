@@ -288,6 +288,70 @@ def test_outside_a_loop_what_cleans_up_has_time_for_it(left):
         assert not left.wait(0.5)
 
 
+class Asking:
+    """Asks this process to stop while it is deleted, where Python raises nothing."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_outside_a_loop_a_request_that_python_swallowed_is_not_lost(left, capsys):
+    hook = sys.unraisablehook
+    with preemption.OutsideLoop():
+        asking = Asking()
+        del asking
+        assert left.wait(10)
+    assert sys.unraisablehook is hook
+    assert "ignored" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("contexts", [1, 2])
+def test_a_loop_answers_what_python_swallowed(left, contexts):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(preemption.OutsideLoop())
+        asking = Asking()
+        del asking
+        for _ in range(contexts - 1):  # as the program's own, within that of its start
+            stack.enter_context(preemption.OutsideLoop())
+        with StopRequest() as stop:
+            assert stop.requested
+            assert not left.wait(0.4)
+
+
+def test_while_starting_there_is_no_exception_to_be_swallowed():
+    program = textwrap.dedent(
+        """
+        import signal
+        from idode_gin.runtime import preemption
+
+        class Asking:
+            def __del__(self):
+                signal.raise_signal(signal.SIGTERM)
+
+        with preemption.starting(), preemption.OutsideLoop():
+            print("before")
+            {}
+            asking = Asking()
+            del asking
+            print("after")
+            raise SystemExit(0)
+        """
+    )
+    for started, code, output in (
+        ("pass", 75, "before\n"),
+        ("preemption.started()", 0, "before\nafter\n"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", program.format(started)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (code, output)
+        assert ("stopped: Stopped by SIGTERM while starting" in done.stderr) == (code == 75)
+
+
 BLOCKED = textwrap.dedent(
     """
     import contextlib, hashlib, time
