@@ -131,6 +131,7 @@ class Encoder:
         return run_inputs.result_facts(
             model,
             params,
+            self.use_ema,
             dataset=str(split),
             dataset_sha256=split.fingerprint.sha256,
             conditioning_sha256=fingerprints.sha256(split.conditioning),

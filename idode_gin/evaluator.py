@@ -227,6 +227,7 @@ class Evaluator:
         chosen = self._chosen(shared, params)
         estimators = {name: each for name, (each, _) in chosen.items()}
         facts = self._facts(shared.model, params, split, estimators)
+        digest = run_inputs.digest_name(self.use_ema)
         loop = image_loop.ImageLoop(directory / PARTIAL, facts, split.num_images)
         scores = {}
         with loop:
@@ -240,7 +241,7 @@ class Evaluator:
             **more,
             "step": restored.step,
             "parameters": self._parameters,
-            "params_sha256": facts["params_sha256"],
+            digest: facts[digest],
             "config_sha256": shared.config_sha256,
             "seed": self.seed,
             "solve_size": self.solve_size,
@@ -326,6 +327,7 @@ class Evaluator:
         return run_inputs.result_facts(
             model,
             params,
+            self.use_ema,
             dataset=str(split),
             dataset_sha256=split.fingerprint.sha256,
             conditioning_sha256=fingerprints.sha256(split.conditioning),
@@ -339,7 +341,7 @@ class Evaluator:
     def _settings(self, shared: _Shared) -> dict[str, Any]:
         """What decides the scores, and is the same for all checkpoints of a series."""
         facts = self._facts(shared.model, {}, shared.split, self.likelihoods)
-        del facts["params_sha256"]
+        del facts[run_inputs.digest_name(self.use_ema)]
         run_dir = str(pathlib.Path(self.checkpoint_path).absolute())
         return {**facts, "run": run_dir, "parameters": self._parameters}
 

@@ -179,17 +179,25 @@ def facts(
     }
 
 
-def result_facts(model: DiffusionODE, params: types.Params, **others: Any) -> dict[str, Any]:
+def digest_name(use_ema: bool) -> str:
+    """What the digest of the parameters in use is called, in training's summary as elsewhere."""
+    return "ema_sha256" if use_ema else "params_sha256"
+
+
+def result_facts(
+    model: DiffusionODE, params: types.Params, use_ema: bool, **others: Any
+) -> dict[str, Any]:
     """What decides values of images: kept beside those computed, compared when it is gone on.
 
     Args:
         model: that computes them.
         params: its parameters, of which the digest is taken.
+        use_ema: whether they are the averaged ones, which names the digest.
         others: JSON-able facts, and dataclasses to be described.
     """
     found: dict[str, Any] = {
         "code_sha256": agreement.code_sha256(),
-        "params_sha256": fingerprints.sha256(params),
+        digest_name(use_ema): fingerprints.sha256(params),
         "float": str(numerics.float_dtype()),
         "matmul_precision": str(jax.config.jax_default_matmul_precision),  # type: ignore[attr-defined]
     }

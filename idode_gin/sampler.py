@@ -144,6 +144,7 @@ class Sampler:
         return run_inputs.result_facts(
             model,
             params,
+            self.use_ema,
             method=self._method(),
             num_samples=self.num_samples,
             conditioning=self.conditioning,

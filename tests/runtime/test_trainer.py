@@ -17,7 +17,8 @@ import optax
 import pytest
 import tiny
 
-from idode_gin import checks, models, run_inputs
+from idode_gin import checks, eval_results, evaluator, models, run_inputs
+from idode_gin.losses.bound import VariationalBound
 from idode_gin.runtime import (
     batches,
     checkpoints,
@@ -110,6 +111,25 @@ def test_summary_describes_the_last_state(undisturbed):
     assert summary["num_params"] == 312
     assert summary["checkpoint"] == str(folder / "checkpoint_6")
     assert summary["images_per_second"] > 0
+
+
+@pytest.mark.parametrize(("use_ema", "digest"), [(True, "ema_sha256"), (False, "params_sha256")])
+def test_an_evaluation_names_the_parameters_as_training_did(
+    undisturbed, tmp_path, monkeypatch, use_ema, digest
+):
+    monkeypatch.setattr(eval_results, "draw", lambda *_: None)
+    folder, trained = undisturbed
+    made = evaluator.Evaluator(
+        output_dir=str(tmp_path),
+        checkpoint_path=str(folder),
+        likelihoods={},
+        variational_bound=VariationalBound(num_times=2),
+        use_ema=use_ema,
+    )
+    scored = made.run(tiny.model(), tiny.config())
+    names = [name for name in scored if name in ("ema_sha256", "params_sha256")]
+    assert names == [digest]
+    assert scored[digest] == trained[digest]
 
 
 def test_rows_are_due_at_their_periods(undisturbed):
