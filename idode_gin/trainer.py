@@ -30,6 +30,7 @@ from idode_gin.runtime import (
     train_step,
 )
 from idode_gin.runtime import batches as batch_lib
+from idode_gin.runtime import mesh as mesh_lib
 from idode_gin.runtime.checkpoints import CheckpointConfig, Checkpoints, Restored
 from idode_gin.runtime.optimizers import AdamW
 from idode_gin.runtime.partitioning import PjitPartitioner
@@ -186,12 +187,15 @@ class Trainer:
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state.params)
         memory = accounting.state_bytes(state, partitioner.as_used(shardings))
-        memory["activations, estimated"] = kept
+        is_split = partitioner.mesh.shape[mesh_lib.MODEL] > 1
+        memory[f"activations, {'at most' if is_split else 'estimated'}"] = kept
+        caveat = "Activations are not divided by `model`, which splits some of them.\n"
         return (
             f"{run_inputs.describe(model, state.params, program.logical_axes)}\n"
             f"Mesh: {partitioner.shown}.\n"
             f"Batch: {size} images of {shape}, {part} on a device at a time.\n"
             f"On each device:\n{accounting.memory_table(memory)}\n"
+            f"{caveat if is_split else ''}"
             f"FLOPs of a step, over all devices: {flops.of_jaxpr(step.jaxpr):.4g}.\n"
             f"{steps_left.instead(self.model_dir, self.train_steps) or f'Would train {plan}.'}"
         )

@@ -521,7 +521,19 @@ def test_dry_run_writes_nothing_and_reads_no_images(tmp_path, monkeypatch):
     # both for what is to be learnt: not for the input of the first.
     assert f"FLOPs of a step, over all devices: {2 * 4 * 8 * (2 * 2 + 3 * 32):.4g}." in text
     assert text.endswith("Would train from scratch.")
+    assert "activations, estimated" in text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_says_that_activations_are_not_divided_by_model(tmp_path):
+    found = {}
+    for size in (1, 2):
+        mesh = partitioning.PjitPartitioner(mesh_shape={"data": 1, "model": size})
+        model = tiny.model(image_shape=tiny.SHAPE)
+        found[size] = tiny.trainer(tmp_path, partitioner=mesh).dry_run(model, tiny.config())
+    assert "Activations are not divided by `model`" not in found[1]
+    assert "  activations, at most " in found[2]
+    assert "Activations are not divided by `model`, which splits some of them." in found[2]
 
 
 def test_dry_run_of_a_model_without_a_shape(tmp_path):
