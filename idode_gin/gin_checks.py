@@ -19,15 +19,18 @@ A binding that is never read this way is an error, with two exceptions:
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from gin import config
 
-from idode_gin import checks, gin_types
+from idode_gin import checks, gin_readers, gin_types
 from idode_gin.gin_loading import MACRO, Binding, ConfigError, Key
+from idode_gin.gin_readers import Reader
 
 Scope: TypeAlias = tuple[str, ...]
+NO_READERS: Mapping[str, Sequence[Reader]] = types.MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +55,17 @@ class Reach:
 
 
 def check(
-    root: Callable[..., Any], bindings: Sequence[Binding], known_macros: Set[str] = frozenset()
+    root: Callable[..., Any],
+    bindings: Sequence[Binding],
+    known_macros: Mapping[str, Sequence[Reader]] = NO_READERS,
 ) -> Reach:
     """Checks everything that can be checked before anything is built.
 
     Args:
         root: the function that the program runs.
         bindings: everything that was read, in order, as `gin_loading.load` returns it.
-        known_macros: what building blocks may bind without its being used here.
+        known_macros: what building blocks may bind without its being used here, and the files
+            that read it.
 
     Raises:
         ConfigError: with every finding, one a line: bindings that nothing reads, macros without
@@ -178,7 +184,10 @@ def is_required(value: Any) -> bool:
 
 
 def _unused(
-    root: Callable[..., Any], bindings: Sequence[Binding], known_macros: Set[str], reach: Reach
+    root: Callable[..., Any],
+    bindings: Sequence[Binding],
+    known_macros: Mapping[str, Sequence[Reader]],
+    reach: Reach,
 ) -> Iterable[str]:
     last = {each.key: order for order, each in enumerate(bindings)}
     unused = {key: order for key, order in last.items() if key not in reach.used}
@@ -188,8 +197,47 @@ def _unused(
         if key.selector == MACRO and key.scope in known_macros and bindings[order].is_part
     ]
     for key, order in unused.items():
-        if key not in reachable(root, bindings, order, spare).used:
-            yield f"{key} is not used by anything [{bindings[order].where}]. {_near(key, reach)}"
+        # Whoever binds a macro for this very run means it to have an effect.
+        others = spare if bindings[order].is_part else []
+        if key not in reachable(root, bindings, order, others).used:
+            near = _near(key, reach)
+            instead = _instead(key, known_macros, {each.key: each for each in bindings}, reach)
+            if instead:  # the name is a right one: near is only what contains it
+                near = f"{near} {instead}" if f"_{key.scope}'?" in near else instead
+            yield f"{key} is not used by anything [{bindings[order].where}]. {near}"
+
+
+def _instead(
+    key: Key,
+    known_macros: Mapping[str, Sequence[Reader]],
+    final: Mapping[Key, Binding],
+    reach: Reach,
+) -> str | None:
+    """Which file that this program could use reads a macro, and what is in that one's place.
+
+    That is so if the file defines a macro that the program uses, or one that such a file reads.
+    """
+    names, seen = [key.scope] if key.selector == MACRO else [], set[str]()
+    used = {"/".join(call.scope) for call in reach.calls if call.selector == MACRO}
+    while names:
+        readers = [each for each in known_macros.get(names.pop(), ()) if each.is_choice]
+        for place in sorted({each.defines for each in readers if each.defines} - seen):
+            if place in used:
+                files = [each.name for each in readers if each.defines == place]
+                return f"It is read with {gin_readers.flags(files)}; {_chosen(place, final)}."
+            seen.add(place)
+            names.append(place)
+    return None
+
+
+def _chosen(name: str, final: Mapping[Key, Binding]) -> str:
+    macro = _macro(name, final)
+    here = None if macro is None else _resolve(macro.value, final, [])
+    if not isinstance(here, gin_types.Built):
+        return f"{name} is {here!r} here"
+    own = here.name.rpartition(".")[2]
+    parameters = ", ".join(f"{own}.{each}" for each in gin_types.parameters(here.type))
+    return f"{name} is {own} here, which has {parameters}"
 
 
 def _near(key: Key, reach: Reach) -> str:

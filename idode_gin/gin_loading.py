@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from gin import config, config_parser
 from gin import utils as gin_errors
 
-from idode_gin import checks, gin_types
+from idode_gin import checks, gin_readers, gin_types
 
 MACRO = "gin.macro"
 _BINDINGS_LOCATION = re.compile(r"\n  In bindings string line \d+\n.*(\n *\^)?")
@@ -33,6 +33,15 @@ class _NotImportedError(ConfigError):
     def __init__(self, selector: str, modules: Sequence[str]) -> None:
         super().__init__(f"No gin file uses a function or class named {selector!r}.")
         self.selector, self.modules = selector, modules
+
+
+class _UnknownError(ConfigError):
+    """A name that no gin file has mentioned."""
+
+    def __init__(self, selector: str) -> None:
+        near = checks.nearest(selector, registered_names())
+        super().__init__(f"No gin file uses a function or class named {selector!r}. {near}")
+        self.selector = selector
 
 
 class Key(NamedTuple):
@@ -99,14 +108,6 @@ def find_file(name: str, search_paths: Sequence[str]) -> pathlib.Path:
     raise ConfigError(f"There is no gin file {name!r}. Searched: {folders}. {near}")
 
 
-def macros_mentioned(search_paths: Sequence[str]) -> set[str]:
-    """Every `NAME` that some file below a `gin_configs` of the search paths uses as `%NAME`."""
-    files = (
-        each for path in search_paths for each in pathlib.Path(path).glob("gin_configs/**/*.gin")
-    )
-    return {name for each in files for name in re.findall(r"%(\w+)", each.read_text("utf-8"))}
-
-
 def modules_that_define(selector: str) -> list[str]:
     """Modules of idode_gin that define what `selector` ends in; imports none of them.
 
@@ -167,6 +168,13 @@ class _Loader:
         except _NotImportedError as error:
             lines = _lines_for_a_file(name.strip(), value.strip(), error)
             raise ConfigError(f"{flag}: {error}{lines}") from error
+        except _UnknownError as error:
+            if not (files := gin_readers.builders(error.selector, self._search_paths)):
+                raise ConfigError(f"{flag}: {_BINDINGS_LOCATION.sub('', str(error))}") from error
+            raise ConfigError(
+                f"{flag}: No gin file uses {error.selector!r}. Add one that does: "
+                f"{gin_readers.flags(files)}."
+            ) from error
         except ConfigError as error:
             raise ConfigError(f"{flag}: {_BINDINGS_LOCATION.sub('', str(error))}") from error
 
@@ -241,8 +249,7 @@ def _configurable(selector: str) -> Any:
         names = " or ".join(sorted(config._REGISTRY.minimal_selector(each) for each in matches))
         raise ConfigError(f"{selector!r} means more than one thing. Write {names}.")
     if not matches:
-        near = checks.nearest(selector, registered_names())
-        raise ConfigError(f"No gin file uses a function or class named {selector!r}. {near}")
+        raise _UnknownError(selector)
     return config._REGISTRY[matches[0]]
 
 

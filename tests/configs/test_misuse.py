@@ -154,6 +154,37 @@ MISUSE = {
         "`num_points` must be an integer, 2 or more, got num_points=1.",
     ),
     "nothing to encode with": ("encode", ["CHECKPOINT_PATH=''"], "No checkpoint at ''"),
+    "steps of a solver that was not chosen": (
+        "eval",
+        [DRY, "Adams.steps=8"],
+        "No gin file uses 'Adams'. Add one that does: --gin_file=gin_configs/solvers/adams.gin.",
+    ),
+    "tolerance of steps where a pilot chooses": (
+        "eval",
+        [DRY, "TOLERANCE=1e-3"],
+        "Did you mean 'BPD_TOLERANCE'? It is read with "
+        "--gin_file=gin_configs/solvers/dormand_prince.gin; SOLVER is None here.",
+    ),
+    "tolerance of a grid": (
+        "encode",
+        [DRY, "--gin_file=gin_configs/solvers/fixed_grid.gin", "TOLERANCE=1e-3"],
+        "TOLERANCE is not used by anything [--gin.TOLERANCE=1e-3]. It is read with "
+        "--gin_file=gin_configs/solvers/dormand_prince.gin; SOLVER is FixedGrid here, which has "
+        "FixedGrid.steps, FixedGrid.tableau, FixedGrid.spacing.",
+    ),
+    "tolerance of a sampler that takes none": (
+        "sample",
+        [DRY, f"{SAMPLERS}/heun.gin", "TOLERANCE=1e-3"],
+        "TOLERANCE is not used by anything [--gin.TOLERANCE=1e-3]. It is read with "
+        "--gin_file=gin_configs/samplers/ode.gin; SAMPLER is Heun here, which has Heun.steps, "
+        "Heun.grid.",
+    ),
+    "lanes of a sampler that takes none": (
+        "sample",
+        [DRY, f"{SAMPLERS}/heun.gin", "LANES=2"],
+        "It is read with --gin_file=gin_configs/samplers/ode.gin; SAMPLER is Heun here",
+    ),
+    "lanes of training": ("train", [DRY, "LANES=2"], "[--gin.LANES=2]. Known: 'BATCH_SIZE'"),
     "two runs in one directory": ("train", ["MODEL_DIR='taken'"], "for one run at a time, and"),
 }
 
