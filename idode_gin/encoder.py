@@ -198,16 +198,27 @@ class Encoder:
         text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
         files.write_atomically(directory / "summary.json", text)
         print(
-            f"Wrote latents.npz and grid.png to {directory}. There and back, pixels moved by "
-            f"{summary['round_trip']['mean']:.2g} levels (root mean square; at most "
-            f"{summary['round_trip']['max']:.2g}), and {summary['changed_pixels']} of "
-            f"{found['levels'].size} came back at another level.",
+            f"Wrote latents.npz and grid.png to {directory}. There and back, the pixels of an "
+            f"image moved by {summary['round_trip']['mean']:.2g} levels (root mean square; the "
+            f"mean over images, and {summary['round_trip']['max']:.2g} in the worst one), and "
+            f"{summary['changed_pixels']} of {found['levels'].size} came back at another level.",
             flush=True,
         )
 
 
-def check_indices(indices: tuple[int, ...] | None, split: data.ImageSplit) -> np.ndarray:
+def check_indices(
+    indices: tuple[int, ...] | None,
+    split: data.ImageSplit,
+    name: str = "indices",
+    way_out: str = "--gin.INDICES='(0, 5)', or None for all images.",
+) -> np.ndarray:
     """Places in the split as integers `[N]`; all of them for None.
+
+    Args:
+        indices: the places.
+        split: the images.
+        name: what the places are called where they are bound.
+        way_out: how others are bound.
 
     Raises:
         ValueError: if there are none, or one is not in the split.
@@ -218,8 +229,8 @@ def check_indices(indices: tuple[int, ...] | None, split: data.ImageSplit) -> np
     if outside or not indices:
         got = f"{outside[0]}" if outside else "none"
         raise ValueError(
-            f"`indices` must be places in {split}, 0 to {split.num_images - 1}, at least one, got "
-            f"{got}. Give None for all images."
+            f"`{name}` must be places in {split}, 0 to {split.num_images - 1}, at least one, got "
+            f"{got}. Bind others: {way_out}"
         )
     return np.asarray(indices)
 

@@ -55,6 +55,7 @@ def score_each(
     """
     _check_settings(directory / SETTINGS, settings)
     failed: list[str] = []
+    scored = 0
 
     def is_done(checkpoint: pathlib.Path) -> bool:
         summary = _summary(folder(directory, checkpoint))
@@ -71,6 +72,7 @@ def score_each(
             logging.error("%s: %s", checkpoint, error)
             failed.append(checkpoint.name)
         else:
+            scored += 1
             _write_curve(directory, curve(directory))
     rows = curve(directory)
     if failed:
@@ -82,6 +84,13 @@ def score_each(
         raise ValueError(
             f"There was no whole checkpoint in {run_dir} to be scored. Give the directory of a "
             "run that saves some, or a longer Watch.timeout."
+        )
+    if jax.process_index() == 0:
+        began = "" if scored else "Nothing left to score. "
+        table = directory / "curve.csv"
+        print(
+            f"{began}The figures of {len(rows)} checkpoints of {run_dir} are in {table}.",
+            flush=True,
         )
     return {"curve": rows}
 

@@ -262,7 +262,7 @@ class Evaluator:
         loop.remove()
         print(eval_results.table(summary, shared.histogram), flush=True)
         if self.parity is not None:
-            print(parity_lib.table(summary["parity"]), flush=True)
+            print(parity_lib.table(summary["parity"], self.parity.legend), flush=True)
         return summary
 
     @property

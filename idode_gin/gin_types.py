@@ -144,7 +144,14 @@ def hint(value: Any, annotation: Any) -> str:
         return f"Add () to build it: @{value.name}()."
     if isinstance(value, Built) and _is_callable(annotation):
         return f"Drop the () to pass the function itself: @{value.name}."
+    if value is None and any(map(_is_built, wanted)):
+        return "It cannot be left out: drop the line to keep what the files bind, or bind another."
     return _sequence_hint(value, annotation)
+
+
+def _is_built(wanted: Any) -> bool:
+    """Whether it is a class of ours, which gin builds."""
+    return inspect.isclass(wanted) and wanted.__module__ not in ("builtins", "collections.abc")
 
 
 def _sequence_hint(value: Any, annotation: Any) -> str:

@@ -81,7 +81,9 @@ class Interpolator:
         began = time.monotonic()
         checkpoints.find(self.checkpoint_path)  # before images are read
         split = run_inputs.load(dataset, model)
-        chosen = encoder.check_indices(tuple(itertools.chain(*self.pairs)), split)
+        chosen = encoder.check_indices(
+            tuple(itertools.chain(*self.pairs)), split, "pairs", "--gin.PAIRS='((0, 1), (5, 7))'"
+        )
         restored = run_inputs.load_params(
             model,
             split.image_shape,

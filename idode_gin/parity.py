@@ -51,6 +51,11 @@ class AbstractParity(abc.ABC):
     def bound_parts(self, model: DiffusionODE, batch: types.Batch, key: types.PRNGKey) -> Parts:
         """What each choice of the other program adds to a variational bound of each image."""
 
+    @property
+    @abc.abstractmethod
+    def legend(self) -> str:
+        """What the rows of `table` are, in words."""
+
     @abc.abstractmethod
     def summarize(self, scores: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
         """By bound: our mean over images, what each choice adds to it, and the other's figure.
@@ -65,15 +70,19 @@ def prefixed(parts: Parts) -> Parts:
     return {f"{PREFIX}{name}": each for name, each in parts.items()}
 
 
-def table(section: Mapping[str, Mapping[str, float]]) -> str:
+def table(section: Mapping[str, Mapping[str, float]], legend: str) -> str:
     """What `summarize` gave as text: a column for each bound, a line for each choice.
 
     In the order of the bound that has most of them: others lack lines in its middle.
+
+    Args:
+        section: what it gave.
+        legend: above the table.
     """
     columns = sorted(section.values(), key=len, reverse=True)
     rows = list(dict.fromkeys(row for column in columns for row in column))
     width = max(map(len, rows)) + 2
-    lines = [" " * width + "".join(f"{bound:>20}" for bound in section)]
+    lines = [legend, f"{'bits per dim':<{width}}" + "".join(f"{bound:>20}" for bound in section)]
     for row in rows:
         cells = [column.get(row) for column in section.values()]
         shown = (f"{'-' if each is None else f'{each:.5f}':>20}" for each in cells)

@@ -22,6 +22,7 @@ LOG_K = "log_k_not_subtracted"
 DECODER = "decoder_divides_twice"
 BITS_OF_BIN = "bits_of_uniform_bin"
 BATCHES = "random_batches"
+RIGHT, PUBLISHED, UNSCORED = "right", "published", "images_never_scored"
 _PUBLISHED_BITS = 7.0
 
 
@@ -106,6 +107,16 @@ class OfficialParity(parity.AbstractParity):
         added = -_second_division(Variational(), x, noise, end)
         return {DECODER: numerics.nats_to_bpd(added, numerics.num_dims(x))}
 
+    @property
+    def legend(self) -> str:
+        """What the rows are."""
+        return (
+            f"The published program's figures: ours ({RIGHT}) and, one after the other, what each "
+            f"of its choices adds,\nmake what it reports ({PUBLISHED}). {BATCHES}_sd is the "
+            f"standard deviation over orders of its {self.num_batches} batches,\n{UNSCORED} a "
+            "number of images."
+        )
+
     def summarize(self, scores: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
         """By bound: `right`, what each choice adds, and `published`; bits per dim."""
         return {name: self._explained(each) for name, each in scores.items()}
@@ -121,11 +132,11 @@ class OfficialParity(parity.AbstractParity):
         sizes = {name: float(np.mean(each)) for name, each in parts.items()}
         sizes[BATCHES] = float(np.mean(published[order]) - np.mean(published))
         return {
-            "right": float(np.mean(scores["bpd"])),
+            RIGHT: float(np.mean(scores["bpd"])),
             **sizes,
-            "published": float(np.mean(published[order])),
+            PUBLISHED: float(np.mean(published[order])),
             f"{BATCHES}_sd": self.deviation(published),
-            "images_never_scored": float(published.size - np.unique(order).size),
+            UNSCORED: float(published.size - np.unique(order).size),
         }
 
     def stream(self, count: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from idode_gin import likelihood, models, numerics
+from idode_gin import likelihood, models, numerics, parity
 from idode_gin.dequantizers.base import AbstractDequantizer
 from idode_gin.dequantizers.uniform import Uniform
 from idode_gin.dequantizers.variational import Variational
@@ -197,6 +197,10 @@ def test_summary_adds_up():
     total = section["right"] + section["a"] + section[official_evaluation.BATCHES]
     assert section["published"] == pytest.approx(total, rel=1e-12)
     assert section["right"] == np.mean(scores["bpd"])
+    *legend, head, first, _, _, _, last, unscored = parity.table(found, PARITY.legend).splitlines()
+    for name in (first, last, unscored):
+        assert name.split()[0] in " ".join(legend)
+    assert head.split() == ["bits", "per", "dim", "x"]
 
 
 def test_published_sizes():

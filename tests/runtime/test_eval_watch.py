@@ -97,7 +97,7 @@ def steps(*numbers):
     return [f"step_{number}" for number in numbers]
 
 
-def test_each_is_scored_as_it_would_be_alone_and_once(score, add, tmp_path):
+def test_each_is_scored_as_it_would_be_alone_and_once(score, add, tmp_path, capsys):
     for step in (2, 10, 4):
         add(step)
     assert score(All()) == steps(2, 4, 10)
@@ -114,7 +114,10 @@ def test_each_is_scored_as_it_would_be_alone_and_once(score, add, tmp_path):
         assert float(row["variational_bound/bpd"]) == bound["mean"]
         assert float(row["variational_bound/stderr"]) == bound["stderr"]
     assert (tmp_path / "out/curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "checkpoint_" in capsys.readouterr().out
     assert score(All()) == []
+    said = f"Nothing left to score. The figures of 3 checkpoints of {tmp_path / 'run'} are in "
+    assert capsys.readouterr().out == f"{said}{tmp_path / 'out' / 'curve.csv'}.\n"
     add(6)
     shutil.rmtree(tmp_path / "run/checkpoint_2")
     assert score(All()) == steps(6)
