@@ -15,6 +15,7 @@ from idode_gin.models import DiffusionODE
 from idode_gin.runtime import (
     accounting,
     agreement,
+    checkpoint_meta,
     checkpoints,
     data,
     fingerprints,
@@ -232,8 +233,33 @@ def changed(
     return [
         f"{name} was {saved[name]} when the checkpoint was saved and is {value} now"
         for name, value in facts.items()
-        if saved.get(name, value) != value and name.startswith(tuple(names))
+        if saved.get(name, value) != value and any(_is_under(name, each) for each in names)
     ]
+
+
+def _is_under(name: str, parent: str) -> bool:
+    """Whether a fact is `parent` or a part of it; all are of ""."""
+    return not parent or name == parent or name.startswith(f"{parent}.")
+
+
+def check_begun(directory: str | pathlib.Path, model: DiffusionODE) -> None:
+    """Early, from descriptions alone: a run directory must hold no run of another model.
+
+    Raises:
+        ValueError: if its newest checkpoint has another network, or another meaning of its output.
+    """
+    steps = checkpoints.saved_steps(directory)
+    if not steps:
+        return
+    path = checkpoints.checkpoint_path(directory, steps[-1])
+    try:
+        meta = checkpoint_meta.read_meta(path)
+    except checkpoint_meta.DamagedError:
+        return  # restoring tells, and looks at the one before it
+    _check_meaning(pathlib.Path(directory), meta["facts"], described("model", model))
+    if model.image_shape is not None:
+        params = param_shapes(model, model.image_shape)
+        checkpoint_meta.check_same_leaves(path, meta, {"params": params})
 
 
 def check_resumed(directory: pathlib.Path, saved: Mapping[str, Any], facts: dict[str, Any]) -> None:
@@ -242,16 +268,22 @@ def check_resumed(directory: pathlib.Path, saved: Mapping[str, Any], facts: dict
     Raises:
         ValueError: if one of them is what the network's output means.
     """
-    if meanings := changed(saved, facts, MEANING):
-        raise ValueError(
-            f"{directory} holds a run of another model: {'; '.join(meanings)}. Its parameters mean "
-            "nothing here. Choose another MODEL_DIR, or the objective and task it was begun with."
-        )
+    _check_meaning(directory, saved, facts)
     for difference in changed(saved, facts):
         logging.warning(
             "%s. Training goes on, but no single configuration gives this run any more; "
             "to start anew, choose another MODEL_DIR.",
             difference,
+        )
+
+
+def _check_meaning(
+    directory: pathlib.Path, saved: Mapping[str, Any], facts: Mapping[str, Any]
+) -> None:
+    if meanings := changed(saved, facts, MEANING):
+        raise ValueError(
+            f"{directory} holds a run of another model: {'; '.join(meanings)}. Its parameters mean "
+            "nothing here. Choose another MODEL_DIR, or the objective and task it was begun with."
         )
 
 

@@ -90,7 +90,7 @@ def train(
         trainer.run(model, train_dataset_cfg, train_eval_dataset_cfg)
         return
     gin_utils.check_agreement()  # before anything is made
-    trainer.check_steps_left()
+    trainer.check_start(model)
     if processes.index() == 0:
         gin_utils.make_folder(model_dir, "MODEL_DIR")
     with run_lock.held(model_dir, is_first=processes.index() == 0):

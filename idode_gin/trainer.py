@@ -143,12 +143,18 @@ class Trainer:
         if self.replay:
             return self._replay(model, train_dataset)
         self._check_best(eval_dataset)
-        self.check_steps_left()
+        self.check_start(model)
         with StopRequest() as stop, contextlib.ExitStack() as stack:
             return _Run(self, model, train_dataset, eval_dataset, stop, stack).run()
 
-    def check_steps_left(self) -> None:
-        """Raises ValueError if a warm start would begin where training ends; writes nothing."""
+    def check_start(self, model: DiffusionODE) -> None:
+        """Checks what training starts from, as far as descriptions of checkpoints tell.
+
+        Raises:
+            ValueError: if the run directory holds a run of another model, there is no checkpoint
+                to start from, or a warm start would begin where training ends.
+        """
+        run_inputs.check_begun(self.model_dir, model)
         steps_left.check(self.model_dir, self.checkpoints.restore, self.train_steps)
 
     def dry_run(
@@ -170,7 +176,7 @@ class Trainer:
         self = dataclasses.replace(self, partitioner=partitioner)
         self._check_batch_sizes(train_dataset, eval_dataset)
         self._check_best(eval_dataset)
-        self.check_steps_left()
+        self.check_start(model)
         shape, size = run_inputs.shape_for_dry_run(model), train_dataset.batch_size
         batch = run_inputs.blank_batch(model, shape, size)
         program = self.program(model, shape, batch)

@@ -1,5 +1,6 @@
 """Whether a run has steps left, known from the names and descriptions of checkpoints alone."""
 
+import contextlib
 import pathlib
 
 from idode_gin.runtime import checkpoint_files, checkpoint_meta, warm_start
@@ -11,22 +12,20 @@ def check(
 ) -> None:
     """Early, before anything is made: a warm start must leave something to train.
 
-    Says nothing of a run that goes on from a checkpoint of its own, nor of checkpoints that are
-    missing or damaged: restoring does.
+    Says nothing of a run that goes on from a checkpoint of its own, nor of damaged ones: restoring
+    does.
 
     Raises:
-        ValueError: if the step that the warm start keeps is `train_steps` or beyond.
+        ValueError: if there is no checkpoint to start from, or the step that the warm start keeps
+            is `train_steps` or beyond.
     """
-    if restore.path is None or restore.step != warm_start.RESTORE:
+    if restore.path is None or checkpoint_files.saved_steps(directory):
         return
-    if checkpoint_files.saved_steps(directory):
-        return
-    try:
-        checkpoint = checkpoint_files.find(restore.path, restore.mode)
-        step = int(checkpoint_meta.read_meta(checkpoint)["step"])
-    except ValueError:
-        return
-    check_step(checkpoint, step, train_steps)
+    checkpoint = checkpoint_files.find(restore.path, restore.mode)
+    if restore.step == warm_start.RESTORE:
+        with contextlib.suppress(checkpoint_meta.DamagedError):
+            meta = checkpoint_meta.read_meta(checkpoint)
+            check_step(checkpoint, int(meta["step"]), train_steps)
 
 
 def check_step(checkpoint: pathlib.Path, step: int, train_steps: int) -> None:

@@ -6,11 +6,13 @@ The rules themselves have their tests where they live: `test_partitioning`, `tes
 """
 
 import fcntl
+import json
 import pathlib
 
 import pytest
 
 from idode_gin import gin_utils
+from idode_gin.runtime import checkpoint_meta
 
 PROGRAMS = {
     "train": "train",
@@ -187,6 +189,33 @@ MISUSE = {
     "lanes of training": ("train", [DRY, "LANES=2"], "[--gin.LANES=2]. Known: 'BATCH_SIZE'"),
     "two runs in one directory": ("train", ["MODEL_DIR='taken'"], "for one run at a time, and"),
 }
+
+
+@pytest.mark.parametrize(
+    ("facts", "settings", "sentence"),
+    [
+        ({"model.schedule": "StraightPath"}, [], "holds a run of another model: model.schedule"),
+        ({}, [], "checkpoint_3 does not fit: "),
+        (None, ["INITIAL_CHECKPOINT_PATH='nowhere'"], "No checkpoint at "),
+    ],
+)
+def test_a_refused_run_leaves_the_configuration_as_it_was(
+    facts, settings, sentence, folder, capsys
+) -> None:
+    begun = folder / "begun"
+    begun.mkdir()
+    (begun / "config.gin").write_text("# as it was\n")
+    if facts is not None:
+        (begun / "checkpoint_3" / "meta").mkdir(parents=True)
+        meta = {"format": checkpoint_meta.FORMAT, "facts": facts, "trees": {"params": {}}}
+        (begun / "checkpoint_3" / "meta" / "metadata").write_text(json.dumps(meta))
+    before = sorted(each.name for each in begun.iterdir())
+    arguments = [f"--gin.{each}" for each in ["MODEL_DIR='begun'", *settings]]
+    file = "--gin_file=gin_configs/experiments/digits.gin"
+    assert gin_utils.run("idode_gin.train", "train", "", [file, *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+    assert sorted(each.name for each in begun.iterdir()) == before
+    assert (begun / "config.gin").read_text() == "# as it was\n"
 
 
 @pytest.fixture

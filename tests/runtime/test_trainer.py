@@ -200,7 +200,7 @@ def test_a_warm_start_that_leaves_nothing_to_train_is_refused(undisturbed, tmp_p
         run(tmp_path / "run", train_steps, restore=restore)
     assert not list(tmp_path.iterdir())
     counted_anew = RestoreCheckpointConfig(path=str(undisturbed[0]), step="reset")
-    tiny.trainer(tmp_path / "run", train_steps, restore=counted_anew).check_steps_left()
+    tiny.trainer(tmp_path / "run", train_steps, restore=counted_anew).check_start(tiny.model())
 
 
 class Killed(BaseException):
@@ -431,6 +431,13 @@ def test_another_meaning_of_the_output_in_the_same_directory_is_refused(tmp_path
         run_inputs.load_params(tiny.model(time=time), tiny.SHAPE, str(tmp_path / "run"), True)
     found = run_inputs.load_params(tiny.model(), tiny.SHAPE, str(tmp_path / "run"), True)
     assert found.step == 2
+
+
+def test_what_training_draws_is_no_meaning_of_the_output():
+    """As `model.time` is, whose name it begins with."""
+    saved, now = {"model.time_sampler": "Uniform"}, {"model.time_sampler": "Importance"}
+    assert run_inputs.changed(saved, now, run_inputs.MEANING) == []
+    assert len(run_inputs.changed(saved, now)) == 1
 
 
 def test_another_network_in_the_same_directory_is_refused(tmp_path):
