@@ -144,8 +144,10 @@ def results(run: Callable[[], Any], room: Room) -> Any:
 
 
 def scored(evaluator: Evaluator, room: Room) -> Any:
-    """The results of an evaluation."""
-    return results(lambda: evaluator.run(MODEL, tiny.config(4)), room)
+    """The results of an evaluation, and what its summary says of the solver's error."""
+    found = results(lambda: evaluator.run(MODEL, tiny.config(4)), room)
+    summaries = [json.loads(path.read_text()) for path in room.folder.glob("*/summary.json")]
+    return found, [each["tn"]["solver_error"] for each in summaries]
 
 
 def piloted(pilot: Pilot, _: Room) -> Any:
