@@ -73,6 +73,7 @@ def _exit_code_of(program: str, function: str, about: str, arguments: list[str])
         code = exit_code(error)
         if code is None:
             if processes.client() is not None:
+                shared_fate.give_way(error)
                 traceback.print_exc()
                 shared_fate.fail(EXIT_DEFECT, f"{type(error).__name__}: {error}")
             raise

@@ -29,6 +29,9 @@ _PERIOD = 1.0
 _PERIOD_URGENT = 0.05
 _PATIENCE = 10.0
 """Seconds that one who fails gives the others to notice."""
+_MOMENT = 3.0
+_FOR_GOOD = 60.0
+_OF_COLLECTIVES = {"JaxRuntimeError", "XlaRuntimeError"}
 _numbers = itertools.count()
 _prefix = "idode_gin/fate/0/"
 """Of the keys of the last watch."""
@@ -45,6 +48,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.last_act: Callable[[], None] | None = None
+        self.is_leaving = threading.Event()
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -84,6 +88,7 @@ class Watch:
             if failure is None or failure["process"] == processes.index():
                 self.stop.look(found)
             elif not self._done.is_set():
+                self.is_leaving.set()
                 said = f"stopped: process {failure['process']} failed: {failure['message']}"
                 print(said, file=sys.stderr)
                 if self.last_act is not None:
@@ -108,6 +113,18 @@ def before_leaving(act: Callable[[], None] | None) -> None:
     """What is done, in a thread, before another process makes this one leave; None for nothing."""
     if Watch._current is not None:
         Watch._current.last_act = act
+
+
+def give_way(error: BaseException) -> None:
+    """Waits where what failed here may be what the loss of another process does to the others.
+
+    Collectives then raise before a watch has noticed. Once it has, it ends this process, with the
+    reason; this does not return then. After a moment without, the error is one of this process.
+    """
+    watch = Watch._current
+    names = {each.__name__ for each in type(error).__mro__}
+    if watch is not None and names & _OF_COLLECTIVES and watch.is_leaving.wait(_MOMENT):
+        time.sleep(_FOR_GOOD)
 
 
 def fail(code: int, message: str) -> None:
