@@ -167,8 +167,9 @@ def test_figures_that_are_none_are_told():
 
 def test_a_parity_table_has_its_choices_between_right_and_published():
     short, long = {"right": 2.0, "published": 2.0}, {"right": 2.0, "log_k": -0.5, "published": 1.5}
-    lines = parity.table({"variational_bound": short, "tn": long}).splitlines()
-    assert [line.split() for line in lines[1:]] == [
+    lines = parity.table({"variational_bound": short, "tn": long}, "A legend.").splitlines()
+    assert lines[0] == "A legend."
+    assert [line.split() for line in lines[2:]] == [
         ["right", "2.00000", "2.00000"],
         ["log_k", "-", "-0.50000"],
         ["published", "2.00000", "1.50000"],
