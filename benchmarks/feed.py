@@ -70,7 +70,7 @@ def grain_batches(split: data.ImageSplit, batch_size: int) -> Batches:
         def random_map(self, element: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
             image, coins = split.images[element], rng.random(3) < 0.5
             image = image[:, ::-1] if coins[0] else image
-            image = np.rot90(image, rng.integers(1, 4)) if coins[1] else image
+            image = np.rot90(image, int(rng.integers(1, 4))) if coins[1] else image
             image = image[..., rng.permutation(3)] if coins[2] else image
             return {"image": image, "conditioning": np.any(coins, keepdims=True).astype("f4")}
 
@@ -135,7 +135,7 @@ PIPELINES: dict[str, tuple[Callable[[data.ImageSplit, int], Batches], bool, bool
 
 def run_one(name: str, folder: str, count: int, batch_size: int) -> processes.Found | None:
     make, memory_map, is_augmented = PIPELINES[name]
-    module = {grain_batches: "grain.python", seqio_batches: "seqio"}.get(make)
+    module = {"grain": "grain.python", "seqio + tf.data": "seqio"}.get(name)
     try:
         importlib.import_module(module or "numpy")  # not to be timed
     except ImportError:

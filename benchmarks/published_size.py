@@ -138,7 +138,7 @@ class Training:
         )
         model, batch = model_of(args, dtype, remat=remat), self._draw()
         self._put = functools.partial(trainer.partitioner.put_batch, batch_size=args.batch_size)
-        program = trainer.program(model, batch["image"].shape[1:], batch)
+        program: Any = trainer.program(model, batch["image"].shape[1:], batch)
         self.state = program.init()
         self.flops = flops.count(program.step, program.abstract_state, batch)
         began = time.perf_counter()
@@ -240,7 +240,7 @@ def report_scoring(args: argparse.Namespace, images: np.ndarray, params: Any) ->
         f"\nReference: {args.scored} images held out, `highest`, {args.reference} steps, which "
         f"move figures by {moved:.1e} from half as many; mean {reference.mean():.4f} bpd."
     )
-    needed = {}
+    needed: dict[str, int] = {}
     say("\n| steps | " + " | ".join(f"{name}: error, bias" for name in PRECISIONS) + " |")
     say("|--:|" + "--:|" * len(PRECISIONS))
     for steps in (*(each for each in STEPS if each < args.reference), args.reference):

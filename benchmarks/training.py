@@ -151,15 +151,15 @@ def trained(args: argparse.Namespace, loss: Any, parts: int = 1, **network: Any)
     model, batch = model_of(network_of(args, **network), loss), batch_of(args)
     trainer = Trainer(model_dir="unused", train_steps=1, num_microbatches=parts)
     program = trainer.program(model, batch["image"].shape[1:], batch)
-    batch = trainer.partitioner.put_batch(batch, args.batch_size)
-    compiled, known = compile_step(program.step, program.abstract_state, batch)
+    placed = trainer.partitioner.put_batch(batch, args.batch_size)
+    compiled, known = compile_step(program.step, program.abstract_state, placed)
     scan = network.get("scan", args.loops)
     initial = initial_state(args.channels, args.levels, args.groups, args.size, scan)
     states = [jax.tree.map(jnp.copy, initial)]
     kept = loss_kept(model, program.abstract_state.params, batch, parts)
 
     def take() -> Any:
-        state, health = compiled(states.pop(), batch)
+        state, health = compiled(states.pop(), placed)
         states.append(state)
         return health
 

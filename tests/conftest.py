@@ -96,7 +96,17 @@ REPETITIONS = (
     r"runtime/test_partitioning.py::test_(each_device|the_mesh_changes|model_info)",
     r"runtime/test_train_step.py.*whole_batch\[2\]",
     r"runtime/test_trainer.py::test_(a_seed_changes_them|a_torn_row)",
-    r"runtime/test_trainer.py::test_cut_off_anywhere.*\[[45]-",
+    r"runtime/test_trainer.py::test_cut_off_anywhere.*\[[2-5]-",
+    r"runtime/test_trainer.py::test_asked_to_stop_after_a_step\[[34]\]",
+    r"end_to_end/test_prepared_data.py.*\[cifar10, binary\]",
+    r"golden/test_drift.py::test_drift_and_divergence.*\[drift_(SP_eps|VP_vel)\]",
+    r"golden/test_loss.py.*\[loss_SP_vel_imp_2nd\]",
+    r"golden/test_ode.py::test_likelihood\[ode_(SP_v_K1|SP_tn_K3)\]",
+    r"golden/test_train.py.*run_in_float64\[(train_VP_accum2|ckpt_P32c)\]",
+    r"laws/test_likelihood.py.*each_image\[(StraightPath-Variational|Variance\w*-(Un|Tr)\w*)\]",
+    r"laws/test_mass.py.*range\[Uniform-VariancePreserving-3\]",
+    r"laws/test_networks.py.*derivatives_agree\[(three numbers|attention).*\]",
+    r"laws/test_networks.py::test_what_the_gradient_keeps\[False\]",
 )
 
 

@@ -199,7 +199,7 @@ def test_the_evaluation_is_compiled_while_there_is_nothing_to_save(tmp_path, mon
         started.expect(0)
     for output in started.outputs():
         done = "Finished XLA compilation of jit({})".format
-        assert output.index(done("evaluate")) < output.index(done("step"))
+        assert output.index(done("evaluate")) < output.index(done("train_step"))
 
 
 @pytest.mark.full
