@@ -35,7 +35,7 @@ def _xla_knows(flags: str) -> bool:
 def _prepare() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if "XLA_FLAGS" not in os.environ:
         os.environ["XLA_FLAGS"] = QUICK_TO_COMPILE if _xla_knows(QUICK_TO_COMPILE) else ""
