@@ -107,6 +107,18 @@ REPETITIONS = (
     r"laws/test_mass.py.*range\[Uniform-VariancePreserving-3\]",
     r"laws/test_networks.py.*derivatives_agree\[(three numbers|attention).*\]",
     r"laws/test_networks.py::test_what_the_gradient_keeps\[False\]",
+    # Laws of every schedule with every parameterization: here of two pairs.
+    r"laws/test_bounds.py.*tight_at_the_optimum\[(Variance\w*-[DNS]|StraightPath-[DSV])\w*\]",
+    r"laws/test_likelihood.py::test_gaussian_density_is_exact\[(Variance\w*-[DNS]|Str\w*-[DSV])\w*\]",
+    r"laws/test_losses.py.*order_is_unbiased\[\w+-(Variance\w*-[DNS]|StraightPath-[DSV])\w*\]",
+    r"laws/test_losses.py.*residual_at_the_optimum\[\w+-(Variance\w*-[DNS]|Straight\w*-[DSV])\w*\]",
+    r"laws/test_bounds.py.*times_does_not_change_the_mean\[(1|16)\]",
+    r"laws/test_bounds.py.*equals_its_sum\[(2-2|8-8|64-8)\]",
+    r"laws/test_likelihood.py.*(every_method|forgets_the_prior)\[Variance\w*",
+    r"laws/test_likelihood.py::test_hutchinson_is_unbiased_along_a_path\[probe1\]",
+    r"golden/test_score.py::test_network_output\[float32-score_(64\w_|32a_(32x32|nofourier))",
+    r"golden/test_score.py::test_network_output\[float64-score_64a_32x32",
+    r"golden/test_loss.py.*\[loss_SP_vel_imp_2nd_attn\]",
 )
 
 
