@@ -14,7 +14,7 @@ over images of |bpd - reference|.
     c   network evaluations per image for errors of 1e-2, 1e-3 and 1e-4: log-log between the last
         setting above and the first below, from which on all finer ones are below
     d   time per image of a whole solve over (mean evaluations x time per image of one call of the
-        network with its trace, at the batch size where that is least)
+        network with its trace, at the batch size where that is least); `--only=d` is that alone
 
 The host's function is compiled once, and compiling is nobody's time. Timed runs take turns; medians
 of `repeats` are printed.
@@ -37,6 +37,7 @@ import scipy
 
 from benchmarks import likelihood_case
 from benchmarks import likelihood_solves as solves
+from benchmarks.likelihood_case import Case
 from benchmarks.likelihood_solves import Family, Solve
 from idode_gin.solvers.norms import EveryPart, Pooled
 
@@ -78,9 +79,8 @@ def median_seconds(runs: Mapping[str, Callable[[], Solve]], repeats: int) -> dic
 class Report:
     """All measurements of one network, printed as they come."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.case = likelihood_case.load(args.experiment, args.checkpoint, args.images, args.gin)
+    def __init__(self, args: argparse.Namespace, case: Case) -> None:
+        self.args, self.case = args, case
         exponential = solves.adams_grid(self.case, solves.VARIABLES["exponential"], None)
         found, moved = solves.reference(exponential, 2e-5, 15 * args.seconds)
         self.reference = found.bpd
@@ -214,26 +214,31 @@ class Report:
                         "is the finest tried and is not below that error."
                     )
 
-    def overhead(self) -> None:
-        """d."""
-        call, best = solves.seconds_of_a_call(self.case, self.args.repeats)
+
+def overhead(case: Case, repeats: int) -> None:
+    """Table d. Calls and solves take turns: the ratio is the median of neighbours'."""
+    calls = solves.calls(case)
+    once = {count: statistics.median(call() for _ in range(5)) for count, call in calls.items()}
+    best = min(once, key=once.__getitem__)
+    case = case.take(max(2 * best, case.count))
+    lanes = min(best, case.count)
+    for name, setting in (("Adams", 32), ("Dormand-Prince", 1e-3)):
+        family = solves.FAMILIES[name][0](case, solves.VARIABLES["exponential"], lanes)
+        evaluations = float(np.mean(family(setting).evaluations))
+        found = []
+        for _ in range(repeats):
+            before = [calls[best]() for _ in range(3)]
+            solve = family(setting)
+            after = [calls[best]() for _ in range(3)]
+            found.append((solve.seconds / case.count, statistics.median(before + after)))
+        whole, call = (statistics.median(each) for each in zip(*found, strict=True))
+        ratio = statistics.median(whole / (evaluations * call) for whole, call in found)
         print(
-            f"\nd. One call of the network with its trace: {1e3 * call:.2f} ms per image, at "
-            f"{best} images side by side."
+            f"d. {name}, {solve.setting}, {case.count} images on {lanes} lanes: {evaluations:.1f} "
+            f"evaluations, {1e3 * whole:.1f} ms per image; a call of the network with its trace "
+            f"{1e3 * call:.2f} ms per image at {best} side by side; ratio {ratio:.2f}.",
+            flush=True,
         )
-        case = self.case.take(max(2 * best, self.case.count))
-        lanes = min(best, case.count)
-        for name, setting in (("Adams", 32), ("Dormand-Prince", 1e-3)):
-            family = solves.FAMILIES[name][0](case, solves.VARIABLES["exponential"], lanes)
-            family(setting)
-            found = [family(setting) for _ in range(self.args.repeats)]
-            seconds = statistics.median(each.seconds for each in found) / case.count
-            ratio = seconds / (np.mean(found[0].evaluations) * call)
-            print(
-                f"   {name}, {found[0].setting}, {case.count} images on {lanes} lanes: "
-                f"{np.mean(found[0].evaluations):.1f} evaluations, {1e3 * seconds:.1f} ms per "
-                f"image, {ratio:.2f} times evaluations x call."
-            )
 
 
 def command() -> list[str]:
@@ -261,11 +266,17 @@ def main() -> None:
     parser.add_argument("--variables", nargs="+", default=list(solves.VARIABLES))
     parser.add_argument("--gin", nargs="*", default=[], help="bindings")
     parser.add_argument("--title", default="")
-    report = Report(parser.parse_args())
-    report.sweep_all()
-    report.table_of_evaluations()
-    report.times()
-    report.overhead()
+    parser.add_argument("--only", choices=("d",), help="one of the tables")
+    args = parser.parse_args()
+    case = likelihood_case.load(args.experiment, args.checkpoint, args.images, args.gin)
+    if args.only is None:
+        report = Report(args, case)
+        report.sweep_all()
+        report.table_of_evaluations()
+        report.times()
+    else:
+        print(f"    {shlex.join(command())}\n\n{datetime.date.today()}, {machine()}.", flush=True)
+    overhead(case, args.repeats)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ compiles nothing. Steps of Runge-Kutta grids are not: each number has a program 
 """
 
 import dataclasses
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -176,24 +175,25 @@ def host_rk45(case: Case) -> Family:
     return solve
 
 
-def seconds_of_a_call(case: Case, repeats: int) -> tuple[float, int]:
-    """Of the network with its trace, per image; and the number of images at which that is least."""
-    found = {}
-    for count in (each for each in BATCHES if each <= max(case.count, 8)):
-        part = case.take(count)
+def calls(case: Case) -> dict[int, Callable[[], float]]:
+    """By the number of images beside each other: a call of the network with its trace, compiled,
+    and the seconds that it took per image."""
+    most = max(case.count, 8)
+    return {count: _call(case.take(count)) for count in BATCHES if count <= most}
 
-        @jax.jit
-        def call(z: Any, gamma: Any, probes: Any, conditioning: Any) -> Any:
-            field = case.model.field(case.params, conditioning)
-            return TRACE.value_and_trace(lambda z: field.output(z, gamma), z, probes)
 
-        arguments = (part.z, jnp.zeros(count), part.probes, part.conditioning)
+def _call(case: Case) -> Callable[[], float]:
+    @jax.jit
+    def call(z: Any, gamma: Any, probes: Any, conditioning: Any) -> Any:
+        field = case.model.field(case.params, conditioning)
+        return TRACE.value_and_trace(lambda z: field.output(z, gamma), z, probes)
+
+    arguments = (case.z, jnp.zeros(case.count), case.probes, case.conditioning)
+    jax.block_until_ready(call(*arguments))
+
+    def seconds() -> float:
+        began = time.perf_counter()
         jax.block_until_ready(call(*arguments))
-        taken = []
-        for _ in range(2 * repeats + 3):
-            began = time.perf_counter()
-            jax.block_until_ready(call(*arguments))
-            taken.append(time.perf_counter() - began)
-        found[count] = statistics.median(taken) / count
-    best = min(found, key=found.__getitem__)
-    return found[best], best
+        return (time.perf_counter() - began) / case.count
+
+    return seconds

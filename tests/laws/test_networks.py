@@ -190,7 +190,8 @@ class TestDropout:
         keys = jax.random.split(jax.random.key(5), 4)
         apply = jax.jit(self.network)
         together = apply(params, z, time, conditioning, keys)
-        alone = apply(params, z[2:3], time[2:3], conditioning[2:3], keys[2:3])
+        again = [each[jnp.full(4, 2)] for each in (z, time, conditioning, keys)]
+        alone = apply(params, *again)[:1]
         scale = float(jnp.max(jnp.abs(alone)))
         np.testing.assert_allclose(together[2:3], alone, atol=1e-6 * scale)
         other = apply(params, z, time, conditioning, keys.at[2].set(jax.random.key(6)))
@@ -242,14 +243,21 @@ def test_wrong_conditioning():
 
 
 class TestLoops:
-    network = UNet(**{**TINY, "levels": 2}, dropout_rate=0.5)
+    network = UNet(**{**TINY, "levels": 2})
     looped = dataclasses.replace(network, scan=True)
 
-    def test_equal_blocks_one_by_one(self, float64):
+    @pytest.mark.parametrize(
+        "dropout_rate", [0.0, pytest.param(0.5, marks=pytest.mark.full)], ids=["plain", "dropout"]
+    )
+    def test_equal_blocks_one_by_one(self, float64, dropout_rate):
         """Output, gradient and masks; also of a network whose blocks are worked out once more."""
-        params = perturbed(self.network, (4, 4, 3))
+        network, looped = (
+            dataclasses.replace(each, dropout_rate=dropout_rate)
+            for each in (self.network, self.looped)
+        )
+        params = perturbed(network, (4, 4, 3))
         params = jax.tree.map(lambda leaf: leaf.astype("float64"), params)
-        arguments = [each.astype("float64") for each in inputs(self.network, 2, (4, 4, 3))]
+        arguments = [each.astype("float64") for each in inputs(network, 2, (4, 4, 3))]
         keys = jax.random.split(jax.random.key(5), 2)
 
         def value_and_grad(network, params):
@@ -258,9 +266,9 @@ class TestLoops:
 
             return jax.jit(jax.value_and_grad(total))(params)
 
-        value, gradient = value_and_grad(self.network, params)
+        value, gradient = value_and_grad(network, params)
         loop_value, loop_gradient = value_and_grad(
-            dataclasses.replace(self.looped, remat="convolutions"), stacking.stacked(params)
+            dataclasses.replace(looped, remat="convolutions"), stacking.stacked(params)
         )
         np.testing.assert_allclose(loop_value, value, rtol=1e-12)
         jax.tree.map(
