@@ -418,7 +418,7 @@ def test_reads_that_fail_after_the_first_one_are_not_printed(caplog, monkeypatch
     def late(message):
         """What a callback of C code does when it cannot be raised anywhere."""
         error = RuntimeError(message)
-        sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+        sys.unraisablehook(types.SimpleNamespace(exc_value=error, object=None))
 
     asyncio_log = logging.getLogger("asyncio")
     with pytest.raises(ValueError, match="first"), checkpoint_quiet.silent_stragglers():
