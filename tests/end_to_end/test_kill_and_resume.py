@@ -120,12 +120,10 @@ def undisturbed(tmp_path_factory):
 
 def test_killed_damaged_and_asked_to_stop(undisturbed, tmp_path):
     run = Run(tmp_path / "run")
-    # In mid-window: the checkpoint of step 4 lies between the logs of steps 3 and 6.
-    assert run.kill_when(lambda: run.saved_steps() != [])
-    assert run.rows() != []
-
-    # While a checkpoint is written, with others to fall back on.
+    # While a checkpoint is written, with others to fall back on; in mid-window, since those of
+    # steps 4 and 8 lie between logs, which are of every third step.
     assert run.kill_when(lambda: run.being_saved() and len(run.saved_steps()) > 1)
+    assert run.rows() != []
     half_written = run.being_saved()
     assert half_written
 
