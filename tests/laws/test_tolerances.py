@@ -17,10 +17,8 @@ import pytest
 from idode_gin import likelihood, numerics
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.parameterizations.base import AbstractParameterization
-from idode_gin.parameterizations.velocity import Velocity
 from idode_gin.pilot import Pilot
 from idode_gin.schedules.base import AbstractSchedule
-from idode_gin.schedules.straight_path import StraightPath
 from idode_gin.schedules.time.linear import Linear
 from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.adaptive import DormandPrince
