@@ -31,6 +31,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.training import as_batch
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.encoding import Encoding
 from idode_gin.likelihood import ODELikelihood
@@ -95,17 +96,6 @@ def model_of(args: argparse.Namespace, dtype: str | None, **network: Any) -> Dif
     )
 
 
-def batch_of(images: np.ndarray, index: np.ndarray) -> dict[str, Any]:
-    count = len(index)
-    return {
-        "image": images[index % len(images)],
-        "conditioning": np.zeros((count, 1), np.float32),
-        "position": np.arange(count, dtype=np.int32),
-        "index": index.astype(np.int32),
-        "mask": np.ones(count, np.float32),
-    }
-
-
 def say(line: str) -> None:
     print(line, flush=True)
 
@@ -150,7 +140,7 @@ class Training:
 
     def _draw(self) -> dict[str, Any]:
         index = self._random.integers(0, len(self._images), self._batch_size)
-        return batch_of(self._images, index)
+        return as_batch(self._images[index])
 
     def go(self, batches: int) -> float:
         """Seconds, of batches that wait on the device."""
@@ -171,7 +161,7 @@ def report_training(args: argparse.Namespace, images: np.ndarray, peaks: dict[st
                 training = Training(args, images, dtype, remat or None)
                 training.go(2)
                 seconds = statistics.median(training.go(args.batches) for _ in range(3))
-        except Exception as error:  # out of memory is a result
+        except jax.errors.JaxRuntimeError as error:  # out of memory is a result
             say(f"| {name} | {remat or 'none'} | {str(error).splitlines()[0][:120]} |")
             continue
         each = seconds / args.batches
@@ -205,7 +195,7 @@ class Scoring:
         self._name, self._count = name, count
         with arithmetic(name) as dtype:
             estimator = ODELikelihood(dequantizer=TruncatedNormal())
-            batch = batch_of(images, np.arange(count))
+            batch = as_batch(images[np.arange(count) % len(images)])
             key = jax.random.key(1)
             self._grids = Grids(model_of(args, dtype), batch, key, estimator, 1024)
         self._found: dict[int, np.ndarray] = {}

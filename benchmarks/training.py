@@ -72,10 +72,15 @@ def model_of(network: UNet, loss: Any) -> DiffusionODE:
 
 
 def batch_of(args: argparse.Namespace) -> dict[str, Any]:
-    generator, count = np.random.default_rng(0), args.batch_size
-    shape = (count, args.size, args.size, 3)
+    shape = (args.batch_size, args.size, args.size, 3)
+    return as_batch(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+
+
+def as_batch(images: np.ndarray) -> dict[str, Any]:
+    """What the trainer is fed, of uint8 `[B, H, W, C]`."""
+    count = len(images)
     return {
-        "image": generator.integers(0, 256, shape, dtype=np.uint8),
+        "image": images,
         "conditioning": np.zeros((count, 1), np.float32),
         "position": np.arange(count, dtype=np.int32),
         "index": np.arange(count, dtype=np.int32),

@@ -46,11 +46,14 @@ class Report(NamedTuple):
     """Mean over images of |figure - figure in float32 throughout|; None where it is the same."""
     spacing: tuple[float, ...] | None = None
     """The table of the chosen grid's `Tabulated` spacing, where one was fitted and is better."""
+    rounding: float = 0.0
+    """Of a figure, and so of the reference: what no number of steps takes away."""
 
     @property
     def is_within(self) -> bool:
         """Whether the error is at most what was asked for, and the reference good enough to say."""
-        return self.error <= self.tolerance and self.reference_error <= _KNOWN * self.tolerance
+        is_known = self.reference_error <= _KNOWN * self.tolerance
+        return self.error + self.rounding <= self.tolerance and is_known
 
 
 @final
@@ -60,8 +63,8 @@ class Pilot:
 
     The same noise and probes are scored on grids of 8, 16, 32, … steps of `Adams`, until doubling
     moves the figures by less than a quarter of the tolerance: that is the reference. The solver
-    chosen is the coarsest such grid, or one in between, that is within the tolerance of it. All
-    grids share one compiled program.
+    chosen is the coarsest such grid, or one in between, that is within the tolerance of it with a
+    figure's rounding beside its error. All grids share one compiled program.
 
     Args:
         tolerance: largest mean over images of a figure's error, bits per dim.
@@ -155,7 +158,8 @@ class Pilot:
             reference_error=moved,
             reference_evaluations=steps + 1,
             num_images=len(reference[of]),
-            precision_error=_precision_error(score, params, estimator, bpd),
+            precision_error=_precision_error(score, params, estimator, bpd, of),
+            rounding=score.rounding,
             spacing=_table(estimator.solver),
         )
         return estimator, report
@@ -197,7 +201,8 @@ class Pilot:
             def is_within(steps: int) -> bool:
                 if steps not in found:
                     found[steps] = score(params, steps, spacing)
-                return _mean_error(found[steps][of], reference[of]) <= self.tolerance
+                error = _mean_error(found[steps][of], reference[of])
+                return error + score.rounding <= self.tolerance
 
             return _coarsest(doublings, is_within)
 
@@ -233,10 +238,10 @@ def _check_enough_to_fit(num_images: int) -> None:
 
 
 def _precision_error(
-    score: Grids, params: types.Params, estimator: ODELikelihood, bpd: np.ndarray
+    score: Grids, params: types.Params, estimator: ODELikelihood, bpd: np.ndarray, of: slice
 ) -> float | None:
     fine = score.in_full_precision(estimator)
-    return None if fine is None else _mean_error(bpd, fine.by_solver(params))
+    return None if fine is None else _mean_error(bpd[of], fine.by_solver(params)[of])
 
 
 def _table(solver: AbstractSolver | None) -> tuple[float, ...] | None:

@@ -201,6 +201,7 @@ def result_facts(
         digest_name(use_ema): fingerprints.sha256(params),
         "float": str(numerics.float_dtype()),
         "matmul_precision": str(jax.config.jax_default_matmul_precision),  # type: ignore[attr-defined]
+        "coarse_products": numerics.coarse_products(),
     }
     for name, value in {"model": model, **others}.items():
         found |= described(name, value) if dataclasses.is_dataclass(value) else {name: value}

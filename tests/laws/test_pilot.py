@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from coarse import Coarse
 
 from idode_gin import eval_pilot, likelihood, numerics, pilot_grids
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
@@ -92,24 +93,7 @@ def test_an_error_against_a_reference_that_is_not_known_is_not_within():
     assert known.is_within
     assert not known._replace(reference_error=3e-4).is_within
     assert not known._replace(error=1.1e-3).is_within
-
-
-@dataclasses.dataclass(frozen=True)
-class Coarse(AbstractNetwork):
-    """Another network, its output rounded."""
-
-    fine: AbstractNetwork
-    coarse_dtype = "bfloat16"
-
-    def init(self, key, image_shape):
-        return self.fine.init(key, image_shape)
-
-    def in_full_precision(self):
-        return self.fine
-
-    def __call__(self, *args):
-        # Rounds to bfloat16; there and back by `astype` may be optimized away.
-        return jax.lax.reduce_precision(self.fine(*args), exponent_bits=8, mantissa_bits=7)
+    assert not known._replace(rounding=6e-4).is_within  # of the reference, which nobody sees
 
 
 @pytest.mark.parametrize(

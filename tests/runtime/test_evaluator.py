@@ -1,6 +1,5 @@
 """Evaluation and sampling: every image once, and its figure its own, whatever the batch size."""
 
-import dataclasses
 import json
 import pathlib
 
@@ -8,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from coarse import Coarse
 
 from idode_gin import eval as eval_script
 from idode_gin import eval_results, evaluator, run_inputs, sampler
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
-from idode_gin.networks.base import AbstractNetwork
 from idode_gin.networks.unet import UNet
 from idode_gin.pilot import Pilot
 from idode_gin.runtime import checkpoints, train_state
@@ -83,23 +82,6 @@ def test_adaptive_steps_of_a_convolutional_network_do_not_see_the_batch(evaluate
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Coarse(AbstractNetwork):
-    """The tiny network with its output in bfloat16."""
-
-    fine: AbstractNetwork = tiny.AffineNetwork()
-    coarse_dtype = "bfloat16"
-
-    def init(self, key, image_shape):
-        return self.fine.init(key, image_shape)
-
-    def in_full_precision(self):
-        return self.fine
-
-    def __call__(self, *args):
-        return self.fine(*args).astype(self.coarse_dtype).astype("float32")
-
-
 @pytest.mark.parametrize(
     "network",
     [
@@ -108,7 +90,7 @@ class Coarse(AbstractNetwork):
             marks=pytest.mark.full,
             id="convolutions",
         ),
-        pytest.param(Coarse(), id="affine"),
+        pytest.param(Coarse(tiny.AffineNetwork()), id="affine"),
     ],
 )
 def test_what_bfloat16_does_to_a_checkpoint_is_in_the_summary_and_can_be_refused(
