@@ -51,9 +51,11 @@ class Report(NamedTuple):
 
     @property
     def is_within(self) -> bool:
-        """Whether the error is at most what was asked for, and the reference good enough to say."""
+        """Whether the error, with all that is unknown of it, is at most what was asked for."""
         is_known = self.reference_error <= _KNOWN * self.tolerance
-        return self.error + self.rounding <= self.tolerance and is_known
+        return is_known and _largest(self.error, self.reference_error, self.rounding) <= (
+            self.tolerance
+        )
 
 
 @final
@@ -63,8 +65,9 @@ class Pilot:
 
     The same noise and probes are scored on grids of 8, 16, 32, … steps of `Adams`, until doubling
     moves the figures by less than a quarter of the tolerance: that is the reference. The solver
-    chosen is the coarsest such grid, or one in between, that is within the tolerance of it with a
-    figure's rounding beside its error. All grids share one compiled program.
+    chosen is the coarsest such grid, or one in between, whose distance from it is within the
+    tolerance together with what is not known of the reference: its last move and a figure's
+    rounding. All grids share one compiled program.
 
     Args:
         tolerance: largest mean over images of a figure's error, bits per dim.
@@ -144,7 +147,7 @@ class Pilot:
             steps *= 2
         reference = found[steps]
         if estimator.solver is None:
-            grid, bpd, of = self._chosen(score, params, found)
+            grid, bpd, of = self._chosen(score, params, found, moved)
             estimator = dataclasses.replace(estimator, solver=grid)
         else:
             bpd, of = score.by_solver(params), _ALL
@@ -183,7 +186,7 @@ class Pilot:
         )
 
     def _chosen(
-        self, score: Grids, params: types.Params, found: dict[int, np.ndarray]
+        self, score: Grids, params: types.Params, found: dict[int, np.ndarray], moved: float
     ) -> tuple[adams.Adams, np.ndarray, slice]:
         """The coarsest grid within the tolerance, its figures, and the images that tell its error.
 
@@ -191,6 +194,7 @@ class Pilot:
             score: of grids.
             params: of the network.
             found: figures of equal steps, by their number; the last are the reference.
+            moved: what the last doubling moved them by.
         """
         doublings = sorted(found)
         reference = found[doublings[-1]]
@@ -202,7 +206,7 @@ class Pilot:
                 if steps not in found:
                     found[steps] = score(params, steps, spacing)
                 error = _mean_error(found[steps][of], reference[of])
-                return error + score.rounding <= self.tolerance
+                return _largest(error, moved, score.rounding) <= self.tolerance
 
             return _coarsest(doublings, is_within)
 
@@ -242,6 +246,11 @@ def _precision_error(
 ) -> float | None:
     fine = score.in_full_precision(estimator)
     return None if fine is None else _mean_error(bpd[of], fine.by_solver(params)[of])
+
+
+def _largest(error: float, reference_error: float, rounding: float) -> float:
+    """A measured error may be: a reference is off by no more than its last doubling moved it."""
+    return error + reference_error + rounding
 
 
 def _table(solver: AbstractSolver | None) -> tuple[float, ...] | None:

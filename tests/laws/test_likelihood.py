@@ -317,7 +317,9 @@ def test_repeats_are_averaged():
 def test_an_image_has_its_own_figure():
     """Exactly the same beside other images, in another order, or alone."""
     data, end = toy(StraightPath())
-    estimator = ODELikelihood(dequantizer=TruncatedNormal(), num_importance=2)
+    estimator = ODELikelihood(
+        dequantizer=TruncatedNormal(), solver=DormandPrince(), num_importance=2
+    )
     x, keys = every_image(), toys.keys_of(0, 9)
     whole = estimate(estimator, data, end, x, keys)
     for order in ([4], [8, 0]):

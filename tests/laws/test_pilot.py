@@ -66,7 +66,7 @@ def test_the_tolerance_is_kept(schedule, parameterization, tolerances):
         chosen, report = Pilot(tolerance=tolerance).run(model, {}, batch, key, estimator)
         assert report.is_within
         error = error_of(model, batch, key, chosen, exact)
-        assert error <= 1.5 * tolerance  # its reference is known to a quarter of it
+        assert error <= tolerance
         np.testing.assert_allclose(report.error, error, atol=0.5 * tolerance)
         assert isinstance(chosen.solver, Adams)
         steps.append(chosen.solver.steps)
@@ -92,8 +92,8 @@ def test_an_error_against_a_reference_that_is_not_known_is_not_within():
     known = Report("a solver", 1e-3, 5e-4, 0.0, 2e-4, 65, 8)
     assert known.is_within
     assert not known._replace(reference_error=3e-4).is_within
-    assert not known._replace(error=1.1e-3).is_within
-    assert not known._replace(rounding=6e-4).is_within  # of the reference, which nobody sees
+    assert not known._replace(error=8.1e-4).is_within  # 1.01e-3 with what the reference may be off
+    assert not known._replace(rounding=3.1e-4).is_within  # of the reference, which nobody sees
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_fitted_grid_needs_few_steps_where_something_happens_at_once(tolerance
     chosen, report = pilot.run(model, {}, batch, key, estimator)
     assert at_equal.is_within
     assert report.is_within
-    assert chosen.solver.steps + 1 <= (plain.solver.steps + 1) / times
+    assert chosen.solver.steps <= plain.solver.steps / times
     # What the summary tells can be bound by hand.
     assert chosen.solver == Adams(
         steps=chosen.solver.steps, spacing=Tabulated(table=report.spacing)
@@ -193,7 +193,7 @@ def test_a_fitted_grid_needs_few_steps_where_something_happens_at_once(tolerance
         np.asarray(jax.jit(lambda each=each: model.likelihood_fn({}, batch, key, each))().log_p)
         for each in (chosen, tight)
     ]
-    assert np.mean(np.abs(figures[0] - figures[1])) / (4 * np.log(2)) <= 1.25 * tolerance
+    assert np.mean(np.abs(figures[0] - figures[1])) / (4 * np.log(2)) <= tolerance
 
 
 def test_a_fitted_grids_error_is_of_images_it_was_not_fitted_on():
@@ -206,7 +206,7 @@ def test_a_fitted_grids_error_is_of_images_it_was_not_fitted_on():
     assert chosen.solver.spacing == fitted == Tabulated(table=report.spacing)
     errors = np.abs(grids({}, chosen.solver.steps, fitted) - grids({}, 256))
     assert report.error == pytest.approx(np.mean(errors[1::2]), rel=1e-9)
-    assert report.error > 1.2 * np.mean(errors)
+    assert report.error > 1.2 * np.mean(errors[::2])
     assert report.num_images == BATCH / 2
 
 
