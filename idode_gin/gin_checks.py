@@ -73,7 +73,7 @@ def check(
     """
     final = {each.key: each for each in bindings}
     reach = reachable(root, bindings)
-    missing, missing_macros = _missing(reach, final)
+    missing, missing_macros = _missing(reach, bindings)
     findings = [
         *missing_macros,
         *_unused(root, bindings, known_macros, reach),
@@ -266,28 +266,36 @@ def _near(key: Key, reach: Reach) -> str:
     return checks.nearest(str(key), same_selector or possible)
 
 
-def _missing(reach: Reach, final: Mapping[Key, Binding]) -> tuple[list[str], list[str]]:
+def _missing(reach: Reach, bindings: Sequence[Binding]) -> tuple[list[str], list[str]]:
     """Parameters without a value, all in one line; and macros that are used but never bound."""
-    parameters, macros = [], []
+    final = {each.key: each for each in bindings}
+    given = {each.key: each for each in bindings if not any(map(is_required, _leaves(each.value)))}
+    parameters, macros, taken_back = [], [], []
     known = {key.scope for key in final if key.selector == MACRO}
     for call, keys in reach.calls.items():
         scope = "/".join(call.scope)
         if call.selector == MACRO and not keys:
             macros.append(f"%{scope} is used but has no value. {checks.nearest(scope, known)}")
             continue
-        parameters += [
-            f"{key} [{final[key].where}]"
-            for key in keys.values()
-            if any(map(is_required, _leaves(final[key].value)))
-        ]
+        needed = [key for key in keys.values() if any(map(is_required, _leaves(final[key].value)))]
+        parameters += [f"{key} [{final[key].where}]" for key in needed]
+        taken_back += [final[key] for key in needed if key in given]
         if not call.deferred:
             parameters += [
                 str(Key(scope, call.selector, name))
                 for name, each in _parameters(call.selector).items()
                 if each.required and name not in keys
             ]
-    listed = ", ".join(dict.fromkeys(parameters))
-    return ([f"These need a value: {listed}."] if parameters else []), macros
+    if not parameters:
+        return [], macros
+    found = f"These need a value: {', '.join(dict.fromkeys(parameters))}."
+    if taken_back:
+        last = taken_back[0]
+        found += (
+            f" {last.key} had one [{given[last.key].where}], which {last.where} took back: what is "
+            "read later wins, so name the file with the value last."
+        )
+    return [found], macros
 
 
 def _wrong_types(reach: Reach, final: Mapping[Key, Binding]) -> Iterable[str]:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import pathlib
+import re
 from collections.abc import Callable
 
 import pytest
@@ -87,9 +88,26 @@ def test_all_missing_values_at_once(tmp_path: pathlib.Path) -> None:
     )
 
 
+def test_a_value_that_a_later_file_took_back(tmp_path: pathlib.Path) -> None:
+    toy_files.write(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        gin_utils.load_and_check(
+            toy_program.main, ["experiment.gin", "run.gin"], [], [str(tmp_path)]
+        )
+    (found,) = str(caught.value).splitlines()
+    listed, _, order = found.partition(". ")
+    assert listed.startswith("These need a value: STEPS [run.gin:5], ")
+    assert re.fullmatch(
+        r"STEPS had one \[experiment.gin:\d+\], which run.gin:5 took back: what is read later "
+        "wins, so name the file with the value last.",
+        order,
+    )
+
+
 def test_missing_parameters_of_what_is_built(load: Load) -> None:
     found = error(load, "toy.main.spare = @spare/toy.Engine()\ntoy.Engine.power = %gin.REQUIRED")
-    assert found == ["These need a value: Engine.power [experiment.gin:11]."]
+    (said,) = found
+    assert said.startswith("These need a value: Engine.power [experiment.gin:11]. ")
     found = error(load, "WHEEL = @toy.Engine()\nWHEEL/toy.Engine.fuel = 'oil'\nPOWER = 1.0")
     assert found == ["POWER is not used by anything [experiment.gin:12]. Did you mean 'FOLDER'?"]
 
