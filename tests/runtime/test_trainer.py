@@ -403,7 +403,8 @@ def test_accumulation_may_be_switched_on_in_mid_run(tmp_path, caplog):
     folder = tmp_path / "run"
     run(folder, 4, optimizer=optimizers.AdamW(learning_rate=1e-2, warmup_steps=2))
     twice = optimizers.AdamW(learning_rate=1e-2, warmup_steps=2, accumulation_steps=2)
-    text = tiny.trainer(folder, 6, optimizer=twice).dry_run(tiny.model(), tiny.config())
+    model = tiny.model(image_shape=tiny.SHAPE)
+    text = tiny.trainer(folder, 6, optimizer=twice).dry_run(model, tiny.config())
     assert text.endswith(f"Would train from {folder / 'checkpoint_4'}.")
     summary = run(folder, 4, optimizer=twice)
     assert summary["step"] == 4
