@@ -1,6 +1,7 @@
 """Errors that carry an exit code, and small argument checks shared by every layer."""
 
 import difflib
+import math
 import numbers
 from collections.abc import Iterable
 
@@ -23,9 +24,10 @@ class Preempted(Exception):
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raises ValueError unless `value` is greater than zero."""
-    if not value > 0:
-        raise ValueError(f"`{name}` must be greater than zero, got {name}={value}.")
+    """Raises ValueError unless `value` is greater than zero, and finite."""
+    if not 0 < value < math.inf:
+        finite = " and finite" if value == math.inf else ""
+        raise ValueError(f"`{name}` must be greater than zero{finite}, got {name}={value}.")
 
 
 def check_integer(name: str, value: object, *, at_least: int) -> None:

@@ -1,5 +1,6 @@
 """The log-density of anyone's data under anyone's field, in one call."""
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -59,7 +60,8 @@ def log_prob(
       out with a field that is right everywhere, such as one in closed form.
 
     It can be differentiated by x and by what `field` holds: in forward mode with every solver, in
-    reverse mode on grids (`Adams`, `FixedGrid`); `DormandPrince` raises ValueError there.
+    reverse mode on grids (`Adams`, `FixedGrid`); `DormandPrince` raises ValueError there. What
+    `DormandPrince` does not bring to the other end in its `max_steps` is NaN.
 
     Args:
         field: `(z, gamma, *args) -> output`, example by example; gamma = log(sigma^2 / alpha^2).
@@ -82,8 +84,8 @@ def log_prob(
 
     Raises:
         TypeError: if an argument is of another kind.
-        ValueError: if gamma_max is not above gamma_min, or the output of the field or what is in
-            `args` has another shape.
+        ValueError: if gamma_max is not above gamma_min, there are no data, or the output of the
+            field or what is in `args` has another shape.
     Refs: VDM, the prior loss.
     """
     _check_instances(
@@ -95,13 +97,12 @@ def log_prob(
     )
     gamma_min, gamma_max = _checked_range(gamma_min, gamma_max)
     _check_key(key)
-    if not callable(field):
-        raise TypeError(f"`field` must be a function of (z, gamma), got {field!r}.")
     if lanes is not None:
         checks.check_integer("lanes", lanes, at_least=1)
     x = _checked_data(x)
     count, shape = x.shape[0], x.shape[1:]
     _check_args(args, count)
+    _check_takes(field, args)
     as_images = (math.prod(shape), 1, 1)
 
     def network(z: Array, gamma: Array, *args: Any) -> Array:
@@ -129,7 +130,8 @@ def log_prob(
         variable,
         lanes,
     )
-    return found.log_p + math.prod(shape) * jnp.log(alpha)
+    log_p = found.log_p + math.prod(shape) * jnp.log(alpha)
+    return jnp.where(found.success, log_p, jnp.nan)
 
 
 def _described(value: Any) -> str:
@@ -201,7 +203,26 @@ def _checked_data(x: Any) -> Array:
         )
     if np.ndim(x) < 1:
         raise ValueError("`x` must have a batch axis, `[B, *shape]`, got a single number: x[None].")
+    if 0 in x.shape:
+        raise ValueError(f"`x` must hold numbers, `[B, *shape]`, got an empty {list(x.shape)}.")
     return jnp.asarray(x, numerics.float_dtype())
+
+
+def _check_takes(field: Any, args: tuple[Any, ...]) -> None:
+    """Raises TypeError unless `field` is a function of z, gamma and `args`."""
+    if not callable(field):
+        raise TypeError(f"`field` must be a function of (z, gamma), got {field!r}.")
+    try:
+        signature = inspect.signature(field)
+    except ValueError:  # of some that are compiled nobody knows
+        return
+    try:
+        signature.bind(None, None, *args)
+    except TypeError as error:
+        more = f" and {len(args)} more, `args`" if args else ""
+        raise TypeError(
+            f"`field` must take (z, gamma){more}, got a function of {signature}: {error}."
+        ) from error
 
 
 def _check_args(args: Any, count: int) -> None:

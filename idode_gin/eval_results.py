@@ -105,8 +105,11 @@ def table(summary: Mapping[str, Any], histogram: np.ndarray | None = None) -> st
         f"sha256 {summary['sha256'][:_SHOWN_DIGITS]}, step {summary['step']}",
         f"{'bound':<20}{'bpd':>10}{'std. error':>12}{'solver error':>14}{'NFE':>8}",
     ]
+    missed = []
     for name, each in bounds(summary).items():
         solver = each.get("solver_error") or {}
+        if not solver.get("is_within", True):
+            missed.append(f"The solver error of {name} is not within {solver['tolerance']:.1e}.")
         lines.append(
             f"{name:<20}{each['mean']:>10.4f}{_shown(each['stderr'], '12.4f')}"
             f"{_shown(solver.get('error'), '14.1e')}{each['nfe']:>8.0f}"
@@ -114,7 +117,7 @@ def table(summary: Mapping[str, Any], histogram: np.ndarray | None = None) -> st
     if histogram is not None:
         error = _shown(evaluation.standard_error(histogram), "12.4f")
         lines.append(f"{'histogram':<20}{np.mean(histogram):>10.4f}{error}{'-':>14}{'-':>8}")
-    return "\n".join(lines)
+    return "\n".join(lines + missed)
 
 
 def bounds(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

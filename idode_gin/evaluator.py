@@ -283,7 +283,7 @@ class Evaluator:
         chosen: dict[str, tuple[ODELikelihood, SolverError | None]] = {}
         for name, each in self.likelihoods.items():
             estimator, report = shared.pilot(params, name, each)
-            chosen[name] = (estimator, report._asdict())
+            chosen[name] = (estimator, {**report._asdict(), "is_within": report.is_within})
             said = eval_pilot.in_words(report)
             if each.solver is None and self.pilot is not None:
                 said += eval_pilot.warning(estimator, self.pilot)

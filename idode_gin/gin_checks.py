@@ -58,6 +58,7 @@ def check(
     root: Callable[..., Any],
     bindings: Sequence[Binding],
     known_macros: Mapping[str, Sequence[Reader]] = NO_READERS,
+    builders: Callable[[str], Sequence[str]] = lambda _: (),
 ) -> Reach:
     """Checks everything that can be checked before anything is built.
 
@@ -66,6 +67,7 @@ def check(
         bindings: everything that was read, in order, as `gin_loading.load` returns it.
         known_macros: what building blocks may bind without its being used here, and the files
             that read it.
+        builders: the files that could be added to have a class, by its name.
 
     Raises:
         ConfigError: with every finding, one a line: bindings that nothing reads, macros without
@@ -76,13 +78,32 @@ def check(
     missing, missing_macros = _missing(reach, bindings)
     findings = [
         *missing_macros,
-        *_unused(root, bindings, known_macros, reach),
+        *_unused(root, bindings, known_macros, builders, reach),
         *missing,
         *_wrong_types(reach, final),
     ]
     if findings:
         raise ConfigError("\n  ".join(dict.fromkeys(findings)))
     return reach
+
+
+def check_files(files: Sequence[str], bindings: Sequence[Binding], reach: Reach) -> None:
+    """Checks that every file that was asked for has a part in the run.
+
+    A building block may bind what this program does not use; one that was named for this very run
+    means to have an effect.
+
+    Raises:
+        ConfigError: naming the files of which nothing is used, and what they bind.
+    """
+    for file in dict.fromkeys(files):
+        keys = [each.key for each in bindings if each.named == file]
+        if keys and not reach.used.intersection(keys):
+            bound = ", ".join(map(str, dict.fromkeys(keys)))
+            raise ConfigError(
+                f"--gin_file={file} has no effect: as it is set up, this program reads nothing of "
+                f"what the file binds ({bound}). Leave it out, or add what reads it."
+            )
 
 
 def reachable(
@@ -187,8 +208,10 @@ def _unused(
     root: Callable[..., Any],
     bindings: Sequence[Binding],
     known_macros: Mapping[str, Sequence[Reader]],
+    builders: Callable[[str], Sequence[str]],
     reach: Reach,
 ) -> Iterable[str]:
+    named = {each.named for each in bindings}
     last = {each.key: order for order, each in enumerate(bindings)}
     unused = {key: order for key, order in last.items() if key not in reach.used}
     spare = [
@@ -202,6 +225,10 @@ def _unused(
         if key not in reachable(root, bindings, order, others).used:
             near = _near(key, reach)
             instead = _instead(key, known_macros, {each.key: each for each in bindings}, reach)
+            if key.selector != MACRO and not any(c.selector == key.selector for c in reach.calls):
+                files = builders(key.selector)
+                if files and named.isdisjoint(files):
+                    near = gin_readers.none_uses(key.selector.rpartition(".")[2], files)
             if instead:  # the name is a right one: near is only what contains it
                 near = f"{near} {instead}" if f"_{key.scope}'?" in near else instead
             yield f"{key} is not used by anything [{bindings[order].where}]. {near}"

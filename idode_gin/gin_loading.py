@@ -66,6 +66,8 @@ class Binding(NamedTuple):
     where: str
     is_part: bool
     """Written in a building block: in an included file, or in a shipped one but an experiment."""
+    named: str
+    """What stands on the command line: the file, or that which includes it, or the flag."""
 
 
 def load(
@@ -147,15 +149,18 @@ class _Loader:
         self.bindings: list[Binding] = []
         self._search_paths = search_paths
         self._open: list[pathlib.Path] = []
+        self._named: list[str] = []
 
     def read_file(self, name: str) -> None:
         path = find_file(name, self._search_paths)
         if path.resolve() in self._open:
             raise ConfigError(f"{name!r} includes itself.")
         self._open.append(path.resolve())
+        self._named.append(name)
         with open(path, encoding="utf-8") as lines:
             self._read(lines, name)
         self._open.pop()
+        self._named.pop()
 
     def read_command_line(self, text: str) -> None:
         name, _, value = text.partition("=")
@@ -171,10 +176,8 @@ class _Loader:
         except _UnknownError as error:
             if not (files := gin_readers.builders(error.selector, self._search_paths)):
                 raise ConfigError(f"{flag}: {_BINDINGS_LOCATION.sub('', str(error))}") from error
-            raise ConfigError(
-                f"{flag}: No gin file uses {error.selector!r}. Add one that does: "
-                f"{gin_readers.flags(files)}."
-            ) from error
+            said = gin_readers.none_uses(error.selector, files)
+            raise ConfigError(f"{flag}: {said}") from error
         except ConfigError as error:
             raise ConfigError(f"{flag}: {_BINDINGS_LOCATION.sub('', str(error))}") from error
 
@@ -195,7 +198,9 @@ class _Loader:
             selector = statement.selector if statement.arg_name else MACRO
             config.bind_parameter((key.scope, selector, key.parameter), statement.value)
             is_part = len(self._open) > 1 or re.search(r"gin_configs/(?!experiments/)", name)
-            self.bindings.append(Binding(key, statement.value, f"{name}{line}", bool(is_part)))
+            named = self._named[0] if self._named else name
+            binding = Binding(key, statement.value, f"{name}{line}", bool(is_part), named)
+            self.bindings.append(binding)
         elif isinstance(statement, config_parser.BlockDeclaration):
             _configurable(statement.selector)
         elif isinstance(statement, config_parser.ImportStatement):

@@ -45,6 +45,11 @@ def flags(names: Iterable[str]) -> str:
     return " or ".join(given[:_SHOWN]) + (" or …" if given[_SHOWN:] else "")
 
 
+def none_uses(selector: str, files: Iterable[str]) -> str:
+    """What is said of a class that nothing builds, where `files` would."""
+    return f"No gin file uses {selector!r}. Add one that does: {flags(files)}."
+
+
 def _is_choice(name: str) -> bool:
     parts = pathlib.PurePath(name).parts
     return len(parts) > 2 and parts[1] not in _NO_CHOICE

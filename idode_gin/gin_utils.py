@@ -218,7 +218,13 @@ def load_and_check(
     paths = search_paths(gin_search_paths)
     bindings = gin_loading.load(gin_files, gin_bindings, paths)
     _check_root(root, bindings)
-    reach = gin_checks.check(root, bindings, gin_readers.macro_readers(paths))
+    reach = gin_checks.check(
+        root,
+        bindings,
+        gin_readers.macro_readers(paths),
+        lambda selector: gin_readers.builders(selector, paths),
+    )
+    gin_checks.check_files(gin_files, bindings, reach)
     _drop_unused(reach)
     return reach
 

@@ -278,6 +278,17 @@ def check_resumed(directory: pathlib.Path, saved: Mapping[str, Any], facts: dict
         )
 
 
+def warn_of_meaning(path: pathlib.Path, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Warns where a run starts from parameters that were trained to mean something else."""
+    if meanings := changed(saved, facts, MEANING):
+        logging.warning(
+            "%s was trained with another meaning of the network's output: %s. Training starts from "
+            "its parameters all the same, and has to learn the new one first.",
+            path,
+            "; ".join(meanings),
+        )
+
+
 def _check_meaning(
     directory: pathlib.Path, saved: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> None:

@@ -329,6 +329,7 @@ class _Run:
             run_inputs.check_resumed(self._directory, restored.facts, facts)
         elif restored is not None:  # maybe not the checkpoint that was looked at before
             steps_left.check_step(restored.path, self._start, trainer.train_steps)
+            run_inputs.warn_of_meaning(restored.path, restored.facts, facts)
 
         self._outputs = run_outputs.RunDirectory(
             self._directory,

@@ -145,7 +145,11 @@ def check_same_leaves(
             "trained with, or, in a new MODEL_DIR, RestoreCheckpointConfig.optimizer = 'reset'."
         )
     else:
-        way_out = "Use the network it was trained with, or choose another MODEL_DIR or path."
+        way_out = (
+            "Use the network it was trained with, or choose another MODEL_DIR or path. A run in a "
+            "new MODEL_DIR may start from this one, INITIAL_CHECKPOINT_PATH: then equal blocks may "
+            "be stacked (UNet.scan) or not, and rules cover what differs."
+        )
     more = f"\n  … and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
     shown = "".join(f"\n  {each}" for each in problems[:_SHOWN])
     raise ValueError(

@@ -12,7 +12,8 @@ what to do:
     'drop'                  for leaves of the checkpoint: nobody needs it
 
 For a leaf of the run the first rule that matches and is no 'drop' holds, else its part's own
-`restore` or `reset`; leaves of the checkpoint that nothing took need a 'drop'.
+`restore` or `reset`. Leaves of the checkpoint that nothing took need a 'drop', unless a rule gave
+the run's leaf of that name something else.
 """
 
 import dataclasses
@@ -177,7 +178,7 @@ def plan(
     problems: dict[str, str] = {}
     met: set[Rule | None] = set()
     tried: set[str | None] = set()
-    reset: set[str | None] = set()
+    instead: set[str | None] = set()  # names whose leaf of the run is not the checkpoint's
     for name, shape in wanted.items():
         rule, match = _first(rules, name)
         met.add(rule)
@@ -185,11 +186,12 @@ def plan(
         source = counterparts.get(name, name)
         if rule is not None and match is not None and rule.source is not None:
             source = match.expand(rule.source)
+            instead.add(name)
         elif source is None:
             action = RESET
         if action == RESET or source is None:
             fates[name] = Fate(action=RESET)
-            reset.add(counterparts.get(name, name))
+            instead.add(counterparts.get(name, name))
             continue
         tried.add(source)
         if (why := _misfit(action, source, saved.get(source), shape)) is not None:
@@ -201,7 +203,7 @@ def plan(
         drop = next((each for each in rules if _drops(each, name)), None)
         met.add(drop)
         is_own = counterparts.get(name, name) is None
-        if drop or name in reset or is_own or defaults[part_of(name)] == RESET:
+        if drop or name in instead or is_own or defaults[part_of(name)] == RESET:
             dropped.append(name)
         else:
             problems[name] = "in the checkpoint, unknown to this run"

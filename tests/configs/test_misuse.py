@@ -161,6 +161,12 @@ MISUSE = {
         [DRY, "Adams.steps=8"],
         "No gin file uses 'Adams'. Add one that does: --gin_file=gin_configs/solvers/adams.gin.",
     ),
+    "a file of which nothing is used": (
+        "sample",
+        [DRY, f"{SAMPLERS}/heun.gin", "--gin_file=gin_configs/solvers/adams.gin"],
+        "solvers/adams.gin has no effect: as it is set up, this program reads nothing of what "
+        "the file binds (SOLVER, Adams.steps). Leave it out",
+    ),
     "tolerance of steps where a pilot chooses": (
         "eval",
         [DRY, "TOLERANCE=1e-3"],

@@ -73,6 +73,14 @@ def test_adaptive_steps_differentiate_forward_and_say_so_in_reverse():
         jax.grad(lambda std: jax.jit(log_p)(x, std).sum())(2.0)
 
 
+def test_a_solve_that_does_not_arrive_has_no_figure():
+    found = likelihood.log_prob(
+        half, jnp.ones((2, 3)), jax.random.key(0), solver=DormandPrince(max_steps=2)
+    )
+    assert found.shape == (2,)
+    assert np.all(np.isnan(found))
+
+
 def test_what_the_noise_end_leaves_out_is_as_documented():
     """Data N(0, 4): at most e^{-gamma_max} |x|^2 / 2 of a single figure, and not much less."""
     schedule, std, x = VariancePreserving(), 2.0, jnp.asarray([[0.0], [6.0]])
@@ -129,7 +137,10 @@ def test_it_refuses_an_output_of_another_shape():
         ({"x": np.ones(())}, ValueError, "`x` must have a batch axis"),
         ({"key": 0}, TypeError, r"`key` .*such as jax.random.key\(0\).*got int"),
         ({"key": np.zeros((3, 2), np.uint32)}, TypeError, r"`key` must be one .*uint32 \[3, 2\]"),
+        ({"x": np.ones((0, 3))}, ValueError, r"`x` must hold numbers.*empty \[0, 3\]"),
         ({"field": 3}, TypeError, "`field` must be a function"),
+        ({"field": lambda z: z}, TypeError, r"`field` must take \(z, gamma\), got .*of \(z\)"),
+        ({"field": lambda z, gamma: z, "args": (np.ones(2),)}, TypeError, "gamma.* and 1 more"),
         ({"field": lambda z, gamma: (z,)}, ValueError, "`field` must give .*got tuple"),
         ({"schedule": "vp"}, TypeError, r"of idode_gin.schedules, such as Var.*\(\), got 'vp'"),
         ({"schedule": StraightPath}, TypeError, r"such as StraightPath\(…\), got the class"),

@@ -165,6 +165,8 @@ def test_nothing_is_scored_without_a_solver():
 def test_arguments_must_be_positive(name):
     with pytest.raises(ValueError, match="greater than zero"):
         Pilot(**{name: 0})
+    with pytest.raises(ValueError, match="`tolerance` must be greater than zero and finite"):
+        Pilot(tolerance=float("inf"))
     with pytest.raises(ValueError, match="`max_steps` must be at least 16"):
         Pilot(max_steps=8)
 

@@ -138,6 +138,10 @@ def test_the_table_tells_of_the_solver():
     _, head, row = eval_results.table(summary).split("\n")
     assert head.split() == ["bound", "bpd", "std.", "error", "solver", "error", "NFE"]
     assert row.split() == ["tn", "2.0000", "-", "2.5e-04", "40"]
+    entry["solver_error"] |= {"tolerance": 1e-4, "is_within": False}
+    assert eval_results.table(summary).endswith(
+        f"{row}\nThe solver error of tn is not within 1.0e-04."
+    )
 
 
 def test_without_pyarrow_there_is_no_parquet_of_other_results(tmp_path, monkeypatch, caplog):

@@ -434,6 +434,16 @@ def test_another_meaning_of_the_output_in_the_same_directory_is_refused(tmp_path
     assert found.step == 2
 
 
+def test_a_warm_start_from_another_meaning_is_told(undisturbed, tmp_path, caplog):
+    restore = RestoreCheckpointConfig(path=str(undisturbed[0] / "checkpoint_4"), step="reset")
+    run(tmp_path / "same", 1, restore=restore)
+    assert "another meaning" not in caplog.text
+    time = linear.Linear(gamma_min=-7.0, gamma_max=5.0)
+    run(tmp_path / "other", 1, model=tiny.model(time=time), restore=restore)
+    assert "checkpoint_4 was trained with another meaning" in caplog.text
+    assert "gamma_min was -7.8" in caplog.text
+
+
 def test_what_training_draws_is_no_meaning_of_the_output():
     """As `model.time` is, whose name it begins with."""
     saved, now = {"model.time_sampler": "Uniform"}, {"model.time_sampler": "Importance"}
