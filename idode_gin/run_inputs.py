@@ -159,24 +159,29 @@ def blank_batch(model: DiffusionODE, image_shape: tuple[int, ...], size: int) ->
     }
 
 
-def facts(
-    model: DiffusionODE,
-    split: data.ImageSplit,
-    dataset: data.DatasetConfig,
-    eval_split: data.ImageSplit | None = None,
-    **others: Any,
-) -> dict[str, Any]:
-    """What decides the course of a run: kept in its checkpoints, compared when it is resumed."""
+def settings(model: DiffusionODE, dataset: data.DatasetConfig, **others: Any) -> dict[str, Any]:
+    """What decides the course of a run, but for its images."""
     return {
         **described("model", model),
-        "dataset": str(split),
-        "dataset_sha256": split.fingerprint.sha256,
-        "eval_dataset_sha256": None if eval_split is None else eval_split.fingerprint.sha256,
-        "augmentation": shortened(split.augmentation),
         "dataset_seed": dataset.seed,
         "shuffle": dataset.shuffle,
         "batch_size": dataset.batch_size,
         **others,
+    }
+
+
+def image_facts(
+    split: data.ImageSplit, eval_split: data.ImageSplit | None = None
+) -> dict[str, Any]:
+    """Of the images, what decides the course of a run.
+
+    Beside its settings, this is kept in its checkpoints and compared when it is resumed.
+    """
+    return {
+        "dataset": str(split),
+        "dataset_sha256": split.fingerprint.sha256,
+        "eval_dataset_sha256": None if eval_split is None else eval_split.fingerprint.sha256,
+        "augmentation": shortened(split.augmentation),
     }
 
 
@@ -249,18 +254,31 @@ def check_begun(directory: str | pathlib.Path, model: DiffusionODE) -> None:
     Raises:
         ValueError: if its newest checkpoint has another network, or another meaning of its output.
     """
-    steps = checkpoints.saved_steps(directory)
-    if not steps:
+    if (newest := _newest(directory)) is None:
         return
-    path = checkpoints.checkpoint_path(directory, steps[-1])
-    try:
-        meta = checkpoint_meta.read_meta(path)
-    except checkpoint_meta.DamagedError:
-        return  # restoring tells, and looks at the one before it
+    path, meta = newest
     _check_meaning(pathlib.Path(directory), meta["facts"], described("model", model))
     if model.image_shape is not None:
         params = param_shapes(model, model.image_shape)
         checkpoint_meta.check_same_leaves(path, meta, {"params": params})
+
+
+def _newest(directory: str | pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]] | None:
+    """The newest checkpoint and its description; None if there is none, or it is damaged."""
+    steps = checkpoints.saved_steps(directory)
+    if not steps:
+        return None
+    path = checkpoints.checkpoint_path(directory, steps[-1])
+    try:
+        return path, checkpoint_meta.read_meta(path)
+    except checkpoint_meta.DamagedError:
+        return None  # restoring tells, and looks at the one before it
+
+
+def changed_since(directory: str | pathlib.Path, facts: Mapping[str, Any]) -> list[str]:
+    """A sentence for each of `facts` that was another in the newest checkpoint of a directory."""
+    newest = _newest(directory)
+    return [] if newest is None else _warnings(newest[1]["facts"], facts)
 
 
 def check_resumed(directory: pathlib.Path, saved: Mapping[str, Any], facts: dict[str, Any]) -> None:
@@ -270,12 +288,16 @@ def check_resumed(directory: pathlib.Path, saved: Mapping[str, Any], facts: dict
         ValueError: if one of them is what the network's output means.
     """
     _check_meaning(directory, saved, facts)
-    for difference in changed(saved, facts):
-        logging.warning(
-            "%s. Training goes on, but no single configuration gives this run any more; "
-            "to start anew, choose another MODEL_DIR.",
-            difference,
-        )
+    for each in _warnings(saved, facts):
+        logging.warning("%s", each)
+
+
+def _warnings(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{each}. Training goes on, but no single configuration gives this run any more; to start "
+        "anew, choose another MODEL_DIR."
+        for each in changed(saved, facts)
+    ]
 
 
 def warn_of_meaning(path: pathlib.Path, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:

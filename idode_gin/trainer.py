@@ -196,6 +196,9 @@ class Trainer:
         is_split = partitioner.mesh.shape[mesh_lib.MODEL] > 1
         memory[f"activations, {'at most' if is_split else 'estimated'}"] = kept
         caveat = "Activations are not divided by `model`, which splits some of them.\n"
+        changes = run_inputs.changed_since(self.model_dir, self.settings(model, train_dataset))
+        told = "".join(f"WARNING: {each}\n" for each in changes)
+        done = steps_left.instead(self.model_dir, self.train_steps)
         return (
             f"{run_inputs.describe(model, state.params, program.logical_axes)}\n"
             f"Mesh: {partitioner.shown}.\n"
@@ -203,7 +206,20 @@ class Trainer:
             f"On each device:\n{accounting.memory_table(memory)}\n"
             f"{caveat if is_split else ''}"
             f"FLOPs of a step, over all devices: {flops.of_jaxpr(step.jaxpr):.4g}.\n"
-            f"{steps_left.instead(self.model_dir, self.train_steps) or f'Would train {plan}.'}"
+            f"{told}{done or f'Would train {plan}.'}"
+        )
+
+    def settings(self, model: DiffusionODE, dataset: data.DatasetConfig) -> dict[str, Any]:
+        """What a run directory remembers of the configuration, and compares when it is resumed."""
+        return run_inputs.settings(
+            model,
+            dataset,
+            seed=self.seed,
+            ema_rate=self.ema_rate,
+            num_microbatches=self.num_microbatches,
+            **run_inputs.described("optimizer", self.optimizer),
+            **run_inputs.described("non_finite", self.non_finite),
+            **run_inputs.described("loss_spike", self.loss_spike),
         )
 
     @property
@@ -304,18 +320,10 @@ class _Run:
             throughput.peak_flops(jax.devices()[0].device_kind, dtype, trainer.peak_flops),
         )
 
-        facts = run_inputs.facts(
-            model,
-            self._split,
-            train_dataset,
-            self._eval_split,
-            seed=trainer.seed,
-            ema_rate=trainer.ema_rate,
-            num_microbatches=trainer.num_microbatches,
-            **run_inputs.described("optimizer", trainer.optimizer),
-            **run_inputs.described("non_finite", trainer.non_finite),
-            **run_inputs.described("loss_spike", trainer.loss_spike),
-        )
+        facts = {
+            **trainer.settings(model, train_dataset),
+            **run_inputs.image_facts(self._split, self._eval_split),
+        }
         stack.enter_context(run_lock.held(self._directory, is_first=jax.process_index() == 0))
         self._saved = stack.enter_context(
             Checkpoints(self._directory, trainer.checkpoints, facts, self._bpd)

@@ -415,6 +415,10 @@ def test_accumulation_may_be_switched_on_in_mid_run(tmp_path, caplog):
 
 def test_another_seed_in_the_same_directory_is_told(tmp_path, caplog, monkeypatch):
     run(tmp_path / "run", 4)
+    described = tiny.trainer(tmp_path / "run", 6, seed=3)
+    planned = described.dry_run(tiny.model(image_shape=tiny.SHAPE), tiny.config(8))
+    assert planned.count("WARNING: ") == 3  # `image_shape` of the model is the other
+    assert "\nWARNING: seed was 0 when the checkpoint was saved and is 3 now. Training" in planned
     tiny.use_tiny_data(monkeypatch, 21)
     run(tmp_path / "run", 6, seed=3, dataset=tiny.config(8))
     assert "seed was 0 when the checkpoint was saved and is 3 now" in caplog.text
