@@ -231,6 +231,8 @@ def _unused(
                     near = gin_readers.none_uses(key.selector.rpartition(".")[2], files)
             if instead:  # the name is a right one: near is only what contains it
                 near = f"{near} {instead}" if f"_{key.scope}'?" in near else instead
+            elif key.selector == MACRO and (readers := known_macros.get(key.scope)):
+                near = f"{readers[0].name} reads it, for something that is not built here."
             yield f"{key} is not used by anything [{bindings[order].where}]. {near}"
 
 

@@ -192,7 +192,11 @@ MISUSE = {
         [DRY, f"{SAMPLERS}/heun.gin", "LANES=2"],
         "It is read with --gin_file=gin_configs/samplers/ode.gin; SAMPLER is Heun here",
     ),
-    "lanes of training": ("train", [DRY, "LANES=2"], "[--gin.LANES=2]. Known: 'BATCH_SIZE'"),
+    "lanes of training": (
+        "train",
+        [DRY, "LANES=2"],
+        "[--gin.LANES=2]. gin_configs/bounds.gin reads it, for something that is not built here.",
+    ),
     "two runs in one directory": ("train", ["MODEL_DIR='taken'"], "for one run at a time, and"),
 }
 
