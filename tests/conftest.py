@@ -80,7 +80,7 @@ REPETITIONS = (
     r"golden/test_sample.py.*\[sample_VP\]",
     r"laws/test_latents.py.*(come_back\[Straight|itself_there_is_itself|as_long_as_noise)",
     r"laws/test_mass.py.*range\[.*StraightPath-3\]",
-    r"laws/test_models.py.*own_figure\[float32-sample\]",
+    r"laws/test_models.py.*own_figure\[float32-(sample|eval)\]",
     r"laws/test_pilot.py.*kept\[(Data|Noise|Score|Velocity-StraightPath)",
     r"laws/test_pilot.py.*kept\[.*tolerances1\]",
     r"laws/test_samplers.py.*(variance_of_the_data|key_alone|are_counted)\[(Ancestral|ODESampler)",
