@@ -1,6 +1,7 @@
 """Accuracy as the argument: solver settings for a tolerance in bits per dim, from a few images."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple, final
 
@@ -36,8 +37,8 @@ class Report(NamedTuple):
     bias: float
     """Mean over images of figure - reference: the error of the mean."""
     reference_error: float
-    """Mean over images of what the reference moved when its steps were doubled last: beyond that
-    nothing is known of the errors."""
+    """What the reference is off by, estimated from what it moved when its steps were doubled;
+    beyond that nothing is known of the errors. Mean over images."""
     reference_evaluations: int
     """Network evaluations per image of the reference."""
     num_images: int
@@ -66,8 +67,8 @@ class Pilot:
     The same noise and probes are scored on grids of 8, 16, 32, … steps of `Adams`, until doubling
     moves the figures by less than a quarter of the tolerance: that is the reference. The solver
     chosen is the coarsest such grid, or one in between, whose distance from it is within the
-    tolerance together with what is not known of the reference: its last move and a figure's
-    rounding. All grids share one compiled program.
+    tolerance together with what is not known of the reference: what more doublings would move it
+    by, and a figure's rounding. All grids share one compiled program.
 
     Args:
         tolerance: largest mean over images of a figure's error, bits per dim.
@@ -137,17 +138,15 @@ class Pilot:
     def _measured(
         self, score: Grids, params: types.Params, estimator: ODELikelihood
     ) -> tuple[ODELikelihood, Report]:
-        found: dict[int, np.ndarray] = {}
         steps = _FIRST_STEPS
-        while True:
-            found[steps] = score(params, steps)
-            moved = _mean_error(found[steps], found.get(steps // 2))
-            if moved <= _KNOWN * self.tolerance or 2 * steps > self.max_steps:
-                break
+        found, moves = {steps: score(params, steps)}, [math.inf]
+        while moves[-1] > _KNOWN * self.tolerance and 2 * steps <= self.max_steps:
             steps *= 2
-        reference = found[steps]
+            found[steps] = score(params, steps)
+            moves.append(_mean_error(found[steps], found[steps // 2]))
+        reference, unknown = found[steps], _still_to_move(*moves[-2:])
         if estimator.solver is None:
-            grid, bpd, of = self._chosen(score, params, found, moved)
+            grid, bpd, of = self._chosen(score, params, found, unknown)
             estimator = dataclasses.replace(estimator, solver=grid)
         else:
             bpd, of = score.by_solver(params), _ALL
@@ -158,7 +157,7 @@ class Pilot:
             tolerance=self.tolerance,
             error=_mean_error(bpd[of], reference[of]),
             bias=float(np.mean(bpd[of] - reference[of])),
-            reference_error=moved,
+            reference_error=unknown,
             reference_evaluations=steps + 1,
             num_images=len(reference[of]),
             precision_error=_precision_error(score, params, estimator, bpd, of),
@@ -186,7 +185,7 @@ class Pilot:
         )
 
     def _chosen(
-        self, score: Grids, params: types.Params, found: dict[int, np.ndarray], moved: float
+        self, score: Grids, params: types.Params, found: dict[int, np.ndarray], unknown: float
     ) -> tuple[adams.Adams, np.ndarray, slice]:
         """The coarsest grid within the tolerance, its figures, and the images that tell its error.
 
@@ -194,7 +193,7 @@ class Pilot:
             score: of grids.
             params: of the network.
             found: figures of equal steps, by their number; the last are the reference.
-            moved: what the last doubling moved them by.
+            unknown: what the reference may be off by.
         """
         doublings = sorted(found)
         reference = found[doublings[-1]]
@@ -206,7 +205,7 @@ class Pilot:
                 if steps not in found:
                     found[steps] = score(params, steps, spacing)
                 error = _mean_error(found[steps][of], reference[of])
-                return _largest(error, moved, score.rounding) <= self.tolerance
+                return _largest(error, unknown, score.rounding) <= self.tolerance
 
             return _coarsest(doublings, is_within)
 
@@ -249,15 +248,27 @@ def _precision_error(
 
 
 def _largest(error: float, reference_error: float, rounding: float) -> float:
-    """A measured error may be: a reference is off by no more than its last doubling moved it."""
+    """What an error may be that was measured against a reference."""
     return error + reference_error + rounding
+
+
+def _still_to_move(before: float, last: float) -> float:
+    """By how much all doublings to come would move a reference that two have moved by this much.
+
+    Moves that shrink by r each add up to last * (r + r^2 + …) = last * r / (1 - r). Here r is what
+    is seen, as far as it lies between those of methods of order 2 and 1: a move between coarse
+    grids may be small by chance; moves that shrink more slowly are not yet in order, or rounding.
+    """
+    is_known = 0 < before < math.inf
+    ratio = min(max(last / before, 0.25), 0.5) if is_known else 0.5
+    return last * ratio / (1 - ratio)
+
+
+def _mean_error(bpd: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.mean(np.abs(bpd - reference)))
 
 
 def _table(solver: AbstractSolver | None) -> tuple[float, ...] | None:
     if isinstance(solver, adams.Adams) and isinstance(solver.spacing, spacings.Tabulated):
         return solver.spacing.table
     return None
-
-
-def _mean_error(bpd: np.ndarray, reference: np.ndarray | None) -> float:
-    return float("inf") if reference is None else float(np.mean(np.abs(bpd - reference)))

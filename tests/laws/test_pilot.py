@@ -10,6 +10,7 @@ import pytest
 from coarse import Coarse
 
 from idode_gin import eval_pilot, likelihood, numerics, pilot_grids
+from idode_gin import pilot as pilot_lib
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.integration_variables.exponential import Exponential
 from idode_gin.integration_variables.kappa import Kappa
@@ -94,6 +95,34 @@ def test_an_error_against_a_reference_that_is_not_known_is_not_within():
     assert not known._replace(reference_error=3e-4).is_within
     assert not known._replace(error=8.1e-4).is_within  # 1.01e-3 with what the reference may be off
     assert not known._replace(rounding=3.1e-4).is_within  # of the reference, which nobody sees
+
+
+@pytest.mark.parametrize(
+    ("before", "last", "left"),
+    [
+        (3.0, 1.0, 1 / 2),
+        (16.0, 1.0, 1 / 3),  # order 4 is not believed
+        (2.0, 1.0, 1.0),  # order 1
+        (1.0, 1.0, 1.0),  # no order at all
+        (0.5, 1.0, 1.0),
+        (np.inf, 1.0, 1.0),  # the first
+        (0.0, 0.0, 0.0),
+    ],
+)
+def test_what_a_reference_has_left_to_move(before, last, left):
+    assert pilot_lib._still_to_move(before, last) == pytest.approx(left)
+
+
+def test_what_a_reference_is_off_by_is_as_reported():
+    """Of a smooth density: to a factor, and not below."""
+    model, batch, key, estimator, exact = problem(VariancePreserving(), Noise())
+    for tolerance in (1e-1, 1e-2, 1e-3):
+        _, report = Pilot(tolerance=tolerance).run(model, {}, batch, key, estimator)
+        reference = dataclasses.replace(
+            estimator, solver=Adams(steps=report.reference_evaluations - 1)
+        )
+        off = error_of(model, batch, key, reference, exact)
+        assert off <= report.reference_error <= 100 * off
 
 
 @pytest.mark.parametrize(
