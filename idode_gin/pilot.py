@@ -16,7 +16,7 @@ from idode_gin.solvers.base import AbstractSolver
 
 _FIRST_STEPS = 8
 _BETWEEN = (1.25, 1.5, 1.75)
-"""Grids tried between one that is too coarse and one of twice its steps that is fine enough."""
+"""Grids tried between one of so many steps and one of twice as many."""
 
 
 _KNOWN = 0.25
@@ -66,9 +66,9 @@ class Pilot:
 
     The same noise and probes are scored on grids of 8, 16, 32, … steps of `Adams`, until doubling
     moves the figures by less than a quarter of the tolerance: that is the reference. The solver
-    chosen is the coarsest such grid, or one in between, whose distance from it is within the
-    tolerance together with what is not known of the reference: what more doublings would move it
-    by, and a figure's rounding. All grids share one compiled program.
+    chosen is the coarsest such grid, or one in between below it, whose distance from it is within
+    the tolerance together with what is not known of the reference: what more doublings would move
+    it by, and a figure's rounding. All grids share one compiled program.
 
     Args:
         tolerance: largest mean over images of a figure's error, bits per dim.
@@ -224,11 +224,14 @@ class Pilot:
 
 
 def _coarsest(doublings: list[int], is_within: Callable[[int], bool]) -> int:
-    """The first of the grids that is within the tolerance (the last is), or one just below it."""
+    """The first of the grids that is within the tolerance (the last is), or one below it.
+
+    Below the one before it as well: where equal steps meet a period of the network, a grid is worse
+    than coarser ones beside it.
+    """
     enough = next((steps for steps in doublings[:-1] if is_within(steps)), doublings[-1])
-    if enough == doublings[0]:
-        return enough
-    between = [round(enough // 2 * factor) for factor in _BETWEEN]
+    below = [each for each in doublings if enough // 4 <= each < enough]
+    between = [round(each * factor) for each in below for factor in _BETWEEN]
     return next((steps for steps in between if is_within(steps)), enough)
 
 

@@ -98,6 +98,22 @@ def test_an_error_against_a_reference_that_is_not_known_is_not_within():
 
 
 @pytest.mark.parametrize(
+    ("within", "chosen"),
+    [
+        ({8, 16, 32, 64, 128}, 8),
+        ({12, 14, 16, 32, 64, 128}, 12),
+        ({24, 28, 64, 128}, 24),  # 32 meets a period
+        ({56, 64, 128}, 56),
+        ({12, 64, 128}, 64),  # nothing so coarse is tried
+        ({128}, 128),
+        (set(), 128),
+    ],
+)
+def test_the_coarsest_grid(within, chosen):
+    assert pilot_lib._coarsest([8, 16, 32, 64, 128], lambda steps: steps in within) == chosen
+
+
+@pytest.mark.parametrize(
     ("before", "last", "left"),
     [
         (3.0, 1.0, 1 / 2),
