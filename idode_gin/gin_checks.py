@@ -19,7 +19,6 @@ A binding that is never read this way is an error, with two exceptions:
 
 import collections
 import dataclasses
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -30,7 +29,6 @@ from idode_gin.gin_loading import MACRO, Binding, ConfigError, Key
 from idode_gin.gin_readers import Reader
 
 Scope: TypeAlias = tuple[str, ...]
-NO_READERS: Mapping[str, Sequence[Reader]] = types.MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,19 +53,15 @@ class Reach:
 
 
 def check(
-    root: Callable[..., Any],
-    bindings: Sequence[Binding],
-    known_macros: Mapping[str, Sequence[Reader]] = NO_READERS,
-    builders: Callable[[str], Sequence[str]] = lambda _: (),
+    root: Callable[..., Any], bindings: Sequence[Binding], search_paths: Sequence[str]
 ) -> Reach:
     """Checks everything that can be checked before anything is built.
 
     Args:
         root: the function that the program runs.
         bindings: everything that was read, in order, as `gin_loading.load` returns it.
-        known_macros: what building blocks may bind without its being used here, and the files
-            that read it.
-        builders: the files that could be added to have a class, by its name.
+        search_paths: folders with the gin files that there are. A building block may bind what
+            any of them reads, without its being used here.
 
     Raises:
         ConfigError: with every finding, one a line: bindings that nothing reads, macros without
@@ -78,32 +72,13 @@ def check(
     missing, missing_macros = _missing(reach, bindings)
     findings = [
         *missing_macros,
-        *_unused(root, bindings, known_macros, builders, reach),
+        *_unused(root, bindings, search_paths, reach),
         *missing,
         *_wrong_types(reach, final),
-    ]
+    ] or [*_without_effect(bindings, reach)]
     if findings:
         raise ConfigError("\n  ".join(dict.fromkeys(findings)))
     return reach
-
-
-def check_files(files: Sequence[str], bindings: Sequence[Binding], reach: Reach) -> None:
-    """Checks that every file that was asked for has a part in the run.
-
-    A building block may bind what this program does not use; one that was named for this very run
-    means to have an effect.
-
-    Raises:
-        ConfigError: naming the files of which nothing is used, and what they bind.
-    """
-    for file in dict.fromkeys(files):
-        keys = [each.key for each in bindings if each.named == file]
-        if keys and not reach.used.intersection(keys):
-            bound = ", ".join(map(str, dict.fromkeys(keys)))
-            raise ConfigError(
-                f"--gin_file={file} has no effect: as it is set up, this program reads nothing of "
-                f"what the file binds ({bound}). Leave it out, or add what reads it."
-            )
 
 
 def reachable(
@@ -204,13 +179,31 @@ def is_required(value: Any) -> bool:
     )
 
 
+def _without_effect(bindings: Sequence[Binding], reach: Reach) -> Iterable[str]:
+    """Files that were asked for and have no part in the run.
+
+    A building block may bind what this program does not use; one that was named for this very run
+    means to have an effect.
+    """
+    bound: dict[str, list[Key]] = {}
+    for each in bindings:
+        bound.setdefault(each.named, []).append(each.key)
+    for file, keys in bound.items():
+        if reach.used.isdisjoint(keys):
+            yield (
+                f"--gin_file={file} has no effect: as it is set up, this program reads nothing of "
+                f"what the file binds ({', '.join(map(str, dict.fromkeys(keys)))}). Leave it out, "
+                "or add what reads it."
+            )
+
+
 def _unused(
     root: Callable[..., Any],
     bindings: Sequence[Binding],
-    known_macros: Mapping[str, Sequence[Reader]],
-    builders: Callable[[str], Sequence[str]],
+    search_paths: Sequence[str],
     reach: Reach,
 ) -> Iterable[str]:
+    known_macros = gin_readers.macro_readers(search_paths)
     named = {each.named for each in bindings}
     last = {each.key: order for order, each in enumerate(bindings)}
     unused = {key: order for key, order in last.items() if key not in reach.used}
@@ -226,7 +219,7 @@ def _unused(
             near = _near(key, reach)
             instead = _instead(key, known_macros, {each.key: each for each in bindings}, reach)
             if key.selector != MACRO and not any(c.selector == key.selector for c in reach.calls):
-                files = builders(key.selector)
+                files = gin_readers.builders(key.selector, search_paths)
                 if files and named.isdisjoint(files):
                     near = gin_readers.none_uses(key.selector.rpartition(".")[2], files)
             if instead:  # the name is a right one: near is only what contains it
@@ -298,7 +291,7 @@ def _near(key: Key, reach: Reach) -> str:
 def _missing(reach: Reach, bindings: Sequence[Binding]) -> tuple[list[str], list[str]]:
     """Parameters without a value, all in one line; and macros that are used but never bound."""
     final = {each.key: each for each in bindings}
-    given = {each.key: each for each in bindings if not any(map(is_required, _leaves(each.value)))}
+    given = {each.key: each for each in bindings if not _is_needed(each)}
     parameters, macros, taken_back = [], [], []
     known = {key.scope for key in final if key.selector == MACRO}
     for call, keys in reach.calls.items():
@@ -306,9 +299,9 @@ def _missing(reach: Reach, bindings: Sequence[Binding]) -> tuple[list[str], list
         if call.selector == MACRO and not keys:
             macros.append(f"%{scope} is used but has no value. {checks.nearest(scope, known)}")
             continue
-        needed = [key for key in keys.values() if any(map(is_required, _leaves(final[key].value)))]
-        parameters += [f"{key} [{final[key].where}]" for key in needed]
-        taken_back += [final[key] for key in needed if key in given]
+        needed = [final[key] for key in keys.values() if _is_needed(final[key])]
+        parameters += [f"{each.key} [{each.where}]" for each in needed]
+        taken_back += [each for each in needed if each.key in given]
         if not call.deferred:
             parameters += [
                 str(Key(scope, call.selector, name))
@@ -325,6 +318,10 @@ def _missing(reach: Reach, bindings: Sequence[Binding]) -> tuple[list[str], list
             "read later wins, so name the file with the value last."
         )
     return [found], macros
+
+
+def _is_needed(binding: Binding) -> bool:
+    return any(map(is_required, _leaves(binding.value)))
 
 
 def _wrong_types(reach: Reach, final: Mapping[Key, Binding]) -> Iterable[str]:

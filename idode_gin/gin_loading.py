@@ -148,19 +148,16 @@ class _Loader:
     def __init__(self, search_paths: Sequence[str]) -> None:
         self.bindings: list[Binding] = []
         self._search_paths = search_paths
-        self._open: list[pathlib.Path] = []
-        self._named: list[str] = []
+        self._open: dict[pathlib.Path, str] = {}  # with the names they were asked for by
 
     def read_file(self, name: str) -> None:
         path = find_file(name, self._search_paths)
         if path.resolve() in self._open:
             raise ConfigError(f"{name!r} includes itself.")
-        self._open.append(path.resolve())
-        self._named.append(name)
+        self._open[path.resolve()] = name
         with open(path, encoding="utf-8") as lines:
             self._read(lines, name)
-        self._open.pop()
-        self._named.pop()
+        self._open.popitem()
 
     def read_command_line(self, text: str) -> None:
         name, _, value = text.partition("=")
@@ -198,7 +195,7 @@ class _Loader:
             selector = statement.selector if statement.arg_name else MACRO
             config.bind_parameter((key.scope, selector, key.parameter), statement.value)
             is_part = len(self._open) > 1 or re.search(r"gin_configs/(?!experiments/)", name)
-            named = self._named[0] if self._named else name
+            named = next(iter(self._open.values()), name)
             binding = Binding(key, statement.value, f"{name}{line}", bool(is_part), named)
             self.bindings.append(binding)
         elif isinstance(statement, config_parser.BlockDeclaration):

@@ -21,7 +21,7 @@ from absl import flags
 from gin import config
 
 import idode_gin
-from idode_gin import checks, gin_checks, gin_loading, gin_readers
+from idode_gin import checks, gin_checks, gin_loading
 from idode_gin.gin_loading import ConfigError
 from idode_gin.runtime import (
     agreement,
@@ -218,13 +218,7 @@ def load_and_check(
     paths = search_paths(gin_search_paths)
     bindings = gin_loading.load(gin_files, gin_bindings, paths)
     _check_root(root, bindings)
-    reach = gin_checks.check(
-        root,
-        bindings,
-        gin_readers.macro_readers(paths),
-        lambda selector: gin_readers.builders(selector, paths),
-    )
-    gin_checks.check_files(gin_files, bindings, reach)
+    reach = gin_checks.check(root, bindings, paths)
     _drop_unused(reach)
     return reach
 

@@ -54,9 +54,8 @@ class Report(NamedTuple):
     def is_within(self) -> bool:
         """Whether the error, with all that is unknown of it, is at most what was asked for."""
         is_known = self.reference_error <= _KNOWN * self.tolerance
-        return is_known and _largest(self.error, self.reference_error, self.rounding) <= (
-            self.tolerance
-        )
+        largest = _largest(self.error, self.reference_error, self.rounding)
+        return is_known and largest <= self.tolerance
 
 
 @final

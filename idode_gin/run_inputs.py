@@ -159,23 +159,12 @@ def blank_batch(model: DiffusionODE, image_shape: tuple[int, ...], size: int) ->
     }
 
 
-def settings(model: DiffusionODE, dataset: data.DatasetConfig, **others: Any) -> dict[str, Any]:
-    """What decides the course of a run, but for its images."""
-    return {
-        **described("model", model),
-        "dataset_seed": dataset.seed,
-        "shuffle": dataset.shuffle,
-        "batch_size": dataset.batch_size,
-        **others,
-    }
-
-
 def image_facts(
     split: data.ImageSplit, eval_split: data.ImageSplit | None = None
 ) -> dict[str, Any]:
     """Of the images, what decides the course of a run.
 
-    Beside its settings, this is kept in its checkpoints and compared when it is resumed.
+    Beside `Trainer.settings`, this is kept in its checkpoints and compared when it is resumed.
     """
     return {
         "dataset": str(split),

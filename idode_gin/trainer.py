@@ -211,16 +211,18 @@ class Trainer:
 
     def settings(self, model: DiffusionODE, dataset: data.DatasetConfig) -> dict[str, Any]:
         """What a run directory remembers of the configuration, and compares when it is resumed."""
-        return run_inputs.settings(
-            model,
-            dataset,
-            seed=self.seed,
-            ema_rate=self.ema_rate,
-            num_microbatches=self.num_microbatches,
+        return {
+            **run_inputs.described("model", model),
+            "dataset_seed": dataset.seed,
+            "shuffle": dataset.shuffle,
+            "batch_size": dataset.batch_size,
+            "seed": self.seed,
+            "ema_rate": self.ema_rate,
+            "num_microbatches": self.num_microbatches,
             **run_inputs.described("optimizer", self.optimizer),
             **run_inputs.described("non_finite", self.non_finite),
             **run_inputs.described("loss_spike", self.loss_spike),
-        )
+        }
 
     @property
     def transformation(self) -> optax.GradientTransformation:

@@ -106,8 +106,11 @@ def test_a_value_that_a_later_file_took_back(tmp_path: pathlib.Path) -> None:
 
 def test_missing_parameters_of_what_is_built(load: Load) -> None:
     found = error(load, "toy.main.spare = @spare/toy.Engine()\ntoy.Engine.power = %gin.REQUIRED")
-    (said,) = found
-    assert said.startswith("These need a value: Engine.power [experiment.gin:11]. ")
+    assert found == [
+        "These need a value: Engine.power [experiment.gin:11]. Engine.power had one [run.gin:13], "
+        "which experiment.gin:11 took back: what is read later wins, so name the file with the "
+        "value last."
+    ]
     found = error(load, "WHEEL = @toy.Engine()\nWHEEL/toy.Engine.fuel = 'oil'\nPOWER = 1.0")
     assert found == ["POWER is not used by anything [experiment.gin:12]. Did you mean 'FOLDER'?"]
 

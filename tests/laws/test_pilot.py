@@ -93,6 +93,7 @@ def test_an_error_against_a_reference_that_is_not_known_is_not_within():
     known = Report("a solver", 1e-3, 5e-4, 0.0, 2e-4, 65, 8)
     assert known.is_within
     assert not known._replace(reference_error=3e-4).is_within
+    assert not known._replace(error=1.1e-3).is_within
     assert not known._replace(error=8.1e-4).is_within  # 1.01e-3 with what the reference may be off
     assert not known._replace(rounding=3.1e-4).is_within  # of the reference, which nobody sees
 
@@ -230,7 +231,7 @@ def test_a_fitted_grid_needs_few_steps_where_something_happens_at_once(tolerance
     chosen, report = pilot.run(model, {}, batch, key, estimator)
     assert at_equal.is_within
     assert report.is_within
-    assert chosen.solver.steps <= plain.solver.steps / times
+    assert chosen.solver.steps + 1 <= (plain.solver.steps + 1) / times
     # What the summary tells can be bound by hand.
     assert chosen.solver == Adams(
         steps=chosen.solver.steps, spacing=Tabulated(table=report.spacing)
@@ -253,7 +254,7 @@ def test_a_fitted_grids_error_is_of_images_it_was_not_fitted_on():
     assert chosen.solver.spacing == fitted == Tabulated(table=report.spacing)
     errors = np.abs(grids({}, chosen.solver.steps, fitted) - grids({}, 256))
     assert report.error == pytest.approx(np.mean(errors[1::2]), rel=1e-9)
-    assert report.error > 1.2 * np.mean(errors[::2])
+    assert report.error > 1.2 * np.mean(errors)
     assert report.num_images == BATCH / 2
 
 
