@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import processes
-from idode_gin.runtime import augmentation, batches, data, image_cache
+from idode_gin.feed import augmentation, batches, data, image_cache
 
 KINDS = augmentation.Augmentation(channels=True)
 SHAPE = (32, 32, 3)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import processes
-from idode_gin.runtime import augmentation, batches, data, loading
+from idode_gin.feed import augmentation, batches, data, loading
 
 SHAPE = (32, 32, 3)
 BATCH = 128

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from idode_gin import eval as eval_program
-from idode_gin import gin_utils, numerics, ode, run_inputs
+from idode_gin import numerics, ode
+from idode_gin.configs import programs
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.models import DiffusionODE
+from idode_gin.runs import run_inputs
 from idode_gin.solvers.divergence import Hutchinson
 
 DEQUANTIZER = TruncatedNormal()
@@ -78,8 +80,8 @@ def load(
     file = f"gin_configs/experiments/{experiment}.gin"
     root = eval_program.evaluate
     here = [f"CHECKPOINT_PATH = {checkpoint!r}", "EVAL_OUTPUT_DIR = 'unused'"]
-    gin_utils.load_and_check(root, [file], [*here, *bindings])
-    built = gin_utils.build(root)
+    programs.load_and_check(root, [file], [*here, *bindings])
+    built = programs.build(root)
     model = built["model"]
     split = run_inputs.load(built["dataset_cfg"], model)
     restored = run_inputs.load_params(model, split.image_shape, checkpoint, use_ema=True)

@@ -15,12 +15,12 @@ import numpy as np
 
 from benchmarks.host_rk45 import HostRK45
 from benchmarks.likelihood_case import Case
-from idode_gin.density import Problem, log_density
 from idode_gin.integration_variables.base import AbstractIntegrationVariable
 from idode_gin.integration_variables.exponential import Exponential
 from idode_gin.integration_variables.gamma import Gamma
 from idode_gin.integration_variables.kappa import Kappa
 from idode_gin.integration_variables.natural import Natural
+from idode_gin.likelihood.density import Problem, log_density
 from idode_gin.solvers import adams
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.divergence import Hutchinson

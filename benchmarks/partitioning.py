@@ -11,10 +11,12 @@ from typing import Any
 
 import jax
 
+from idode_gin import types
+from idode_gin.devices import accounting
+from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.networks.unet import UNet
-from idode_gin.runtime import accounting, train_state
-from idode_gin.runtime.optimizers import AdamW
-from idode_gin.runtime.partitioning import PjitPartitioner
+from idode_gin.training import train_state
+from idode_gin.training.optimizers import AdamW
 
 MESHES = ("8x1x1", "4x2x1", "2x4x1", "1x8x1", "4x1x2", "1x4x2")
 SHAPE = (32, 32, 3)
@@ -25,7 +27,7 @@ def held(network: UNet, mesh: str) -> dict[str, int]:
     sizes = tuple(int(size) for size in mesh.split("x"))
     partitioner = PjitPartitioner(mesh_shape=sizes).without_devices()
 
-    def init() -> train_state.TrainState:
+    def init() -> types.TrainState:
         return train_state.create(network.init(jax.random.key(0), SHAPE), AdamW().build(), ())
 
     shapes = jax.eval_shape(init)

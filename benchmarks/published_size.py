@@ -33,19 +33,19 @@ import numpy as np
 
 from benchmarks.training import as_batch
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
+from idode_gin.devices import flops
 from idode_gin.encoding import Encoding
-from idode_gin.likelihood import ODELikelihood
+from idode_gin.likelihood.ode_likelihood import ODELikelihood
+from idode_gin.likelihood.pilot_grids import Grids
 from idode_gin.losses.first_order import FirstOrder
 from idode_gin.models import DiffusionODE
 from idode_gin.networks.unet import UNet
 from idode_gin.parameterizations.velocity import Velocity
-from idode_gin.pilot_grids import Grids
-from idode_gin.runtime import flops
-from idode_gin.runtime.optimizers import AdamW
 from idode_gin.schedules.time.linear import Linear
 from idode_gin.schedules.variance_preserving import VariancePreserving
 from idode_gin.time_samplers.closed_form_importance import VPVelocityImportance
-from idode_gin.trainer import Trainer
+from idode_gin.training.optimizers import AdamW
+from idode_gin.training.trainer import Trainer
 
 TARGET = 1e-3
 STEPS = (8, 16, 20, 24, 28, 32, 48, 64, 96, 128, 192, 256, 512)

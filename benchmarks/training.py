@@ -37,17 +37,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from idode_gin.devices import compilation_cache, flops
 from idode_gin.encoding import Encoding
 from idode_gin.losses.first_order import FirstOrder
 from idode_gin.losses.second_order import SecondOrder
 from idode_gin.models import DiffusionODE
 from idode_gin.networks.unet import UNet
 from idode_gin.parameterizations.velocity import Velocity
-from idode_gin.runtime import compilation_cache, flops
 from idode_gin.schedules.straight_path import StraightPath
 from idode_gin.schedules.time.linear import Linear
 from idode_gin.time_samplers.uniform import Uniform
-from idode_gin.trainer import Trainer
+from idode_gin.training.trainer import Trainer
 
 Step = Callable[[], Any]
 DEPTHS = (4, 8, 16, 32)

@@ -15,18 +15,18 @@ if __name__ == "__main__":
     # module that gin files import, not this second copy of it.
     import sys
 
-    from idode_gin.runtime import preemption
+    from idode_gin.processes import preemption
 
     with preemption.starting():
-        from idode_gin import gin_utils
+        from idode_gin.configs import programs
 
-        sys.exit(gin_utils.run("idode_gin.eval", "evaluate", __doc__))
+        sys.exit(programs.run("idode_gin.eval", "evaluate", __doc__))
 
-from idode_gin import gin_utils
-from idode_gin.evaluator import Evaluator
+from idode_gin.configs import programs
+from idode_gin.devices import compilation_cache
+from idode_gin.evaluation.evaluator import Evaluator
+from idode_gin.feed.data import DatasetConfig
 from idode_gin.models import DiffusionODE
-from idode_gin.runtime import compilation_cache
-from idode_gin.runtime.data import DatasetConfig
 
 
 def evaluate(
@@ -46,11 +46,11 @@ def evaluate(
         compilation_cache_dir: see `compilation_cache.use`.
         dry_run: only say what would be done. Set by the flag --dry_run.
     """
-    gin_utils.check_folder(evaluator.output_dir, "eval", "EVAL_OUTPUT_DIR")
+    programs.check_folder(evaluator.output_dir, "eval", "EVAL_OUTPUT_DIR")
     if dry_run:
         print(evaluator.dry_run(model, dataset_cfg))
         return
     compilation_cache.use(compilation_cache_dir)
     evaluator.check_path()
-    digest = gin_utils.write_configs(evaluator.output_dir, "EVAL_OUTPUT_DIR")
+    digest = programs.write_configs(evaluator.output_dir, "EVAL_OUTPUT_DIR")
     evaluator.run(model, dataset_cfg, digest)

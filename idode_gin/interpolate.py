@@ -12,18 +12,19 @@ if __name__ == "__main__":
     # module that gin files import, not this second copy of it.
     import sys
 
-    from idode_gin.runtime import preemption
+    from idode_gin.processes import preemption
 
     with preemption.starting():
-        from idode_gin import gin_utils
+        from idode_gin.configs import programs
 
-        sys.exit(gin_utils.run("idode_gin.interpolate", "interpolate", __doc__))
+        sys.exit(programs.run("idode_gin.interpolate", "interpolate", __doc__))
 
-from idode_gin import gin_utils
-from idode_gin.interpolator import Interpolator
+from idode_gin.checkpoints import saving
+from idode_gin.configs import programs
+from idode_gin.devices import compilation_cache
+from idode_gin.feed.data import DatasetConfig
+from idode_gin.generation.interpolator import Interpolator
 from idode_gin.models import DiffusionODE
-from idode_gin.runtime import checkpoints, compilation_cache
-from idode_gin.runtime.data import DatasetConfig
 
 
 def interpolate(
@@ -43,11 +44,11 @@ def interpolate(
         compilation_cache_dir: see `compilation_cache.use`.
         dry_run: only say what would be done. Set by the flag --dry_run.
     """
-    gin_utils.check_folder(interpolator.output_dir, "interpolate", "INTERPOLATE_OUTPUT_DIR")
+    programs.check_folder(interpolator.output_dir, "interpolate", "INTERPOLATE_OUTPUT_DIR")
     if dry_run:
         print(interpolator.dry_run(model, dataset_cfg))
         return
     compilation_cache.use(compilation_cache_dir)
-    checkpoints.find(interpolator.checkpoint_path)
-    gin_utils.write_configs(interpolator.output_dir, "INTERPOLATE_OUTPUT_DIR")
+    saving.find(interpolator.checkpoint_path)
+    programs.write_configs(interpolator.output_dir, "INTERPOLATE_OUTPUT_DIR")
     interpolator.run(model, dataset_cfg)

@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from idode_gin import latents, numerics, ode, types
+from idode_gin import numerics, ode, types
 from idode_gin.dequantizers.base import CleanEnd
 from idode_gin.encoding import Encoding
-from idode_gin.likelihood import ImageLikelihood, ODELikelihood
+from idode_gin.likelihood.ode_likelihood import ImageLikelihood, ODELikelihood
 from idode_gin.losses import base as losses
 from idode_gin.losses import bound
 from idode_gin.networks.base import AbstractNetwork
 from idode_gin.parameterizations.base import AbstractParameterization
+from idode_gin.samplers import latents
 from idode_gin.samplers.base import AbstractSampler, Samples
 from idode_gin.samplers.ode import ODESampler
 from idode_gin.schedules.base import AbstractSchedule

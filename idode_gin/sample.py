@@ -12,17 +12,18 @@ if __name__ == "__main__":
     # module that gin files import, not this second copy of it.
     import sys
 
-    from idode_gin.runtime import preemption
+    from idode_gin.processes import preemption
 
     with preemption.starting():
-        from idode_gin import gin_utils
+        from idode_gin.configs import programs
 
-        sys.exit(gin_utils.run("idode_gin.sample", "sample", __doc__))
+        sys.exit(programs.run("idode_gin.sample", "sample", __doc__))
 
-from idode_gin import gin_utils
+from idode_gin.checkpoints import saving
+from idode_gin.configs import programs
+from idode_gin.devices import compilation_cache
+from idode_gin.generation.sampler import Sampler
 from idode_gin.models import DiffusionODE
-from idode_gin.runtime import checkpoints, compilation_cache
-from idode_gin.sampler import Sampler
 
 
 def sample(
@@ -40,11 +41,11 @@ def sample(
         compilation_cache_dir: see `compilation_cache.use`.
         dry_run: only say what would be done. Set by the flag --dry_run.
     """
-    gin_utils.check_folder(sampler.output_dir, "sample", "SAMPLE_OUTPUT_DIR")
+    programs.check_folder(sampler.output_dir, "sample", "SAMPLE_OUTPUT_DIR")
     if dry_run:
         print(sampler.dry_run(model))
         return
     compilation_cache.use(compilation_cache_dir)
-    checkpoints.find(sampler.checkpoint_path)
-    gin_utils.write_configs(sampler.output_dir, "SAMPLE_OUTPUT_DIR")
+    saving.find(sampler.checkpoint_path)
+    programs.write_configs(sampler.output_dir, "SAMPLE_OUTPUT_DIR")
     sampler.run(model)

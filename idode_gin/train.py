@@ -12,26 +12,28 @@ if __name__ == "__main__":
     # module that gin files import, not this second copy of it.
     import sys
 
-    from idode_gin.runtime import preemption
+    from idode_gin.processes import preemption
 
     with preemption.starting():
-        from idode_gin import gin_utils
+        from idode_gin.configs import programs
 
-        sys.exit(gin_utils.run("idode_gin.train", "train", __doc__))
+        sys.exit(programs.run("idode_gin.train", "train", __doc__))
 
 import pathlib
 from collections.abc import Callable
 
 import optax
 
-from idode_gin import gin_utils
+from idode_gin.checkpoints.saving import CheckpointConfig
+from idode_gin.configs import programs
+from idode_gin.devices import compilation_cache
+from idode_gin.devices.partitioning import PjitPartitioner
+from idode_gin.feed.data import DatasetConfig
 from idode_gin.models import DiffusionODE
-from idode_gin.runtime import agreement, compilation_cache, processes, run_lock
-from idode_gin.runtime.checkpoints import CheckpointConfig
-from idode_gin.runtime.data import DatasetConfig
-from idode_gin.runtime.optimizers import AdamW
-from idode_gin.runtime.partitioning import PjitPartitioner
-from idode_gin.trainer import Trainer
+from idode_gin.processes import agreement, joining
+from idode_gin.runs import run_lock
+from idode_gin.training.optimizers import AdamW
+from idode_gin.training.trainer import Trainer
 
 
 def train(
@@ -79,9 +81,9 @@ def train(
         "eval_steps": eval_steps,
         "seed": random_seed,
     }
-    gin_utils.refuse_bindings(Trainer, passed_on, "those of `train` are passed on to it")
+    programs.refuse_bindings(Trainer, passed_on, "those of `train` are passed on to it")
     trainer = trainer_cls(**passed_on)
-    gin_utils.check_folder(model_dir, "train", "MODEL_DIR")
+    programs.check_folder(model_dir, "train", "MODEL_DIR")
     if dry_run:
         print(trainer.dry_run(model, train_dataset_cfg, train_eval_dataset_cfg))
         return
@@ -89,11 +91,11 @@ def train(
     if trainer.replay:
         trainer.run(model, train_dataset_cfg, train_eval_dataset_cfg)
         return
-    gin_utils.check_agreement()  # before anything is made
+    programs.check_agreement()  # before anything is made
     trainer.check_start(model)
-    if processes.index() == 0:
-        gin_utils.make_folder(model_dir, "MODEL_DIR")
-    with run_lock.held(model_dir, is_first=processes.index() == 0):
-        gin_utils.write_configs(model_dir, "MODEL_DIR")
+    if joining.index() == 0:
+        programs.make_folder(model_dir, "MODEL_DIR")
+    with run_lock.held(model_dir, is_first=joining.index() == 0):
+        programs.write_configs(model_dir, "MODEL_DIR")
         agreement.check_shared(pathlib.Path(model_dir) / "config.gin", "MODEL_DIR")
         trainer.run(model, train_dataset_cfg, train_eval_dataset_cfg)

@@ -5,7 +5,7 @@ augmented ones mirror and turn the training images, the last also shuffles their
 the network by one bit whether anything was done.
 """
 
-from idode_gin.runtime.augmentation import Augmentation
+from idode_gin.feed.augmentation import Augmentation
 from tasks.support.registration import add_task
 from tasks.support.sources import AugmentedSource, TfdsImages
 from tasks.support.variants import CIFAR10

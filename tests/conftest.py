@@ -50,7 +50,22 @@ def _prepare() -> None:
 _prepare()
 
 
-SLOWEST_FIRST = ("end_to_end", "golden", "laws", "runtime", "configs")
+SLOWEST_FIRST = (
+    "end_to_end",
+    "golden",
+    "laws",
+    "training",
+    "evaluation",
+    "checkpoints",
+    "feed",
+    "tasks",
+    "processes",
+    "devices",
+    "generation",
+    "runs",
+    "reports",
+    "configs",
+)
 
 
 REPETITIONS = (
@@ -87,17 +102,17 @@ REPETITIONS = (
     r"laws/test_sampling.py.*scoring_them_finds\[StraightPath-probes\]",
     r"laws/test_sampling.py.*in_each_variable\[(Exponential|Gamma|Natural)",
     r"laws/test_sampling.py.*back_to_their_noise\[StraightPath\]",
-    r"runtime/test_encoder.py::test_solves_that_do_not_arrive",
-    r"runtime/test_encoder.py.*another_batch_size\[(density|interpolate|noise in steps)\]",
+    r"generation/test_encoder.py::test_solves_that_do_not_arrive",
+    r"generation/test_encoder.py.*another_batch_size\[(density|interpolate|noise in steps)\]",
     r"laws/test_integration_variables.py.*exact_in_each\[.*StraightPath",
     r"laws/test_refilling.py.*agree\[(1|7|10)-",
-    r"runtime/test_evaluator.py::test_(adaptive_steps_of_a_convolutional|a_sample_does_not_see)",
-    r"runtime/test_guards.py::test_bins_",
-    r"runtime/test_partitioning.py::test_(each_device|the_mesh_changes|model_info)",
-    r"runtime/test_train_step.py.*whole_batch\[2\]",
-    r"runtime/test_trainer.py::test_(a_seed_changes_them|a_torn_row)",
-    r"runtime/test_trainer.py::test_cut_off_anywhere.*\[[2-5]-",
-    r"runtime/test_trainer.py::test_asked_to_stop_after_a_step\[[34]\]",
+    r"evaluation/test_evaluator.py::test_(adaptive_steps_of_a_convolutional|a_sample_does_not_see)",
+    r"training/test_guards.py::test_bins_",
+    r"devices/test_partitioning.py::test_(each_device|the_mesh_changes|model_info)",
+    r"training/test_train_step.py.*whole_batch\[2\]",
+    r"training/test_trainer.py::test_(a_seed_changes_them|a_torn_row)",
+    r"training/test_trainer.py::test_cut_off_anywhere.*\[[2-5]-",
+    r"training/test_trainer.py::test_asked_to_stop_after_a_step\[[34]\]",
     r"end_to_end/test_prepared_data.py.*\[cifar10, binary\]",
     r"golden/test_drift.py::test_drift_and_divergence.*\[drift_(SP_eps|VP_vel)\]",
     r"golden/test_loss.py.*\[loss_SP_vel_imp_2nd\]",
@@ -126,18 +141,18 @@ REPETITIONS = (
     r"laws/test_networks.py::test_(an_image|forward_and)_.*\[no (levels|fourier)\]",
     r"laws/test_networks.py::test_float64_throughout",
     r"laws/test_sampling.py.*closed_form_says\[(Variance\w*-[DNS]|StraightPath-[DSV])\w*\]",
-    r"runtime/test_eval_watch.py::test_compiled_once_for_all\[pilot\]",
-    r"runtime/test_guards.py::test_a_step_left_out_is_a_step_that_never_was\[1-",
-    r"runtime/test_train_step.py::test_microbatches_give_the_step_of_the_whole_batch\[4\]",
-    r"runtime/test_trainer.py::test_divergence_keeps_the_last_good_checkpoint\[(4-2|1-None)\]",
+    r"evaluation/test_eval_watch.py::test_compiled_once_for_all\[pilot\]",
+    r"training/test_guards.py::test_a_step_left_out_is_a_step_that_never_was\[1-",
+    r"training/test_train_step.py::test_microbatches_give_the_step_of_the_whole_batch\[4\]",
+    r"training/test_trainer.py::test_divergence_keeps_the_last_good_checkpoint\[(4-2|1-None)\]",
     r"golden/test_train.py.*run_in_float64\[train_VP_fast_decay_clip\]",
     r"laws/test_models.py.*equal_the_whole_batch\[SecondOrder\]",
     r"laws/test_networks.py::TestDropout::test_keyed_per_example",
     r"laws/test_networks.py::test_forward_and_.*\[in loops\]",
     r"laws/test_networks.py::test_initial_.*\[plain\]",
     r"laws/test_pilot.py::test_what_coarse_arithmetic_does_is_measured_and_refused\[given\]",
-    r"runtime/test_prepare.py::test_cifar10_lies_.*\[cifar10_binary\]",
-    r"runtime/test_prepare_process.py::test_stopped_half_way\[9\]",
+    r"tasks/test_prepare.py::test_cifar10_lies_.*\[cifar10_binary\]",
+    r"tasks/test_prepare_process.py::test_stopped_half_way\[9\]",
 )
 
 

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import optax
 
 from idode_gin import checks
+from idode_gin.checkpoints import restoring, saving
 from idode_gin.interop import official
-from idode_gin.runtime import checkpoint_restoring, checkpoints, optimizers, train_state
+from idode_gin.training import optimizers, train_state
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +54,7 @@ def convert(source: str | pathlib.Path, output: str | pathlib.Path) -> pathlib.P
         ValueError: if there is no such file, or `output` holds checkpoints.
         OSError: where the disk refuses.
     """
-    if steps := checkpoints.saved_steps(output):
+    if steps := saving.saved_steps(output):
         raise ValueError(
             f"{output} holds checkpoints already (steps {steps}). Name another folder."
         )
@@ -66,10 +67,10 @@ def convert(source: str | pathlib.Path, output: str | pathlib.Path) -> pathlib.P
         ema=ema,
         opt_state=_with_moments(state.opt_state, found["opt_state"]),
     )
-    facts = {"converted_from": str(source), checkpoint_restoring.ACCUMULATION: "1"}
-    with checkpoints.Checkpoints(output, checkpoints.CheckpointConfig(), facts) as saved:
+    facts = {"converted_from": str(source), restoring.ACCUMULATION: "1"}
+    with saving.Checkpoints(output, saving.CheckpointConfig(), facts) as saved:
         saved.save(state)
-    return checkpoints.find(output)
+    return saving.find(output)
 
 
 def _with_moments(opt_state: optax.OptState, adam: dict) -> optax.OptState:

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from idode_gin import checks, numerics, parity, types
+from idode_gin import checks, numerics, types
 from idode_gin.dequantizers.base import AbstractDequantizer, CleanEnd
 from idode_gin.dequantizers.uniform import Uniform
 from idode_gin.dequantizers.variational import Variational
+from idode_gin.evaluation import parity
 from idode_gin.interop import official_parity
-from idode_gin.likelihood import ODELikelihood, draw_keys
+from idode_gin.likelihood.ode_likelihood import ODELikelihood, draw_keys
 from idode_gin.models import DiffusionODE
 
 REPEATS = "repeats_averaged"

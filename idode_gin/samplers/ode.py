@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Integer
 
 from idode_gin import checks, numerics, ode, types
-from idode_gin.density import Problem
 from idode_gin.dequantizers.base import CleanEnd
 from idode_gin.integration_variables import base as variables
 from idode_gin.integration_variables.exponential import Exponential
+from idode_gin.likelihood.density import Problem
 from idode_gin.samplers import base
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.base import AbstractSolver, Solution

@@ -20,7 +20,7 @@ from tasks.prepare.datasets import Dataset
 from tasks.prepare.refusals import SourceError, TargetError
 
 if TYPE_CHECKING:
-    from idode_gin.runtime.image_fingerprints import ImageFingerprint
+    from idode_gin.feed.image_fingerprints import ImageFingerprint
     from tasks.prepare.records import Source
     from tasks.prepare.tfrecords import ReadySource
 

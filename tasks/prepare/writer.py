@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from idode_gin.runtime.image_fingerprints import Fingerprinter, ImageFingerprint
+from idode_gin.feed.image_fingerprints import Fingerprinter, ImageFingerprint
 from tasks.prepare import png, tfrecords
 from tasks.prepare.progress import Progress
 from tasks.prepare.records import Record, Source, check_size

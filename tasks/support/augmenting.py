@@ -1,6 +1,6 @@
 """Random flips, rotations and channel orders for seqio's users, in TensorFlow.
 
-Means what `idode_gin.runtime.augmentation` means, whose own feed it does not serve: there an image
+Means what `idode_gin.feed.augmentation` means, whose own feed it does not serve: there an image
 is augmented by its place and epoch, here by the seeds that seqio hands to a preprocessor.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from idode_gin.runtime.augmentation import Augmentation, channel_orders
+from idode_gin.feed.augmentation import Augmentation, channel_orders
 from tasks.support.sources import AUGMENT
 
 Example = dict[str, tf.Tensor]
@@ -63,7 +63,7 @@ def augment_example(augmentation: Augmentation, image: tf.Tensor, seed: tf.Tenso
 
 
 def apply(image: tf.Tensor, flip: tf.Tensor, turns: tf.Tensor, order: tf.Tensor) -> tf.Tensor:
-    """One augmented image `[H, W, C]`: the codes of `idode_gin.runtime.augmentation.Codes`.
+    """One augmented image `[H, W, C]`: the codes of `idode_gin.feed.augmentation.Codes`.
 
     Args:
         image: `[H, W, C]`; square if it is turned.

@@ -17,7 +17,7 @@ import seqio
 import tensorflow as tf
 from PIL import Image
 
-from idode_gin.runtime.image_fingerprints import ImageFingerprint
+from idode_gin.feed.image_fingerprints import ImageFingerprint
 from tasks.support import depth
 from tasks.support.sources import digest, file_facts, with_static_shape
 from tasks.support.tfds_files import INFO, TfdsFiles

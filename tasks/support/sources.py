@@ -25,8 +25,8 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from idode_gin.runtime.augmentation import Augmentation
-from idode_gin.runtime.image_fingerprints import ImageFingerprint
+from idode_gin.feed.augmentation import Augmentation
+from idode_gin.feed.image_fingerprints import ImageFingerprint
 from tasks.support import variants
 from tasks.support.tfds_files import DESCRIPTION, TfdsFiles
 

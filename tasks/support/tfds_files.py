@@ -10,7 +10,7 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from idode_gin.runtime.image_fingerprints import ImageFingerprint
+from idode_gin.feed.image_fingerprints import ImageFingerprint
 from tasks.prepare.writer import FINGERPRINT
 
 INFO = "dataset_info.json"

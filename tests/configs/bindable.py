@@ -14,10 +14,10 @@ from typing import Any
 import idode_gin
 from idode_gin import encode as encode_program
 from idode_gin import eval as eval_program
-from idode_gin import gin_types
 from idode_gin import interpolate as interpolate_program
 from idode_gin import sample as sample_program
 from idode_gin import train as train_program
+from idode_gin.configs import value_types
 
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGE = idode_gin.__name__
@@ -34,7 +34,7 @@ _NAME = re.compile(r"\b(\w+)\.(\w+)\b")
 
 def fields(target: Callable[..., Any]) -> list[str]:
     """The parameters that gin can bind."""
-    return list(gin_types.parameters(target))
+    return list(value_types.parameters(target))
 
 
 @functools.cache
@@ -54,7 +54,7 @@ def targets() -> list[Callable[..., Any]]:
         if target in found:
             continue
         found[target] = None
-        for parameter in gin_types.parameters(target).values():
+        for parameter in value_types.parameters(target).values():
             for each in _classes(parameter.annotation):
                 waiting += _fulfilling(each)
     return sorted(found, key=name)

@@ -15,36 +15,31 @@ import tiny
 from effects import Case, Later, Refused, Room
 from effects_runtime import stand_in_for_wandb
 
-from idode_gin import eval_pilot, image_loop, run_inputs, run_outputs
+from idode_gin.checkpoints import saving
+from idode_gin.checkpoints.saving import CheckpointConfig, SaveCheckpointConfig
+from idode_gin.checkpoints.series import All
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.dequantizers.uniform import Uniform
-from idode_gin.encoder import Encoder
-from idode_gin.evaluator import Evaluator
+from idode_gin.devices.partitioning import PjitPartitioner
+from idode_gin.evaluation import pilot_run
+from idode_gin.evaluation.evaluator import Evaluator
+from idode_gin.feed import batches, loading
+from idode_gin.generation.encoder import Encoder
+from idode_gin.generation.interpolator import Interpolator
+from idode_gin.generation.sampler import Sampler
 from idode_gin.interop.official_evaluation import OfficialParity
-from idode_gin.interpolator import Interpolator
-from idode_gin.likelihood import ODELikelihood
+from idode_gin.likelihood.ode_likelihood import ODELikelihood
+from idode_gin.likelihood.pilot import Pilot, Report
 from idode_gin.losses.bound import VariationalBound
-from idode_gin.pilot import Pilot, Report
-from idode_gin.runtime import (
-    bad_steps,
-    batches,
-    checkpoints,
-    guards,
-    loading,
-    profiling,
-    programs,
-)
-from idode_gin.runtime.checkpoint_series import All
-from idode_gin.runtime.checkpoints import CheckpointConfig, SaveCheckpointConfig
-from idode_gin.runtime.optimizers import AdamW
-from idode_gin.runtime.partitioning import PjitPartitioner
-from idode_gin.runtime.wandb_writer import WandB
-from idode_gin.sampler import Sampler
+from idode_gin.reports.wandb_writer import WandB
+from idode_gin.runs import image_loop, run_inputs
 from idode_gin.samplers.ode import ODESampler
 from idode_gin.solvers.divergence import Exact, Hutchinson
 from idode_gin.solvers.fixed_grid import FixedGrid
 from idode_gin.solvers.probes import Gaussian
-from idode_gin.trainer import Trainer
+from idode_gin.training import bad_steps, guards, profiling, programs, run_outputs
+from idode_gin.training.optimizers import AdamW
+from idode_gin.training.trainer import Trainer
 
 MODEL = tiny.model(image_shape=tiny.SHAPE)
 STEPS = FixedGrid(steps=2)
@@ -109,10 +104,10 @@ def with_checkpoint(room: Room) -> None:
 
     def load_params(model: Any, shape: Any, path: str, use_ema: bool, *_: Any) -> Any:
         params = model.init(jax.random.key(len(path) + use_ema), shape)
-        return checkpoints.RestoredParams(params, 3, pathlib.Path(path), {})
+        return saving.RestoredParams(params, 3, pathlib.Path(path), {})
 
     room.patch.setattr(run_inputs, "load_params", load_params)
-    room.patch.setattr(checkpoints, "find", pathlib.Path)
+    room.patch.setattr(saving, "find", pathlib.Path)
 
 
 def results(run: Callable[[], Any], room: Room) -> Any:
@@ -154,7 +149,7 @@ def piloted(pilot: Pilot, _: Room) -> Any:
     """What is chosen and found for a likelihood."""
     estimator = ODELikelihood(dequantizer=TruncatedNormal(), divergence=Exact())
     params = MODEL.init(jax.random.key(0), tiny.SHAPE)
-    run = eval_pilot.runner(pilot, MODEL, tiny.split(), lambda _: jax.random.key(0))
+    run = pilot_run.runner(pilot, MODEL, tiny.split(), lambda _: jax.random.key(0))
     found = run(params, "tn", estimator)[1]
     return found.solver, found.error, found.bias, found.reference_evaluations
 

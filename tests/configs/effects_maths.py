@@ -13,7 +13,7 @@ from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.dequantizers.uniform import Uniform as UniformNoise
 from idode_gin.encoding import Encoding
 from idode_gin.integration_variables.kappa import Kappa
-from idode_gin.likelihood import ODELikelihood
+from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.losses.discrete_time import DiscreteTime
 from idode_gin.losses.second_order import SecondOrder

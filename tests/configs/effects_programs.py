@@ -10,19 +10,21 @@ from effects_loops import DRAW, ENCODE, INTERPOLATE, MODEL, SCORE
 
 from idode_gin import encode as encode_program
 from idode_gin import eval as eval_program
-from idode_gin import gin_utils
 from idode_gin import interpolate as interpolate_program
 from idode_gin import sample as sample_program
 from idode_gin import train as train_program
-from idode_gin.encoder import Encoder
-from idode_gin.evaluator import Evaluator
-from idode_gin.interpolator import Interpolator
-from idode_gin.runtime import agreement, checkpoints, compilation_cache
-from idode_gin.runtime.checkpoints import CheckpointConfig, SaveCheckpointConfig
-from idode_gin.runtime.optimizers import AdamW
-from idode_gin.runtime.partitioning import PjitPartitioner
-from idode_gin.sampler import Sampler
-from idode_gin.trainer import Trainer
+from idode_gin.checkpoints import saving
+from idode_gin.checkpoints.saving import CheckpointConfig, SaveCheckpointConfig
+from idode_gin.configs import programs
+from idode_gin.devices import compilation_cache
+from idode_gin.devices.partitioning import PjitPartitioner
+from idode_gin.evaluation.evaluator import Evaluator
+from idode_gin.generation.encoder import Encoder
+from idode_gin.generation.interpolator import Interpolator
+from idode_gin.generation.sampler import Sampler
+from idode_gin.processes import agreement
+from idode_gin.training.optimizers import AdamW
+from idode_gin.training.trainer import Trainer
 
 
 def passed_on(program: Callable[[], None], room: Room) -> str:
@@ -34,9 +36,9 @@ def passed_on(program: Callable[[], None], room: Room) -> str:
     for loop in (Trainer, Evaluator, Sampler, Encoder, Interpolator):
         for method in ("run", "dry_run"):
             room.patch.setattr(loop, method, lambda *given, n=method: told.append(f"{n} {given}"))
-    room.patch.setattr(gin_utils, "refuse_bindings", lambda *_: None)
-    room.patch.setattr(gin_utils, "write_configs", lambda *_: None)
-    room.patch.setattr(checkpoints, "find", pathlib.Path)
+    room.patch.setattr(programs, "refuse_bindings", lambda *_: None)
+    room.patch.setattr(programs, "write_configs", lambda *_: None)
+    room.patch.setattr(saving, "find", pathlib.Path)
     room.patch.setattr(agreement, "check_shared", lambda *_: None)
     room.patch.setattr(compilation_cache, "use", lambda folder: told.append(f"cache {folder}"))
     program()

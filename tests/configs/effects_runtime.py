@@ -21,28 +21,24 @@ from effects import Case, Refused, Room
 from PIL import Image
 
 from idode_gin import checks
-from idode_gin.runtime import (
-    batches,
-    checkpoint_files,
-    checkpoint_series,
-    guards,
-    loading,
-    partitioning,
-    profiling,
-    train_state,
-)
-from idode_gin.runtime.augmentation import Augmentation, BitPerKind
-from idode_gin.runtime.checkpoint_series import Watch
-from idode_gin.runtime.checkpoints import (
+from idode_gin.checkpoints import files
+from idode_gin.checkpoints import series as checkpoint_series
+from idode_gin.checkpoints.saving import (
     CheckpointConfig,
     Checkpoints,
     RestoreCheckpointConfig,
     SaveCheckpointConfig,
 )
-from idode_gin.runtime.data import DatasetConfig, ImageSplit
-from idode_gin.runtime.optimizers import AdamW
-from idode_gin.runtime.partitioning import PjitPartitioner
-from idode_gin.runtime.wandb_writer import WandB
+from idode_gin.checkpoints.series import Watch
+from idode_gin.devices import partitioning
+from idode_gin.devices.partitioning import PjitPartitioner
+from idode_gin.feed import batches, loading
+from idode_gin.feed.augmentation import Augmentation, BitPerKind
+from idode_gin.feed.data import DatasetConfig, ImageSplit
+from idode_gin.reports.wandb_writer import WandB
+from idode_gin.training import guards, profiling, train_state
+from idode_gin.training.optimizers import AdamW
+from idode_gin.types import TrainState
 
 SAVED_STEPS = [2, 4, 6, 8, 10, 12]
 
@@ -74,11 +70,11 @@ def placed(partitioner: PjitPartitioner, _: Room) -> Any:
 def kept(config: SaveCheckpointConfig, room: Room) -> Any:
     """Which steps are saved, and which of some saved ones are deleted; step 6 is the best."""
     saved = Checkpoints(room.folder, CheckpointConfig(save=config), {})
-    doomed = checkpoint_files.doomed(SAVED_STEPS, config, lambda step: abs(step - 6.0))
+    doomed = files.doomed(SAVED_STEPS, config, lambda step: abs(step - 6.0))
     return [saved.is_due(step) for step in range(13)], np.asarray(doomed)
 
 
-def state_of(step: int) -> train_state.TrainState:
+def state_of(step: int) -> TrainState:
     """As after `step` steps of training, with every leaf another one."""
     params = {"a": jnp.full(2, 1.0 + step), "b": jnp.full(3, 2.0 + step)}
     state = train_state.create(params, AdamW().build(), ("loss",))

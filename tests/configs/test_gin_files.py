@@ -13,17 +13,14 @@ from gin import config
 
 from idode_gin import encode as encode_program
 from idode_gin import eval as eval_program
-from idode_gin import gin_checks, gin_types, gin_utils
 from idode_gin import interpolate as interpolate_program
 from idode_gin import sample as sample_program
 from idode_gin import train as train_program
-from idode_gin.gin_loading import MACRO, ConfigError
+from idode_gin.checkpoints.series import All, Watch
+from idode_gin.configs import binding_checks, programs, value_types
+from idode_gin.configs.loading import MACRO, ConfigError
 from idode_gin.networks.unet import UNet
-from idode_gin.runtime.checkpoint_series import All, Watch
-from idode_gin.runtime.guards import LossSpike, Skip
-from idode_gin.runtime.optimizers import AdamW
-from idode_gin.runtime.profiling import ProfileWindow
-from idode_gin.runtime.wandb_writer import WandB
+from idode_gin.reports.wandb_writer import WandB
 from idode_gin.samplers.ancestral import Ancestral
 from idode_gin.samplers.dpm_solver import DPMSolverPlusPlus
 from idode_gin.samplers.heun import Heun
@@ -32,7 +29,10 @@ from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.divergence import Exact, Hutchinson
 from idode_gin.solvers.fixed_grid import FixedGrid
-from idode_gin.trainer import Trainer
+from idode_gin.training.guards import LossSpike, Skip
+from idode_gin.training.optimizers import AdamW
+from idode_gin.training.profiling import ProfileWindow
+from idode_gin.training.trainer import Trainer
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = ROOT / "gin_configs"
@@ -92,17 +92,17 @@ COMBINATIONS = [
 ]
 
 
-def load_experiment(name: str, *bindings: str) -> tuple[gin_checks.Reach, Callable[..., Any]]:
+def load_experiment(name: str, *bindings: str) -> tuple[binding_checks.Reach, Callable[..., Any]]:
     root = PROGRAMS[EXPERIMENTS[name]]
     file = f"gin_configs/experiments/{name}.gin"
-    return gin_utils.load_and_check(root, [file], bindings), root
+    return programs.load_and_check(root, [file], bindings), root
 
 
-def assert_static_equals_dynamic(reach: gin_checks.Reach, root: Callable[..., Any]) -> None:
+def assert_static_equals_dynamic(reach: binding_checks.Reach, root: Callable[..., Any]) -> None:
     """Builds, and compares every call and every bound parameter with gin's own books."""
     with config._OPERATIVE_CONFIG_LOCK:
         config._OPERATIVE_CONFIG.clear()
-    arguments = gin_utils.build(root)
+    arguments = programs.build(root)
     if "trainer_cls" in arguments:
         arguments["trainer_cls"](model_dir="m", train_steps=1)
     found = {
@@ -133,7 +133,7 @@ def test_combination_passes_and_static_analysis_agrees_with_gin(
     for macro in REQUIRES.get(task, set()) - ({"DATA_PATH"} if run == "sample" else set()):
         lines.append(f"{macro} = {ANSWERS[macro]}\n")
     (tmp_path / "whole.gin").write_text("".join(lines) + SETTINGS[run])
-    reach = gin_utils.load_and_check(PROGRAMS[run], [str(tmp_path / "whole.gin")])
+    reach = programs.load_and_check(PROGRAMS[run], [str(tmp_path / "whole.gin")])
     assert_static_equals_dynamic(reach, PROGRAMS[run])
 
 
@@ -144,19 +144,19 @@ def test_every_bound_parameter_has_an_annotation_to_check(name: str) -> None:
         if call.selector == MACRO:
             continue
         target = config._REGISTRY[call.selector].wrapped
-        assert gin_types.result_type(target) is not gin_types.UNKNOWN, call
+        assert value_types.result_type(target) is not value_types.UNKNOWN, call
         for parameter in keys:
-            known = gin_types.parameters(target)[parameter].annotation
-            assert known is not gin_types.UNKNOWN, (call, parameter)
+            known = value_types.parameters(target)[parameter].annotation
+            assert known is not value_types.UNKNOWN, (call, parameter)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_config_text_repeats_the_experiment(name: str, tmp_path: pathlib.Path) -> None:
     _, root = load_experiment(name)
-    expected = gin_utils.build(root)
+    expected = programs.build(root)
     (tmp_path / "config.gin").write_text(config.config_str())
-    gin_utils.load_and_check(root, [str(tmp_path / "config.gin")])
-    found = gin_utils.build(root)
+    programs.load_and_check(root, [str(tmp_path / "config.gin")])
+    found = programs.build(root)
     for each in (expected, found):
         each.pop("trainer_cls", None)
     assert found == expected
@@ -188,7 +188,7 @@ def test_several_ways_to_bind_on_the_command_line() -> None:
         "OPTIMIZER = @AdamW()",
     ]
     load_experiment("digits", *bindings)
-    arguments = gin_utils.build(train_program.train)
+    arguments = programs.build(train_program.train)
     assert arguments["model"].network.channels == 16
     assert arguments["train_dataset_cfg"].shuffle is False
     assert arguments["train_eval_dataset_cfg"].shuffle is True
@@ -240,8 +240,8 @@ def test_objective_and_task_can_be_swapped_by_a_later_file() -> None:
     files = [
         f"gin_configs/{each}.gin" for each in ("experiments/digits", "objectives/sp_noise_uniform")
     ]
-    gin_utils.load_and_check(train_program.train, files)
-    model = gin_utils.build(train_program.train)["model"]
+    programs.load_and_check(train_program.train, files)
+    model = programs.build(train_program.train)["model"]
     assert type(model.schedule).__name__ == "StraightPath"
     assert type(model.parameterization).__name__ == "Noise"
 
@@ -259,9 +259,9 @@ def test_solver_can_be_swapped_by_a_later_file(experiment: str, solver: str) -> 
     parts = [f"experiments/{experiment}", f"solvers/{solver}"]
     root = PROGRAMS[EXPERIMENTS[experiment]]
     files = [f"gin_configs/{each}.gin" for each in parts]
-    reach = gin_utils.load_and_check(root, files)
+    reach = programs.load_and_check(root, files)
     assert_static_equals_dynamic(reach, root)
-    arguments = gin_utils.build(root)
+    arguments = programs.build(root)
     if experiment == "digits_eval":
         found = {each.solver for each in arguments["evaluator"].likelihoods.values()}
     else:
@@ -288,9 +288,9 @@ def test_sampler_can_be_swapped_by_a_later_file(name: str, expected: object) -> 
     files = [
         f"gin_configs/{each}.gin" for each in ("experiments/digits_sample", f"samplers/{name}")
     ]
-    reach = gin_utils.load_and_check(sample_program.sample, files)
+    reach = programs.load_and_check(sample_program.sample, files)
     assert_static_equals_dynamic(reach, sample_program.sample)
-    assert gin_utils.build(sample_program.sample)["sampler"].method == expected
+    assert programs.build(sample_program.sample)["sampler"].method == expected
 
 
 @pytest.mark.parametrize(("name", "expected"), [("exact", Exact()), ("hutchinson", Hutchinson())])
@@ -298,9 +298,9 @@ def test_divergence_can_be_swapped_by_a_later_file(name: str, expected: object) 
     files = [
         f"gin_configs/{each}.gin" for each in ("experiments/digits_eval", f"divergences/{name}")
     ]
-    reach = gin_utils.load_and_check(eval_program.evaluate, files)
+    reach = programs.load_and_check(eval_program.evaluate, files)
     assert_static_equals_dynamic(reach, eval_program.evaluate)
-    evaluator = gin_utils.build(eval_program.evaluate)["evaluator"]
+    evaluator = programs.build(eval_program.evaluate)["evaluator"]
     assert {each.divergence for each in evaluator.likelihoods.values()} == {expected}
 
 
@@ -309,11 +309,11 @@ def test_divergence_can_be_swapped_by_a_later_file(name: str, expected: object) 
 )
 def test_checkpoints_can_be_chosen_by_a_later_file(files: list[str], expected: object) -> None:
     parts = ["experiments/digits_eval", *(f"checkpoints/{each}" for each in files)]
-    reach = gin_utils.load_and_check(
+    reach = programs.load_and_check(
         eval_program.evaluate, [f"gin_configs/{each}.gin" for each in parts]
     )
     assert_static_equals_dynamic(reach, eval_program.evaluate)
-    assert gin_utils.build(eval_program.evaluate)["evaluator"].checkpoints == expected
+    assert programs.build(eval_program.evaluate)["evaluator"].checkpoints == expected
 
 
 @pytest.mark.parametrize(
@@ -327,8 +327,8 @@ def test_checkpoints_can_be_chosen_by_a_later_file(files: list[str], expected: o
 )
 def test_guards_and_watching_by_a_later_file(file: str, field: str, expected: object) -> None:
     files = ["gin_configs/experiments/digits.gin", f"gin_configs/{file}.gin"]
-    reach = gin_utils.load_and_check(train_program.train, files)
-    trainer = gin_utils.build(train_program.train)["trainer_cls"](model_dir="m", train_steps=20)
+    reach = programs.load_and_check(train_program.train, files)
+    trainer = programs.build(train_program.train)["trainer_cls"](model_dir="m", train_steps=20)
     assert getattr(trainer, field) == expected
     assert {key.selector.split(".")[-1] for key in reach.used} >= {"Trainer"}
 
@@ -337,10 +337,10 @@ def test_watching_with_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))
     files = ["gin_configs/experiments/digits.gin", "gin_configs/watching/wandb.gin"]
     with pytest.raises(ConfigError, match="WANDB_PROJECT"):
-        gin_utils.load_and_check(train_program.train, files)
+        programs.load_and_check(train_program.train, files)
     bindings = ["WANDB_PROJECT = 'mine'", "Trainer.peak_flops = {'cpu': {'float32': 1e11}}"]
-    gin_utils.load_and_check(train_program.train, files, [*bindings, "WandB.name = 'first'"])
-    trainer = gin_utils.build(train_program.train)["trainer_cls"](model_dir="m", train_steps=20)
+    programs.load_and_check(train_program.train, files, [*bindings, "WandB.name = 'first'"])
+    trainer = programs.build(train_program.train)["trainer_cls"](model_dir="m", train_steps=20)
     assert trainer.wandb == WandB(project="mine", name="first")
     assert trainer.peak_flops == {"cpu": {"float32": 1e11}}
 
@@ -348,7 +348,7 @@ def test_watching_with_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("run", PROGRAMS)
 def test_run_alone_lists_what_it_needs(run: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        gin_utils.load_and_check(PROGRAMS[run], [f"gin_configs/runs/{run}.gin"])
+        programs.load_and_check(PROGRAMS[run], [f"gin_configs/runs/{run}.gin"])
     message = str(caught.value)
     assert message.startswith("These need a value: ")
     needed = {"NETWORK", "NUM_LEVELS", "SCHEDULE", "PARAMETERIZATION", "TIME_SAMPLER", "LOSS"}
@@ -388,14 +388,14 @@ def test_files_of_a_folder_define_the_same_macros(folder: str) -> None:
         run = "gin_configs/runs/train.gin"
         part = f"gin_configs/{folder}/{name}.gin"
         with pytest.raises(ConfigError) as caught:
-            gin_utils.load_and_check(train_program.train, [run, part])
+            programs.load_and_check(train_program.train, [run, part])
         missing = set(re.findall(r"[A-Z_]{4,}", str(caught.value)))
         assert missing & (DEFINES[folder] | {"DATA_PATH"}) == REQUIRES.get(name, set())
 
 
 def test_published_numbers() -> None:
     load_experiment("digits", "LEARNING_RATE = 2e-4", "EMA_RATE = 0.9999")
-    arguments = gin_utils.build(train_program.train)
+    arguments = programs.build(train_program.train)
     assert arguments["optimizer"] == AdamW(
         learning_rate=2e-4, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.01, warmup_steps=100
     )
@@ -413,5 +413,5 @@ def test_published_numbers() -> None:
         ),
     }.items():
         files = ["gin_configs/experiments/digits.gin", f"gin_configs/models/{name}.gin"]
-        gin_utils.load_and_check(train_program.train, files)
-        assert gin_utils.build(train_program.train)["model"].network == expected
+        programs.load_and_check(train_program.train, files)
+        assert programs.build(train_program.train)["model"].network == expected

@@ -7,8 +7,8 @@ import pytest
 import toy_files
 from gin import config
 
-from idode_gin import gin_loading
-from idode_gin.gin_loading import ConfigError
+from idode_gin.configs import loading
+from idode_gin.configs.loading import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -20,14 +20,14 @@ def error(folder: pathlib.Path, text: str, bindings: tuple[str, ...] = ()) -> st
     """The message of the ConfigError that a file of this text ends in."""
     (folder / "wrong.gin").write_text(text)
     with pytest.raises((ConfigError, SyntaxError)) as caught:
-        gin_loading.load(["wrong.gin"], bindings, [str(folder)])
+        loading.load(["wrong.gin"], bindings, [str(folder)])
     return str(caught.value)
 
 
 def test_binds_what_gin_itself_would_bind(tmp_path: pathlib.Path) -> None:
     toy_files.write(tmp_path)
     bindings = ["STEPS = 11", "Wheel.grip = 0.25"]
-    gin_loading.load(["experiment.gin"], bindings, [str(tmp_path)])
+    loading.load(["experiment.gin"], bindings, [str(tmp_path)])
     ours = config.config_str()
     config.clear_config()
     gin.add_config_file_search_path(str(tmp_path))
@@ -38,7 +38,7 @@ def test_binds_what_gin_itself_would_bind(tmp_path: pathlib.Path) -> None:
 
 def test_remembers_where_and_in_what_order(tmp_path: pathlib.Path) -> None:
     toy_files.write(tmp_path)
-    bindings = gin_loading.load(["experiment.gin"], ["STEPS = 11"], [str(tmp_path)])
+    bindings = loading.load(["experiment.gin"], ["STEPS = 11"], [str(tmp_path)])
     steps = [each for each in bindings if str(each.key) == "STEPS"]
     assert [each.where for each in steps] == ["run.gin:5", "experiment.gin:6", "--gin.STEPS=11"]
     assert [each.value for each in steps[1:]] == [10, 11]
@@ -48,7 +48,7 @@ def test_remembers_where_and_in_what_order(tmp_path: pathlib.Path) -> None:
 def test_later_file_wins(tmp_path: pathlib.Path) -> None:
     toy_files.write(tmp_path)
     (tmp_path / "later.gin").write_text("STEPS = 3")
-    gin_loading.load(["experiment.gin", "later.gin"], [], [str(tmp_path)])
+    loading.load(["experiment.gin", "later.gin"], [], [str(tmp_path)])
     assert gin.query_parameter("STEPS/gin.macro.value") == 3
 
 
@@ -58,18 +58,18 @@ def test_first_search_path_wins_for_includes_too(tmp_path: pathlib.Path) -> None
         folder.mkdir()
         (folder / "part.gin").write_text(f"STEPS = {steps}")
     (ours / "whole.gin").write_text("include 'part.gin'")
-    gin_loading.load(["whole.gin"], [], [str(users), str(ours)])
+    loading.load(["whole.gin"], [], [str(users), str(ours)])
     assert gin.query_parameter("STEPS/gin.macro.value") == 2
 
 
 def test_missing_file_names_folders_and_nearest(tmp_path: pathlib.Path) -> None:
     toy_files.write(tmp_path)
     with pytest.raises(ConfigError) as caught:
-        gin_loading.load(["experimnt.gin"], [], [str(tmp_path)])
+        loading.load(["experimnt.gin"], [], [str(tmp_path)])
     assert str(tmp_path) in str(caught.value)
     assert "Did you mean 'experiment.gin'?" in str(caught.value)
     with pytest.raises(ConfigError, match=r"Did you mean 'gin_configs/models/unet_tiny.gin'\?"):
-        gin_loading.load(["models/unet_tiny.gin"], [], [str(pathlib.Path(__file__).parents[2])])
+        loading.load(["models/unet_tiny.gin"], [], [str(pathlib.Path(__file__).parents[2])])
 
 
 def test_missing_include_names_the_file_that_wants_it(tmp_path: pathlib.Path) -> None:
@@ -160,7 +160,7 @@ B = @right_hand.Glove()
     message = error(tmp_path, text, ("Glove.size=2",))
     assert "'Glove' means more than one thing. Write left_hand.Glove or right_hand" in message
     config.clear_config()
-    bindings = gin_loading.load(["wrong.gin"], ["left_hand.Glove.size=2"], [str(tmp_path)])
+    bindings = loading.load(["wrong.gin"], ["left_hand.Glove.size=2"], [str(tmp_path)])
     assert str(bindings[-1].key) == "left_hand.Glove.size"
 
 
@@ -173,7 +173,7 @@ def test_module_that_cannot_be_imported_tells_why(tmp_path: pathlib.Path, monkey
 
 def test_a_folder_searched_twice_is_listed_once(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        gin_loading.load(["a.gin"], [], [str(tmp_path), f"{tmp_path}/../{tmp_path.name}"])
+        loading.load(["a.gin"], [], [str(tmp_path), f"{tmp_path}/../{tmp_path.name}"])
     assert str(caught.value).count(f"{tmp_path}") == 1
 
 
@@ -190,14 +190,14 @@ def test_class_that_no_file_imports_comes_with_the_lines_that_do(tmp_path: pathl
         assert third == "PARAMETERIZATION = @score.Score()"
     (tmp_path / "lines.gin").write_text(f"{first}\n{second}\n{third}\n")
     config.clear_config()
-    (binding,) = gin_loading.load(["lines.gin"], [], [str(tmp_path)])
+    (binding,) = loading.load(["lines.gin"], [], [str(tmp_path)])
     assert str(binding.value) == third.partition(" = ")[2]
 
 
 def test_modules_are_searched_by_the_name_they_are_written_with() -> None:
-    assert gin_loading.modules_that_define("uniform.Uniform") == [
+    assert loading.modules_that_define("uniform.Uniform") == [
         "idode_gin.dequantizers.uniform",
         "idode_gin.time_samplers.uniform",
     ]
-    assert gin_loading.modules_that_define("trainer.Trainer") == ["idode_gin.trainer"]
-    assert gin_loading.modules_that_define("NoSuchName") == []
+    assert loading.modules_that_define("trainer.Trainer") == ["idode_gin.training.trainer"]
+    assert loading.modules_that_define("NoSuchName") == []

@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple, Optional, TypeVar, Union
 
 import pytest
 
-from idode_gin import gin_types
-from idode_gin.gin_types import Built, Named
+from idode_gin.configs import value_types
+from idode_gin.configs.value_types import Built, Named
 
 T = TypeVar("T")
 
@@ -111,12 +111,12 @@ NOT_FITTING = [
 
 @pytest.mark.parametrize(("value", "annotation"), FITTING)
 def test_fitting(value: object, annotation: object) -> None:
-    assert gin_types.fits(value, annotation)
+    assert value_types.fits(value, annotation)
 
 
 @pytest.mark.parametrize(("value", "annotation"), NOT_FITTING)
 def test_not_fitting(value: object, annotation: object) -> None:
-    assert not gin_types.fits(value, annotation)
+    assert not value_types.fits(value, annotation)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_not_fitting(value: object, annotation: object) -> None:
     ],
 )
 def test_hint(value: object, annotation: object, advice: str) -> None:
-    hint = gin_types.hint(value, annotation)
+    hint = value_types.hint(value, annotation)
     assert hint.startswith(advice)
     assert bool(hint) == bool(advice)
 
@@ -161,7 +161,7 @@ def test_hint(value: object, annotation: object, advice: str) -> None:
     ],
 )
 def test_describe(annotation: object, text: str) -> None:
-    assert gin_types.describe(annotation) == text
+    assert value_types.describe(annotation) == text
 
 
 def test_parameters_of_dataclass_class_and_function() -> None:
@@ -173,20 +173,20 @@ def test_parameters_of_dataclass_class_and_function() -> None:
     class Plain:
         def __init__(self, size: int, *rest: int, **more: int) -> None: ...
 
-    needed, given = gin_types.parameters(Data).values()
+    needed, given = value_types.parameters(Data).values()
     assert (needed.annotation, needed.required) == (int, True)
     assert (given.annotation, given.required) == (str, False)
-    assert list(gin_types.parameters(Plain)) == ["size"]
-    assert gin_types.parameters(Plain)["size"].annotation is int
-    assert gin_types.takes_any_keyword(Plain)
-    assert not gin_types.takes_any_keyword(Data)
-    assert gin_types.parameters(double)["x"] == gin_types.Parameter(float, True)
-    assert gin_types.result_type(double) is float
-    assert gin_types.result_type(Data) is Data
+    assert list(value_types.parameters(Plain)) == ["size"]
+    assert value_types.parameters(Plain)["size"].annotation is int
+    assert value_types.takes_any_keyword(Plain)
+    assert not value_types.takes_any_keyword(Data)
+    assert value_types.parameters(double)["x"] == value_types.Parameter(float, True)
+    assert value_types.result_type(double) is float
+    assert value_types.result_type(Data) is Data
 
 
 def test_annotation_that_cannot_be_resolved_accepts_everything() -> None:
     def lost(x: "Nowhere", y: int) -> None: ...  # noqa: F821
 
-    assert gin_types.fits("anything", gin_types.parameters(lost)["x"].annotation)
-    assert not gin_types.fits("anything", gin_types.parameters(lost)["y"].annotation)
+    assert value_types.fits("anything", value_types.parameters(lost)["x"].annotation)
+    assert not value_types.fits("anything", value_types.parameters(lost)["y"].annotation)

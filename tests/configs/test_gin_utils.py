@@ -14,9 +14,10 @@ import toy_files
 import toy_program
 from gin import config
 
-from idode_gin import checks, gin_utils
-from idode_gin.gin_loading import ConfigError
-from idode_gin.runtime import preemption
+from idode_gin import checks
+from idode_gin.configs import programs
+from idode_gin.configs.loading import ConfigError
+from idode_gin.processes import preemption
 
 ABOUT = "Toys.\n\n    python -m toy_program --gin_file=toy_files.gin\n"
 
@@ -30,7 +31,7 @@ def run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
     def call(*arguments: str, file: str = "experiment.gin") -> tuple[int, str, str]:
         given = [f"--gin_file={file}"] if file else []
-        code = gin_utils.run("toy_program", "main", ABOUT, [*given, *arguments])
+        code = programs.run("toy_program", "main", ABOUT, [*given, *arguments])
         return code, *capsys.readouterr()
 
     return call
@@ -192,7 +193,7 @@ def test_asked_to_stop_outside_a_loop(run, monkeypatch, number: int, moment: str
             os.kill(os.getpid(), number)
             time.sleep(10)
 
-    monkeypatch.setattr(gin_utils, moment, signalled)
+    monkeypatch.setattr(programs, moment, signalled)
     code, _, errors = run()
     assert code == checks.EXIT_PREEMPTED
     name = signal.Signals(number).name
@@ -204,43 +205,43 @@ def test_asked_to_stop_outside_a_loop(run, monkeypatch, number: int, moment: str
 def test_output_directory_that_cannot_be_one(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"FOLDER = '.*/file' cannot be .*: it is a file\. Bind"):
-        gin_utils.write_configs(tmp_path / "file", "FOLDER")
+        programs.write_configs(tmp_path / "file", "FOLDER")
     with pytest.raises(ConfigError, match=r"FOLDER = '.*/file/run' cannot be .*: Not a directory"):
-        gin_utils.write_configs(tmp_path / "file" / "run", "FOLDER")
+        programs.write_configs(tmp_path / "file" / "run", "FOLDER")
 
 
 def test_absl_flags_are_known() -> None:
-    assert not gin_utils.parse_flags(["--verbosity=-1"]).help
+    assert not programs.parse_flags(["--verbosity=-1"]).help
     with pytest.raises(ConfigError, match="Did you mean --verbosity"):
-        gin_utils.parse_flags(["--verbositi=1"])
+        programs.parse_flags(["--verbositi=1"])
 
 
 def test_exit_codes_are_those_of_checks() -> None:
-    assert gin_utils.exit_code(ConfigError("")) == checks.EXIT_BAD_INPUT
-    assert gin_utils.exit_code(checks.NonFiniteError("")) == checks.EXIT_NON_FINITE
-    assert gin_utils.exit_code(checks.Preempted("")) == checks.EXIT_PREEMPTED
+    assert programs.exit_code(ConfigError("")) == checks.EXIT_BAD_INPUT
+    assert programs.exit_code(checks.NonFiniteError("")) == checks.EXIT_NON_FINITE
+    assert programs.exit_code(checks.Preempted("")) == checks.EXIT_PREEMPTED
     for number in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EACCES):
-        assert gin_utils.exit_code(OSError(number, "")) == checks.EXIT_BAD_INPUT
-    assert gin_utils.exit_code(RuntimeError("")) is None
-    assert gin_utils.exit_code(TypeError("")) is None
+        assert programs.exit_code(OSError(number, "")) == checks.EXIT_BAD_INPUT
+    assert programs.exit_code(RuntimeError("")) is None
+    assert programs.exit_code(TypeError("")) is None
 
 
 def test_refuses_what_a_caller_overrides(tmp_path: pathlib.Path) -> None:
     toy_files.load(tmp_path)
-    gin_utils.refuse_bindings(toy_program.Wheel, ["grip"], "")
-    gin_utils.refuse_bindings(toy_program.Crate, ["size"], "")
+    programs.refuse_bindings(toy_program.Wheel, ["grip"], "")
+    programs.refuse_bindings(toy_program.Crate, ["size"], "")
     with pytest.raises(ConfigError, match=r"WHEEL/Wheel.size has no effect: because\."):
-        gin_utils.refuse_bindings(toy_program.Wheel, ["size", "grip"], "because")
+        programs.refuse_bindings(toy_program.Wheel, ["size", "grip"], "because")
 
 
 def test_written_configs_repeat_the_run(tmp_path: pathlib.Path) -> None:
     toy_files.load(tmp_path, "", ["STEPS = 11", "WHEEL = @Engine()", "WHEEL/Engine.fuel = 'oil'"])
-    expected = gin_utils.build(toy_program.main)
+    expected = programs.build(toy_program.main)
     config.get_configurable(toy_program.main)()
-    gin_utils.write_configs(tmp_path / "out", "FOLDER")
+    programs.write_configs(tmp_path / "out", "FOLDER")
     for name in ("config.gin", "operative_config.gin"):
-        gin_utils.load_and_check(toy_program.main, [str(tmp_path / "out" / name)])
-        found = gin_utils.build(toy_program.main)
+        programs.load_and_check(toy_program.main, [str(tmp_path / "out" / name)])
+        found = programs.build(toy_program.main)
         assert {key: found[key] for key in expected} == expected
     assert "Wheel.size" not in (tmp_path / "out" / "config.gin").read_text()
 
@@ -248,14 +249,14 @@ def test_written_configs_repeat_the_run(tmp_path: pathlib.Path) -> None:
 def test_used_bindings_are_compared_whole(tmp_path: pathlib.Path) -> None:
     folder = repr("long " * 40)
     toy_files.load(tmp_path, "", ["STEPS = 11", f"FOLDER = {folder}"])
-    gin_utils.build(toy_program.main)
-    used = gin_utils.used_bindings()
+    programs.build(toy_program.main)
+    used = programs.used_bindings()
     assert used["STEPS"] == "11"
     assert re.sub("['()]", "", used["FOLDER"]).split() == ["long"] * 40
 
 
 def test_search_paths_put_the_users_first_and_ours_last() -> None:
-    first, *_, last = gin_utils.search_paths(["mine"])
+    first, *_, last = programs.search_paths(["mine"])
     assert first == "mine"
     assert (pathlib.Path(last) / "gin_configs" / "__init__.py").exists()
 
@@ -267,15 +268,15 @@ def test_processes_join_as_the_flags_say(monkeypatch: pytest.MonkeyPatch, platfo
     met: list[object] = []
     quiet: list[int] = []
     monkeypatch.setattr("jax.distributed.initialize", lambda **given: joined.update(given))
-    monkeypatch.setattr("idode_gin.runtime.rendezvous.meet", lambda *given: met.extend(given))
-    monkeypatch.setattr("idode_gin.runtime.voices.only_errors", quiet.append)
+    monkeypatch.setattr("idode_gin.processes.rendezvous.meet", lambda *given: met.extend(given))
+    monkeypatch.setattr("idode_gin.processes.voices.only_errors", quiet.append)
     monkeypatch.setattr(type(jax.config), "jax_platforms", property(lambda _: platforms))
     monkeypatch.setattr("jax.config.update", updated.__setitem__)
-    gin_utils.initialize_processes(gin_utils.parse_flags([]))
+    programs.initialize_processes(programs.parse_flags([]))
     assert joined == {}
     flags = ["--multiprocess_gpu", "--coordinator_address=host:1", "--process_count=2"]
     flags += ["--process_index=1", "--local_device_ids=2,3", "--initialization_timeout=5"]
-    gin_utils.initialize_processes(gin_utils.parse_flags(flags))
+    programs.initialize_processes(programs.parse_flags(flags))
     assert joined == {
         "coordinator_address": "host:1",
         "num_processes": 2,
@@ -293,17 +294,17 @@ def test_all_local_devices_are_not_for_jax_to_choose(monkeypatch: pytest.MonkeyP
     """With None, jax gives a task of SLURM or Open MPI one device."""
     joined: dict[str, object] = {}
     monkeypatch.setattr("jax.distributed.initialize", lambda **given: joined.update(given))
-    monkeypatch.setattr("idode_gin.runtime.rendezvous.meet", lambda *_: None)
+    monkeypatch.setattr("idode_gin.processes.rendezvous.meet", lambda *_: None)
     flags = ["--multiprocess_gpu", "--coordinator_address=host:1", "--process_count=2"]
     flags += ["--process_index=0", "--local_device_ids=all"]
-    gin_utils.initialize_processes(gin_utils.parse_flags(flags))
+    programs.initialize_processes(programs.parse_flags(flags))
     assert joined["local_device_ids"] == []
 
 
 def test_data_folders_are_passed_on(run, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, object] = {}
     monkeypatch.setattr(
-        "idode_gin.runtime.loading.set_data_dirs", lambda **folders: given.update(folders)
+        "idode_gin.feed.loading.set_data_dirs", lambda **folders: given.update(folders)
     )
     assert run()[0] == 0
     assert given == {}

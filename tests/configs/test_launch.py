@@ -15,7 +15,7 @@ import time
 import pytest
 import yaml
 
-from idode_gin import gin_utils
+from idode_gin.configs import programs as gin_utils
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"

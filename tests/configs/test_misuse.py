@@ -11,8 +11,8 @@ import pathlib
 
 import pytest
 
-from idode_gin import gin_utils
-from idode_gin.runtime import checkpoint_meta
+from idode_gin.checkpoints import meta as checkpoint_meta
+from idode_gin.configs import programs
 
 PROGRAMS = {
     "train": "train",
@@ -222,7 +222,7 @@ def test_a_refused_run_leaves_the_configuration_as_it_was(
     before = sorted(each.name for each in begun.iterdir())
     arguments = [f"--gin.{each}" for each in ["MODEL_DIR='begun'", *settings]]
     file = "--gin_file=gin_configs/experiments/digits.gin"
-    assert gin_utils.run("idode_gin.train", "train", "", [file, *arguments]) == 2
+    assert programs.run("idode_gin.train", "train", "", [file, *arguments]) == 2
     assert sentence in capsys.readouterr().err
     assert sorted(each.name for each in begun.iterdir()) == before
     assert (begun / "config.gin").read_text() == "# as it was\n"
@@ -244,7 +244,7 @@ def test_misuse_ends_in_2_and_a_sentence(misuse: str, folder: pathlib.Path, caps
     program, arguments, sentence = MISUSE[misuse]
     given = [each if each.startswith("--") else f"--gin.{each}" for each in arguments]
     file = f"--gin_file=gin_configs/experiments/{EXPERIMENTS[program]}.gin"
-    code = gin_utils.run(f"idode_gin.{program}", PROGRAMS[program], "", [file, *given])
+    code = programs.run(f"idode_gin.{program}", PROGRAMS[program], "", [file, *given])
     errors = capsys.readouterr().err
     assert code == 2
     assert errors.startswith("error: ")

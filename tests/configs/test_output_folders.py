@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from idode_gin import gin_utils
-from idode_gin.runtime import output_folders
+from idode_gin.configs import programs
+from idode_gin.runs import output_folders
 
 LEAVES = {
     "train": "metrics.jsonl",
@@ -67,7 +67,7 @@ def test_programs_refuse_and_touch_nothing(program, tmp_path, capsys):
         f"--gin_file=gin_configs/experiments/{experiment}.gin",
         f"--gin.{MACROS[program]}={str(folder)!r}",
     ]
-    code = gin_utils.run(f"idode_gin.{program}", FUNCTIONS[program], "", arguments)
+    code = programs.run(f"idode_gin.{program}", FUNCTIONS[program], "", arguments)
     errors = capsys.readouterr().err
     assert code == 2
     assert f"error: An output folder is for one program, and {MACROS[program]} = " in errors

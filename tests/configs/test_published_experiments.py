@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 from idode_gin import eval as eval_program
-from idode_gin import gin_utils
 from idode_gin import train as train_program
+from idode_gin.configs import programs
 from idode_gin.networks.unet import UNet
-from idode_gin.runtime.optimizers import AdamW
+from idode_gin.training.optimizers import AdamW
 
 CIFAR10 = {"channels": 128, "attention_everywhere": False, "dropout_rate": 0.1}
 AUGMENTED = {"channels": 256, "attention_everywhere": True, "dropout_rate": 0.05}
@@ -26,8 +26,8 @@ PUBLISHED = {
 
 
 def build(program, name):
-    gin_utils.load_and_check(program, [f"gin_configs/experiments/{name}.gin"])
-    return gin_utils.build(program)
+    programs.load_and_check(program, [f"gin_configs/experiments/{name}.gin"])
+    return programs.build(program)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import toy_program
 
-from idode_gin import gin_checks, gin_utils
+from idode_gin.configs import binding_checks, programs
 
 HEADER = """
 from __gin__ import dynamic_registration
@@ -37,8 +37,10 @@ def write(folder: pathlib.Path, more: str = "") -> None:
     (folder / "experiment.gin").write_text(EXPERIMENT + more)
 
 
-def load(folder: pathlib.Path, more: str = "", bindings: Sequence[str] = ()) -> gin_checks.Reach:
+def load(
+    folder: pathlib.Path, more: str = "", bindings: Sequence[str] = ()
+) -> binding_checks.Reach:
     """Loads and checks the toy experiment with `more` lines and command-line `bindings`."""
     write(folder, more)
     files, paths = ["experiment.gin"], [str(folder)]
-    return gin_utils.load_and_check(toy_program.main, files, bindings, paths)
+    return programs.load_and_check(toy_program.main, files, bindings, paths)

@@ -10,11 +10,9 @@ from typing import Any, Literal
 from idode_gin import checks
 
 if __name__ == "__main__":
-    from idode_gin import gin_utils
+    from idode_gin.configs import programs
 
-    sys.exit(
-        gin_utils.run("toy_program", "main", "Toys.\n\n    python -m toy_program --gin_file=F")
-    )
+    sys.exit(programs.run("toy_program", "main", "Toys.\n\n    python -m toy_program --gin_file=F"))
 
 CALLS: list[dict[str, Any]] = []
 

@@ -7,8 +7,9 @@ import sys
 
 import numpy as np
 
-from idode_gin import gin_utils
-from idode_gin.runtime import augmentation, batches, data, partitioning
+from idode_gin.configs import programs
+from idode_gin.devices import partitioning
+from idode_gin.feed import augmentation, batches, data
 
 BATCH_SIZE, STEPS = 8, 5
 FIELDS = ("image", "conditioning", "position", "index", "mask")
@@ -35,7 +36,7 @@ def digest(rows: dict[str, np.ndarray], place: int) -> str:
 
 
 def main() -> None:
-    gin_utils.initialize_processes(gin_utils.parse_flags(sys.argv[1:]))
+    programs.initialize_processes(programs.parse_flags(sys.argv[1:]))
     split, config = dataset()
     partitioner = partitioning.PjitPartitioner()
     rows = partitioner.local_rows(BATCH_SIZE)

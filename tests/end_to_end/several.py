@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
-from idode_gin import gin_utils
 from idode_gin import train as train_program
-from idode_gin.runtime import checkpoint_meta, checkpoints, metrics, train_state
+from idode_gin.checkpoints import meta, saving
+from idode_gin.configs import programs
+from idode_gin.reports import metrics
+from idode_gin.training import train_state
 
 ROOT = pathlib.Path(__file__).parents[2]
 HASHES = ("exit_reason", "step", "bpd", "params_sha256", "ema_sha256")
@@ -143,16 +145,16 @@ def made(folder: pathlib.Path, steps: Sequence[int] = (1,), **changes: int) -> p
         changes: to a UNet of a few parameters.
     """
     unet = {"channels": 8, "levels": 1, "groups": 2} | changes
-    gin_utils.load_and_check(
+    programs.load_and_check(
         train_program.train,
         ["gin_configs/experiments/digits.gin"],
         [f"UNet.{name} = {value}" for name, value in unet.items()],
     )
-    built = gin_utils.build(train_program.train)
+    built = programs.build(train_program.train)
     shapes = jax.eval_shape(lambda key: built["model"].init(key, (8, 8, 1)), jax.random.key(0))
-    keep = checkpoints.SaveCheckpointConfig(keep=len(steps))
-    config = checkpoints.CheckpointConfig(save=keep)
-    with checkpoints.Checkpoints(folder, config, {}) as saved:
+    keep = saving.SaveCheckpointConfig(keep=len(steps))
+    config = saving.CheckpointConfig(save=keep)
+    with saving.Checkpoints(folder, config, {}) as saved:
         for step in steps:
             rng = np.random.default_rng(step)
             params = jax.tree.map(
@@ -166,17 +168,15 @@ def made(folder: pathlib.Path, steps: Sequence[int] = (1,), **changes: int) -> p
 
 def params_of(folder: pathlib.Path, *, ema: bool = False) -> dict[str, np.ndarray]:
     """The last parameters of a run, or their moving average, by name."""
-    path = checkpoints.find(folder)
+    path = saving.find(folder)
     abstract: dict = {}
-    for name, (dtype, *shape) in checkpoint_meta.read_meta(path)["trees"][
-        "ema" if ema else "params"
-    ].items():
+    for name, (dtype, *shape) in meta.read_meta(path)["trees"]["ema" if ema else "params"].items():
         *parents, leaf = name.split("/")
         place = abstract
         for each in parents:
             place = place.setdefault(each, {})
         place[leaf] = jax.ShapeDtypeStruct(tuple(shape), dtype)
-    restored = checkpoints.restore_params(path, abstract, ema=ema).params
+    restored = saving.restore_params(path, abstract, ema=ema).params
     return {
         jax.tree_util.keystr(where): np.asarray(leaf, np.float64)
         for where, leaf in jax.tree_util.tree_leaves_with_path(restored)

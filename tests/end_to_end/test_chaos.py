@@ -24,7 +24,8 @@ import several
 from several import HASHES, Processes, params_of, rows_of, summary, train
 
 from idode_gin import checks
-from idode_gin.runtime import checkpoints, metrics
+from idode_gin.checkpoints import saving
+from idode_gin.reports import metrics
 
 PERIOD = 3
 DISK = "24m"
@@ -175,7 +176,7 @@ class Chaos:
             print(f"  nothing damaged: {saved} saved, {self.damaged} damaged already")
             return
         self.damaged = saved[-1]
-        folder = checkpoints.checkpoint_path(self.folder, self.damaged)
+        folder = saving.checkpoint_path(self.folder, self.damaged)
         files = sorted(each for each in folder.rglob("*") if each.is_file())
         path = self.random.choice([each for each in files if each.stat().st_size])
         content = bytearray(path.read_bytes())
@@ -195,7 +196,7 @@ class Chaos:
         assert not _at_work_in(self.folder)
 
     def saved(self) -> list[int]:
-        return checkpoints.saved_steps(self.folder)
+        return saving.saved_steps(self.folder)
 
     def last_row(self) -> int:
         rows = metrics.read_rows(self.folder / "metrics.jsonl")

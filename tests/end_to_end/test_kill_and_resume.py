@@ -17,7 +17,8 @@ from collections.abc import Callable
 import pytest
 
 from idode_gin import checks
-from idode_gin.runtime import checkpoints, metrics
+from idode_gin.checkpoints import saving
+from idode_gin.reports import metrics
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 STEPS = 24
@@ -87,7 +88,7 @@ class Run:
             process.wait()
 
     def saved_steps(self) -> list[int]:
-        return checkpoints.saved_steps(self.folder)
+        return saving.saved_steps(self.folder)
 
     def rows(self) -> list[metrics.Row]:
         read = metrics.read_rows(self.folder / "metrics.jsonl")
@@ -127,7 +128,7 @@ def test_killed_damaged_and_asked_to_stop(undisturbed, tmp_path):
     half_written = run.being_saved()
     assert half_written
 
-    newest = checkpoints.checkpoint_path(run.folder, run.saved_steps()[-1])
+    newest = saving.checkpoint_path(run.folder, run.saved_steps()[-1])
     for file in (newest / "params").rglob("*"):
         if file.is_file() and file.stat().st_size > 100:
             file.write_bytes(file.read_bytes()[:50])
@@ -182,7 +183,7 @@ def test_killed_while_an_old_checkpoint_is_deleted(undisturbed, tmp_path):
 
     def is_being_deleted() -> bool:
         # Renamed before anything of it goes; what has its name is whole.
-        paths = [checkpoints.checkpoint_path(run.folder, step) for step in run.saved_steps()]
+        paths = [saving.checkpoint_path(run.folder, step) for step in run.saved_steps()]
         assert all((path / part).exists() or not path.exists() for path in paths for part in PARTS)
         return any(run.folder.glob("deleted_*"))
 

@@ -7,11 +7,12 @@ import sys
 import numpy as np
 import pytest
 
-from idode_gin import checks, gin_utils
+from idode_gin import checks
+from idode_gin.configs import programs
 from tasks.prepare import __main__ as prepare
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "runtime"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 import archives  # noqa: E402  beside the tests of the readers
 
@@ -27,7 +28,7 @@ SMALL = (
 
 def run(program, function, *arguments):
     """A program as a shell would run it, but in this process: its imports take seconds."""
-    return gin_utils.run(f"idode_gin.{program}", function, program, [*arguments])
+    return programs.run(f"idode_gin.{program}", function, program, [*arguments])
 
 
 def cifar10(write):

@@ -17,7 +17,8 @@ import several
 from several import HASHES, ROOT, Processes, params_of, rows_of, summary, train
 
 from idode_gin import checks
-from idode_gin.runtime import batches, checkpoints
+from idode_gin.checkpoints import saving
+from idode_gin.feed import batches
 
 LAYOUTS = [(1, 4), (2, 2), (4, 1)]
 
@@ -121,7 +122,7 @@ def test_one_is_asked_and_all_stop_saved(tmp_path, number, to):
     found = summary(folder)
     assert found["exit_reason"] == "preempted"
     stopped_at = found["step"]
-    assert checkpoints.saved_steps(folder)[-1] == stopped_at
+    assert saving.saved_steps(folder)[-1] == stopped_at
     last = f"--gin.TRAIN_STEPS={stopped_at + 6}"
     with Processes(tmp_path / "logs", train(folder, last), 2, 2) as started:
         started.expect(0)
@@ -215,7 +216,7 @@ def test_asked_in_the_first_compilation_all_leave_within_seconds(tmp_path, asked
         started.expect(checks.EXIT_PREEMPTED, timeout=30)
     said = "Stopped by SIGTERM before step 1 of 8 was compiled. Nothing is lost"
     assert all(said in output for output in started.outputs())
-    assert checkpoints.saved_steps(folder) == []
+    assert saving.saved_steps(folder) == []
 
 
 @pytest.mark.full

@@ -4,8 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from idode_gin.checkpoints import saving
+from idode_gin.devices import partitioning
 from idode_gin.interop import convert, official
-from idode_gin.runtime import checkpoints, optimizers, partitioning, train_state
+from idode_gin.training import optimizers, train_state
 
 from . import cases
 
@@ -26,9 +28,9 @@ def test_a_run_starts_from_a_published_checkpoint(name, tmp_path, capsys):
 
     shapes = jax.eval_shape(fresh)
     wanted = partitioning.abstract(shapes, partitioning.PjitPartitioner().state_sharding(shapes))
-    restore = checkpoints.RestoreCheckpointConfig(path=str(tmp_path / "ours"))
-    config = checkpoints.CheckpointConfig(restore=restore)
-    state, _ = checkpoints.Checkpoints(tmp_path / "run", config, {}).restore(wanted, fresh)
+    restore = saving.RestoreCheckpointConfig(path=str(tmp_path / "ours"))
+    config = saving.CheckpointConfig(restore=restore)
+    state, _ = saving.Checkpoints(tmp_path / "run", config, {}).restore(wanted, fresh)
     adam, _, schedule = state.opt_state
     expected = published["opt_state"]
     for found, want in (

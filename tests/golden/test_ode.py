@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from idode_gin import likelihood, numerics
+from idode_gin import numerics
 from idode_gin.interop import official_config, official_parity
+from idode_gin.likelihood import ode_likelihood
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.divergence import Hutchinson
 
 from . import cases
 
-_log_density = likelihood.log_density  # the module's own is replaced below
+_log_density = ode_likelihood.log_density  # the module's own is replaced below
 
 TOLERANCE = {"float64": 5e-7, "float32": 2e-6}
 LIMIT = {"float64": 2e-5, "float32": 8e-5}
@@ -66,11 +67,11 @@ class Recorded:
         conditioning = jnp.asarray(self.case.inputs["conditioning"], self.dtype)[:, None]
         probes = jnp.asarray(self.case.inputs["epsilon"], self.dtype)[None]
         monkeypatch.setattr(
-            likelihood,
+            ode_likelihood,
             "log_density",
             lambda field, z, *rest: solve(params, conditioning, z, rest[4]),
         )
-        estimator = likelihood.ODELikelihood(
+        estimator = ode_likelihood.ODELikelihood(
             dequantizer=self.dequantizer,
             solver=DormandPrince(),
             num_importance=self.case.model["num_importance"],

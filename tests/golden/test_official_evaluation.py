@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import tiny
 
-from idode_gin import likelihood, models, numerics, parity
+from idode_gin import models, numerics
 from idode_gin.dequantizers.base import AbstractDequantizer
 from idode_gin.dequantizers.uniform import Uniform
 from idode_gin.dequantizers.variational import Variational
+from idode_gin.evaluation import parity
 from idode_gin.interop import official_config, official_evaluation, official_parity
 from idode_gin.interop.official_evaluation import OfficialParity
-from idode_gin.likelihood import ODELikelihood
+from idode_gin.likelihood import ode_likelihood
+from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.schedules.straight_path import StraightPath
 from idode_gin.solvers import tableaus
 from idode_gin.solvers.fixed_grid import FixedGrid
@@ -208,4 +210,4 @@ def test_published_sizes():
     times = np.bincount(PARITY.stream(10_000), minlength=10_000)
     assert times.sum() == 25_600
     assert set(times) == {1, 2, 3}
-    assert likelihood.draw_keys is official_evaluation.draw_keys
+    assert ode_likelihood.draw_keys is official_evaluation.draw_keys

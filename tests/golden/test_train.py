@@ -14,7 +14,7 @@ from idode_gin.interop import official, official_config, official_parity
 from idode_gin.losses import first_order
 from idode_gin.losses.base import LossDraws
 from idode_gin.models import Draws
-from idode_gin.runtime import optimizers, train_state, train_step
+from idode_gin.training import optimizers, train_state, train_step
 
 from . import cases
 

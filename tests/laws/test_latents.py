@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from idode_gin import latents
 from idode_gin.parameterizations.velocity import Velocity
+from idode_gin.samplers import latents
 from idode_gin.samplers.ode import ODESampler
 from idode_gin.schedules.base import AbstractSchedule
 from idode_gin.schedules.straight_path import StraightPath

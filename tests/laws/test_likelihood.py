@@ -13,7 +13,7 @@ from idode_gin import likelihood
 from idode_gin.dequantizers.base import AbstractDequantizer
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.dequantizers.variational import Variational
-from idode_gin.likelihood import ODELikelihood
+from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.parameterizations.base import AbstractParameterization
 from idode_gin.parameterizations.velocity import Velocity
 from idode_gin.schedules.base import AbstractSchedule

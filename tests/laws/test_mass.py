@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from idode_gin.dequantizers.base import AbstractDequantizer
-from idode_gin.likelihood import ODELikelihood
+from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.parameterizations.velocity import Velocity
 from idode_gin.samplers.ode import ODESampler
 from idode_gin.schedules.base import AbstractSchedule

@@ -9,7 +9,7 @@ import pytest
 
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.encoding import Encoding
-from idode_gin.likelihood import ODELikelihood
+from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.losses.base import AbstractBound, AbstractLoss
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.losses.first_order import FirstOrder

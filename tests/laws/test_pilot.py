@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 from coarse import Coarse
 
-from idode_gin import eval_pilot, likelihood, numerics, pilot_grids
-from idode_gin import pilot as pilot_lib
+from idode_gin import numerics
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
+from idode_gin.evaluation import pilot_run
 from idode_gin.integration_variables.exponential import Exponential
 from idode_gin.integration_variables.kappa import Kappa
+from idode_gin.likelihood import ode_likelihood, pilot_grids, spacing_fit
+from idode_gin.likelihood import pilot as pilot_lib
+from idode_gin.likelihood.pilot import Pilot, Report
 from idode_gin.networks.base import AbstractNetwork
 from idode_gin.parameterizations.base import AbstractParameterization
 from idode_gin.parameterizations.noise import Noise
-from idode_gin.pilot import Pilot, Report
 from idode_gin.schedules.base import AbstractSchedule
 from idode_gin.schedules.time.linear import Linear
 from idode_gin.schedules.variance_preserving import VariancePreserving
-from idode_gin.solvers import spacing_fit
 from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.divergence import Exact
@@ -42,7 +43,7 @@ def problem(schedule, parameterization):
     model = toys.optimal_model(data.field(parameterization), time, LEVELS)
     images = jax.random.randint(jax.random.key(2), (BATCH, *SHAPE), 0, LEVELS)
     batch = {"image": images, "index": jnp.arange(BATCH), "conditioning": jnp.zeros((BATCH, 1))}
-    estimator = likelihood.ODELikelihood(dequantizer=TruncatedNormal(), divergence=Exact())
+    estimator = ode_likelihood.ODELikelihood(dequantizer=TruncatedNormal(), divergence=Exact())
     key = jax.random.key(3)
     noise, _ = estimator.draw(0, SHAPE, model.end, numerics.fold_in_each(key, batch["index"]))
     z = estimator.dequantizer.start(images, noise, model.end)
@@ -79,7 +80,7 @@ def test_a_given_solver_is_kept_and_measured():
     schedule, parameterization = VariancePreserving(), Noise()
     model, batch, key, estimator, exact = problem(schedule, parameterization)
     solver = DormandPrince(rtol=1e-2, atol=1e-2)
-    estimator = likelihood.ODELikelihood(
+    estimator = ode_likelihood.ODELikelihood(
         dequantizer=TruncatedNormal(), divergence=Exact(), solver=solver
     )
     chosen, report = Pilot().run(model, {}, batch, key, estimator)
@@ -302,9 +303,9 @@ class Sudden(AbstractNetwork):
     ],
 )
 def test_a_grid_of_many_steps_is_not_taken_without_a_word(variable, fit_spacing, steps, said):
-    estimator = likelihood.ODELikelihood(
+    estimator = ode_likelihood.ODELikelihood(
         dequantizer=TruncatedNormal(), variable=variable, solver=Adams(steps=steps)
     )
-    line = eval_pilot.warning(estimator, Pilot(fit_spacing=fit_spacing))
+    line = pilot_run.warning(estimator, Pilot(fit_spacing=fit_spacing))
     assert re.search(said, line)
     assert line.count("\n") == bool(line)

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from idode_gin import likelihood, numerics, ode, sampling
+from idode_gin import likelihood, numerics, ode
 from idode_gin.integration_variables.base import AbstractIntegrationVariable
 from idode_gin.parameterizations.base import AbstractParameterization
 from idode_gin.parameterizations.velocity import Velocity
+from idode_gin.samplers import sample
 from idode_gin.samplers.ancestral import Ancestral
 from idode_gin.samplers.heun import Heun
 from idode_gin.samplers.ode import ODESampler
@@ -157,7 +158,7 @@ def test_the_density_of_samples_is_what_scoring_them_finds(schedule, divergence)
 
     @jax.jit
     def drawn(keys):
-        return sampling.sample(
+        return sample.sample(
             field,
             keys,
             SHAPE,
@@ -198,6 +199,6 @@ def test_samplers_that_leave_the_ode_have_no_density(sampler):
     with pytest.raises(
         ValueError, match="`return_log_prob` needs .* follows the ODE, got .* Use ODE"
     ):
-        sampling.sample(
+        sample.sample(
             field, toys.keys_of(0, 1), SHAPE, -5.0, 3.0, sampler=sampler, return_log_prob=True
         )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from idode_gin.solvers import spacing_fit
+from idode_gin.likelihood import spacing_fit
 
 
 def test_steps_have_equal_parts_in_the_error():

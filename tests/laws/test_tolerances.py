@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from idode_gin import likelihood, numerics
+from idode_gin import numerics
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
+from idode_gin.likelihood import ode_likelihood
+from idode_gin.likelihood.pilot import Pilot
 from idode_gin.parameterizations.base import AbstractParameterization
-from idode_gin.pilot import Pilot
 from idode_gin.schedules.base import AbstractSchedule
 from idode_gin.schedules.time.linear import Linear
 from idode_gin.solvers.adams import Adams
@@ -39,7 +40,7 @@ class Problem:
 
     model: object
     batch: dict
-    estimator: likelihood.ODELikelihood
+    estimator: ode_likelihood.ODELikelihood
     exact: np.ndarray
 
     key = property(lambda self: jax.random.key(3))
@@ -68,7 +69,7 @@ def problem(data, parameterization, divergence, exact_log_p, count, gamma_max=GA
         "index": jnp.arange(count),
         "conditioning": jnp.zeros((count, 1)),
     }
-    estimator = likelihood.ODELikelihood(dequantizer=TruncatedNormal(), divergence=divergence)
+    estimator = ode_likelihood.ODELikelihood(dequantizer=TruncatedNormal(), divergence=divergence)
     keys = numerics.fold_in_each(jax.random.key(3), batch["index"])
     noise, _ = estimator.draw(0, f.shape[1:], model.end, keys)
     z = estimator.dequantizer.start(batch["image"], noise, model.end)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from idode_gin import likelihood
+from idode_gin.likelihood import ode_likelihood
 from idode_gin.solvers.divergence import Exact, Hutchinson, OrthogonalHutchinson
 from idode_gin.solvers.probes import Gaussian
 
@@ -83,12 +83,12 @@ def test_the_bias_of_importance_weights_is_as_large_as_told():
     noise = 0.3 * jax.random.normal(jax.random.key(0), (400_000, 1, 4, 1))
     noisy = jax.nn.logsumexp(clean + noise, axis=2)
     rise = np.ravel(noisy - jax.nn.logsumexp(clean, axis=1)[None])
-    told = float(likelihood.importance_bias(clean, sd)[0, 0])
+    told = float(ode_likelihood.importance_bias(clean, sd)[0, 0])
     assert np.mean(rise) == pytest.approx(told, rel=0.08)
-    spread = float(likelihood.bound_sd(clean, sd)[0])
+    spread = float(ode_likelihood.bound_sd(clean, sd)[0])
     assert np.std(rise) == pytest.approx(spread, rel=0.03)
 
 
 def test_a_single_sample_has_no_bias():
     weights = jnp.zeros((3, 1, 2))
-    np.testing.assert_array_equal(likelihood.importance_bias(weights, weights + jnp.nan), 0)
+    np.testing.assert_array_equal(ode_likelihood.importance_bias(weights, weights + jnp.nan), 0)

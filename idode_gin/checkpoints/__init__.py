@@ -1,0 +1,1 @@
+"""Save, restore, warm-start and follow checkpoints. Alone imports orbax."""

@@ -1,0 +1,300 @@
+"""The state of a run from a checkpoint: its own, or another one's by rules."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from idode_gin import types
+from idode_gin.checkpoints import meta as checkpoint_meta
+from idode_gin.checkpoints import reading, stacked_leaves, warm_start
+from idode_gin.checkpoints.config import RestoreCheckpointConfig
+from idode_gin.reports import fingerprints
+from idode_gin.types import TrainState
+
+ACCUMULATION = "optimizer.accumulation_steps"
+"""The fact of a run that says how many steps it accumulates gradients over."""
+_OPTIMIZER, _OPT_STATE = "optimizer/", "opt_state/"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fresh:
+    """Where what is not restored comes from.
+
+    Args:
+        state: makes the state of a run from scratch.
+        optimizer: makes the optimizer's state for parameters; None takes that of `state`.
+    """
+
+    state: Callable[[], TrainState]
+    optimizer: Callable[[types.Params], Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Restored:
+    """A state, the checkpoint it came from, and what the run that wrote it said of itself.
+
+    Args:
+        state: to go on from.
+        path: of the checkpoint.
+        facts: about the run that wrote it.
+        report: what became of the leaves, where not all are as they were saved.
+    """
+
+    state: TrainState
+    path: pathlib.Path
+    facts: dict[str, Any]
+    report: str | None = None
+
+
+def parts(state: TrainState) -> dict[str, Any]:
+    """The parts of a checkpoint, as they are saved."""
+    training = {
+        "step": state.step,
+        "opt_state": state.opt_state,
+        "window": state.window,
+        "guard": state.guard,
+    }
+    return {"params": state.params, "ema": state.ema, "training": training}
+
+
+def resume(
+    checkpoint: pathlib.Path, abstract: TrainState, fresh: Fresh, facts: Mapping[str, Any]
+) -> Restored:
+    """The state of a run from a checkpoint of its own, bit for bit.
+
+    Where gradients are accumulated over another number of steps than before, the optimizer's
+    moments stay and what was accumulated so far is dropped.
+
+    Raises:
+        DamagedError: if it is damaged.
+        ValueError: if it is another architecture's.
+    """
+    meta = checkpoint_meta.read_meta(checkpoint)
+    check_resume(checkpoint, meta, abstract, facts)
+    if _is_switched(meta, abstract, facts):
+        return start(checkpoint, abstract, RestoreCheckpointConfig(), fresh, facts)
+    wanted = parts(abstract)
+    saved = checkpoint_meta.with_saved_counters(meta, wanted)
+    loaded = reading.read_trees(checkpoint, meta, saved)
+    training = checkpoint_meta.restarted_counters(
+        checkpoint, loaded["training"], wanted["training"]
+    )
+    state = TrainState(params=loaded["params"], ema=loaded["ema"], **training)
+    return Restored(state=state, path=checkpoint, facts=meta["facts"])
+
+
+def check_resume(
+    checkpoint: pathlib.Path,
+    meta: Mapping[str, Any],
+    abstract: TrainState,
+    facts: Mapping[str, Any],
+) -> None:
+    """Raises ValueError if `resume` would for another architecture or optimizer."""
+    wanted = parts(abstract)
+    if _is_switched(meta, abstract, facts):
+        del wanted["training"]
+    saved = checkpoint_meta.with_saved_counters(meta, wanted)
+    checkpoint_meta.check_same_leaves(checkpoint, meta, saved)
+
+
+def plan(
+    checkpoint: pathlib.Path,
+    meta: Mapping[str, Any],
+    abstract: TrainState,
+    config: RestoreCheckpointConfig,
+    facts: Mapping[str, Any],
+) -> warm_start.Plan:
+    """What `start` makes of every leaf.
+
+    Raises:
+        ValueError: if a leaf is covered by no rule, or a rule covers none.
+    """
+    wanted = _shapes(abstract)
+    saved = _saved_shapes(meta)
+    saved = stacked_leaves.as_if_saved(saved, stacked_leaves.made(saved, wanted))
+    found = warm_start.plan(
+        saved,
+        wanted,
+        config.defaults,
+        warm_start.parse(config.rules),
+        warm_start.counterparts(saved, wanted, _is_switched(meta, abstract, facts)),
+    )
+    found.check(str(checkpoint))
+    return found
+
+
+def start(
+    checkpoint: pathlib.Path,
+    abstract: TrainState,
+    config: RestoreCheckpointConfig,
+    fresh: Fresh,
+    facts: Mapping[str, Any],
+) -> Restored:
+    """The state of a new run from a checkpoint, as `config` says.
+
+    Raises:
+        DamagedError: if it is damaged.
+        ValueError: if a leaf is covered by no rule, or a rule covers none.
+    """
+    meta = checkpoint_meta.read_meta(checkpoint)
+    chosen = plan(checkpoint, meta, abstract, config, facts)
+    leaves = _read(checkpoint, meta, abstract, chosen)
+    given: set[str] = set()
+
+    def taken(part: str, tree: Any, new: Callable[[], Any]) -> Any:
+        found = dict(fingerprints.paths_and_leaves(new())) if chosen.resets(part) else {}
+        for name, source in chosen.sources(part).items():
+            # Copied the second time: the update donates its buffers, each of which once.
+            leaf = jnp.copy(leaves[source]) if source in given else leaves[source]
+            found[name.partition("/")[2]] = leaf
+            given.add(source)
+        return _padded(tree, found)
+
+    params = taken("params", abstract.params, lambda: fresh.state().params)
+    ema = taken("ema", abstract.ema, lambda: jax.tree.map(jnp.copy, params))
+    opt_state = taken(
+        "optimizer", abstract.opt_state, lambda: _new_optimizer(fresh, abstract, params)
+    )
+    step = int(meta["step"]) if config.step == warm_start.RESTORE else 0
+    every = facts.get(ACCUMULATION)
+    follows = (
+        step != meta["step"] or chosen.resets("optimizer") or _is_switched(meta, abstract, facts)
+    )
+    if every is not None and follows:
+        opt_state = _schedules_at(opt_state, step // int(every))
+    state = TrainState(
+        step=reading.like(abstract.step, {"": step}),
+        params=params,
+        ema=ema,
+        opt_state=opt_state,
+        window=_counters("window", abstract.window, meta, leaves, step),
+        guard=_counters("guard", abstract.guard, meta, leaves, step),
+    )
+    report = f"{chosen.summary()}\n  step {step}\n\n{chosen.report()}\n"
+    return Restored(state=state, path=checkpoint, facts=meta["facts"], report=report)
+
+
+def _read(
+    checkpoint: pathlib.Path,
+    meta: Mapping[str, Any],
+    abstract: TrainState,
+    chosen: warm_start.Plan,
+) -> reading.Leaves:
+    """The leaves that are taken, by name; each lies where the leaf it becomes will lie.
+
+    One that is made of others does so only later: those are whole on every device until then.
+    """
+    lies = _named(reading.shardings(parts(abstract)), full=True)
+    saved, wanted = _saved_shapes(meta), _shapes(abstract)
+    made = stacked_leaves.made(saved, wanted)
+    placed: dict[str, dict[str, jax.sharding.Sharding]] = {}
+    for name, fate in chosen.fates.items():
+        if fate.source is None:
+            continue
+        sources = made[fate.source].sources if fate.source in made else (fate.source,)
+        part, _, path = _as_saved(sources[0]).partition("/")
+        here = placed.setdefault(part, {})
+        if sources == (fate.source,) and saved[fate.source] == wanted[name] and name in lies:
+            here[path] = lies[name]
+    leaves: reading.Leaves = {}
+    for part, where in placed.items():
+        found = reading.read_leaves(checkpoint, meta, part, where)
+        leaves |= {f"{part}/{path}": leaf for path, leaf in found.items()}
+    named = _named(leaves, full=True)
+    needed = {fate.source for fate in chosen.fates.values()}
+    return named | {name: each.of(named) for name, each in made.items() if name in needed}
+
+
+def _padded(abstract: Any, leaves: Mapping[str, jax.Array]) -> Any:
+    """A tree like `abstract`; leaves that are smaller end in zeros."""
+    shapes = {name: leaf.shape for name, leaf in fingerprints.paths_and_leaves(abstract)}
+    whole = {
+        name: leaf
+        if leaf.shape == shapes[name]
+        else jnp.pad(leaf, [(0, b - a) for a, b in zip(leaf.shape, shapes[name], strict=True)])
+        for name, leaf in leaves.items()
+    }
+    return reading.like(abstract, whole)
+
+
+def _new_optimizer(fresh: Fresh, abstract: TrainState, params: types.Params) -> Any:
+    if fresh.optimizer is None:
+        return fresh.state().opt_state
+    lies = jax.tree.map(lambda leaf: getattr(leaf, "sharding", None), abstract.opt_state)
+    return jax.jit(fresh.optimizer, out_shardings=lies)(params)
+
+
+def _schedules_at(opt_state: Any, updates: int) -> Any:
+    """The same optimizer, with its learning-rate schedules so many updates after their start."""
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    def moved(node: Any) -> Any:
+        if not is_schedule(node):
+            return node
+        count = jnp.full_like(node.count, updates)
+        return node._replace(count=jax.device_put(count, node.count.sharding))
+
+    return jax.tree.map(moved, opt_state, is_leaf=is_schedule)
+
+
+def _counters(
+    part: str,
+    abstract: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    leaves: Mapping[str, jax.Array],
+    step: int,
+) -> dict[str, jax.Array]:
+    """The checkpoint's window or guards' memory while it is one of the same run's, else zeros."""
+    prefix = f"training/{part}/"
+    saved = {name[len(prefix) :]: leaf for name, leaf in leaves.items() if name.startswith(prefix)}
+    shapes = {name: leaf.shape for name, leaf in abstract.items()}
+    if step != meta["step"] or {name: leaf.shape for name, leaf in saved.items()} != shapes:
+        saved = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    return reading.like(abstract, saved)
+
+
+def _is_switched(meta: Mapping[str, Any], abstract: TrainState, facts: Mapping[str, Any]) -> bool:
+    """Whether gradients are accumulated over another number of steps than before."""
+    before, now = meta["facts"].get(ACCUMULATION), facts.get(ACCUMULATION)
+    if before is not None and now is not None:
+        return before != now
+    return bool(warm_start.counterparts(_saved_shapes(meta), _shapes(abstract)))
+
+
+def _saved_shapes(meta: Mapping[str, Any]) -> dict[str, warm_start.Shape]:
+    leaves = {
+        f"{part}/{path}": tuple(entry[1:])
+        for part, tree in meta["trees"].items()
+        for path, entry in tree.items()
+    }
+    return _named(leaves)
+
+
+def _shapes(abstract: TrainState) -> dict[str, warm_start.Shape]:
+    leaves = fingerprints.paths_and_leaves(parts(abstract))
+    return _named({name: tuple(leaf.shape) for name, leaf in leaves})
+
+
+def _named(leaves: Mapping[str, Any], *, full: bool = False) -> dict[str, Any]:
+    """Leaves of a checkpoint under the names that rules know; step and window have none."""
+    prefix = f"training/{_OPT_STATE}"
+    found = {}
+    for name, leaf in leaves.items():
+        if name.startswith(prefix):
+            found[_OPTIMIZER + name[len(prefix) :]] = leaf
+        elif full or not name.startswith("training/"):
+            found[name] = leaf
+    return found
+
+
+def _as_saved(name: str) -> str:
+    if name.startswith(_OPTIMIZER):
+        return f"training/{_OPT_STATE}{name[len(_OPTIMIZER) :]}"
+    return name

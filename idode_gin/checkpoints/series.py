@@ -1,0 +1,200 @@
+"""Which checkpoints of a run directory come next: all that are there, or those to come as well."""
+
+import abc
+import contextlib
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import final
+
+import jax
+import numpy as np
+
+from idode_gin import checks
+from idode_gin.checkpoints import files
+from idode_gin.processes import preemption
+
+IsDone = Callable[[pathlib.Path], bool]
+"""Whether nothing is left to do with the checkpoint at a path."""
+NOTICE = "no longer waiting for checkpoints. Again to stop at once."
+_TICK = 0.25  # seconds between two looks at whether to stop
+_NONE = -1
+
+
+class AbstractSeries(abc.ABC):
+    """Checkpoints of one run directory, one after the other."""
+
+    @abc.abstractmethod
+    def check(self, directory: str) -> None:
+        """Raises ValueError, early, unless `directory` can hold the series."""
+
+    @abc.abstractmethod
+    def each(self, directory: str, is_done: IsDone) -> Iterator[pathlib.Path]:
+        """Every checkpoint that is not done, the oldest first; each is whole when it is given.
+
+        One that was to come and is deleted before that is told of and left out. One that is given
+        and not done afterwards is given again once its files have changed. Every process gets the
+        same.
+
+        Raises:
+            checks.Preempted: when asked to stop while waiting.
+        """
+
+    @property
+    @abc.abstractmethod
+    def words(self) -> str:
+        """Which checkpoints, before the name of the newest."""
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class All(AbstractSeries):
+    """Every checkpoint of a run directory, those included that are saved meanwhile."""
+
+    def check(self, directory: str) -> None:
+        """Raises ValueError unless it is a run directory with checkpoints."""
+        files.find(directory, "latest")
+
+    def each(self, directory: str, is_done: IsDone) -> Iterator[pathlib.Path]:
+        """See `AbstractSeries`."""
+        backlog = _Backlog(directory, is_done)
+        while (found := backlog.next()) is not None:
+            yield found
+
+    @property
+    def words(self) -> str:
+        """Which checkpoints."""
+        return "every checkpoint up to"
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Watch(AbstractSeries):
+    """Every checkpoint of a run directory, and every new one; the directory may be yet to come.
+
+    Args:
+        period: seconds between two looks at the directory.
+        timeout: ends when there was nothing new for so many seconds; None never does.
+    """
+
+    period: float = 30.0
+    timeout: float | None = 3600.0
+
+    def __post_init__(self) -> None:
+        """Checks the times."""
+        checks.check_positive("period", self.period)
+        if self.timeout is not None and not self.timeout >= 0:
+            raise ValueError(f"`timeout` must be zero or more, got timeout={self.timeout}.")
+
+    def check(self, directory: str) -> None:
+        """Raises ValueError for a single checkpoint or a file; a directory may be yet to come."""
+        path = pathlib.Path(directory)
+        is_single = path.name.startswith(f"{files.PREFIX}_")
+        if directory == "" or is_single or path.expanduser().is_file():
+            files.find(directory, "latest")
+
+    def each(self, directory: str, is_done: IsDone) -> Iterator[pathlib.Path]:
+        """See `AbstractSeries`."""
+        backlog, idle = _Backlog(directory, is_done), 0.0
+        while True:
+            found = backlog.next()
+            if found is not None:
+                yield found
+                idle = 0.0
+            elif self.timeout is not None and idle >= self.timeout:
+                return
+            else:
+                if idle == 0.0:
+                    self._tell(directory)
+                left = self.period if self.timeout is None else self.timeout - idle
+                pause = min(self.period, left)
+                _wait(pause, directory)
+                idle += pause
+
+    @property
+    def words(self) -> str:
+        """Which checkpoints."""
+        return "every checkpoint to come, and all up to"
+
+    def _tell(self, directory: str) -> None:
+        if jax.process_index() == 0:
+            end = "" if self.timeout is None else f", for up to {self.timeout:g} seconds"
+            print(
+                f"Waiting for another checkpoint in {directory}: a look every {self.period:g} "
+                f"seconds{end}.",
+                flush=True,
+            )
+
+
+class _Backlog:
+    """The checkpoints of a directory that are still to be given."""
+
+    def __init__(self, directory: str, is_done: IsDone) -> None:
+        self._directory = pathlib.Path(directory).expanduser().absolute()
+        self._is_done = is_done
+        self._done: set[int] = set()
+        self._given: dict[int, tuple[int, int]] = {}
+        self._later: set[int] = set()
+
+    def next(self) -> pathlib.Path | None:
+        """The oldest; None if there is none. The first process looks and tells the others."""
+        step = _told_by_first(self._oldest() if jax.process_index() == 0 else _NONE)
+        return None if step == _NONE else files.checkpoint_path(self._directory, step)
+
+    def _oldest(self) -> int:
+        there = files.saved_steps(self._directory)
+        for step in sorted(self._later - set(there)):
+            print(
+                f"{files.checkpoint_path(self._directory, step)} was deleted before its "
+                "turn came, and is left out. To have it, let training keep more checkpoints: "
+                "SaveCheckpointConfig.keep.",
+                flush=True,
+            )
+        waiting = [step for step in there if self._is_waiting(step)]
+        self._later = set(waiting[1:])
+        if not waiting:
+            return _NONE
+        self._given[waiting[0]] = self._stamp(waiting[0])
+        return waiting[0]
+
+    def _is_waiting(self, step: int) -> bool:
+        if step in self._done or self._given.get(step) == self._stamp(step):
+            return False
+        if self._is_done(files.checkpoint_path(self._directory, step)):
+            self._done.add(step)
+        return step not in self._done
+
+    def _stamp(self, step: int) -> tuple[int, int]:
+        """Of a checkpoint, how many files it has and when the last one changed."""
+        times = [0]
+        with contextlib.suppress(OSError):  # it may be deleted in mid-look
+            checkpoint = files.checkpoint_path(self._directory, step)
+            times += [each.stat().st_mtime_ns for each in checkpoint.rglob("*")]
+        return len(times), max(times)
+
+
+def _wait(seconds: float, directory: str) -> None:
+    """Sleeps, as often as every other process does.
+
+    Raises:
+        checks.Preempted: when asked to stop meanwhile.
+    """
+    ticks = max(1, round(seconds / _TICK))
+    with preemption.StopRequest(NOTICE) as stop:
+        for tick in range(ticks):
+            if stop.stop_at(tick):
+                raise checks.Preempted(
+                    f"Stopped by {stop.reason} while waiting for checkpoints in {directory}. The "
+                    "same command goes on from there."
+                )
+            time.sleep(seconds / ticks)
+
+
+def _told_by_first(number: int) -> int:
+    """What the first process holds, on all of them."""
+    if jax.process_count() == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.asarray(number, np.int32)))

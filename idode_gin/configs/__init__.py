@@ -1,0 +1,1 @@
+"""Gin: find files, check names and types, build objects. Alone imports gin."""

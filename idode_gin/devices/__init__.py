@@ -1,0 +1,1 @@
+"""Mesh, axis rules, partitioning, memory and FLOPs from shapes, compilation cache."""

@@ -1,0 +1,26 @@
+"""Columns as a Parquet file, which data frames and databases read. The only owner of pyarrow."""
+
+import importlib.util
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from idode_gin.reports import files
+
+
+def is_available() -> bool:
+    """Whether pyarrow is installed."""
+    return importlib.util.find_spec("pyarrow") is not None
+
+
+def write_atomically(path: str | os.PathLike[str], columns: Mapping[str, np.ndarray]) -> None:
+    """Replaces a Parquet file: one row per entry of the columns, `[N]` each, in their order.
+
+    The same columns give the same bytes.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({name: pyarrow.array(each) for name, each in columns.items()})
+    files.write_atomically(path, lambda file: parquet.write_table(table, file))

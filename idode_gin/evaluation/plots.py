@@ -1,0 +1,100 @@
+"""Pictures of an evaluation: how images and their cost are spread, and which stand out."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from idode_gin.reports import plots
+
+_SHOWN = 6
+_MOST_BINS = 60
+
+
+def plot_bpd_histogram(
+    bpd: np.ndarray,
+    images: np.ndarray,
+    levels: int,
+    path: str | os.PathLike[str],
+    *,
+    name: str,
+) -> None:
+    """Draws how bits per dimension are spread, below the best images and above the worst.
+
+    Args:
+      bpd: of each image, `[N]`, finite.
+      images: integers `[N, H, W, C]` in `0..levels-1`, of which only those shown are read.
+      levels: how many values a pixel can have.
+      path: the PNG to write.
+      name: of the bound.
+
+    Raises:
+      ValueError: unless there are as many finite values as images, one or more.
+    """
+    bpd = np.asarray(bpd, np.float64)
+    if bpd.ndim != 1 or len(bpd) != len(images) or not len(bpd) or not np.isfinite(bpd).all():
+        raise ValueError(
+            f"A histogram needs one finite value per image, got {list(bpd.shape)} values for "
+            f"{len(images)} images."
+        )
+    figure = _figure((6.4, 6.0))
+    columns = min(_SHOWN, len(bpd))
+    grid = figure.add_gridspec(3, columns, height_ratios=(1, 2.6, 1))
+    axes = figure.add_subplot(grid[1, :], xlabel="bits per dimension", ylabel="images")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.hist(bpd, bins="auto" if np.ptp(bpd) > 0 else 1, alpha=0.6)
+    axes.axvline(bpd.mean(), color="0.35", linestyle="--", label=f"mean: {bpd.mean():.3f}")
+    axes.legend(frameon=False)
+    axes.set_title(f"{name}, {len(bpd):,} images", loc="left", fontsize="medium")
+    order = np.argsort(bpd, kind="stable")
+    rows = {0: ("best", order[:columns]), 2: ("worst", order[::-1][:columns])}
+    for row, (label, chosen) in rows.items():
+        for column, index in enumerate(chosen.tolist()):
+            thumbnail = figure.add_subplot(grid[row, column])
+            _show(thumbnail, np.asarray(images[index]), levels)
+            thumbnail.set_title(f"{bpd[index]:.3f}", fontsize="small")
+            thumbnail.set_xlabel(f"#{index}", fontsize="small")
+            if column == 0:
+                thumbnail.set_ylabel(label)
+    plots.save_figure(figure, path)
+
+
+def plot_nfe_histogram(nfe: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> None:
+    """Draws how network evaluations per image are spread, bound by bound.
+
+    Args:
+      nfe: of each image, `[N]`, by bound.
+      path: the PNG to write.
+
+    Raises:
+      ValueError: when there is no bound.
+    """
+    if not nfe:
+        raise ValueError("A histogram of network evaluations needs one bound or more, got none.")
+    everything = np.concatenate(list(nfe.values()))
+    low, high = int(np.floor(everything.min())), int(np.ceil(everything.max()))
+    width = -(-(high - low + 1) // _MOST_BINS)  # whole: else some bins hold more integers
+    edges = np.arange(low, high + width + 1, width) - 0.5
+    figure, axes = plots.new_figure("network evaluations per image", "images")
+    for name, values in nfe.items():
+        label = f"{name}: mean {values.mean():.1f}, most {values.max():.0f}"
+        axes.hist(values, bins=edges, histtype="step", label=label)
+    axes.set_yscale("symlog", linthresh=1)  # the few that take long are what one looks for
+    axes.legend(frameon=False)
+    plots.save_figure(figure, path)
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, dpi=150, layout="constrained")
+
+
+def _show(axes: Any, image: np.ndarray, levels: int) -> None:
+    """One image `[H, W, C]`; channels that are no colours side by side."""
+    tiles = plots.tiles_of(image[None], levels)
+    picture = np.concatenate(list(tiles), axis=1)
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])

@@ -1,0 +1,223 @@
+"""What an evaluation computes of every image, compiled once for however many checkpoints.
+
+Of a likelihood, `[B]` each:
+
+    nats, bpd             the bound on -log P(x), whole and per dim
+    log_prior, log_det, neg_log_q, log_reconstruction
+                          its parts, nats, means over draws; where K = 1 their sum is -nats
+    nfe                   network evaluations per solve, mean over draws
+    repeats_sd            standard deviation over repeats, bits per dim; NaN of a single one
+    trace_sd              standard deviation of what the probes' noise adds, bits per dim; NaN where
+                          it is unknown
+    importance_bias       what that noise takes off a figure with K > 1, bits per dim
+    success               whether every solve arrived
+
+Of the variational bound: `nats`, `bpd`, its terms `reconstruction`, `prior` and `diffusion` (bits
+per dim), and `nfe`.
+"""
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from idode_gin import numerics, types
+from idode_gin.devices.partitioning import PjitPartitioner
+from idode_gin.evaluation.parity import AbstractParity, prefixed
+from idode_gin.evaluation.results import VARIATIONAL_BOUND
+from idode_gin.feed import batches as batch_lib
+from idode_gin.feed import data
+from idode_gin.likelihood.density import Problem
+from idode_gin.likelihood.ode_likelihood import ImageLikelihood, ODELikelihood
+from idode_gin.losses.base import AbstractBound
+from idode_gin.models import DiffusionODE
+from idode_gin.runs import image_loop
+from idode_gin.runs.image_loop import Compute
+from idode_gin.solvers import adams
+from idode_gin.solvers.adams import Adams
+from idode_gin.solvers.base import AbstractSolver, Density, Solution, State, VectorField
+
+INTEGRAND_IMAGES, INTEGRAND_POINTS = 64, 41
+GRID = 64
+"""Grids of Adams methods are filled up to a multiple of it, and share a program."""
+
+
+def scorers(
+    model: DiffusionODE,
+    variational_bound: AbstractBound,
+    seed: int,
+    partitioner: PjitPartitioner,
+    solve_size: int,
+    parity: AbstractParity | None = None,
+) -> Callable[[str, ODELikelihood | None], Compute]:
+    """Gives the compiled function of a likelihood of that name; of the bound, where it is None.
+
+    Asked again for the same one, it gives the same function, which need not compile again; of Adams
+    methods also for about as many steps, as another checkpoint may need.
+    """
+    made: dict[str, Compute] = {}
+
+    def compiled(known: str, compute: Compute) -> Compute:
+        if known not in made:
+            made[known] = image_loop.compiled(compute, partitioner, solve_size)
+        return made[known]
+
+    def scorer(name: str, estimator: ODELikelihood | None) -> Compute:
+        if estimator is None:
+            return compiled(name, _of_bound(model, variational_bound, seed, parity))
+        if not isinstance(estimator.solver, Adams) or parity is not None:
+            score = _of_likelihood(model, estimator, name, seed, parity)
+            return compiled(f"{name} {estimator}", score)
+        grid = _grid(model, estimator, estimator.solver)
+        score = _on_grid(model, estimator, name, seed)
+        blank = dataclasses.replace(estimator, solver=None)
+        shared = compiled(f"{name} {blank} {estimator.solver.history} {len(grid[0].ends)}", score)
+        return lambda params, batch: shared({"network": params, "grid": grid}, batch)
+
+    return scorer
+
+
+def integrand(
+    model: DiffusionODE, split: data.ImageSplit, seed: int, solve_size: int
+) -> Callable[[types.Params], tuple[np.ndarray, np.ndarray]]:
+    """Gives, for parameters, gammas and the bound's integrand at them, `[G]` each.
+
+    The integrand is the mean over the first images, in bits per dim per nat of gamma; on one device
+    of this process.
+    """
+    gammas = np.linspace(model.time.gamma_min, model.time.gamma_max, INTEGRAND_POINTS)
+    size = min(solve_size, split.num_images)
+    index = np.arange(max(size, min(INTEGRAND_IMAGES, split.num_images) // size * size))
+    compiled = jax.jit(model.integrand)  # of whole batches: padding would count
+
+    def values(params: types.Params) -> tuple[np.ndarray, np.ndarray]:
+        params, key = jax.device_get(params), jax.random.key(seed)
+        found = [
+            np.asarray(compiled(params, batch, key, gammas))
+            for batch in batch_lib.eval_batches(split, size, index=index)
+        ]
+        return gammas, np.mean(found, axis=0)
+
+    return values
+
+
+def _of_bound(
+    model: DiffusionODE, bound: AbstractBound, seed: int, parity: AbstractParity | None
+) -> Compute:
+    def score(params: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
+        key = key_of(seed, VARIATIONAL_BOUND)
+        parts = model.bound_fn(params, batch, key, bound)
+        dims = numerics.num_dims(batch["image"])
+        others = {} if parity is None else prefixed(parity.bound_parts(model, batch, key))
+        return {
+            **parts,
+            **others,
+            "nats": parts["bpd"] * (dims * math.log(2.0)),
+            "nfe": jnp.full(batch["index"].shape, bound.num_evaluations()),
+        }
+
+    return score
+
+
+def _of_likelihood(
+    model: DiffusionODE,
+    estimator: ODELikelihood,
+    name: str,
+    seed: int,
+    parity: AbstractParity | None,
+) -> Compute:
+    def score(params: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
+        key = key_of(seed, name)
+        found: ImageLikelihood = model.likelihood_fn(params, batch, key, estimator)
+        dims = numerics.num_dims(batch["image"])
+        others = {}
+        if parity is not None:
+            bpd = found.bits_per_dim(dims)
+            others = prefixed(parity.likelihood_parts(model, params, batch, key, estimator, bpd))
+        return {
+            **others,
+            "nats": -found.log_p,
+            "bpd": found.bits_per_dim(dims),
+            "log_prior": found.log_prior,
+            "log_det": found.log_det,
+            "neg_log_q": found.neg_log_q,
+            "log_reconstruction": found.log_reconstruction,
+            "nfe": found.num_evaluations,
+            "repeats_sd": numerics.nats_to_bpd(_spread(found.repeats), dims),
+            "trace_sd": numerics.nats_to_bpd(found.trace_sd, dims),
+            "importance_bias": numerics.nats_to_bpd(found.importance_bias, dims),
+            "success": found.success,
+        }
+
+    return score
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _OnGrid(AbstractSolver):
+    """Adams steps of tables that may be traced; they know where the solution starts and ends."""
+
+    tables: adams.Tables
+    steps: Array
+
+    def solve(
+        self,
+        field: VectorField,
+        state: State,
+        t0: float,
+        t1: float,
+        args: tuple[Any, ...] = (),
+        *,
+        lanes: int | None = None,
+        densities: tuple[Density, ...] | None = None,
+    ) -> Solution:
+        """The solution after all steps."""
+        return adams.run(field, state, self.tables, self.steps, args, lanes)
+
+
+def _grid(model: DiffusionODE, estimator: ODELikelihood, solver: Adams) -> tuple[Any, Any]:
+    """The tables of the solver, filled up to a multiple of `GRID`, and how many steps count."""
+    problem = Problem.of(
+        model.field({}, jnp.zeros((1, 0))),  # nothing here is of the network
+        estimator.dequantizer.gamma_start(model.end),
+        model.time.gamma_max,
+        estimator.variable,
+        estimator.divergence,
+        dims=1,
+    )
+    tables = solver.tables(problem.time_start, problem.time_end, problem.densities)
+    blank = -solver.steps % GRID
+
+    def filled(leaf: Array) -> np.ndarray:
+        return np.pad(np.asarray(leaf), [(0, blank)] + [(0, 0)] * (leaf.ndim - 1))
+
+    return jax.tree.map(filled, tables), np.asarray(solver.steps, np.int32)
+
+
+def _on_grid(model: DiffusionODE, estimator: ODELikelihood, name: str, seed: int) -> Compute:
+    """As `_of_likelihood`, of parameters (`network`) that come with their `grid`."""
+
+    def score(given: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
+        tables, steps = given["grid"]
+        here = dataclasses.replace(estimator, solver=_OnGrid(tables=tables, steps=steps))
+        return _of_likelihood(model, here, name, seed, None)(given["network"], batch)
+
+    return score
+
+
+def _spread(repeats: Float[Array, "repeats batch"]) -> types.PerExample:
+    """Standard deviation over repeats; NaN of a single one."""
+    if repeats.shape[0] == 1:
+        return jnp.full_like(repeats[0], jnp.nan)
+    return jnp.std(repeats, axis=0, ddof=1)
+
+
+def key_of(seed: int, name: str) -> jax.Array:
+    """A key of this bound's own, so that adding a bound does not change the others."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))

@@ -1,0 +1,1 @@
+"""From a task name to a decoded split to batches on devices."""

@@ -1,0 +1,181 @@
+"""Batches of a split, as pure functions of seed and step.
+
+There is no iterator to save: a run that is resumed, or cut over more processes, sees what it would
+have seen. Every epoch is a permutation of the whole split. Evaluation walks the split in order,
+every image exactly once, and is never augmented.
+
+A batch is a dict, with the batch axis `B` first:
+
+    image         integers `[B, H, W, C]` in `0..V-1`
+    conditioning  float32 `[B, K]`; zeros `[B, 1]` where there is nothing to tell the network
+    position      int32 `[B]`, place in the global batch
+    index         int32 `[B]`, the image's place in the split
+    mask          float32 `[B]`, 1 for an image, 0 for padding
+
+Each function makes only the `rows` of the global batch that it is asked for: a process reads the
+images of its own devices and no others.
+"""
+
+import contextlib
+import functools
+import queue
+import threading
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+
+from idode_gin import checks
+from idode_gin.feed import augmentation
+from idode_gin.feed.data import Batch, DatasetConfig, ImageSplit
+
+T = TypeVar("T")
+
+
+@functools.lru_cache(maxsize=2)  # a step asks for the order of the epoch it is in, or of two
+def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
+    """The permutation of one epoch, integers `[num_images]`, read-only: a pure function.
+
+    This and the words of an augmentation are all that a feed from a memory map holds for every
+    image: some 12 to 24 bytes each. While it is made it takes 20 bytes per image.
+    """
+    # Ranks of raw random words: NumPy promises that those never change, and does not promise it
+    # for `Generator.permutation`. A run resumed under a newer NumPy continues as it would have.
+    words = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(num_images)
+    order = np.argsort(words, kind="stable").astype(np.min_scalar_type(-num_images))
+    order.setflags(write=False)
+    return order
+
+
+def train_batch(
+    split: ImageSplit, config: DatasetConfig, step: int, rows: np.ndarray | None = None
+) -> Batch:
+    """A training step's batch, counted from 0: a pure function of seed and step.
+
+    Step `s` takes the images `s B … (s + 1) B - 1` of the epochs laid end to end, so a batch may
+    take the end of one permutation and the start of the next.
+
+    Args:
+        split: the images.
+        config: batch size, order and seed.
+        step: from 0.
+        rows: places in the global batch, integers `[n]`; None makes all of them.
+    """
+    step = int(step)
+    checks.check_integer("step", step, at_least=0)
+    rows = np.arange(config.batch_size) if rows is None else np.asarray(rows)
+    epochs, places = np.divmod(step * config.batch_size + rows, split.num_images)
+    index = np.empty_like(places)
+    codes: list[augmentation.Codes] = []
+    for epoch in np.unique(epochs).tolist():
+        here = epochs == epoch  # rows rise, so that the epochs' parts follow each other
+        index[here] = _ordered(config, epoch, split.num_images, places[here])
+        if split.augmentation is not None:
+            channels = split.image_shape[2]
+            codes.append(split.augmentation.codes(config.seed, epoch, index[here], channels))
+    batch = _gather(split, index, rows, num_real=config.batch_size)
+    if split.augmentation is None or not codes:
+        return batch
+    joined = augmentation.Codes(*(np.concatenate(each) for each in zip(*codes, strict=True)))
+    batch["image"] = augmentation.apply(batch["image"], joined)
+    batch["conditioning"] = split.augmentation.bits(joined.applied)
+    return batch
+
+
+def eval_batches(
+    split: ImageSplit,
+    batch_size: int,
+    rows: np.ndarray | None = None,
+    index: np.ndarray | None = None,
+) -> Iterator[Batch]:
+    """Every image exactly once, in order; the last batch is filled up with masked image 0.
+
+    Args:
+        split: the images.
+        batch_size: of the global batch.
+        rows: places in each global batch, integers `[n]`; None makes all of them.
+        index: the images wanted, as places in the split; None is all.
+    """
+    checks.check_integer("batch_size", batch_size, at_least=1)
+    rows = np.arange(batch_size) if rows is None else np.asarray(rows)
+    index = np.arange(split.num_images) if index is None else np.asarray(index)
+    return (
+        _gather(split, chosen, rows, num_real=num_real)
+        for chosen, num_real in index_batches(index, batch_size, rows)
+    )
+
+
+def index_batches(
+    index: np.ndarray, batch_size: int, rows: np.ndarray
+) -> Iterator[tuple[np.ndarray, int]]:
+    """For each batch of `index`, those at `rows` of it, 0 for padding; and how many are no padding.
+
+    Args:
+        index: integers `[N]`.
+        batch_size: of the global batch.
+        rows: places in each global batch, integers `[n]`.
+    """
+    for start in range(0, len(index), batch_size):
+        here = index[start : start + batch_size]
+        yield np.where(rows < len(here), here[np.minimum(rows, len(here) - 1)], 0), len(here)
+
+
+def prefetch(batches: Iterable[T], *, size: int = 2) -> Generator[T, None, None]:
+    """Yields the same items, made up to `size` (and one) ahead by a background thread.
+
+    Where making an item puts it on the devices, they have the next batch before they ask for it.
+    An exception of `batches` is raised here, after the items that came before it. Closing the
+    iterator, or dropping it, ends the thread.
+    """
+    checks.check_integer("size", size, at_least=1)
+    return _prefetch(batches, size)
+
+
+def _ordered(config: DatasetConfig, epoch: int, num_images: int, places: np.ndarray) -> np.ndarray:
+    if not config.shuffle:
+        return places
+    return epoch_order(int(config.seed), epoch, num_images)[places]
+
+
+def _gather(split: ImageSplit, index: np.ndarray, rows: np.ndarray, *, num_real: int) -> Batch:
+    return {
+        # `take` is several times faster than indexing, on a memory map as well.
+        "image": np.take(split.images, index, axis=0),
+        "conditioning": split.conditioning[index],
+        "position": rows.astype(np.int32),
+        "index": index.astype(np.int32),
+        "mask": (rows < num_real).astype(np.float32),
+    }
+
+
+def _prefetch(batches: Iterable[T], size: int) -> Generator[T, None, None]:
+    ahead: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=size)
+    stop = threading.Event()
+
+    def produce() -> None:
+        try:
+            for item in batches:
+                ahead.put(("item", item))
+                if stop.is_set():
+                    return
+            ahead.put(("end", None))
+        except BaseException as error:  # the consumer's to handle, whatever it is
+            ahead.put(("error", error))
+
+    thread = threading.Thread(target=produce, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = ahead.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise value
+            yield value
+    finally:
+        stop.set()
+        # The thread may wait for room: it needs one place for what it holds, then sees `stop`.
+        with contextlib.suppress(queue.Empty):
+            while True:
+                ahead.get_nowait()
+        thread.join()

@@ -1,0 +1,157 @@
+"""What a feed is made of: which images, in what order, and the images themselves.
+
+`loading` reads them, `batches` makes batches of them.
+"""
+
+import dataclasses
+import functools
+from typing import Any, final
+
+import numpy as np
+
+from idode_gin import checks
+from idode_gin.feed import image_fingerprints
+from idode_gin.feed.augmentation import Augmentation
+from idode_gin.feed.image_fingerprints import ImageFingerprint
+
+Batch = dict[str, np.ndarray]
+
+DIGITS = 16
+"""Of a fingerprint, as many as can be taken for the whole."""
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """Which images, in what order. The names are t5x's.
+
+    Attributes:
+      mixture_or_task_name: a registered seqio task, or a mixture (see `load_split`).
+      split: one of its splits, such as "train".
+      batch_size: images per global batch, over all devices and hosts.
+      shuffle: a new permutation each epoch; otherwise the split's own order, over and over.
+      seed: chooses the permutations.
+      use_cached: read seqio's offline cache of the task, from a folder given to `set_data_dirs`.
+      module: the module whose import registers the task; None is this repository's `tasks`.
+      data_path: where the user's own images are, for tasks that read any (`image_folder`).
+      augmentation: what training batches do to the images; None leaves it to the task.
+      cache_dir: folder for decoded images; None is `image_cache.default_directory()`, "" keeps
+        them in memory only.
+      memory_map: page cached images in from disk as they are used, shared by all processes of a
+        machine. False reads them whole at the start: for slow network disks.
+      fingerprint: SHA-256 of the pixels that the split must have, as printed in any result, in its
+        order or as content, or the first 16 digits or more of it; None takes any.
+
+    Raises:
+      ValueError: for a batch size below one, a negative seed, either not an integer, or a
+        fingerprint that is none.
+    """
+
+    mixture_or_task_name: str
+    split: str
+    batch_size: int
+    shuffle: bool = True
+    seed: int = 0
+    use_cached: bool = False
+    module: str | None = None
+    data_path: str | None = None
+    augmentation: Augmentation | None = None
+    cache_dir: str | None = None
+    memory_map: bool = True
+    fingerprint: str | None = None
+
+    def __post_init__(self) -> None:
+        checks.check_integer("batch_size", self.batch_size, at_least=1)
+        checks.check_integer("seed", self.seed, at_least=0)
+        given = self.fingerprint
+        if given is not None and (len(given) < DIGITS or set(given) - set("0123456789abcdef")):
+            raise ValueError(
+                f"`fingerprint` must be {DIGITS} or more small hex digits of a "
+                f"result's fingerprint, got {given!r}."
+            )
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ImageSplit:
+    """One split of one dataset, in its own order, in memory or mapped into it.
+
+    Attributes:
+      images: integers `[N, H, W, C]`.
+      conditioning: float32 `[N, K]`, of images as they are.
+      name: the task or mixture it came from.
+      split: the split's name.
+      variant: which published variant of the dataset it is, in words; "" where there is one only.
+      augmentation: what training batches do to the images, or None.
+      known_fingerprint: of the images, if it was taken already.
+
+    Raises:
+      ValueError: when there are no images, they are not integers of rank 4, or the conditioning is
+        not one finite row per image.
+    """
+
+    images: np.ndarray
+    conditioning: np.ndarray
+    name: str
+    split: str
+    variant: str = ""
+    augmentation: Augmentation | None = None
+    known_fingerprint: ImageFingerprint | None = None
+
+    def __post_init__(self) -> None:
+        images, rows = self.images, self.conditioning
+        if images.ndim != 4 or images.dtype.kind not in "iu":
+            raise ValueError(
+                f"{self} must hold integer images [N, H, W, C], got {images.dtype} "
+                f"{list(images.shape)}. Leave pixels as integers in 0..V-1, with a channel axis: "
+                "the model does the scaling."
+            )
+        if images.size == 0:
+            raise ValueError(f"{self} holds no pixels: its images are {list(images.shape)}.")
+        if rows.ndim != 2 or len(rows) != len(images) or not np.isfinite(rows).all():
+            raise ValueError(
+                f"{self} must hold one finite conditioning row [K] per image, got "
+                f"{list(rows.shape)} for {len(images)} images."
+            )
+
+    def __str__(self) -> str:
+        return f"Split {self.split!r} of {self.name!r}"
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return len(self.images)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        height, width, channels = self.images.shape[1:]
+        return height, width, channels
+
+    @functools.cached_property
+    def fingerprint(self) -> ImageFingerprint:
+        """What identifies the images: equal on two hosts that loaded the same ones."""
+        return self.known_fingerprint or image_fingerprints.fingerprint(self.images)
+
+    def facts(self) -> dict[str, Any]:
+        """For result files: dataset, variant, split and fingerprint, as JSON holds them."""
+        return {
+            "dataset": self.name,
+            "variant": self.variant,
+            "split": self.split,
+            **self.fingerprint.as_dict(),
+        }
+
+
+def check_images(split: ImageSplit, levels: int) -> None:
+    """Raises ValueError, naming the first bad pixel, unless all pixels are in `0..levels-1`."""
+    checks.check_integer("levels", levels, at_least=2)
+    smallest, largest = split.fingerprint.pixel_range
+    if smallest >= 0 and largest < levels:
+        return
+    index, *place = np.argwhere((split.images < 0) | (split.images >= levels))[0].tolist()
+    raise ValueError(
+        f"{split} must hold integers in 0..{levels - 1}, because levels={levels}, but image "
+        f"{index} has {split.images[(index, *place)]} at (row, column, channel) {tuple(place)}, "
+        f"and all values lie in {smallest}..{largest}. Set the levels to the dataset's own."
+    )

@@ -1,0 +1,1 @@
+"""Loops that draw: samples, encodings, interpolations."""

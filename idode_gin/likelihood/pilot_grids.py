@@ -1,0 +1,202 @@
+"""The figures of a few images on grids of any number of steps, for a pilot."""
+
+import contextlib
+import dataclasses
+import math
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from idode_gin import numerics, ode, types
+from idode_gin.dequantizers.base import CleanEnd
+from idode_gin.likelihood.density import Problem
+from idode_gin.likelihood.ode_likelihood import ImageLikelihood, ODELikelihood
+from idode_gin.networks.base import AbstractNetwork
+from idode_gin.schedules.time.base import AbstractTime
+from idode_gin.solvers import adams, base, spacings
+from idode_gin.solvers.divergence import Probes
+
+ORDER = 4
+"""Derivative of the slopes in the error of a step: of `Adams` with the history it starts with."""
+_DIFFERENCE = [(-1) ** number * math.comb(ORDER, number) for number in range(ORDER + 1)]
+_EQUAL = spacings.Equal()
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What a pilot needs of a model: a dataclass such as `models.DiffusionODE`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def network(self) -> AbstractNetwork:
+        """Network, which can be replaced by one of full precision."""
+
+    @property
+    def time(self) -> AbstractTime:
+        """Range of gamma."""
+
+    @property
+    def end(self) -> CleanEnd:
+        """Clean end of the path."""
+
+    def field(self, params: types.Params, conditioning: Array) -> ode.Field:
+        """Return the probability-flow field under `params`."""
+
+    def likelihood_fn(
+        self,
+        params: types.Params,
+        batch: types.Batch,
+        key: types.PRNGKey,
+        estimator: ODELikelihood,
+    ) -> ImageLikelihood:
+        """Return the likelihood of every image of `batch`."""
+
+
+def coarse_arithmetic(model: Model) -> str | None:
+    """What computes in less than float32, in words; None where nothing does."""
+    dtype = model.network.coarse_dtype
+    return numerics.coarse_products() if dtype is None else f"a network of {dtype}"
+
+
+class Grids:
+    """Bits per dim of the pilot's images on a grid of any number of steps, compiled once."""
+
+    def __init__(
+        self,
+        model: Model,
+        batch: types.Batch,
+        key: types.PRNGKey,
+        estimator: ODELikelihood,
+        max_steps: int,
+        matmul_precision: str | None = None,
+    ) -> None:
+        self._model, self._key = model, key
+        self._batch = jax.tree.map(jnp.asarray, batch)
+        self._estimator = dataclasses.replace(estimator, num_importance=1, num_repeats=1)
+        self._max_steps, self._matmul_precision = max_steps, matmul_precision
+        self._compiled = jax.jit(self._score)
+        self._compiled_by_solver = jax.jit(self._score_by_solver)
+
+    def in_full_precision(self, estimator: ODELikelihood) -> "Grids | None":
+        """The same in float32 throughout, None where all is computed in that; for `by_solver`."""
+        if coarse_arithmetic(self._model) is None:
+            return None
+        network = self._model.network.in_full_precision()
+        model = dataclasses.replace(self._model, network=network)
+        return Grids(model, self._batch, self._key, estimator, self._max_steps, "highest")
+
+    @property
+    def rounding(self) -> float:
+        """One unit in the last place of a log-density, bits per dim.
+
+        Its log-determinant is log(sigma_1 / sigma_0), give or take, nats per dim: half the span.
+        """
+        end = self._model.end
+        span = self._model.time.gamma_max - self._estimator.dequantizer.gamma_start(end)
+        return float(jnp.finfo(numerics.float_dtype()).eps * span / (2 * math.log(2)))
+
+    def __call__(
+        self, params: types.Params, steps: int, spacing: spacings.AbstractSpacing = _EQUAL
+    ) -> np.ndarray:
+        """`[B]`."""
+        problem = self._problem(params, self._batch)
+        grid = adams.Adams(steps=steps, spacing=spacing)
+        tables = grid.tables(problem.time_start, problem.time_end, problem.densities)
+        blank = self._max_steps - steps
+        padded = jax.tree.map(  # by NumPy: XLA would compile it for every grid
+            lambda leaf: np.pad(np.asarray(leaf), [(0, blank)] + [(0, 0)] * (leaf.ndim - 1)),
+            tables,
+        )
+        return np.asarray(
+            self._compiled(params, self._batch, padded, jnp.asarray(steps)), np.float64
+        )
+
+    def by_solver(self, params: types.Params) -> np.ndarray:
+        """By the estimator's own solver, `[B]`."""
+        precision = self._matmul_precision
+        with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
+            return np.asarray(self._compiled_by_solver(params, self._batch), np.float64)
+
+    def defects(self, params: types.Params, steps: int) -> Float[np.ndarray, "times images"]:
+        """Where the error of equal steps comes from: at `steps + 1` times, of each image.
+
+            trace^(k) - mean over pixels of eps_hat m rho q^(k) / sigma        q = slope / rho
+
+        up to a factor: derivatives by differences of neighbours, k = `ORDER`. The first part is the
+        error of the integral of the trace. The second is what an error of the state does: it moves
+        the latent by m times that, and log p by the score -eps_hat / sigma times as much, per dim.
+        """
+
+        def along(params: types.Params, batch: types.Batch) -> Array:
+            problem, z, probes = self._start(params, batch)
+            args, grid = problem.args(probes), adams.Adams(steps=steps, history=ORDER + 1)
+            tables = grid.tables(problem.time_start, problem.time_end, problem.densities)
+
+            def step(carry: adams.Carry, number: Array) -> tuple[adams.Carry, Array]:
+                carry = adams.advance(problem.rate, number, carry, tables, args)
+                times = tables.ends[number + 1 - jnp.arange(ORDER + 1)]
+                return carry, _defect(problem, carry, times)
+
+            start = adams.begin(problem.rate, problem.start(z, probes), tables, args)
+            _, found = jax.lax.scan(step, start, jnp.arange(steps))
+            return found[ORDER - 1 :]  # before that there were too few neighbours
+
+        found = np.asarray(jax.jit(along)(params, self._batch), np.float64)
+        return np.pad(found, ((ORDER // 2, ORDER // 2), (0, 0)), mode="edge")
+
+    def _problem(self, params: types.Params, batch: types.Batch) -> Problem:
+        model, estimator = self._model, self._estimator
+        return Problem.of(
+            model.field(params, batch["conditioning"]),
+            estimator.dequantizer.gamma_start(model.end),
+            model.time.gamma_max,
+            estimator.variable,
+            estimator.divergence,
+            numerics.num_dims(batch["image"]),
+        )
+
+    def _start(
+        self, params: types.Params, batch: types.Batch
+    ) -> tuple[Problem, types.Images, Probes]:
+        """The problem, where its images start, and their probes."""
+        x, end, estimator = batch["image"], self._model.end, self._estimator
+        keys = numerics.fold_in_each(self._key, batch["index"])
+        noise, probes = estimator.draw(0, x.shape[1:], end, keys)
+        return self._problem(params, batch), estimator.dequantizer.start(x, noise, end), probes
+
+    def _score_by_solver(self, params: types.Params, batch: types.Batch) -> types.PerExample:
+        found = self._model.likelihood_fn(params, batch, self._key, self._estimator)
+        return found.bits_per_dim(numerics.num_dims(batch["image"]))
+
+    def _score(
+        self, params: types.Params, batch: types.Batch, tables: adams.Tables, steps: Array
+    ) -> types.PerExample:
+        problem, z, probes = self._start(params, batch)
+        solution = adams.run(
+            problem.rate, problem.start(z, probes), tables, steps, problem.args(probes)
+        )
+        end, dims, dequantizer = self._model.end, numerics.num_dims(z), self._estimator.dequantizer
+        log_p = problem.density_of(solution).log_p + dequantizer.entropy(dims, end)
+        log_p = log_p + dequantizer.log_reconstruction(batch["image"], z, end)
+        return numerics.nats_to_bpd(-log_p, dims)
+
+
+def _defect(problem: Problem, carry: adams.Carry, times: Array) -> types.PerExample:
+    """See `Grids.defects`; of the newest `ORDER + 1` slopes, taken at `times`."""
+    (y, _), (slopes, traces) = carry.state, carry.slopes
+    field, weights = problem.field, jnp.asarray(_DIFFERENCE, times.dtype)
+    density = problem.densities[0]
+    rho = jnp.ones_like(times) if density is None else density(times)
+    at = problem.variable.coefficients(field, jnp.broadcast_to(times[0], y.shape[:1]))
+    linear, output = numerics.expand(at.linear, y), numerics.expand(at.output, y)
+    latent = numerics.expand(at.scale, y) * y
+    noise_hat = field.parameterization.noise_hat(
+        field.schedule, at.gamma, latent, (slopes[0] - linear * y) / output
+    )
+    moved = numerics.sum_pixels(noise_hat * base.combined(weights / rho, slopes)) / problem.dims
+    moved = moved * rho[0] * at.scale / field.schedule.sigma(at.gamma)
+    return jnp.mean(base.combined(weights, traces), axis=1) - moved

@@ -1,0 +1,1 @@
+"""Join, agree, stop and fail together."""

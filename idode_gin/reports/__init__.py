@@ -1,0 +1,1 @@
+"""Metrics writers, plots, progress, files, hashes."""

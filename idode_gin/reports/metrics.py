@@ -1,0 +1,143 @@
+"""Numbers of a run: metrics.jsonl and TensorBoard."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from idode_gin.reports import files
+
+Row: TypeAlias = dict[str, Any]
+
+TIME_PREFIX = "time/"
+"""Of the fields that differ between two runs of the same command; all others do not."""
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object a line, `step` first, in order of steps.
+
+    A row reaches the disk before the next step begins. A line cut short when the process was
+    killed is dropped on opening, and so are rows beyond the step that training resumes from.
+
+    Args:
+        path: of the file; None keeps rows in memory only.
+        keep_up_to: rows of later steps are removed; -1 removes all.
+        writes: whether this process writes them. All processes read: which rows are there already
+            decides what they compute together.
+
+    Attributes:
+        rows: those kept and those written.
+        dropped: those removed on opening.
+
+    Raises:
+        ValueError: if the file holds something else than metrics.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str] | None, keep_up_to: int, *, writes: bool = True
+    ) -> None:
+        self._path = pathlib.Path(path) if path is not None and writes else None
+        rows = read_rows(path) if path is not None else []
+        self.rows = [row for row in rows if row["step"] <= keep_up_to]
+        self.dropped = [row for row in rows if row["step"] > keep_up_to]
+        if self._path is not None:
+            lines = [json.dumps(row) + "\n" for row in self.rows]
+            files.write_atomically(self._path, "".join(lines))
+
+    def row(self, step: int) -> Row | None:
+        """The row of that step, if there is one."""
+        return next((row for row in reversed(self.rows) if row["step"] == step), None)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> Row:
+        """Appends a row and waits until it is on disk."""
+        row: Row = {"step": step, **values}
+        self.rows.append(row)
+        if self._path is not None:
+            with files.naming(self._path), self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        return row
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[Row]:
+    """The rows of a metrics.jsonl, without a last line that was cut short; [] if there is no file.
+
+    Raises:
+        ValueError: if a line before the last is not a row.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return []
+    rows: list[Row] = []
+    lines = path.read_bytes().split(b"\n")  # what follows the last newline is torn, or empty
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            row = json.loads(line)
+            row["step"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"Line {number} of {path} is not a row of metrics: {line[:80]!r}. Was the file "
+                "edited? Move it away to go on without the earlier rows."
+            ) from error
+        rows.append(row)
+    return rows
+
+
+def reproducible(row: Row) -> Row:
+    """The row without its timings: what two runs of one command have in common, bit for bit."""
+    return {name: value for name, value in row.items() if not name.startswith(TIME_PREFIX)}
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """What of a row is a number; lists and gaps are left out."""
+    return {name: each for name, each in values.items() if isinstance(each, int | float)}
+
+
+class TensorBoard:
+    """Event files of a run directory: `train/`, and `training_eval/<task>/` for `eval/…`.
+
+    Args:
+        run_directory: the run directory; None writes nothing.
+        eval_name: the task evaluated on, if there is one.
+    """
+
+    def __init__(self, run_directory: str | os.PathLike[str] | None, eval_name: str | None) -> None:
+        self._writers: list[tuple[tuple[str, ...], Any]] = []
+        self._root = run_directory
+        if run_directory is None:
+            return
+        from clu import metric_writers  # imports TensorFlow
+
+        root = pathlib.Path(run_directory)
+        folders: dict[tuple[str, ...], pathlib.Path] = {("train/", TIME_PREFIX): root / "train"}
+        if eval_name is not None:
+            folders[("eval/",)] = root / "training_eval" / eval_name
+        for prefixes, folder in folders.items():
+            self._writers.append((prefixes, metric_writers.SummaryWriter(os.fspath(folder))))
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes each number to the file that its name belongs to.
+
+        Raises:
+            OSError: if the disk refuses, which TensorFlow has errors of its own for.
+        """
+        for prefixes, writer in self._writers:
+            own = {k: each for k, each in numbers(values).items() if k.startswith(prefixes)}
+            if not own:
+                continue
+            try:
+                writer.write_scalars(step, own)
+                writer.flush()
+            except Exception as error:
+                reason = " ".join(str(error).split())[-200:]
+                raise OSError(
+                    f"The TensorBoard events of {self._root} cannot be written: {reason}. Free "
+                    "space there, or switch them off: --gin.Trainer.tensorboard=False"
+                ) from error
+
+    def close(self) -> None:
+        """Closes the event files."""
+        for _, writer in self._writers:
+            writer.close()

@@ -1,0 +1,213 @@
+"""Pictures of a run: PNG files that appear whole or not at all.
+
+matplotlib and Pillow are imported by the functions that draw. Figures are made through matplotlib's
+object interface: no pyplot, no global state, no display.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from idode_gin.reports import files
+
+_TILE_PIXELS = 64  # a smaller image is enlarged to at least this
+_GAP_PIXELS = 2
+
+
+def plot_bpd_curve(
+    rows: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike[str],
+    *,
+    baselines: Mapping[str, float] | None = None,
+) -> None:
+    """Draws bits per dimension against the training step.
+
+    Args:
+      rows: metrics, one dict per report, each with "step". Every key named "bpd" or ".../bpd" gives
+        a curve through the rows that have a finite value for it.
+      path: the PNG to write.
+      baselines: name -> bits per dimension, each drawn as a dashed line.
+
+    Raises:
+      ValueError: when no row holds a finite bits per dimension.
+    """
+    curves = _bpd_curves(rows)
+    if not curves:
+        raise ValueError(
+            f"A curve needs a row with a finite value named 'bpd' or '.../bpd', got {len(rows)} "
+            "rows without one."
+        )
+    figure, axes = new_figure("training step", "bits per dimension")
+    for name, points in sorted(curves.items()):
+        steps, values = zip(*points, strict=True)
+        sparse = len(points) < 50
+        axes.plot(steps, values, label=name, marker="o" if sparse else None, markersize=3.5)
+    for number, (name, value) in enumerate((baselines or {}).items()):
+        style = ("--", ":", "-.")[number % 3]
+        axes.axhline(value, color="0.35", linestyle=style, label=f"{name}: {value:.3f}")
+    # The first steps are so much worse that they would flatten everything after them.
+    shown = [value for points in curves.values() for _, value in points]
+    shown += list((baselines or {}).values())
+    if max(shown) > 10 * min(shown) > 0:
+        axes.set_yscale("log")
+    axes.legend(frameon=False)
+    save_figure(figure, path)
+
+
+def plot_integrand(gammas: ArrayLike, values: ArrayLike, path: str | os.PathLike[str]) -> None:
+    """Draws what each noise level adds to the bound, and the area under it.
+
+    Args:
+      gammas: log(sigma^2 / alpha^2), `[G]`, increasing.
+      values: `½ |eps - eps_hat|^2 / (d log 2)` at each, `[G]`, in bits per dimension per unit of
+        gamma.
+      path: the PNG to write.
+
+    Raises:
+      ValueError: unless both are `[G]` with G of two or more, finite, and `gammas` increases.
+    """
+    gammas, values = np.asarray(gammas, np.float64), np.asarray(values, np.float64)
+    if gammas.ndim != 1 or gammas.shape != values.shape or len(gammas) < 2:
+        raise ValueError(
+            "`gammas` and `values` must both be [G] with G of two or more, got "
+            f"{list(gammas.shape)} and {list(values.shape)}."
+        )
+    if not (np.isfinite(values).all() and np.all(np.diff(gammas) > 0)):
+        raise ValueError("`values` must be finite and `gammas` finite and increasing.")
+    area = np.trapezoid(values, gammas)
+    figure, axes = new_figure(
+        "γ = log(σ²/α²): clean on the left, noise on the right", "bits per dimension per unit of γ"
+    )
+    axes.fill_between(gammas, values, alpha=0.25)
+    axes.plot(gammas, values)
+    axes.set_title(f"area: {area:.3f} bits per dimension", loc="left", fontsize="medium")
+    axes.set_xlim(gammas[0], gammas[-1])
+    axes.set_ylim(bottom=0)
+    save_figure(figure, path)
+
+
+def plot_loss_by_gamma(
+    rows: Sequence[Mapping[str, Any]],
+    low: float,
+    high: float,
+    path: str | os.PathLike[str],
+) -> None:
+    """Draws the training loss by bin of gamma: of the first, the middle and the last row.
+
+    Args:
+      rows: metrics, of which those count that have "train/loss_by_gamma".
+      low: where the first bin begins; nats.
+      high: where the last one ends; nats.
+      path: the PNG to write.
+
+    Raises:
+      ValueError: when no row has it.
+    """
+    found = [row for row in rows if "train/loss_by_gamma" in row]
+    if not found:
+        raise ValueError(f"None of the {len(rows)} rows has 'train/loss_by_gamma'.")
+    figure, axes = new_figure(
+        "γ = log(σ²/α²): clean on the left, noise on the right", "training loss, bits per dimension"
+    )
+    for place in sorted({0, len(found) // 2, len(found) - 1}):
+        losses = [np.nan if each is None else each for each in found[place]["train/loss_by_gamma"]]
+        edges = np.linspace(low, high, len(losses) + 1)
+        axes.stairs(losses, edges, baseline=None, label=f"step {found[place]['step']}")
+    axes.set_xlim(low, high)
+    axes.legend(frameon=False)
+    save_figure(figure, path)
+
+
+def image_grid(
+    images: np.ndarray,
+    levels: int,
+    path: str | os.PathLike[str],
+    columns: int | None = None,
+) -> None:
+    """Writes images side by side, small ones enlarged without smoothing.
+
+    One channel is drawn grey, three as red, green and blue; with any other number each channel is
+    a grey tile of its own, an image's channels next to each other.
+
+    Args:
+      images: integers `[N, H, W, C]` in `0..levels-1`; 0 is drawn black.
+      levels: how many values a pixel can have.
+      path: the PNG to write.
+      columns: tiles per row; None makes the grid about square.
+
+    Raises:
+      ValueError: for images of another rank or type or range, none at all, or fewer columns than 1.
+    """
+    from PIL import Image
+
+    tiles = tiles_of(images, levels)
+    if columns is None:
+        tiles_per_image = len(tiles) // len(images)
+        columns = tiles_per_image * max(1, round((len(images) / tiles_per_image) ** 0.5))
+    if columns < 1:
+        raise ValueError(f"`columns` must be one or more, got columns={columns}.")
+    canvas = _lay_out(tiles, min(columns, len(tiles)))
+    picture = Image.fromarray(canvas[..., 0] if canvas.shape[2] == 1 else canvas)
+    files.write_atomically(path, lambda file: picture.save(file, format="PNG"))
+
+
+def _bpd_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for row in sorted(rows, key=lambda row: row["step"]):
+        for name, value in row.items():
+            if name.rpartition("/")[2] == "bpd" and value is not None and np.isfinite(value):
+                curves.setdefault(name, []).append((int(row["step"]), float(value)))
+    return curves
+
+
+def new_figure(x_label: str, y_label: str) -> tuple[Any, Any]:
+    """A figure and its axes, in the style of all of them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
+    axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Writes a figure as a PNG, whole or not at all."""
+    files.write_atomically(path, lambda file: figure.savefig(file, format="png"))
+
+
+def tiles_of(images: np.ndarray, levels: int) -> np.ndarray:
+    """Integers `[N, H, W, C]` -> uint8 tiles `[M, H, W, 1 or 3]`, 0..255."""
+    if images.ndim != 4 or images.dtype.kind not in "iu" or images.size == 0:
+        raise ValueError(
+            "Images must be integers [N, H, W, C] with N of one or more, got "
+            f"{images.dtype} {list(images.shape)}."
+        )
+    if images.min() < 0 or images.max() >= levels:
+        raise ValueError(
+            f"Pixels must be in 0..{levels - 1}, because levels={levels}, got values from "
+            f"{images.min()} to {images.max()}."
+        )
+    shades = np.rint(images * (255 / (levels - 1))).astype(np.uint8)
+    if images.shape[3] in (1, 3):
+        return shades
+    return np.concatenate(np.moveaxis(shades, 3, 1), axis=0)[..., None]
+
+
+def _lay_out(tiles: np.ndarray, columns: int) -> np.ndarray:
+    """Tiles `[M, H, W, C]` -> one canvas, row by row, enlarged, with a mid-grey gap around each."""
+    number, height, width, channels = tiles.shape
+    scale = max(1, -(-_TILE_PIXELS // max(height, width)))
+    tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
+    height, width = height * scale + _GAP_PIXELS, width * scale + _GAP_PIXELS
+    rows = -(-number // columns)
+    shape = (rows * height + _GAP_PIXELS, columns * width + _GAP_PIXELS, channels)
+    canvas = np.full(shape, 128, np.uint8)
+    for place, tile in enumerate(tiles):
+        top = place // columns * height + _GAP_PIXELS
+        left = place % columns * width + _GAP_PIXELS
+        canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+    return canvas

@@ -1,0 +1,1 @@
+"""What every loop shares: inputs, partial results, locks, output folders, the loop over images."""

@@ -1,1 +1,0 @@
-"""Plumbing: data, devices, optimizer, checkpoints, metrics, signals."""

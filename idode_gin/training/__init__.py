@@ -1,0 +1,1 @@
+"""Training: the loop, one update, its outputs, guards, replays and throughput."""

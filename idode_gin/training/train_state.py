@@ -1,0 +1,62 @@
+"""Everything a training run carries from one step to the next."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from idode_gin import types
+from idode_gin.training import guards
+
+COUNT, SKIPPED = "count", "skipped"
+LOSS_BY_GAMMA, GAMMA_SHARE = "loss_by_gamma", "gamma_share"
+
+
+def create(
+    params: types.Params,
+    transformation: optax.GradientTransformation,
+    metrics: Iterable[str],
+    gamma_bins: int = 0,
+) -> types.TrainState:
+    """The state before the first step.
+
+    Args:
+        params: fresh parameters.
+        transformation: the optimizer.
+        metrics: names of what `window` sums, next to `count`.
+        gamma_bins: bins of the loss by gamma.
+    """
+    by_gamma = (LOSS_BY_GAMMA, GAMMA_SHARE) if gamma_bins else ()
+    return types.TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        # A copy: the update donates its buffers, and one buffer cannot be donated twice.
+        ema=jax.tree.map(jnp.copy, params),
+        opt_state=transformation.init(params),
+        window={
+            **{name: jnp.zeros(()) for name in (COUNT, SKIPPED, *metrics)},
+            **{name: jnp.zeros(gamma_bins) for name in by_gamma},
+        },
+        guard=guards.fresh(),
+    )
+
+
+def window_means(state: types.TrainState) -> dict[str, Any]:
+    """Means of the metrics since the last log, and the steps left out. Waits for the device.
+
+    Where the loss is kept by gamma, `loss_by_gamma` is a list with the mean of each bin, None for
+    an empty one, and `gamma_share` the fraction of the images in each.
+    """
+    sums = jax.device_get(state.window)
+    count, skipped = float(sums.pop(COUNT)), float(sums.pop(SKIPPED))
+    if not count:
+        return {SKIPPED: skipped} if skipped else {}
+    losses, shares = sums.pop(LOSS_BY_GAMMA, None), sums.pop(GAMMA_SHARE, None)
+    means: dict[str, Any] = {name: float(each) / count for name, each in sorted(sums.items())}
+    if losses is not None and shares is not None:
+        pairs = list(zip(losses.tolist(), shares.tolist(), strict=True))
+        means[LOSS_BY_GAMMA] = [loss / share if share else None for loss, share in pairs]
+        means[GAMMA_SHARE] = [share / count for _, share in pairs]
+    return means | {SKIPPED: skipped}

@@ -1,0 +1,180 @@
+"""What an evaluation leaves behind: rows that add up, and a summary that follows from them."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from pyarrow import parquet as arrow
+
+from idode_gin import checks
+from idode_gin.checkpoints import saving
+from idode_gin.dequantizers.truncated_normal import TruncatedNormal
+from idode_gin.evaluation import parity, parquet, results
+from idode_gin.evaluation.evaluator import Evaluator
+from idode_gin.likelihood.ode_likelihood import ODELikelihood
+from idode_gin.losses.bound import VariationalBound
+from idode_gin.runs import run_inputs
+from idode_gin.solvers.divergence import Hutchinson
+from idode_gin.solvers.fixed_grid import FixedGrid
+from idode_gin.solvers.probes import Gaussian
+
+NUMBER, DIMS = 5, math.prod(tiny.SHAPE)
+PARTS = {"log_prior", "log_det", "neg_log_q", "log_reconstruction"}
+ERRORS = {"repeats_sd", "trace_sd", "importance_bias"}
+PLAIN = {"nats", "bpd", "nfe"}
+LIKELIHOOD = {
+    "dequantizer": TruncatedNormal(),
+    "solver": FixedGrid(steps=2),
+    "divergence": Hutchinson(num_probes=2, probe=Gaussian()),
+}
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """The directory and the summary of an evaluation of a network without training."""
+    folder = tmp_path_factory.mktemp("evaluated")
+
+    def load_params(model, shape, *_):
+        params = model.init(jax.random.key(0), shape)
+        return saving.RestoredParams(params, 3, folder / "checkpoint_3", {})
+
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.use_tiny_data(patch, NUMBER)
+        patch.setattr(run_inputs, "load_params", load_params)
+        patch.setattr(saving, "find", lambda path: path)
+        made = Evaluator(
+            output_dir=str(folder),
+            checkpoint_path="made",
+            likelihoods={"tn": ODELikelihood(**LIKELIHOOD, num_repeats=3)},
+            variational_bound=VariationalBound(num_times=2),
+        )
+        return folder, made.run(tiny.model(), tiny.config(4), "ab" * 32)
+
+
+@pytest.fixture(scope="module")
+def rows(evaluated):
+    with np.load(evaluated[0] / "results.npz") as found:
+        return dict(found)
+
+
+def test_a_row_per_image_with_every_column(evaluated, rows):
+    expected = {f"tn/{name}" for name in PLAIN | PARTS | ERRORS | {"success"}}
+    bound = PLAIN | {"reconstruction", "prior", "diffusion"}
+    expected |= {f"variational_bound/{name}" for name in bound} | {"index", "histogram/bpd"}
+    assert set(rows) == expected
+    table = arrow.read_table(evaluated[0] / "results.parquet")
+    assert table.column_names == list(rows)
+    for name, values in rows.items():
+        np.testing.assert_array_equal(table[name].to_numpy(), values)
+    np.testing.assert_array_equal(rows["index"], range(NUMBER))
+
+
+def test_parts_add_up_to_the_bound(rows):
+    tn = {name: rows[f"tn/{name}"] for name in PLAIN | PARTS}
+    np.testing.assert_allclose(-tn["nats"], sum(tn[part] for part in PARTS), rtol=1e-5)
+    terms = [rows[f"variational_bound/{each}"] for each in ("reconstruction", "prior", "diffusion")]
+    np.testing.assert_allclose(rows["variational_bound/bpd"], sum(terms), rtol=1e-5)
+    for name in ("tn", "variational_bound"):
+        bpd = rows[f"{name}/nats"] / (DIMS * math.log(2))
+        np.testing.assert_allclose(rows[f"{name}/bpd"], bpd, rtol=1e-5)
+
+
+def test_the_summary_follows_from_the_rows(evaluated, rows):
+    folder, summary = evaluated
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert summary["config_sha256"] == "ab" * 32
+    found = summary["tn"]
+    assert found["num_images"] == summary["num_images"] == NUMBER
+    assert found["mean"] == pytest.approx(rows["tn/bpd"].mean())
+    assert found["stderr"] == pytest.approx(rows["tn/bpd"].std(ddof=1) / NUMBER**0.5)
+    # The variance of a mean of independent figures: the sum of theirs over N^2.
+    variance = (rows["tn/repeats_sd"] ** 2 / 3).sum() / NUMBER**2
+    assert found["stderr_dequantization"] == pytest.approx(variance**0.5)
+    variance = (rows["tn/trace_sd"] ** 2).sum() / NUMBER**2
+    assert found["stderr_probes"] == pytest.approx(variance**0.5)
+    assert found["stderr_dequantization"] > 0 < found["stderr_probes"]
+    assert found["nfe"] == rows["tn/nfe"].mean()
+    assert summary["variational_bound"]["stderr_dequantization"] is None
+
+
+def test_pictures_of_every_bound(evaluated):
+    names = {each.name for each in (evaluated[0] / "plots").iterdir()}
+    assert names == {"bpd_tn.png", "bpd_variational_bound.png", "nfe.png", "integrand.png"}
+
+
+def test_errors_that_are_not_known_are_none():
+    scores = {name: np.ones(4) for name in ("bpd", "nfe")}
+    unknown = {name: np.full(4, np.nan) for name in ERRORS}
+    found = results.summarize({**scores, **unknown})
+    assert found["stderr_dequantization"] is found["stderr_probes"] is None
+    assert found["importance_bias"] is found["solver_error"] is found["precision_error"] is None
+    known = {"error": 1e-4, "precision_error": 2e-4}
+    found = results.summarize({**scores, **unknown}, solver_error=known)
+    assert (found["solver_error"], found["precision_error"]) == ({"error": 1e-4}, 2e-4)
+
+
+def test_means_of_many_data_sets_spread_as_the_error_of_draws_says():
+    """2,000 evaluations of 30 images, whose figures differ by their draws alone."""
+    random = np.random.default_rng(0)
+    image, spread = random.normal(3, 1, (30, 1)), random.uniform(0.1, 2, (30, 1))
+    repeats = image + spread * random.normal(size=(2000, 30, 4))
+    means, errors = [], []
+    for each in repeats:
+        bpd = each.mean(axis=1)
+        scores = {"bpd": bpd, "nfe": np.ones(30), "repeats_sd": each.std(axis=1, ddof=1)}
+        found = results.summarize(scores, num_repeats=4)
+        means.append(found["mean"])
+        errors.append(found["stderr_dequantization"])
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(means), rel=0.05)
+
+
+def test_the_table_tells_of_the_solver():
+    entry = {"mean": 2.0, "stderr": None, "solver_error": {"error": 2.5e-4}, "nfe": 40.0}
+    summary = {
+        **{"dataset": "made", "variant": "", "split": "test", "num_images": 1, "step": 5},
+        **{"image_shape": [8, 8, 1], "levels": 17, "sha256": "0" * 64, "tn": entry},
+    }
+    _, head, row = results.table(summary).split("\n")
+    assert head.split() == ["bound", "bpd", "std.", "error", "solver", "error", "NFE"]
+    assert row.split() == ["tn", "2.0000", "-", "2.5e-04", "40"]
+    entry["solver_error"] |= {"tolerance": 1e-4, "is_within": False}
+    assert results.table(summary).endswith(f"{row}\nThe solver error of tn is not within 1.0e-04.")
+
+
+def test_without_pyarrow_there_is_no_parquet_of_other_results(tmp_path, monkeypatch, caplog):
+    results._write_rows(tmp_path, {"index": np.arange(3)})
+    first = (tmp_path / "results.parquet").read_bytes()
+    results._write_rows(tmp_path, {"index": np.arange(3)})
+    assert (tmp_path / "results.parquet").read_bytes() == first
+    monkeypatch.setattr(parquet, "is_available", lambda: False)
+    results._write_rows(tmp_path, {"index": np.arange(4)})
+    assert [each.name for each in tmp_path.iterdir()] == ["results.npz"]
+    assert "pyarrow is not installed" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["variational_bound", "histogram", "index", "a/b", ""])
+def test_names_that_files_and_columns_cannot_have(name):
+    with pytest.raises(ValueError, match="`likelihoods`"):
+        Evaluator(
+            output_dir="o", checkpoint_path="c", likelihoods={name: ODELikelihood(**LIKELIHOOD)}
+        )
+
+
+def test_figures_that_are_none_are_told():
+    scores = {"bpd": np.array([1.0, np.inf, 2.0]), "success": np.array([1.0, 1.0, 0.0])}
+    with pytest.raises(checks.NonFiniteError, match="tn: 2 of 3 images .* at index 1"):
+        results.check_scores("tn", scores)
+
+
+def test_a_parity_table_has_its_choices_between_right_and_published():
+    short, long = {"right": 2.0, "published": 2.0}, {"right": 2.0, "log_k": -0.5, "published": 1.5}
+    lines = parity.table({"variational_bound": short, "tn": long}, "A legend.").splitlines()
+    assert lines[0] == "A legend."
+    assert [line.split() for line in lines[2:]] == [
+        ["right", "2.00000", "2.00000"],
+        ["log_k", "-", "-0.50000"],
+        ["published", "2.00000", "1.50000"],
+    ]

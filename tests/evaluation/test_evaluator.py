@@ -1,0 +1,205 @@
+"""Evaluation and sampling: every image once, and its figure its own, whatever the batch size."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from coarse import Coarse
+
+from idode_gin import eval as eval_script
+from idode_gin.checkpoints import saving
+from idode_gin.dequantizers.truncated_normal import TruncatedNormal
+from idode_gin.evaluation import evaluator
+from idode_gin.evaluation import results as eval_results
+from idode_gin.generation import sampler
+from idode_gin.likelihood.ode_likelihood import ODELikelihood
+from idode_gin.likelihood.pilot import Pilot
+from idode_gin.losses.bound import VariationalBound
+from idode_gin.networks.unet import UNet
+from idode_gin.runs import run_inputs
+from idode_gin.samplers.ode import ODESampler
+from idode_gin.solvers.adams import Adams
+from idode_gin.solvers.adaptive import DormandPrince
+from idode_gin.solvers.fixed_grid import FixedGrid
+from idode_gin.training import train_state
+
+LOOSE = DormandPrince(rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture
+def evaluate(monkeypatch, tmp_path):
+    """Evaluates a random network; returns the summary and the values per image."""
+
+    def run(number, batch_size, model, solver, solve_size=4):
+        tiny.use_tiny_data(monkeypatch, number)
+        params = model.init(jax.random.key(0), tiny.SHAPE)
+        noise = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
+        params = jax.tree.map(
+            lambda leaf, key: leaf + 0.1 * jax.random.normal(key, leaf.shape),
+            params,
+            jax.tree.unflatten(jax.tree.structure(params), list(noise)),
+        )
+        restored = saving.RestoredParams(params, 3, pathlib.Path("unread"), {})
+        monkeypatch.setattr(run_inputs, "load_params", lambda *_: restored)
+        monkeypatch.setattr(saving, "find", pathlib.Path)
+        monkeypatch.setattr(eval_results, "draw", lambda *_: None)  # slow, and tested elsewhere
+        made = evaluator.Evaluator(
+            output_dir=str(tmp_path),
+            checkpoint_path="made",
+            likelihoods={"tn": ODELikelihood(dequantizer=TruncatedNormal(), solver=solver)},
+            variational_bound=VariationalBound(num_times=2),
+            solve_size=solve_size,
+        )
+        summary = made.run(model, tiny.config(batch_size))
+        assert json.loads((tmp_path / "summary.json").read_text()) == summary
+        with np.load(tmp_path / "results.npz") as found:
+            return summary, dict(found)
+
+    return run
+
+
+def test_every_image_once_for_every_batch_size(evaluate):
+    number = 3
+    summaries, results = zip(
+        *(evaluate(number, size, tiny.model(), FixedGrid(steps=3)) for size in (1, 2, 3, 5)),
+        strict=True,
+    )
+    for summary, found in zip(summaries, results, strict=True):
+        assert summary["num_images"] == number == len(found["tn/bpd"])
+        for name in ("tn", "variational_bound"):
+            assert summary[name]["mean"] == pytest.approx(summaries[0][name]["mean"], abs=1e-6)
+
+
+def test_adaptive_steps_of_a_convolutional_network_do_not_see_the_batch(evaluate):
+    """In float32 and at a loose tolerance, where rounding alone can change the steps taken."""
+    model = tiny.model(network=UNet(channels=8, levels=1, groups=2, fourier_exponents=(1,)))
+    first, *others = (evaluate(11, size, model, LOOSE)[1] for size in (3, 11))
+    assert np.ptp(first["tn/nfe"]) > 0
+    for other in others:
+        np.testing.assert_array_equal(other["tn/nfe"], first["tn/nfe"])
+        np.testing.assert_array_equal(other["tn/bpd"], first["tn/bpd"])
+        np.testing.assert_array_equal(
+            other["variational_bound/bpd"], first["variational_bound/bpd"]
+        )
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(
+            UNet(channels=8, levels=1, groups=2, fourier_exponents=(1,), dtype="bfloat16"),
+            marks=pytest.mark.full,
+            id="convolutions",
+        ),
+        pytest.param(Coarse(tiny.AffineNetwork()), id="affine"),
+    ],
+)
+def test_what_bfloat16_does_to_a_checkpoint_is_in_the_summary_and_can_be_refused(
+    network, monkeypatch, tmp_path
+):
+    """From the checkpoint on disk to summary.json, as the program does it."""
+    tiny.use_tiny_data(monkeypatch, 4)
+    monkeypatch.setattr(eval_results, "draw", lambda *_: None)
+    params = jax.tree.map(lambda leaf: leaf + 0.05, network.init(jax.random.key(0), tiny.SHAPE))
+    state = train_state.create(params, tiny.trainer(tmp_path).optimizer.build(), ["loss"])
+    with saving.Checkpoints(tmp_path / "run", saving.CheckpointConfig(), {}) as saved:
+        saved.save(state)
+    estimator = ODELikelihood(dequantizer=TruncatedNormal(), solver=Adams(steps=4))
+
+    def summary(output, network, **changes):
+        made = evaluator.Evaluator(
+            output_dir=str(tmp_path / output),
+            checkpoint_path=str(tmp_path / "run"),
+            likelihoods={"tn": estimator},
+            variational_bound=VariationalBound(num_times=2),
+            histogram_split=None,
+            pilot=Pilot(num_images=4, max_steps=16, **changes),
+        )
+        model = tiny.model(network=network)
+        eval_script.evaluate(model=model, dataset_cfg=tiny.config(4), evaluator=made)
+        return json.loads((tmp_path / output / "summary.json").read_text())["tn"]
+
+    coarse = summary("coarse", network, tolerance=0.5)
+    assert 1e-4 < coarse["precision_error"] < 0.5
+    small = coarse["precision_error"] / 2
+    with pytest.raises(ValueError, match="bfloat16 .*UNet.dtype = None.*BPD_TOLERANCE"):
+        summary("refused", network, tolerance=0.5, precision_tolerance=small)
+    assert not (tmp_path / "refused" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("variant", "shown"), [("", "made /"), ("van den Oord", "made, van den Oord /")]
+)
+def test_the_table_says_which_pixels_were_scored(variant, shown):
+    summary = {
+        **{"dataset": "made", "variant": variant, "split": "test", "num_images": 3},
+        **{"image_shape": [8, 8, 1], "levels": 17, "step": 5, "sha256": "0123456789abcdef" * 4},
+        "uniform": {"mean": 2.0, "stderr": 0.5, "nfe": 7.0},
+    }
+    first, _, bound = eval_results.table(summary).split("\n")
+    assert first == f"{shown} test: 3 images of 8x8x1, 17 levels, sha256 0123456789ab, step 5"
+    assert bound.split() == ["uniform", "2.0000", "0.5000", "-", "7"]
+
+
+def test_the_sample_in_the_readme_is_of_these_pixels():
+    from idode_gin.feed import data, loading
+
+    config = data.DatasetConfig(mixture_or_task_name="digits", split="test", batch_size=1)
+    split = loading.load_split(config)
+    readme = pathlib.Path(__file__).parents[2].joinpath("README.md").read_text()
+    facts = {**split.facts(), "levels": 17, "step": 1500}
+    assert f"\n{eval_results.table(facts).splitlines()[0]}\n" in readme
+
+
+@pytest.mark.parametrize("lanes", [4, 5])
+def test_a_solve_has_as_many_images_as_lanes(lanes):
+    estimator = ODELikelihood(dequantizer=TruncatedNormal(), solver=LOOSE, lanes=lanes)
+    common = {"output_dir": "unused", "checkpoint_path": "unused", "solve_size": 4}
+    for made in (
+        lambda: evaluator.Evaluator(likelihoods={"tn": estimator}, **common),
+        lambda: sampler.Sampler(method=ODESampler(solver=LOOSE, lanes=lanes), **common),
+    ):
+        if lanes == 4:
+            assert made()
+            continue
+        with pytest.raises(ValueError, match="lanes=5 and solve_size=4.*Lower LANES"):
+            made()
+
+
+def test_a_single_image_has_no_standard_error(evaluate):
+    summary, _ = evaluate(1, 2, tiny.model(), FixedGrid(steps=3))
+    assert summary["num_images"] == 1
+    assert summary["tn"]["stderr"] is None
+
+
+def test_conditioning_must_be_the_networks(monkeypatch):
+    tiny.use_tiny_data(monkeypatch)
+    network = UNet(channels=8, levels=1, groups=2, conditioning_size=3)
+    with pytest.raises(ValueError, match=r"1 conditioning numbers.*takes 3.*conditioning_size = 1"):
+        run_inputs.load(tiny.config(), tiny.model(network=network))
+
+
+def test_a_sample_does_not_see_its_batch(monkeypatch, tmp_path):
+    network = UNet(channels=8, levels=1, groups=2, fourier_exponents=(1,))
+    model = tiny.model(network=network, image_shape=tiny.SHAPE)
+    params = model.init(jax.random.key(0), tiny.SHAPE)
+    restored = saving.RestoredParams(params, 3, pathlib.Path("unread"), {})
+    monkeypatch.setattr(run_inputs, "load_params", lambda *_: restored)
+    monkeypatch.setattr(saving, "find", pathlib.Path)
+    found = []
+    for size in (2, 5):
+        made = sampler.Sampler(
+            output_dir=str(tmp_path),
+            checkpoint_path="made",
+            method=ODESampler(solver=LOOSE),
+            num_samples=5,
+            batch_size=size,
+            solve_size=2,
+        )
+        made.run(model)
+        with np.load(tmp_path / "samples.npz") as file:
+            found.append(file["levels"])
+    np.testing.assert_array_equal(*found)

@@ -1,0 +1,138 @@
+"""Encoding and interpolation: every image its own, whatever is beside it; stopping and going on."""
+
+import json
+
+import interrupted
+import numpy as np
+import pytest
+import tiny
+
+from idode_gin import checks
+from idode_gin.generation.encoder import Encoder
+from idode_gin.generation.interpolator import Interpolator
+from idode_gin.generation.sampler import Sampler
+from idode_gin.runs import partial_results
+from idode_gin.samplers.ancestral import Ancestral
+from idode_gin.samplers.ode import ODESampler
+from idode_gin.solvers.adaptive import DormandPrince
+from idode_gin.solvers.fixed_grid import FixedGrid
+
+TIGHT = ODESampler(solver=DormandPrince(rtol=1e-5, atol=1e-5))
+FILES = {Encoder: "latents.npz", Interpolator: "interpolation.npz", Sampler: "samples.npz"}
+
+
+@pytest.fixture(autouse=True)
+def _made(monkeypatch):
+    interrupted.prepare(monkeypatch.setattr)
+
+
+def run(loop, folder, batch_size, **changes):
+    """Summary, and the arrays that were written."""
+    fields = {"output_dir": str(folder), "checkpoint_path": "made", "solve_size": 2, **changes}
+    model = tiny.model(image_shape=tiny.SHAPE)
+    if loop is Sampler:
+        summary = Sampler(batch_size=batch_size, **fields).run(model)
+    else:
+        summary = loop(**fields).run(model, tiny.config(batch_size))
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert not (folder / "partial_results").exists()
+    with np.load(folder / FILES[loop]) as found:
+        return summary, dict(found)
+
+
+def test_images_come_back_and_are_counted(tmp_path):
+    summary, found = run(Encoder, tmp_path, 4, method=TIGHT, indices=(7, 0, 30), grid_images=2)
+    images = tiny.split(number=interrupted.NUMBER).images
+    np.testing.assert_array_equal(found["index"], [7, 0, 30])
+    np.testing.assert_array_equal(found["levels"], images[[7, 0, 30]])
+    assert found["noise"].shape == (3, *tiny.SHAPE)
+    assert summary["changed_pixels"] == found["changed"].sum() == 0
+    assert summary["round_trip"]["max"] == pytest.approx(found["error"].max())
+    assert 0 < summary["round_trip"]["max"] < 0.05
+    assert (tmp_path / "grid.png").exists()
+
+
+def test_strips_go_from_one_image_to_the_other(tmp_path):
+    pairs = ((3, 9), (12, 0))
+    summary, found = run(Interpolator, tmp_path, 1, method=TIGHT, pairs=pairs, num_points=4)
+    images = tiny.split(number=interrupted.NUMBER).images
+    np.testing.assert_array_equal(found["levels"][:, [0, -1]], images[np.asarray(pairs)])
+    assert found["levels"].shape == (2, 4, *tiny.SHAPE)
+    assert np.all(found["levels"][:, 1] != images[[3, 12]], axis=(1, 2, 3)).size == 2
+    assert summary["round_trip"]["max"] == pytest.approx(found["error"].max())
+    assert (tmp_path / "strip.png").exists()
+
+
+CASES = {
+    "encode": (Encoder, {"method": ODESampler(solver=FixedGrid(steps=2)), "indices": (5, 1, 8)}),
+    "interpolate": (
+        Interpolator,
+        {"method": ODESampler(solver=FixedGrid(steps=2)), "pairs": ((0, 1), (2, 3), (5, 4))},
+    ),
+    "noise in steps": (Sampler, {"method": Ancestral(steps=3), "num_samples": 5}),
+    "density": (
+        Sampler,
+        {
+            "method": ODESampler(solver=FixedGrid(steps=2)),
+            "num_samples": 5,
+            "return_log_prob": True,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stopped_and_gone_on_with_another_batch_size(case, tmp_path, monkeypatch):
+    loop, fields = CASES[case]
+    _, expected = run(loop, tmp_path / "whole", 3, **fields)
+    add = partial_results.PartialResults.add
+
+    def stopping(*arguments):
+        add(*arguments)
+        raise checks.Preempted("enough")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(partial_results.PartialResults, "add", stopping)
+        with pytest.raises(checks.Preempted):
+            run(loop, tmp_path / "cut", 2, **fields)
+    assert list((tmp_path / "cut" / "partial_results").glob("part_*"))
+    _, found = run(loop, tmp_path / "cut", 1, **fields)
+    assert set(found) == set(expected)
+    for name, values in expected.items():
+        # A density is a sum over pixels, rounded in another order where a batch is one solve.
+        tolerance = 1e-5 if name == "log_p" else 0
+        np.testing.assert_allclose(found[name], values, rtol=0, atol=tolerance)
+
+
+def test_samples_with_their_density(tmp_path):
+    _, fields = CASES["density"]
+    summary, found = run(Sampler, tmp_path / "with", 5, **fields)
+    _, alone = run(Sampler, tmp_path / "alone", 5, **{**fields, "return_log_prob": False})
+    np.testing.assert_array_equal(found["levels"], alone["levels"])
+    assert "log_p" not in alone
+    assert found["latent"].shape == (5, *tiny.SHAPE)
+    assert summary["log_p"]["mean"] == pytest.approx(found["log_p"].mean(), rel=1e-6)
+    assert np.ptp(found["log_p"]) > 0
+
+
+def test_places_that_are_not_in_the_split(tmp_path):
+    with pytest.raises(ValueError, match="`indices` must be places in .* 0 to 40, .* got 41"):
+        run(Encoder, tmp_path, 2, indices=(0, 41))
+    with pytest.raises(ValueError, match="at least one, got none"):
+        run(Encoder, tmp_path, 2, indices=())
+    with pytest.raises(ValueError, match=r"`pairs` must be places.*got -1\. .*PAIRS="):
+        run(Interpolator, tmp_path, 2, pairs=((0, -1),))
+
+
+def test_solves_that_do_not_arrive(tmp_path):
+    short = ODESampler(solver=DormandPrince(max_steps=1))
+    with pytest.raises(checks.NonFiniteError, match="3 of 3 images did not make their way"):
+        run(Encoder, tmp_path, 2, method=short, indices=(0, 1, 2))
+    with pytest.raises(checks.NonFiniteError, match="1 of 1 pairs did not make their way"):
+        run(Interpolator, tmp_path, 2, method=short)
+    assert not (tmp_path / "partial_results").exists()
+
+
+def test_sampling_without_an_image_shape_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"Sampling needs `DiffusionODE.image_shape`"):
+        Sampler(output_dir=str(tmp_path), checkpoint_path="made").run(tiny.model())

@@ -1,0 +1,64 @@
+"""What is said where processes differ. That all hear it: tests/end_to_end/test_processes.py."""
+
+import io
+import pathlib
+
+from idode_gin.processes import agreement, shared_fate, voices
+
+
+def test_differences_in_words() -> None:
+    first = {"STEPS": "5", "RATE": "0.1", "ONLY": "1"}
+    others = {1: first | {"STEPS": "7"}, 3: {"STEPS": "5", "RATE": "0.1", "NEW": "2"}}
+    assert agreement.differences(first, others) == [
+        "process 1 has STEPS = 7, process 0 has 5",
+        "process 3 has NEW = 2, process 0 has none",
+        "process 3 has no ONLY, process 0 has ONLY = 1",
+    ]
+    assert agreement.differences(first, {1: first}) == []
+
+
+def test_equal_differences_are_told_once() -> None:
+    others = {index: {"jax": "0.9"} for index in range(1, 9)}
+    assert agreement.differences({"jax": "0.10"}, others) == [
+        "8 processes (1, 2, 3, 4, 5, …) have jax = 0.9, process 0 has 0.10"
+    ]
+
+
+def test_one_process_does_not_look() -> None:
+    def facts() -> dict[str, str]:
+        raise AssertionError
+
+    agreement.check("anything", facts)
+    agreement.check_shared(pathlib.Path("nowhere"), "MODEL_DIR")
+    with shared_fate.Watch():
+        shared_fate.fail(2, "of nobody's concern")
+
+
+def test_every_module_counts() -> None:
+    modules = agreement.modules()
+    assert {
+        "idode_gin/training/trainer.py",
+        "idode_gin/processes/agreement.py",
+        "tasks/digits.py",
+    } <= set(modules)
+    root = pathlib.Path(agreement.idode_gin.__file__).parent
+    assert len([each for each in modules if each.startswith("idode_gin/")]) == len(
+        list(root.rglob("*.py"))
+    )
+    assert {"idode_gin", "jax", "jax_platforms", "jax_enable_x64"} <= set(agreement.of_code())
+
+
+def test_long_values_are_shortened_but_told_apart() -> None:
+    one, other = (agreement._text("x" * 500 + end) for end in "ab")
+    assert one != other
+    assert len(one) < 250
+    assert agreement._text((1, 2)) == "(1, 2)"
+
+
+def test_every_line_has_its_process_in_front() -> None:
+    written = io.StringIO()
+    stream = voices._Prefixed(written, "process 3: ")
+    for text in ("a", "b\nc\n", "", "\nd"):
+        assert stream.write(text) == len(text)
+    assert written.getvalue() == "process 3: ab\nprocess 3: c\nprocess 3: \nprocess 3: d"
+    assert not stream.closed

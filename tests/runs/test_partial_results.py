@@ -1,0 +1,178 @@
+"""Values kept on disk: none twice, none lost, none of another computation."""
+
+import errno
+import logging
+import os
+
+import numpy as np
+import pytest
+
+from idode_gin.runs import partial_results
+from idode_gin.runs.partial_results import PartialResults
+
+FACTS = {"seed": 3, "likelihood.solver": "Euler", "shape": (4, 4)}
+NUMBER = 7
+
+
+@pytest.fixture(autouse=True)
+def _every_batch_is_written(monkeypatch):
+    monkeypatch.setattr(partial_results, "WRITE_PERIOD", 0.0)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "out" / "partial"
+
+
+def opened(folder, facts=FACTS, **others):
+    return PartialResults(folder, facts, NUMBER, **others)
+
+
+def values(index):
+    """Of every kind that is kept."""
+    index = np.asarray(index)
+    return {
+        "bpd": (index + 0.1).astype(np.float32),
+        "image": np.stack([index, index + 1], axis=1).astype(np.uint8),
+        "success": index % 2 == 0,
+    }
+
+
+def fill(kept, section, *batches):
+    for index in batches:
+        kept.add(section, np.asarray(index), values(index))
+
+
+def parts(folder):
+    return sorted(folder.glob("part_*.npz"))
+
+
+def test_rows_come_back_in_place_and_type(folder):
+    fill(opened(folder), "a", [5, 1], [0])  # as if killed after it
+    fill(opened(folder), "b/c", [2])
+    kept = opened(folder)
+    assert kept.missing("a").tolist() == [2, 3, 4, 6]
+    assert kept.missing("b/c").tolist() == [0, 1, 3, 4, 5, 6]
+    assert kept.progress() == "3 of 7 images of a, 1 of 7 images of b/c"
+    fill(kept, "a", kept.missing("a"))
+    for found in (kept.rows("a"), opened(folder).rows("a")):
+        assert list(found) == sorted(found)
+        for name, expected in values(range(NUMBER)).items():
+            assert found[name].dtype == expected.dtype
+            np.testing.assert_array_equal(found[name], expected)
+
+
+def test_seconds_add_up(folder, monkeypatch):
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(partial_results.time, "monotonic", lambda: next(clock))
+    before = []
+    for number in range(3):
+        kept = opened(folder)
+        before.append(kept.seconds_before)
+        fill(kept, "a", [number])
+    assert before[0] == 0
+    assert 0 < before[1] == before[2] / 2
+
+
+def test_nothing_is_written_before_there_is_something(folder):
+    kept = opened(folder)
+    assert not kept.is_begun
+    assert kept.missing("a").tolist() == list(range(NUMBER))
+    kept.write()
+    assert not folder.parent.exists()
+
+
+def test_written_now_and_then(folder, monkeypatch):
+    monkeypatch.setattr(partial_results, "WRITE_PERIOD", 3600.0)
+    kept = opened(folder)
+    fill(kept, "a", [0], [1], [2])
+    assert parts(folder) == []
+    kept.write()
+    kept.write()
+    assert len(parts(folder)) == 1
+    assert opened(folder).missing("a").tolist() == [3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b[:99] + b[98:99] + b[100:], lambda b: b""]
+)
+def test_a_damaged_part_is_computed_again(folder, caplog, damage):
+    fill(opened(folder), "a", [0, 1], [2, 3], [4])
+    path = parts(folder)[1]
+    path.write_bytes(damage(path.read_bytes()))
+    with caplog.at_level(logging.WARNING, "absl"):
+        kept = opened(folder)
+    assert f"{path} is damaged: the images in it are computed again" in caplog.text
+    assert kept.missing("a").tolist() == [2, 3, 5, 6]
+    fill(kept, "a", kept.missing("a"))
+    assert opened(folder).missing("a").size == 0
+
+
+def test_values_of_another_computation_are_refused(folder):
+    fill(opened(folder), "a", [0])
+    others = {"seed": 4, "likelihood.solver": "Euler", "K": 2}
+    with pytest.raises(ValueError, match="seed was 3 and is 4 now") as error:
+        opened(folder, others)
+    for expected in (str(folder), "K was nothing and is 2 now", "shape was [4, 4] and is nothing"):
+        assert expected in str(error.value)
+    assert "solver" not in str(error.value)
+    assert "another output directory" in str(error.value)
+    assert opened(folder).missing("a").size == NUMBER - 1
+    with pytest.raises(ValueError, match="; and 4 more"):
+        opened(folder, {f"fact {number}": 1 for number in range(6)})
+
+
+def test_values_are_never_mixed_whoever_removed_what(folder, caplog):
+    """A folder removed under a process that goes on writing, and begun by another one."""
+    first = opened(folder)
+    fill(first, "a", [0])
+    (folder / "facts.json").unlink()
+    with caplog.at_level(logging.WARNING, "absl"):
+        second = opened(folder, {"seed": 4})
+    assert not second.is_begun
+    assert "belongs to another computation" in caplog.text
+    fill(second, "a", [1])
+    fill(first, "a", [2])
+    assert opened(folder, {"seed": 4}).missing("a").tolist() == [0, 2, 3, 4, 5, 6]
+
+
+def test_a_damaged_description_is_written_anew(folder):
+    fill(opened(folder), "a", [0])
+    (folder / "facts.json").write_text("{")
+    fill(opened(folder), "a", [1])
+    with pytest.raises(ValueError, match="seed was 3"):
+        opened(folder, {**FACTS, "seed": 4})
+    assert opened(folder).missing("a").tolist() == [2, 3, 4, 5, 6]
+
+
+def test_another_place_is_told(folder, caplog):
+    fill(opened(folder, place="1 x cpu"), "a", [0])
+    with caplog.at_level(logging.WARNING, "absl"):
+        assert opened(folder, place="1 x cpu").is_begun
+        assert caplog.text == ""
+        assert opened(folder, place="2 x cpu").is_begun
+    assert "computed on 1 x cpu, the others now on 2 x cpu" in caplog.text
+
+
+def test_removed_is_removed(folder, monkeypatch):
+    kept = opened(folder)
+    fill(kept, "a", [0])
+    monkeypatch.setattr(partial_results, "WRITE_PERIOD", 3600.0)
+    fill(kept, "a", [1])
+    kept.remove()
+    kept.write()
+    assert not folder.exists()
+    assert folder.parent.exists()
+
+
+def test_a_disk_that_refuses_is_named(folder, monkeypatch):
+    kept = opened(folder)
+    fill(kept, "a", [0])
+
+    def refuse(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match=f"{os.strerror(errno.ENOSPC)}: '{folder}/part_"):
+        fill(kept, "a", [1])
+    assert opened(folder).missing("a").tolist() == [1, 2, 3, 4, 5, 6]

@@ -1,0 +1,444 @@
+"""A user's own images: read as they are, or refused with the file's name."""
+
+import io
+import struct
+import zipfile
+import zlib
+
+import archives
+import fake_tfds
+import numpy as np
+import pytest
+from PIL import Image
+
+from idode_gin.feed import data, loading
+
+SHAPES = {1: (6, 5, 1), 3: (6, 5, 3), 4: (6, 5, 4)}
+
+
+@pytest.fixture(scope="module")
+def own_images():
+    from tasks.support import own_images
+
+    return own_images
+
+
+def png(image: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(out, "PNG")
+    return out.getvalue()
+
+
+def write_folder(folder, images):
+    folder.mkdir(parents=True)
+    for index, image in enumerate(images):
+        (folder / f"{index:03}.png").write_bytes(png(image))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three splits of RGB images."""
+    for seed, split in enumerate(("train", "validation", "test")):
+        write_folder(tmp_path / "own" / split, fake_tfds.random_images(4 + seed, SHAPES[3], seed))
+    return tmp_path / "own"
+
+
+def load(task, path, split="train"):
+    config = data.DatasetConfig(
+        mixture_or_task_name=task, split=split, batch_size=1, data_path=path and str(path)
+    )
+    return loading.load_split(config).images
+
+
+@pytest.mark.parametrize("channels", SHAPES)
+@pytest.mark.parametrize("task", ["image_folder", "image_npz"])
+def test_images_are_read_as_they_are_in_the_order_of_their_names(task, channels, tmp_path):
+    splits = {
+        split: fake_tfds.random_images(3 + seed, SHAPES[channels], seed)
+        for seed, split in enumerate(("train", "validation", "test"))
+    }
+    if task == "image_npz":
+        path = tmp_path / "own.npz"
+        np.savez_compressed(path, **splits)
+    else:
+        path = tmp_path
+        for split, images in splits.items():
+            write_folder(path / split, images)
+        (path / "train" / ".hidden").write_text("no image")
+    for split, images in splits.items():
+        np.testing.assert_array_equal(load(task, path, split), images)
+
+
+def test_folders_in_a_split_are_walked(folder):
+    images = fake_tfds.random_images(2, SHAPES[3], 9)
+    write_folder(folder / "train" / "aaa", images[:1])
+    write_folder(folder / "train" / "zzz", images[1:])
+    found = load("image_folder", folder)
+    assert len(found) == 6
+    np.testing.assert_array_equal(found[-2:], images)  # "aaa" is sorted after "003.png"
+
+
+def test_a_folder_that_was_prepared_is_read_like_any(tmp_path):
+    images = fake_tfds.random_images(7, SHAPES[3])
+    folder = fake_tfds.write(tmp_path, "image_folder/mine:1.0.0", {"train": images})
+    np.testing.assert_array_equal(
+        fake_tfds.sorted_images(load("image_folder", folder)), fake_tfds.sorted_images(images)
+    )
+    with pytest.raises(ValueError, match="has no split 'test'; its splits: train"):
+        load("image_folder", folder, "test")
+
+
+def test_a_prepared_folder_that_changed_is_refused(tmp_path):
+    from tasks.prepare import writer
+
+    images = fake_tfds.random_images(7, SHAPES[3])
+    folder = fake_tfds.write(tmp_path, "image_folder/mine:1.0.0", {"train": images})
+    writer._write_fingerprint(folder, writer.read_back(folder))
+    assert len(load("image_folder", folder)) == 7
+    other = fake_tfds.write(tmp_path / "b", "image_folder/mine:1.0.0", {"train": images ^ 1})
+    (shard,) = folder.glob("*.tfrecord-*")
+    shard.write_bytes((other / shard.name).read_bytes())
+    with pytest.raises(ValueError, match="changed on disk since it was prepared"):
+        load("image_folder", folder)
+
+
+def test_a_jpeg_is_what_pillow_makes_of_it(tmp_path):
+    image = fake_tfds.random_images(1, (16, 16, 3))[0]
+    (tmp_path / "train").mkdir()
+    Image.fromarray(image).save(tmp_path / "train" / "a.jpg", quality=95)
+    with Image.open(tmp_path / "train" / "a.jpg") as opened:
+        np.testing.assert_array_equal(load("image_folder", tmp_path)[0], np.asarray(opened))
+
+
+@pytest.mark.parametrize("task", ["image_folder", "image_npz"])
+def test_without_a_path_the_error_says_how_to_give_one(task):
+    with pytest.raises(ValueError, match="bind DATA_PATH in gin") as caught:
+        load(task, None)
+    assert "(--gin.DATA_PATH=\"'/my/images'\")" in str(caught.value)
+
+
+@pytest.mark.parametrize("task", ["image_folder", "image_npz"])
+def test_a_path_with_nothing_there_is_named(task, tmp_path):
+    with pytest.raises(ValueError, match=f"nothing at {tmp_path}/none"):
+        load(task, tmp_path / "none")
+
+
+def test_a_split_without_a_folder_or_images_is_named(folder):
+    for each in (folder / "test").iterdir():
+        each.unlink()
+    with pytest.raises(ValueError, match=f"no images in {folder}/test"):
+        load("image_folder", folder, "test")
+    (folder / "test").rmdir()
+    with pytest.raises(ValueError, match=f"no folder {folder}/test"):
+        load("image_folder", folder, "test")
+
+
+def encoded(mode: str) -> bytes:
+    out = io.BytesIO()
+    Image.new(mode, (5, 6)).save(out, "PNG")
+    return out.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes that says it is 60,000 x 60,000."""
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    parts = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def animated() -> bytes:
+    out = io.BytesIO()
+    frames = [Image.new("L", (5, 6), shade) for shade in (0, 99)]
+    frames[0].save(out, "PNG", save_all=True, append_images=frames[1:])
+    return out.getvalue()
+
+
+BAD = {
+    "another size": (png(np.zeros((5, 6, 3), np.uint8)), r"bad\.png is \(5, 6, 3\), but"),
+    "another mode": (encoded("L"), r"bad\.png is \(6, 5, 1\), but"),
+    "palette": (encoded("P"), r"bad\.png must be .* got mode 'P'"),
+    "one bit": (encoded("1"), r"bad\.png must be .* got mode '1'"),
+    "16 bits": (encoded("I;16"), r"bad\.png must be .* got mode 'I;16'"),
+    "animated": (animated(), r"bad\.png must be .* and 2 frames"),
+    "empty": (b"", r"bad\.png is no readable image"),
+    "text": (b"not an image", r"bad\.png is no readable image"),
+    "bomb": (bomb(), r"bad\.png (is no readable image|says that it is 60000 x 60000)"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_file_among_good_ones_is_named_before_any_is_decoded(folder, kind):
+    content, message = BAD[kind]
+    (folder / "train" / "bad.png").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load("image_folder", folder)
+
+
+@pytest.mark.parametrize("name", archives.not_8_bits())
+def test_depths_that_pillow_would_change_are_refused(name, folder, own_images):
+    content, found = archives.not_8_bits()[name]
+    path = folder / "train" / name
+    path.write_bytes(content)
+    with Image.open(path) as image:
+        assert image.size == (5, 6)
+        np.asarray(image)  # Pillow itself takes no offence
+    with pytest.raises(ValueError, match=name) as caught:
+        load("image_folder", folder)
+    if found.startswith("mode"):
+        found = f"got mode '{found[5:]}"
+    else:
+        assert "must have 8 bits per channel, got " in str(caught.value)
+        assert "Convert it to 8 bits, or keep its integers" in str(caught.value)
+    assert found in str(caught.value)
+
+
+def test_eight_bits_in_any_format_are_read_as_they_are(tmp_path, own_images):
+    image = fake_tfds.random_images(1, SHAPES[3])[0]
+    files = {
+        "a.ppm": b"P6\n# from 0 to\n5 6 255\n" + image.tobytes(),
+        "b.ppm": b"P3 5 6 255\n" + " ".join(map(str, image.ravel())).encode(),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    for name in ("c.tif", "d.bmp", "e.png"):
+        Image.fromarray(image).save(tmp_path / name)
+    for path in tmp_path.iterdir():
+        np.testing.assert_array_equal(own_images.read_image(path, SHAPES[3]), image)
+
+
+def test_integers_above_255_are_read_from_an_npz(tmp_path):
+    images = np.random.default_rng(0).integers(0, 1 << 16, (7, *SHAPES[3])).astype(np.uint16)
+    np.savez(tmp_path / "own.npz", train=images)
+    found = load("image_npz", tmp_path / "own.npz")
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, images)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP"])
+def test_damage_in_a_later_frame_is_named(kind, folder, own_images):
+    """Pillow counts frames by walking through them, and stumbles with errors of many types."""
+    out = io.BytesIO()
+    frames = [Image.new("RGB", (5, 6), shade) for shade in ("red", "blue")]
+    frames[0].save(out, kind, save_all=True, append_images=frames[1:])
+    path = folder / f"bad.{kind.lower()}"
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        content = bytearray(out.getvalue())
+        start = int(rng.integers(len(content)))
+        content[start : start + 4] = rng.bytes(4)
+        path.write_bytes(content)
+        try:
+            own_images.read_image(path, own_images.image_shape(path))
+        except ValueError as error:
+            assert type(error) is ValueError
+            assert str(path) in str(error)
+
+
+def test_an_error_in_counting_frames_is_named(tmp_path, own_images, monkeypatch):
+    def fail(image):
+        raise IndexError("no such frame")
+
+    Image.new("RGB", (5, 6)).save(tmp_path / "a.bmp")
+    monkeypatch.setattr(Image.Image, "n_frames", property(fail), raising=False)
+    with pytest.raises(ValueError, match=r"a\.bmp is no readable image: no such frame"):
+        own_images.image_shape(tmp_path / "a.bmp")
+
+
+def test_a_file_that_is_no_image_by_its_name_is_named(folder):
+    (folder / "train" / "labels.csv").write_text("1,2")
+    with pytest.raises(ValueError, match=r"labels\.csv is no image: files must end in \.png"):
+        load("image_folder", folder)
+
+
+def test_large_images_are_refused_by_their_header(own_images, tmp_path, monkeypatch):
+    monkeypatch.setattr(own_images, "MAX_PIXELS", 29)
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded("RGB"))
+    with pytest.raises(ValueError, match="says that it is 6 x 5; images of more than 29 pixels"):
+        own_images.image_shape(path)
+
+
+def test_pixels_that_cannot_be_decoded_are_named(folder, own_images):
+    import tensorflow as tf
+
+    path = folder / "train" / "002.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    assert own_images.image_shape(path) == SHAPES[3]  # its header is whole
+    with pytest.raises(ValueError, match=r"002\.png cannot be decoded"):
+        own_images.read_image(path, SHAPES[3])
+    # TensorFlow reads it, and hands over the message.
+    with pytest.raises((ValueError, tf.errors.OpError), match=r"002\.png cannot be decoded"):
+        load("image_folder", folder)
+
+
+def npy(array) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array)
+    return out.getvalue()
+
+
+def npz(path, **members: bytes):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    return path
+
+
+class Evil:
+    """Unpickled, it would call what must never be called."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was run",))
+
+
+def huge() -> bytes:
+    """An array's header that claims 12 TB."""
+    out = io.BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": (1_000_000_000, 64, 64, 3)}
+    np.lib.format.write_array_header_1_0(out, header)
+    return out.getvalue()
+
+
+def header_of(text: str) -> bytes:
+    """An array whose header is this text."""
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + text.encode().ljust(118) + bytes(99)
+
+
+BAD_ARRAYS = {
+    "float": (npy(np.zeros((2, 6, 5, 3))), r"must be uint8 or .* \[N, H, W, C\] .* got float64"),
+    "no channels": (npy(np.zeros((2, 6, 5), np.uint8)), r"got uint8 \[2, 6, 5\]. Grey images"),
+    "empty": (npy(np.zeros((0, 6, 5, 3), np.uint8)), r"not empty, got uint8 \[0, 6, 5, 3\]"),
+    "huge": (huge(), "claims 12,288,000,000,128 bytes, and the file holds"),
+    "cut": (
+        npy(fake_tfds.random_images(27, (6, 5, 3)))[:-9],
+        "claims 2,558 bytes, and the file holds 2,549",
+    ),
+    "no array": (b"text", "cannot be read"),
+    "another version": (b"\x93NUMPY\x09\x00" + bytes(99), "cannot be read"),
+    "an open bracket": (header_of("((((("), "cannot be read"),
+    "an odd indent": (header_of("  a\n b"), "cannot be read"),
+    "no shape": (header_of("{'descr': '|u1'}"), "cannot be read"),
+    "wide": (npy(np.zeros((2, 6, 5, 3), np.int64)), r"must be uint8 or uint16 .* got int64"),
+    "more than it says": (npy(np.zeros((2, 6, 5, 3), np.uint8)) + b"x", "holds more than"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ARRAYS)
+def test_a_bad_array_is_refused(kind, tmp_path):
+    content, message = BAD_ARRAYS[kind]
+    path = npz(tmp_path / "own.npz", train=content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load("image_npz", path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_member_that_is_no_array_by_its_name_is_none(tmp_path):
+    path = tmp_path / "own.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("train", npy(np.zeros((2, 6, 5, 3), np.uint8)))
+    with pytest.raises(ValueError, match="own.npz cannot be .* no array 'train'; arrays: none"):
+        load("image_npz", path)
+
+
+@pytest.mark.parametrize("compress", [np.savez, np.savez_compressed])
+def test_a_damaged_npz_is_read_whole_or_named(compress, tmp_path, own_images):
+    images = fake_tfds.random_images(3, SHAPES[3])
+    out = io.BytesIO()
+    compress(out, train=images)
+    path, rng = tmp_path / "own.npz", np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        content = bytearray(out.getvalue())
+        start = int(rng.integers(len(content)))
+        content[start : start + 4] = [b"\xff" * 4, bytes(4), rng.bytes(4)][rng.integers(3)]
+        path.write_bytes(content)
+        try:
+            np.testing.assert_array_equal(own_images.read_array(path, "train"), images)
+        except ValueError as error:
+            assert type(error) is ValueError
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > 200
+
+
+def test_a_pickle_is_refused_and_not_run(tmp_path):
+    path = tmp_path / "own.npz"
+    np.savez(path, train=np.array([Evil()], dtype=object))
+    with pytest.raises(ValueError, match=r"own\.npz cannot be read"):
+        load("image_npz", path)
+
+
+def test_a_file_that_is_no_npz_or_lacks_the_split_is_named(tmp_path):
+    path = tmp_path / "own.npz"
+    for content in (b"", b"PK text", npy(np.zeros((2, 6, 5, 3), np.uint8))):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"own\.npz cannot be read"):
+            load("image_npz", path)
+    np.savez(path, train=np.zeros((2, 6, 5, 3), np.uint8))
+    with pytest.raises(ValueError, match="there is no array 'test'; arrays: train"):
+        load("image_npz", path, "test")
+    with pytest.raises(ValueError, match="is no file"):
+        load("image_npz", tmp_path)
+
+
+@pytest.mark.parametrize("task", ["image_folder", "image_npz"])
+def test_the_cache_key_follows_the_files(task, folder, tmp_path):
+    import os
+
+    import seqio
+
+    source = seqio.TaskRegistry.get(task).source
+    path = folder
+    if task == "image_npz":
+        path = tmp_path / "own.npz"
+        np.savez(path, train=np.zeros((2, 6, 5, 3), np.uint8))
+    changed = path if path.is_file() else folder / "train" / "000.png"
+    key = source.at(str(path)).cache_key("train")
+    assert source.at(str(path)).cache_key("train") == key
+    status = changed.stat()
+    os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    touched = source.at(str(path)).cache_key("train")
+    assert touched != key
+    if task == "image_folder":
+        assert source.at(str(path)).cache_key("test") != touched
+        changed.rename(changed.with_name("renamed.png"))
+        assert source.at(str(path)).cache_key("train") != touched
+    with pytest.raises(ValueError, match="bind DATA_PATH"):
+        source.cache_key("train")
+
+
+def test_seqio_users_give_the_path_to_the_source(folder):
+    import seqio
+
+    from tasks.support.feature_converter import ImageFeatureConverter
+
+    task = seqio.TaskRegistry.get("image_folder")
+    task = task.replace(source=task.source.at(str(folder)))
+    dataset = seqio.get_dataset(
+        task, {}, ImageFeatureConverter(), dataset_split="test", batch_size=3
+    )
+    found = np.concatenate([batch["image"] for batch in dataset.as_numpy_iterator()])
+    np.testing.assert_array_equal(found, fake_tfds.random_images(6, SHAPES[3], 2))
+
+
+def test_seqio_shares_single_images_out(folder):
+    import seqio
+
+    task = seqio.TaskRegistry.get("image_folder")
+    task = task.replace(source=task.source.at(str(folder)))
+    parts = [
+        fake_tfds.images_of(
+            task.get_dataset(
+                split="test", shuffle=False, shard_info=seqio.ShardInfo(index=index, num_shards=2)
+            )
+        )
+        for index in range(2)
+    ]
+    images = fake_tfds.random_images(6, SHAPES[3], 2)
+    np.testing.assert_array_equal(parts[0], images[::2])
+    np.testing.assert_array_equal(parts[1], images[1::2])

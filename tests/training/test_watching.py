@@ -1,0 +1,315 @@
+"""Operations counted, rates and shares, where time goes, a profiler window, W&B."""
+
+import contextlib
+import json
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from idode_gin.devices import flops
+from idode_gin.losses import first_order
+from idode_gin.reports import metrics, plots, wandb_writer
+from idode_gin.training import profiling, throughput
+from idode_gin.training.profiling import ProfileWindow
+
+
+def products(x, weights):
+    for weight in weights:
+        x = jnp.tanh(x @ weight)
+    return x.sum()
+
+
+def scanned(x, weights):
+    return jax.lax.scan(lambda x, weight: (jnp.tanh(x @ weight), None), x, weights)[0].sum()
+
+
+X, WEIGHTS = jnp.ones((8, 16)), jnp.ones((5, 16, 16))
+FORWARD = 5 * 2 * 8 * 16 * 16
+
+
+@pytest.mark.parametrize("function", [products, scanned, jax.checkpoint(products)])
+def test_products_are_counted_however_they_are_looped_over(function):
+    assert flops.count(jax.jit(function), X, WEIGHTS) == FORWARD
+
+
+def test_a_gradient_costs_twice_its_function_and_recomputing_once_more():
+    gradient = jax.grad(products, argnums=(0, 1))
+    assert flops.count(jax.jit(gradient), X, WEIGHTS) == 3 * FORWARD
+    gradient = jax.grad(scanned, argnums=(0, 1))
+    assert flops.count(jax.jit(gradient), X, WEIGHTS) == 3 * FORWARD
+    gradient = jax.grad(jax.checkpoint(products), argnums=(0, 1))
+    assert 3 * FORWARD < flops.count(jax.jit(gradient), X, WEIGHTS) <= 4 * FORWARD
+
+
+def convolution(x, kernel, padding="VALID", stride=1):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=numbers
+    )
+
+
+def test_counting_spares_the_first_call_its_tracing(tmp_path):
+    """Of a run's own update: the published sizes take many seconds to trace."""
+    traced = []
+
+    class Counted(first_order.FirstOrder):
+        def __call__(self, *arguments):
+            traced.append(1)
+            return super().__call__(*arguments)
+
+    tiny.trainer(tmp_path, 1).run(tiny.model(loss=Counted()), tiny.config())
+    assert len(traced) == 2  # the names of its metrics, and the update
+
+
+def test_convolutions_agree_with_the_estimate_of_xla():
+    """Without a border, where the two count the same."""
+    function = jax.jit(convolution)
+    x, kernel = jnp.ones((4, 8, 8, 16)), jnp.ones((3, 3, 16, 32))
+    counted = flops.count(function, x, kernel)
+    assert counted == 2 * 4 * 6 * 6 * 9 * 16 * 32
+    assert counted == function.lower(x, kernel).cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_each_half_of_a_convolutions_gradient_costs_what_it_does(stride):
+    x, kernel = jnp.ones((2, 8, 8, 4)), jnp.ones((1, 1, 4, 6))
+
+    def loss(x, kernel):
+        return (convolution(x, kernel, stride=stride) ** 2).sum()
+
+    forward = flops.count(jax.jit(loss), x, kernel)
+    both = flops.count(jax.jit(jax.grad(loss, argnums=(0, 1))), x, kernel)
+    np.testing.assert_allclose(both, 3 * forward, rtol=0.01)
+
+
+def test_the_dearer_branch_counts():
+    def either(x, weights):
+        return jax.lax.cond(x[0, 0] > 0, products, lambda x, _: x.sum(), x, weights)
+
+    assert flops.count(jax.jit(either), X, WEIGHTS) == FORWARD
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989e12),
+        ("NVIDIA H100 PCIe", "bfloat16", 756e12),
+        ("TPU v5 lite", "bfloat16", 197e12),
+        ("TPU v5p", "bfloat16", 459e12),
+        ("TPU v5p", "float32", None),
+        ("cpu", "float32", None),
+        ("Mine 2", "float32", 7.0),
+        ("NVIDIA A100-SXM4-40GB", "bfloat16", 1.0),
+    ],
+)
+def test_peaks_by_the_longest_beginning(kind, dtype, expected):
+    table = {"Mine": {"float32": 7.0}, "NVIDIA A100-SXM4": {"bfloat16": 1.0}}
+    assert throughput.peak_flops(kind, dtype, table) == expected
+
+
+def test_rates_and_the_share_of_the_peak():
+    meter = throughput.Meter(batch_size=32, devices=4, flops=1e9, peak=5e9)
+    assert meter.rates(0.5) == {
+        "time/steps_per_second": 2.0,
+        "time/images_per_second_per_device": 16.0,
+        "time/flops_per_second": 2e9,
+        "time/flops_share": 0.1,
+    }
+    assert meter.share(64.0) == 0.1
+    unknown = throughput.Meter(batch_size=32, devices=4, flops=1e9, peak=None)
+    assert "time/flops_share" not in unknown.rates(0.5)
+    assert unknown.share(64.0) is None
+    assert meter.rates(None) == {}
+
+
+@pytest.fixture
+def clock_at(monkeypatch):
+    """Sets the time."""
+    now = [0.0]
+    monkeypatch.setattr(throughput.time, "monotonic", lambda: now[0])
+
+    def at(seconds):
+        now[0] = seconds
+
+    return at
+
+
+def test_every_second_belongs_to_one_phase(clock_at):
+    clock = throughput.Clock(0.0)
+    clock_at(3)
+    clock.enter("train")
+
+    def slow():
+        clock_at(5)
+        yield "batch"
+
+    for _ in clock.waiting_for(slow()):
+        clock_at(11)
+        with clock.inside("eval"):
+            clock_at(12)
+        with contextlib.suppress(KeyError), clock.inside("checkpoint"):
+            clock_at(20)
+            raise KeyError
+        clock_at(24)
+    row = clock.lap()
+    seconds = {"start": 3, "data": 2, "train": 10, "eval": 1, "checkpoint": 8}
+    assert row == {f"time/{name}_seconds": each for name, each in seconds.items()} | {
+        "time/goodput": 10 / 24
+    }
+    clock_at(25)
+    assert clock.lap()["time/train_seconds"] == 1
+    assert clock.seconds == {**seconds, "train": 11, "lost": 0}
+
+
+def test_goodput_is_over_all_processes_and_counts_what_was_done_twice(clock_at):
+    earlier = [{"step": 1, "time/train_seconds": 6.0, "time/start_seconds": 2.0, "time/x": 9.0}]
+    dropped = [{"step": 2, "time/train_seconds": 3.0, "time/eval_seconds": 1.0}]
+    clock = throughput.Clock(0.0, earlier, dropped)
+    clock.enter("train")
+    clock_at(8)
+    row = clock.lap()
+    assert row["time/lost_seconds"] == 4
+    assert row["time/goodput"] == (6 + 8) / (6 + 2 + 4 + 8)
+    assert "time/lost_seconds" not in clock.lap()
+
+
+def test_memory_is_the_devices_or_else_the_processs(monkeypatch):
+    (host,) = throughput.peak_bytes().items()
+    assert host[0] == "peak_host_bytes"
+    assert 2**26 < host[1] < 2**40
+    devices = [types.SimpleNamespace(memory_stats=lambda b=b: b) for b in (None, {}, {"a": 1})]
+    devices += [
+        types.SimpleNamespace(memory_stats=lambda n=n: {"peak_bytes_in_use": n}) for n in (5, 9, 7)
+    ]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    assert throughput.peak_bytes() == {"peak_device_bytes": 9}
+
+
+# Whole runs.
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    tiny.use_tiny_data(monkeypatch)
+    for name in ("plot_bpd_curve", "plot_integrand", "plot_loss_by_gamma"):
+        monkeypatch.setattr(plots, name, lambda *_: None)
+
+
+class FakeWandB(types.ModuleType):
+    """Keeps what wandb would have been told."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.told, self.rows = [], []
+
+    def init(self, **settings):
+        self.told.append(settings)
+        return self
+
+    def define_metric(self, *names, **settings):
+        self.told.append((names, settings))
+
+    def log(self, row):
+        self.rows.append(row)
+
+    def finish(self):
+        self.told.append("finished")
+
+
+def test_a_watched_run(tmp_path, monkeypatch, capsys):
+    """Rows, summary, profile and W&B of one run, cut off and continued."""
+    fake = FakeWandB()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    traced = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: traced.append(folder))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: traced.append("stopped"))
+    changes = {
+        "wandb": wandb_writer.WandB(project="mine"),
+        "peak_flops": {"cpu": {"float32": 1e12}},
+        "profile": ProfileWindow(start=1, steps=2),
+    }
+    folder = tmp_path / "run"
+    for steps in (4, 6):
+        trainer = tiny.trainer(folder, steps, **changes)
+        summary = trainer.run(tiny.model(), tiny.config(), tiny.config(8))
+    assert traced == [str(folder / "train" / "profile"), "stopped"]
+    told = capsys.readouterr().out
+    assert "Steps 1 to 3 are traced" in told
+    assert "Nothing is profiled: the window begins at step 1, training at step 4" in told
+
+    rows = metrics.read_rows(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [3, 4, 6]
+    row = rows[0]
+    # The network: [4, 2] @ [2, 8] and [4, 8] @ [8, 32], of whose gradients all but d/dinputs.
+    hidden, out = 2 * 4 * 2 * 8, 2 * 4 * 8 * 32
+    assert summary["flops_per_step"] == 2 * hidden + 3 * out
+    per_second = row["time/steps_per_second"] * summary["flops_per_step"]
+    assert row["time/flops_per_second"] == pytest.approx(per_second)
+    assert row["time/flops_share"] == pytest.approx(per_second / 1e12 / jax.device_count())
+    assert row["time/steps_per_second"] == pytest.approx(1 / row["time/step_seconds"])
+    phases = [f"time/{phase}_seconds" for phase in throughput.PHASES]
+    seconds = sum(row[name] for row in rows[:2] for name in phases)
+    assert seconds == pytest.approx(rows[1]["time/wall_seconds"], abs=0.1)
+    for each in rows[:2]:
+        assert 0 <= each["time/goodput"] < 1
+        assert each["time/peak_host_bytes"] > 0
+    total = sum(summary["seconds"].values())
+    assert summary["goodput"] == pytest.approx(summary["seconds"]["train"] / total)
+    assert summary["seconds"]["train"] > sum(row["time/train_seconds"] for row in rows) - 1e-9
+    assert summary["flops_share"] > 0
+
+    settings = [each for each in fake.told if isinstance(each, dict)]
+    assert [each["id"] for each in settings] == [settings[0]["id"]] * 2
+    assert settings[0]["name"] == "run"
+    assert settings[0]["config"]["optimizer"] == "AdamW"
+    assert fake.told.count("finished") == 2
+    assert [row["step"] for row in fake.rows] == [3, 4, 6]
+    assert fake.rows[0]["train/bpd"] == rows[0]["train/bpd"]
+    assert "train/loss_by_gamma" not in fake.rows[0]
+    json.dumps(summary, allow_nan=False)
+
+
+def test_a_real_trace_is_closed_when_the_run_ends_inside_it(tmp_path):
+    profiler = profiling.Profiler(ProfileWindow(start=2, steps=5), tmp_path, print)
+    profiler.before(1)
+    assert list(tmp_path.iterdir()) == []
+    profiler.before(2)
+    jnp.ones(3).sum().block_until_ready()
+    profiler.close()
+    profiler.close()
+    assert list(tmp_path.rglob("*.xplane.pb"))
+
+
+def test_wandb_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="not installed: pip install wandb"):
+        wandb_writer.WandB(project="mine")
+
+
+def test_wandb_needs_a_project(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandB())
+    with pytest.raises(ValueError, match="project"):
+        wandb_writer.WandB(project="")
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: ProfileWindow(start=-1), r"ProfileWindow\.start"),
+        (lambda: ProfileWindow(steps=0), r"ProfileWindow\.steps"),
+        (
+            lambda: tiny.trainer("m", 6, profile=ProfileWindow(start=3, steps=4)),
+            r"ends at step 7 .*beyond the last step, 6",
+        ),
+        (lambda: tiny.trainer("m", peak_flops={"cpu": {"float32": 0.0}}), "peak_flops"),
+        (lambda: tiny.trainer("m", gamma_bins=-1), "gamma_bins"),
+    ],
+)
+def test_numbers_out_of_range(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
