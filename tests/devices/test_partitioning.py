@@ -63,6 +63,7 @@ def runs(tmp_path_factory):
     return folder, four
 
 
+@pytest.mark.full
 def test_each_device_gets_equal_consecutive_rows(runs):
     _, four = runs
     assert four["devices"] == 4
@@ -79,6 +80,7 @@ def rows(folder):
     return {row["step"]: metrics.reproducible(row) for row in read}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("name", "step"), [("4", 4), ("4 then 2", 6)])
 def test_the_mesh_changes_nothing_that_a_run_leaves(runs, name, step):
     folder, _ = runs
@@ -96,6 +98,7 @@ def test_the_mesh_changes_nothing_that_a_run_leaves(runs, name, step):
             np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=key)
 
 
+@pytest.mark.full
 def test_model_info_says_what_is_split(runs):
     folder, _ = runs
     text = (folder / "4" / "model-info.txt").read_text()

@@ -65,6 +65,7 @@ FORMATS = {
 QUICK = ("cifar10, binary", "imagenet, tar", "imagenet, zip")
 
 
+@pytest.mark.full_cases("imagenet, zip", "cifar10, binary")
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=() if name in QUICK else pytest.mark.full) for name in FORMATS],

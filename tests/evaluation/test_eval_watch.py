@@ -131,6 +131,7 @@ def piloted(solver):
     return {"likelihoods": {"tn": likelihood}, "pilot": pilot}
 
 
+@pytest.mark.full_cases("pilot")
 @pytest.mark.parametrize(
     "changes",
     [

@@ -73,6 +73,7 @@ def test_every_image_once_for_every_batch_size(evaluate):
             assert summary[name]["mean"] == pytest.approx(summaries[0][name]["mean"], abs=1e-6)
 
 
+@pytest.mark.full
 def test_adaptive_steps_of_a_convolutional_network_do_not_see_the_batch(evaluate):
     """In float32 and at a loose tolerance, where rounding alone can change the steps taken."""
     model = tiny.model(network=UNet(channels=8, levels=1, groups=2, fourier_exponents=(1,)))
@@ -182,6 +183,7 @@ def test_conditioning_must_be_the_networks(monkeypatch):
         run_inputs.load(tiny.config(), tiny.model(network=network))
 
 
+@pytest.mark.full
 def test_a_sample_does_not_see_its_batch(monkeypatch, tmp_path):
     network = UNet(channels=8, levels=1, groups=2, fourier_exponents=(1,))
     model = tiny.model(network=network, image_shape=tiny.SHAPE)

@@ -81,6 +81,7 @@ CASES = {
 }
 
 
+@pytest.mark.full_cases("(density|interpolate|noise in steps)")
 @pytest.mark.parametrize("case", CASES)
 def test_stopped_and_gone_on_with_another_batch_size(case, tmp_path, monkeypatch):
     loop, fields = CASES[case]
@@ -124,6 +125,7 @@ def test_places_that_are_not_in_the_split(tmp_path):
         run(Interpolator, tmp_path, 2, pairs=((0, -1),))
 
 
+@pytest.mark.full
 def test_solves_that_do_not_arrive(tmp_path):
     short = ODESampler(solver=DormandPrince(max_steps=1))
     with pytest.raises(checks.NonFiniteError, match="3 of 3 images did not make their way"):

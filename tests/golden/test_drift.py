@@ -14,11 +14,13 @@ FULL_IN_FLOAT32 = ("drift_SP_vel", "drift_SP_eps", "drift_VP_eps")
 """Left to the full test run; the quick one has every case in float64."""
 
 
+@pytest.mark.full_cases("drift_(SP_eps|VP_vel)")
 @pytest.mark.parametrize("name", cases.of_kind("drift"))
 def test_drift_and_divergence(name, float64):
     check(name, float64)
 
 
+@pytest.mark.full_cases("drift_(SP_eps|VP_vel)")
 @pytest.mark.parametrize(
     "name",
     [

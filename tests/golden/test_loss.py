@@ -183,6 +183,13 @@ def output_contradicts_loss(case):
     return bool(np.ptp(ratio) > 1e-5 * np.mean(ratio))
 
 
+@pytest.mark.full_cases(
+    "loss_SP_(vel_2nd|eps)",
+    "loss_VP_(vel|vel_2nd|vel_imp_noanti)",
+    "loss_(VP_eps|VP_vel_imp|SP_vel)",
+    "loss_SP_vel_imp_2nd",
+    "loss_SP_vel_imp(_2nd_attn)?",
+)
 @pytest.mark.parametrize(
     "name",
     [
@@ -194,6 +201,7 @@ def test_loss_and_gradient(name, float64):
     check(name, float64)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "name",
     [
@@ -231,6 +239,13 @@ def check(name, dtype):
     np.testing.assert_allclose(loss, corrected, rtol=1e-10 if dtype == "float64" else 1e-5)
 
 
+@pytest.mark.full_cases(
+    "loss_SP_(vel_2nd|eps)",
+    "loss_VP_(vel|vel_2nd|vel_imp_noanti)",
+    "loss_(VP_eps|VP_vel_imp|SP_vel)",
+    "loss_SP_vel_imp_2nd",
+    "loss_SP_vel_imp(_2nd_attn)?",
+)
 @pytest.mark.parametrize("name", cases.of_kind("loss"))
 def test_recorded_output_gives_recorded_loss(name):
     """One record contradicts itself; a second one would be news."""

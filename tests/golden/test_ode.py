@@ -162,6 +162,12 @@ def assert_near(found, expected, limit, what):
     assert error < limit, f"{what}: off by {error:.3g} bits per dim"
 
 
+@pytest.mark.full_cases(
+    "ode_(SP_tn_K3_attn|SP_u_K1|VP_u_K1|SP_u_K3|VP_tn_K1|VP_v_K3|VP_tn_K3)",
+    "ode_(VP_v_K1|VP_tn_K1_eps)",
+    "ode_(SP_v_K1|SP_tn_K3)",
+    "ode_VP_u_K3",
+)
 @pytest.mark.parametrize(
     "name",
     [
@@ -181,6 +187,10 @@ def test_likelihood_in_float64(name, float64, monkeypatch):
     check(Recorded(name, float64), monkeypatch)
 
 
+@pytest.mark.full_cases(
+    "ode_(SP_tn_K3_attn|SP_u_K1|VP_u_K1|SP_u_K3|VP_tn_K1|VP_v_K3|VP_tn_K3)",
+    "ode_(VP_v_K1|VP_tn_K1_eps)",
+)
 @pytest.mark.parametrize("name", cases.of_kind("ode"))
 def test_published_aggregation(name, float64):
     """The published figure from its own log-likelihoods: five repeats, or no log K."""
@@ -192,6 +202,10 @@ def test_published_aggregation(name, float64):
         np.testing.assert_allclose(bpd, case.f64[f"{run}bpd"], rtol=1e-12)
 
 
+@pytest.mark.full_cases(
+    "ode_(SP_tn_K3_attn|SP_u_K1|VP_u_K1|SP_u_K3|VP_tn_K1|VP_v_K3|VP_tn_K3)",
+    "ode_(VP_v_K1|VP_tn_K1_eps)",
+)
 @pytest.mark.parametrize("name", cases.of_kind("ode"))
 def test_corrected_decoder_of_variational_dequantization(name, float64):
     """Our decoder term at the recorded start, by NumPy's softmax over the bins."""

@@ -117,6 +117,7 @@ class TwiceDivided(AbstractDequantizer):
         return self.right.entropy(dims, end)
 
 
+@pytest.mark.full_cases("Variational-3")
 @pytest.mark.parametrize(
     ("kind", "samples"),
     [

@@ -12,6 +12,7 @@ from idode_gin.solvers.adaptive import DormandPrince
 from . import cases
 
 
+@pytest.mark.full_cases("sample_(SP|VP_eps)", "sample_VP")
 @pytest.mark.parametrize("name", cases.of_kind("sample"))
 def test_samples(name, float64):
     case = cases.load(name)

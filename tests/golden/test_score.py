@@ -10,6 +10,11 @@ from idode_gin.interop import official, official_config
 from . import cases
 
 
+@pytest.mark.full_cases(
+    r"float32-score_(64\w_|32a_(32x32|nofourier)).*",
+    "float64-score_64a_32x32.*",
+    "float64-score_(64a_8x8|32a_nofourier_8x8)",
+)
 @pytest.mark.parametrize("name", cases.of_kind("score"))
 def test_network_output(name, dtype):
     case = cases.load(name)

@@ -174,6 +174,9 @@ def check(case, dtype, computed):
         assert error <= bound, f"{case.name} {name}: off by {error:.3g}, allowed {bound:.3g}"
 
 
+@pytest.mark.full_cases(
+    "train_VP(_fast)?", "(train_VP_accum2|ckpt_P32c)", "train_VP_fast_decay_clip"
+)
 @pytest.mark.parametrize("name", [*cases.of_kind("train"), *cases.of_kind("ckpt")])
 def test_published_run_in_float64(name, float64):
     case, _, computed = trained(name, float64)
@@ -191,6 +194,7 @@ FULL = (
 )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "name",
     [

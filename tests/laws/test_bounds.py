@@ -62,6 +62,7 @@ def exact_total(schedule):
     return math.log(LEVELS) + np.trapezoid(density * ratio, z)
 
 
+@pytest.mark.full_cases(r"(Variance\w*-[DNS]|StraightPath-[DSV])\w*")
 @EACH_PARAMETERIZATION
 @EACH_SCHEDULE
 def test_continuous_bound_is_tight_at_the_optimum(schedule, parameterization):
@@ -88,6 +89,7 @@ def test_the_time_sampler_does_not_change_the_mean(sampler):
     toys.assert_mean(terms.total, exact_total(VariancePreserving()), at_most=0.015)
 
 
+@pytest.mark.full_cases("(1|16)")
 @pytest.mark.parametrize("num_times", [1, 3, 16])
 def test_the_number_of_times_does_not_change_the_mean(num_times):
     bound = VariationalBound(num_times=num_times, time_sampler=Importance())
@@ -95,6 +97,7 @@ def test_the_number_of_times_does_not_change_the_mean(num_times):
     toys.assert_mean(terms.total, exact_total(VariancePreserving()), at_most=0.03)
 
 
+@pytest.mark.full_cases("(2-2|8-8|64-8)")
 @pytest.mark.parametrize(("steps", "num_times"), [(2, 2), (8, 8), (8, 3), (64, 8)])
 def test_discrete_time_equals_its_sum(steps, num_times):
     """Half the sum of expm1(gamma_t - gamma_s) E |eps - eps_hat|^2, by quadrature."""
@@ -149,6 +152,7 @@ def entropy_of_level(gamma):
     return float(np.mean(-np.log(own) @ weights))
 
 
+@pytest.mark.full_cases("DiscreteTime")
 @EACH
 def test_an_image_has_its_own_figure(bound):
     """Batch size, order and neighbours do not matter."""

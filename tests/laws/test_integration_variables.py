@@ -67,6 +67,7 @@ def test_in_natural_time_the_output_is_the_velocity(schedule, parameterization):
         np.testing.assert_array_equal(at.output, 1)
 
 
+@pytest.mark.full_cases(".*StraightPath.*")
 @EACH
 @EACH_SCHEDULE
 @pytest.mark.parametrize("solver", [DormandPrince(rtol=1e-9, atol=1e-9), Adams(steps=1000)])

@@ -26,6 +26,7 @@ def round_trip(schedule, x, keys, solver):
     return jax.jit(lambda x, keys: latents.round_trip(field, end, NOISY, x, keys, sampler))(x, keys)
 
 
+@pytest.mark.full_cases("Straight.*")
 @EACH_SCHEDULE
 def test_images_come_back(schedule):
     x = jnp.asarray(np.random.default_rng(0).integers(0, LEVELS, (6, *SHAPE)))
@@ -63,6 +64,7 @@ def test_the_round_trip_error_is_in_levels():
     np.testing.assert_array_equal(found.num_evaluations, 2 * 4 * 2)
 
 
+@pytest.mark.full
 def test_points_between_noise_are_as_long_as_noise():
     first, second = jax.random.normal(jax.random.key(0), (2, 3, 16, 16, 1))
     first = first / jnp.sqrt(jnp.sum(first**2, (1, 2, 3), keepdims=True))
@@ -76,6 +78,7 @@ def test_points_between_noise_are_as_long_as_noise():
     np.testing.assert_allclose(steps, steps[:, :1] * jnp.ones(4), rtol=1e-12)
 
 
+@pytest.mark.full
 def test_between_an_image_and_itself_there_is_itself():
     noise = jax.random.normal(jax.random.key(2), (2, *SHAPE))
     points = latents.between(noise, noise, 3)

@@ -56,6 +56,7 @@ def log_normal(z, mean, std):
 # --- the density of latents
 
 
+@pytest.mark.full_cases(r"(Variance\w*-[DNS]|Str\w*-[DSV])\w*")
 @EACH_PARAMETERIZATION
 @EACH_SCHEDULE
 def test_gaussian_density_is_exact(schedule, parameterization):
@@ -97,6 +98,7 @@ SOLVERS = {
 }
 
 
+@pytest.mark.full_cases(r"Variance\w*.*")
 @pytest.mark.parametrize("name", SOLVERS)
 @EACH_SCHEDULE
 def test_gaussian_density_with_every_method(schedule, name):
@@ -108,6 +110,7 @@ def test_gaussian_density_with_every_method(schedule, name):
     np.testing.assert_allclose(found.log_p, expected, atol=nats_per_dim * DIMS)
 
 
+@pytest.mark.full_cases(r"Variance\w*.*")
 @EACH_SCHEDULE
 def test_gaussian_density_forgets_the_prior(schedule):
     """With gamma_max far out the prior fits, and p(z) is the forward process's own marginal."""
@@ -132,6 +135,7 @@ def test_mixture_density_is_exact(schedule):
     np.testing.assert_allclose(found.log_p, data.log_p(z, gamma), atol=1e-5 * DIMS)
 
 
+@pytest.mark.full_cases("probe1")
 @pytest.mark.parametrize("probe", [probe_lib.Rademacher(), probe_lib.Gaussian()])
 def test_hutchinson_is_unbiased_along_a_path(probe):
     data = toys.mixture(VariancePreserving())
@@ -212,6 +216,7 @@ def test_log_weight_of_a_draw(schedule, dequantizer, num_importance):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.full_cases(r"(StraightPath-Variational|Variance\w*-(Un|Tr)\w*)")
 @EACH_DEQUANTIZER
 @EACH_SCHEDULE
 def test_weights_are_unbiased_for_the_probability_of_each_image(schedule, dequantizer):
@@ -233,6 +238,7 @@ def test_weights_are_unbiased_for_the_probability_of_each_image(schedule, dequan
     toys.assert_mean(p.sum(1).ravel(), expected.sum(), at_most=0.01)
 
 
+@pytest.mark.full_cases("dequantizer1")
 @pytest.mark.parametrize("dequantizer", [TruncatedNormal(), Variational()])
 def test_more_importance_samples_are_tighter(dequantizer):
     """The mean rises with K and stays below log P(x), which it approaches."""
@@ -314,6 +320,7 @@ def test_repeats_are_averaged():
     np.testing.assert_array_equal(found.num_evaluations, 20 * 4)
 
 
+@pytest.mark.full
 def test_an_image_has_its_own_figure():
     """Exactly the same beside other images, in another order, or alone."""
     data, end = toy(StraightPath())

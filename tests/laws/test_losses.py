@@ -39,6 +39,7 @@ def gauss_legendre(fn):
     return half * np.sum(weights * np.asarray(fn(jnp.asarray(TIME.gamma_min + half * (1 + nodes)))))
 
 
+@pytest.mark.full_cases(r"\w+-(Variance\w*-[DNS]|StraightPath-[DSV])\w*")
 @EACH_PARAMETERIZATION
 @EACH_SCHEDULE
 @EACH_SAMPLER
@@ -178,6 +179,7 @@ def posterior_noise(data, z, gamma):
     return data.noise_hat(z, gamma), spread
 
 
+@pytest.mark.full_cases(r"\w+-(Variance\w*-[DNS]|Straight\w*-[DSV])\w*")
 @EACH_PARAMETERIZATION
 @EACH_SCHEDULE
 def test_second_order_residual_at_the_optimum(solvable, schedule, parameterization):

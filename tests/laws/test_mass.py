@@ -78,6 +78,9 @@ def mean_and_error(values):
     return np.mean(values), np.std(values) / np.sqrt(len(values))
 
 
+@pytest.mark.full_cases(
+    ".*StraightPath-3", "Uniform-VariancePreserving-3", "Variational-VariancePreserving-3"
+)
 @pytest.mark.parametrize("levels", [3, pytest.param(4, marks=pytest.mark.full)])
 @EACH_SCHEDULE
 @EACH_DEQUANTIZER

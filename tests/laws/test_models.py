@@ -87,21 +87,25 @@ def slices_equal_whole(model):
     )
 
 
+@pytest.mark.full
 @EACH_LOSS
 def test_microbatches_equal_the_whole_batch(loss):
     slices_equal_whole(build(loss=loss))
 
 
+@pytest.mark.full
 @EACH_SAMPLER
 def test_microbatches_equal_the_whole_batch_for_every_time_sampler(sampler):
     slices_equal_whole(build(time_sampler=sampler))
 
 
+@pytest.mark.full
 @EACH_QUANTILES
 def test_microbatches_equal_the_whole_batch_for_all_quantiles(quantiles):
     slices_equal_whole(build(time_sampler=Uniform(quantiles=quantiles)))
 
 
+@pytest.mark.full_cases("FirstOrder")
 @EACH_LOSS
 def test_training_parts_add_up_in_bits(loss):
     model = build(loss=loss)
@@ -153,6 +157,7 @@ LIKELIHOOD = ODELikelihood(
 SAMPLER = ODESampler(solver=FixedGrid(steps=10))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", FIGURES)
 @pytest.mark.parametrize("width", ["float32", "float64"])
 def test_an_image_has_its_own_figure(name, width, request):

@@ -71,6 +71,7 @@ def test_parameters_do_not_depend_on_height_and_width(network):
     assert output.shape == (2, *SIZES[1])
 
 
+@pytest.mark.full_cases(".*(no fourier|three numbers|attention everywhere|in loops).*", "plain")
 @every_network
 def test_initial_network_returns_its_input(network):
     params = network.init(jax.random.key(0), (4, 4, 3))
@@ -79,6 +80,9 @@ def test_initial_network_returns_its_input(network):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.full_cases(
+    ".*(no fourier|three numbers|attention everywhere|in loops).*", "no (levels|fourier)"
+)
 @every_network
 def test_an_image_does_not_see_its_batch(network):
     params = perturbed(network, (4, 4, 3))
@@ -92,6 +96,7 @@ def test_an_image_does_not_see_its_batch(network):
     np.testing.assert_allclose(together[3:], others[3:], atol=bound, rtol=0)
 
 
+@pytest.mark.full_cases(".*(no fourier|three numbers|attention everywhere|in loops).*")
 @every_network
 def test_time_and_conditioning_matter(network):
     params = perturbed(network, (4, 4, 3))
@@ -117,6 +122,7 @@ def test_one_channel_per_group_cannot_see_time():
     np.testing.assert_allclose(here, there, atol=1e-4)
 
 
+@pytest.mark.full_cases("(three numbers|attention).*", "no (levels|fourier)", "in loops")
 @every_network
 def test_forward_and_reverse_derivatives_agree(network):
     params = perturbed(network, (3, 3, 2))
@@ -153,6 +159,7 @@ def test_bfloat16_blocks_return_the_dtype_of_latents():
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.full
 def test_float64_throughout(float64):
     """A hidden cast to float32 would show as a difference quotient that stops converging."""
     network = NETWORKS["attention everywhere, two heads"]
@@ -184,6 +191,7 @@ class TestDropout:
             jax.jit(self.network)(params, *arguments), jax.jit(UNet(**TINY))(params, *arguments)
         )
 
+    @pytest.mark.full
     def test_keyed_per_example(self):
         params = perturbed(self.network, (4, 4, 3))
         z, time, conditioning = inputs(self.network, 4, (4, 4, 3))
@@ -304,6 +312,7 @@ def mean_square(levels, **arguments):
     return (lambda params: jnp.mean(network(params, *given) ** 2)), params
 
 
+@pytest.mark.full_cases("False")
 @pytest.mark.parametrize("scan", [False, True])
 def test_what_the_gradient_keeps(scan):
     def kept(name):

@@ -58,6 +58,7 @@ def error_of(model, batch, key, estimator, exact):
     return float(np.mean(np.abs(np.asarray(found.bits_per_dim(4)) - exact)))
 
 
+@pytest.mark.full_cases("(Data|Noise|Score|Velocity-StraightPath).*", ".*tolerances1")
 @pytest.mark.parametrize("tolerances", [(1e-1, 1e-4), (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)])
 @EACH_SCHEDULE
 @EACH_PARAMETERIZATION
@@ -143,6 +144,7 @@ def test_what_a_reference_is_off_by_is_as_reported():
         assert off <= report.reference_error <= 100 * off
 
 
+@pytest.mark.full_cases("given")
 @pytest.mark.parametrize(
     "solver", [pytest.param(None, marks=pytest.mark.full), Adams(steps=12)], ids=["chosen", "given"]
 )

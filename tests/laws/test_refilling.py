@@ -25,6 +25,7 @@ def solve(solver, lanes, rates=RATES, field=decay):
     return run(start, jnp.asarray(rates))
 
 
+@pytest.mark.full_cases("(1|7|10)-.*")
 @EACH
 @pytest.mark.parametrize("lanes", [1, 3, 7, 10])
 def test_refilled_and_plain_agree(solver, lanes):

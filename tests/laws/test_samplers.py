@@ -26,6 +26,7 @@ SHAPE, LEVELS, TAU, NOISY = (2, 2, 1), 6, 2.0, 3.0
 pytestmark = pytest.mark.usefixtures("float64")
 
 
+@pytest.mark.full_cases("(Ancestral|ODESampler).*")
 @EACH_SAMPLER
 def test_samples_have_the_mean_and_variance_of_the_data(sampler):
     """The noise end is so noisy that what the prior leaves out cannot be seen."""
@@ -48,6 +49,7 @@ def test_samples_have_the_mean_and_variance_of_the_data(sampler):
     assert np.all(np.asarray(found.success))
 
 
+@pytest.mark.full_cases("(Ancestral|ODESampler).*")
 @EACH_SAMPLER
 def test_an_image_depends_on_its_own_key_alone(sampler):
     schedule = VariancePreserving()
@@ -59,6 +61,7 @@ def test_an_image_depends_on_its_own_key_alone(sampler):
     assert len(np.unique(np.asarray(whole))) == 24
 
 
+@pytest.mark.full_cases("(Ancestral|ODESampler).*")
 @EACH_SAMPLER
 def test_network_evaluations_are_counted(sampler):
     """What is reported is how often the network is called, here for one image."""

@@ -35,6 +35,7 @@ def from_noise(field, end, noise, solver=TIGHT):
     return jax.jit(lambda noise: sampler.from_noise(field, end, NOISY, noise))(noise)
 
 
+@pytest.mark.full_cases(r"(Variance\w*-[DNS]|StraightPath-[DSV])\w*")
 @EACH_PARAMETERIZATION
 @EACH_SCHEDULE
 def test_noise_goes_where_the_closed_form_says(schedule, parameterization):
@@ -65,6 +66,7 @@ def test_samples_have_the_mean_and_covariance_of_the_model(schedule):
     assert set(np.unique(found.pixels)) == set(range(LEVELS))
 
 
+@pytest.mark.full_cases("StraightPath")
 @EACH_SCHEDULE
 def test_scoring_takes_samples_back_to_their_noise(schedule):
     """And their density is the prior's, corrected by the determinant of the way."""
@@ -116,6 +118,7 @@ def test_failed_solves_are_reported():
     assert not np.any(np.asarray(found.success))
 
 
+@pytest.mark.full_cases("(Exponential|Gamma|Natural).*")
 @EACH_VARIABLE
 def test_images_and_their_density_are_the_same_in_each_variable(variable):
     """To the solver's error: images whose way is known, with arguments of their own, in lanes."""
@@ -149,6 +152,7 @@ def test_images_and_their_density_are_the_same_in_each_variable(variable):
     np.testing.assert_allclose(both.log_p, log_p, atol=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("divergence", [Exact(), Hutchinson(num_probes=2)], ids=["exact", "probes"])
 @EACH_SCHEDULE
 def test_the_density_of_samples_is_what_scoring_them_finds(schedule, divergence):

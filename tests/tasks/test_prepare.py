@@ -180,6 +180,7 @@ def official_builder(module, tmp_path, manager):
     return pathlib.Path(builder.data_dir)
 
 
+@pytest.mark.full_cases("cifar10_binary")
 @pytest.mark.parametrize("source", [archives.cifar10_python, archives.cifar10_binary])
 def test_cifar10_lies_in_the_order_of_tfds_own_builder(source, tmp_path):
     from tensorflow_datasets.image_classification import cifar

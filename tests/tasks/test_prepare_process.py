@@ -256,6 +256,7 @@ def test_asked_to_stop(when, number, cifar, tmp_path, capsys, monkeypatch):
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.full_cases("9")
 @pytest.mark.parametrize(
     "number",
     [

@@ -63,6 +63,7 @@ def moved_on(state):
     return dataclasses.replace(state, step=state.step + 1)
 
 
+@pytest.mark.full_cases("1-.*")
 @pytest.mark.parametrize("factor", [np.nan, np.inf, 50.0])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_step_left_out_is_a_step_that_never_was(factor, accumulation):
@@ -246,6 +247,7 @@ def test_gammas_outside_count_to_the_ends_and_one_bad_image_to_its_own_bin():
     np.testing.assert_allclose(sums["loss_by_gamma"], [0.6, 0.0, np.nan, 1.4], rtol=1e-6)
 
 
+@pytest.mark.full
 def test_bins_and_microbatches(float64):
     state, update = make(guards.STOP)
     whole, _ = update(state, batch_of(0))
@@ -358,6 +360,7 @@ def test_a_spike_stops_the_run_with_its_reason(tmp_path):
     assert saving.saved_steps(tmp_path / "run")[-1] == 4
 
 
+@pytest.mark.full
 def test_bins_do_not_change_the_run_and_can_change_between_restarts(tmp_path, caplog):
     without = run(tmp_path / "without", 3, gamma_bins=0)
     assert not any("gamma" in name for row in rows(tmp_path / "without") for name in row)

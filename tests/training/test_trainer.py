@@ -165,6 +165,7 @@ def test_the_same_command_twice_gives_the_same_numbers(undisturbed, tmp_path):
     assert outcome(tmp_path / "again") == outcome(undisturbed[0])
 
 
+@pytest.mark.full
 def test_a_seed_changes_them(undisturbed, tmp_path):
     run(tmp_path / "other", seed=1)
     assert outcome(tmp_path / "other") != outcome(undisturbed[0])
@@ -207,6 +208,7 @@ class Killed(BaseException):
 QUICK_CUTS = [(2, False), (3, True), (4, True), (5, False), (6, True)]
 
 
+@pytest.mark.full_cases("[2-5]-.*")
 @pytest.mark.parametrize(
     ("step", "before_row"),
     [
@@ -243,6 +245,7 @@ def test_cut_off_anywhere_and_started_again(undisturbed, tmp_path, monkeypatch, 
     assert outcome(tmp_path / "run") == outcome(undisturbed[0])
 
 
+@pytest.mark.full
 def test_a_torn_row_and_a_damaged_checkpoint(undisturbed, tmp_path, caplog):
     folder = tmp_path / "run"
     run(folder)
@@ -289,6 +292,7 @@ def signal_at(monkeypatch, step):
     monkeypatch.setattr(StopRequest, "stop_at", asking)
 
 
+@pytest.mark.full_cases("[34]")
 @pytest.mark.parametrize("step", [3, 4, 6])
 def test_asked_to_stop_after_a_step(undisturbed, tmp_path, monkeypatch, step):
     with monkeypatch.context() as patch:
@@ -326,6 +330,7 @@ def exploding(at_step):
     return optax.sgd(lambda step: jnp.where(step == at_step - 1, jnp.inf, 1e-3))
 
 
+@pytest.mark.full_cases("(4-2|1-None)")
 @pytest.mark.parametrize(("at_step", "good"), [(1, None), (4, 2), (6, 4)])
 def test_divergence_keeps_the_last_good_checkpoint(tmp_path, at_step, good):
     folder = tmp_path / "run"
