@@ -1,4 +1,4 @@
-"""When a run saves, how much of it stays, and what it starts from."""
+"""Settings of saving and restoring."""
 
 import dataclasses
 import math
@@ -14,21 +14,20 @@ _MODES = ("latest", "specific")
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SaveCheckpointConfig:
-    """When to save, and how much of it to keep.
+    """When to save and which checkpoints to keep.
 
-    Nothing is deleted before a newer checkpoint is whole and on disk.
+    Nothing is deleted before a newer checkpoint is complete and on disk.
 
     Args:
-        period: steps between checkpoints; the last step of a run is saved in any case. None saves
-            nothing but that.
-        keep: the newest so many checkpoints stay, older ones are deleted; None keeps all. With 1
-            there is none to fall back on if the only one is damaged.
-        keep_period: checkpoints of its multiples are never deleted.
-        keep_best: the so many checkpoints of the lowest bits per dim on the evaluation split stay
-            as well, each judged by the evaluation of its own step.
+        period: steps between checkpoints. The last step is always saved; None saves only that.
+        keep: number of newest checkpoints to keep; None keeps all. With 1 there is nothing to fall
+            back on if that one is damaged.
+        keep_period: steps that are multiples of it are never deleted.
+        keep_best: number of checkpoints with the lowest bits per dim on the evaluation split to
+            keep as well, each judged by the evaluation of its own step.
 
     Raises:
-        ValueError: if a number is not positive, or one has no effect.
+        ValueError: if a number is not positive, or a setting has no effect.
     """
 
     period: int | None = 1000
@@ -43,31 +42,34 @@ class SaveCheckpointConfig:
         for name in ("keep_period", "keep_best"):
             if self.keep is None and getattr(self, name) is not None:
                 raise ValueError(
-                    f"`{name}` says what stays when older checkpoints are deleted, and with "
-                    f"keep=None none is. Got {name}={getattr(self, name)}: set `keep`, such as 3."
+                    f"`{name}` has no effect with keep=None, which deletes nothing. Got "
+                    f"{name}={getattr(self, name)}: set `keep`, for example to 3."
                 )
         if self.keep_period is not None and self.period is not None:
             unit = f"`keep_period` must be a multiple of period={self.period}"
             if self.keep_period % self.period:
                 raise ValueError(
                     f"{unit}: no other step is saved. Got keep_period={self.keep_period}. The next "
-                    f"valid one is {-(-self.keep_period // self.period) * self.period}."
+                    f"valid value is {-(-self.keep_period // self.period) * self.period}."
                 )
 
     def check_best(self, *, evaluates: bool, eval_period: int | None, last_step: int) -> None:
-        """Raises ValueError if `keep_best` has no evaluations to judge by.
+        """Check that `keep_best` has evaluations to judge by.
 
         Args:
-            evaluates: whether the run has an evaluation split.
+            evaluates: True if the run has an evaluation split.
             eval_period: steps between evaluations; None for one at the end.
-            last_step: at which the run ends.
+            last_step: last step of the run.
+
+        Raises:
+            ValueError: if no checkpoint before the last coincides with an evaluation.
         """
         if self.keep_best is None:
             return
         got = f"got keep_best={self.keep_best}"
         if not evaluates:
             raise ValueError(
-                f"`keep_best` needs an evaluation to judge by, {got} and no evaluation split. Bind "
+                f"`keep_best` needs an evaluation split, {got} and none. Bind "
                 "train.train_eval_dataset_cfg, or leave keep_best at None."
             )
         if self.period is None or eval_period is None:
@@ -86,20 +88,19 @@ class SaveCheckpointConfig:
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RestoreCheckpointConfig:
-    """What a run starts from while its own directory holds no checkpoint.
+    """What a run starts from if its own directory holds no checkpoint (a warm start).
 
     Args:
-        path: a run directory (its newest checkpoint that is not damaged) or one
-            `checkpoint_<step>` directory. None starts from scratch.
-        mode: "latest" insists that `path` is a run directory, "specific" that it is one
-            checkpoint; None takes either.
-        params: 'restore', or 'reset' to take fresh ones.
-        ema: 'restore', or 'reset' to start the average from the parameters.
+        path: a run directory (its newest intact checkpoint) or one `checkpoint_<step>` directory.
+            None starts from scratch.
+        mode: "latest" requires `path` to be a run directory, "specific" one checkpoint; None
+            accepts both.
+        params: 'restore', or 'reset' to initialize them.
+        ema: 'restore', or 'reset' to start the moving average at the parameters.
         optimizer: 'restore', or 'reset' to start without moments.
-        step: 'restore' to count on from the checkpoint's, or 'reset' to count from zero. A
-            learning-rate schedule follows the step.
-        rules: for single leaves: regular expressions to what is to be done, see `warm_start`.
-        fresh_start: what `optimizer` and `step` replaced; setting it raises.
+        step: 'restore' to continue counting at the checkpoint's step, or 'reset' to count from
+            zero. A learning-rate schedule follows the step.
+        rules: exceptions for single leaves, regular expression to action; see `warm_start`.
 
     Raises:
         ValueError: if a value is unknown or has no effect, or nothing would be restored.
@@ -112,15 +113,8 @@ class RestoreCheckpointConfig:
     optimizer: str = warm_start.RESTORE
     step: str = warm_start.RESTORE
     rules: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    fresh_start: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.fresh_start is not None:
-            raise ValueError(
-                "`fresh_start` is now said part by part: bind RestoreCheckpointConfig.optimizer = "
-                "'reset' and RestoreCheckpointConfig.step = 'reset' instead, as "
-                "gin_configs/runs/finetune.gin does."
-            )
         if self.mode is not None:
             _check_choice("mode", self.mode, _MODES, " or None")
         for name in (*warm_start.PARTS, "step"):
@@ -133,7 +127,6 @@ class RestoreCheckpointConfig:
                 "Nothing would be restored: params, ema and optimizer are all 'reset'. Bind path "
                 "= None to start from scratch."
             )
-
         self._check_path()
 
     def _check_path(self) -> None:
@@ -151,13 +144,13 @@ class RestoreCheckpointConfig:
         ]
         if idle:
             raise ValueError(
-                f"{', '.join(map(repr, idle))} say what becomes of another run's checkpoint, and "
-                "`path` is None. Bind INITIAL_CHECKPOINT_PATH, or leave them out."
+                f"{', '.join(map(repr, idle))} apply to the checkpoint at `path`, and `path` is "
+                "None. Bind INITIAL_CHECKPOINT_PATH, or leave them out."
             )
 
     @property
     def defaults(self) -> dict[str, str]:
-        """'restore' or 'reset' for every part."""
+        """Default action, 'restore' or 'reset', of every part."""
         return {part: getattr(self, part) for part in warm_start.PARTS}
 
 
@@ -172,10 +165,10 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...], more: str = "
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """Saving and restoring.
+    """Settings of saving and restoring.
 
     Args:
-        save: when and how much.
+        save: when to save, what to keep.
         restore: what to start from.
     """
 

@@ -1,4 +1,4 @@
-"""The directories of checkpoints: which there are, which one a path stands for, which may go."""
+"""Checkpoint directories: list them, resolve a path to one, select and delete old ones."""
 
 import contextlib
 import errno
@@ -19,14 +19,14 @@ PREFIX = "checkpoint"
 DAMAGED_PREFIX = "damaged_"
 DELETED_PREFIX = "deleted_"
 SPACE_MARGIN = 1.1
-"""Of the disk that a checkpoint is taken to need, over the bytes of its arrays."""
+"""Disk space reserved for a checkpoint, relative to the bytes of its arrays."""
 _STEP_DIRECTORY = re.compile(rf"{PREFIX}_(\d+)")
 
 Found = TypeVar("Found")
 
 
 def saved_steps(directory: str | pathlib.Path) -> list[int]:
-    """Steps of the complete checkpoints of a run directory, rising; [] if there is no directory."""
+    """Return the steps of a run directory's complete checkpoints, ascending; [] without one."""
     directory = pathlib.Path(directory)
     if not directory.is_dir():
         return []
@@ -35,40 +35,40 @@ def saved_steps(directory: str | pathlib.Path) -> list[int]:
 
 
 def checkpoint_path(directory: str | pathlib.Path, step: int) -> pathlib.Path:
-    """Where the checkpoint of `step` lies in a run directory."""
+    """Return the path of the checkpoint of `step` in a run directory."""
     return pathlib.Path(directory).absolute() / f"{PREFIX}_{step}"
 
 
 def find(path: str | pathlib.Path, mode: str | None = None) -> pathlib.Path:
-    """The one checkpoint that `path` stands for: itself, or the newest of a run directory.
+    """Return the checkpoint that `path` names: itself, or the newest of a run directory.
 
     Args:
         path: a `checkpoint_<step>` directory or a run directory.
         mode: as in `RestoreCheckpointConfig`.
 
     Raises:
-        ValueError: if there is none; with what the directory holds instead.
+        ValueError: if there is none; the message lists what the directory holds.
     """
     return candidates(path, mode)[0]
 
 
 def candidates(path: str | pathlib.Path, mode: str | None = None) -> list[pathlib.Path]:
-    """The checkpoints that `path` may stand for, best first: itself, or a run's, newest first.
+    """Return the checkpoint at `path`, or those of a run directory, newest first.
 
     Raises:
         ValueError: as `find`.
     """
-    if path == "":  # which would be the current directory
+    if path == "":  # pathlib takes it for the current directory
         raise ValueError(
-            f"No checkpoint at '': the path must name a run directory that holds {PREFIX}_<step> "
+            f"No checkpoint at '': the path must be a run directory with {PREFIX}_<step> "
             "directories, or one of those, got an empty string."
         )
     path = pathlib.Path(path).expanduser().absolute()
     is_specific = _STEP_DIRECTORY.fullmatch(path.name) is not None
     if path.is_file():
         raise ValueError(
-            f"No checkpoint at {path}: it is a file. Give a run directory that holds "
-            f"{PREFIX}_<step> directories, or one of those."
+            f"No checkpoint at {path}: it is a file. Give a run directory with {PREFIX}_<step> "
+            "directories, or one of those."
         )
     if not path.is_dir():
         beside = saved_steps(path.parent) if is_specific else []
@@ -76,8 +76,8 @@ def candidates(path: str | pathlib.Path, mode: str | None = None) -> list[pathli
         raise ValueError(f"No checkpoint at {path}: there is no such directory.{hint}")
     if mode is not None and is_specific != (mode == "specific"):
         raise ValueError(
-            f"mode={mode!r} asks for a {'checkpoint' if mode == 'specific' else 'run'} directory, "
-            f"got {path}. Leave `mode` at None to take either."
+            f"mode={mode!r} requires a {'checkpoint' if mode == 'specific' else 'run'} directory, "
+            f"got {path}. Leave `mode` at None to accept both."
         )
     if is_specific:
         return [path]
@@ -86,8 +86,8 @@ def candidates(path: str | pathlib.Path, mode: str | None = None) -> list[pathli
         names = sorted(each.name for each in path.iterdir())
         shown = ", ".join(names[:8]) or "nothing"
         raise ValueError(
-            f"No checkpoint in {path}: it holds {shown}. Give a run directory that holds "
-            f"{PREFIX}_<step> directories, or one of those."
+            f"No checkpoint in {path}: it holds {shown}. Give a run directory with {PREFIX}_<step> "
+            "directories, or one of those."
         )
     return [checkpoint_path(path, step) for step in reversed(steps)]
 
@@ -95,11 +95,11 @@ def candidates(path: str | pathlib.Path, mode: str | None = None) -> list[pathli
 def first_whole(
     path: str | pathlib.Path, mode: str | None, load: Callable[[pathlib.Path], Found]
 ) -> Found:
-    """What `load` makes of the newest checkpoint that is whole; warns of each that is damaged.
+    """Return `load` of the newest intact checkpoint; log a warning for each damaged one.
 
     Raises:
         ValueError: as `find`, or from `load`.
-        DamagedError: if a single checkpoint was asked for, or all of a run are damaged.
+        DamagedError: if `path` is one damaged checkpoint, or all of a run are damaged.
     """
     found = candidates(path, mode)
     for checkpoint, before in zip(found, [*found[1:], None], strict=True):
@@ -109,12 +109,12 @@ def first_whole(
             if before is None:
                 raise DamagedError(f"{error} {_way_out(checkpoint, len(found))}") from error
             logging.warning("%s TAKING THE ONE BEFORE IT: %s.", error, before)
-    raise AssertionError("`candidates` gives one or raises")
+    raise AssertionError("`candidates` returns at least one path or raises")
 
 
 def _way_out(checkpoint: pathlib.Path, tried: int) -> str:
     if tried > 1:
-        return f"So are the {tried - 1} after it, and there is none before."
+        return f"So are the {tried - 1} after it, and there is none before it."
     for step in reversed(saved_steps(checkpoint.parent)):
         before = checkpoint_path(checkpoint.parent, step)
         if step < int(checkpoint.name.rpartition("_")[2]):
@@ -127,12 +127,12 @@ def _way_out(checkpoint: pathlib.Path, tried: int) -> str:
 def doomed(
     steps: Sequence[int], config: SaveCheckpointConfig, bpd: Callable[[int], float | None]
 ) -> list[int]:
-    """Steps whose checkpoints may be deleted.
+    """Return the steps whose checkpoints may be deleted.
 
     Args:
-        steps: of the whole checkpoints, rising.
-        config: what is to stay.
-        bpd: bits per dim by step, None where they are unknown.
+        steps: steps of the complete checkpoints, ascending.
+        config: what to keep.
+        bpd: bits per dim of a step, None if unknown.
     """
     if config.keep is None:
         return []
@@ -146,9 +146,9 @@ def doomed(
 
 
 def delete(directory: pathlib.Path, steps: Sequence[int]) -> None:
-    """Deletes checkpoints, and what an earlier deletion was killed in the middle of.
+    """Delete checkpoints, and what an interrupted deletion left behind.
 
-    Each is renamed first, so that half of one is never taken for a checkpoint.
+    Each is renamed first, so that a partly deleted one is never taken for a checkpoint.
     """
     for step in steps:
         path = checkpoint_path(directory, step)
@@ -158,7 +158,7 @@ def delete(directory: pathlib.Path, steps: Sequence[int]) -> None:
 
 
 def sync(checkpoint: pathlib.Path) -> None:
-    """Waits until every file of a checkpoint is on disk, not only in the system's memory."""
+    """Flush every file of a checkpoint from the page cache to disk."""
     for path in [*checkpoint.rglob("*"), checkpoint, checkpoint.parent]:
         number = os.open(path, os.O_RDONLY)
         try:
@@ -168,7 +168,7 @@ def sync(checkpoint: pathlib.Path) -> None:
 
 
 def check_space(directory: pathlib.Path, num_bytes: int) -> None:
-    """Raises OSError unless the disk of `directory` has room for arrays of so many bytes."""
+    """Raise OSError if the disk of `directory` has no room for arrays of `num_bytes` bytes."""
     needed = int(SPACE_MARGIN * num_bytes) + (1 << 16)
     while not directory.exists():
         directory = directory.parent
@@ -176,7 +176,7 @@ def check_space(directory: pathlib.Path, num_bytes: int) -> None:
     if free < needed:
         raise OSError(
             errno.ENOSPC,
-            f"it needs about {_megabytes(needed)} of disk, and {_megabytes(free)} are free",
+            f"it needs about {_megabytes(needed)} of disk space and {_megabytes(free)} are free",
         )
 
 

@@ -1,7 +1,7 @@
-"""The JSON beside saved pytrees: names, shapes, dtypes and checksums of their leaves.
+"""The JSON description in a checkpoint: names, shapes, dtypes and checksums of its leaves.
 
-With it a checkpoint of another architecture, or a damaged one, is told apart from a good one, leaf
-by leaf and whatever the version of the library that wrote the files.
+It identifies, leaf by leaf, a checkpoint of another architecture or a damaged one, independently of
+the version of the library that wrote the arrays.
 """
 
 import json
@@ -19,23 +19,23 @@ from idode_gin.reports import fingerprints
 FORMAT = 1
 _SHOWN = 5
 _COUNTERS = ("window", "guard")
-"""Flat parts of `training` that may differ from what this run keeps: they can start anew."""
+"""Flat parts of `training` that may differ from those of this run and then restart at zero."""
 
 
 class DamagedError(ValueError):
-    """A checkpoint's files are missing, cut short or altered."""
+    """A file of a checkpoint is missing, truncated or altered."""
 
 
 def describe(
     parts: Mapping[str, Any], sums: Mapping[str, Any], *, step: int, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The JSON that lies beside `parts`.
+    """Return the JSON description of `parts`.
 
     Args:
         parts: trees of arrays, by the name of the directory each is saved in.
         sums: `fingerprints.checksums` of each.
-        step: of the training run.
-        facts: about the run.
+        step: step of the training run.
+        facts: facts about the run.
     """
     trees = {
         name: {path: [str(leaf.dtype), *leaf.shape] for path, leaf in _named(part).items()}
@@ -52,11 +52,11 @@ def describe(
 
 
 def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
-    """What `describe` said when the checkpoint was written.
+    """Read the description that `describe` made when the checkpoint was written.
 
     Raises:
         DamagedError: if it cannot be read.
-        ValueError: if it was written by a newer version of this library.
+        ValueError: if another version of this library wrote it.
     """
     path = checkpoint / "meta" / "metadata"
     try:
@@ -64,12 +64,12 @@ def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
         version = meta["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(
-            f"{checkpoint} is no whole checkpoint of this library: cannot read meta/metadata "
-            f"({error})."
+            f"{checkpoint} is not a complete checkpoint of this library: cannot read "
+            f"meta/metadata ({error})."
         ) from error
     if version != FORMAT:
         raise ValueError(
-            f"{checkpoint} has format {version}, and this version of idode_gin reads format "
+            f"{checkpoint} has format {version}; this version of idode_gin reads format "
             f"{FORMAT}. Read it with the version that wrote it."
         )
     return meta
@@ -78,10 +78,10 @@ def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
 def saved_leaves(
     checkpoint: pathlib.Path, meta: Mapping[str, Any], part: str
 ) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-    """Dtype and shape of every leaf of a part, by name.
+    """Return dtype and shape of every leaf of a part, by name.
 
     Raises:
-        ValueError: if the leaves are float64 and JAX is not.
+        ValueError: if a leaf is float64 and JAX is in its 32-bit mode.
     """
     found = {}
     for name, (type_name, *shape) in meta["trees"][part].items():
@@ -98,7 +98,7 @@ def saved_leaves(
 def check_sums(
     checkpoint: pathlib.Path, meta: Mapping[str, Any], part: str, sums: Any, tree: Any
 ) -> None:
-    """Raises DamagedError unless `sums`, those of the leaves as read, are those that were saved."""
+    """Raise DamagedError if the checksums of leaves as read differ from those saved."""
     altered = [
         name
         for name, ours, theirs in zip(
@@ -107,7 +107,7 @@ def check_sums(
         if ours != theirs
     ]
     if altered:
-        others = f", nor do those of {len(altered) - 1} other leaves" if altered[1:] else ""
+        others = f", nor those of {len(altered) - 1} other leaves" if altered[1:] else ""
         raise DamagedError(
             f"{checkpoint} is damaged: the checksum of {part}/{altered[0]} does not match{others}."
         )
@@ -116,12 +116,15 @@ def check_sums(
 def check_same_leaves(
     checkpoint: pathlib.Path, meta: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> None:
-    """Raises ValueError, with the first leaves that differ, unless names and shapes agree.
+    """Check that names and shapes of leaves match.
 
     Args:
         checkpoint: its directory.
-        meta: what `read_meta` gave.
+        meta: description from `read_meta`.
         wanted: trees of shapes and dtypes, by the name of the part.
+
+    Raises:
+        ValueError: if they differ; lists the first leaves that do.
     """
     problems = []
     for name, abstract in wanted.items():
@@ -141,14 +144,14 @@ def check_same_leaves(
         return
     if all(each.startswith("training/") for each in problems):
         way_out = (
-            "The parameters fit; the optimizer or the metrics differ. Use the optimizer it was "
-            "trained with, or, in a new MODEL_DIR, RestoreCheckpointConfig.optimizer = 'reset'."
+            "The parameters match; the optimizer or the metrics differ. Use the optimizer of the "
+            "checkpoint or, in a new MODEL_DIR, RestoreCheckpointConfig.optimizer = 'reset'."
         )
     else:
         way_out = (
-            "Use the network it was trained with, or choose another MODEL_DIR or path. A run in a "
-            "new MODEL_DIR may start from this one, INITIAL_CHECKPOINT_PATH: then equal blocks may "
-            "be stacked (UNet.scan) or not, and rules cover what differs."
+            "Use the network of the checkpoint, or another MODEL_DIR or path. A run in a new "
+            "MODEL_DIR may start from this checkpoint (INITIAL_CHECKPOINT_PATH): equal blocks may "
+            "then be stacked (UNet.scan) or not, and rules cover other differences."
         )
     more = f"\n  … and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
     shown = "".join(f"\n  {each}" for each in problems[:_SHOWN])
@@ -158,10 +161,10 @@ def check_same_leaves(
 
 
 def with_saved_counters(meta: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """`wanted` with the window and the guards' memory as they were saved, whatever was kept then.
+    """Return `wanted` with the metrics window and guard state in the shapes they were saved in.
 
     Args:
-        meta: what `read_meta` gave.
+        meta: description from `read_meta`.
         wanted: trees of shapes and dtypes, by the name of the part.
     """
     if "training" not in wanted:
@@ -182,9 +185,9 @@ def with_saved_counters(meta: Mapping[str, Any], wanted: Mapping[str, Any]) -> d
 def restarted_counters(
     checkpoint: pathlib.Path, loaded: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """`loaded` with zeros for a window or guards' memory that is not the one `wanted`.
+    """Return `loaded` with zeros for a metrics window or guard state of other shapes than `wanted`.
 
-    It happens where metrics, bins or the version changed in between, and is warned of.
+    Metrics, bins or the version changed since the save; a warning is logged.
     """
     training = dict(loaded)
     for part in _COUNTERS:
@@ -194,7 +197,7 @@ def restarted_counters(
         }:
             training[part] = given
             continue
-        logging.warning("%s keeps another %s than this run; it starts anew.", checkpoint, part)
+        logging.warning("%s keeps another %s than this run; it restarts at zero.", checkpoint, part)
         shardings = {name: getattr(each, "sharding", None) for name, each in own.items()}
         zeros = jax.jit(
             lambda own=own: {name: jnp.zeros(each.shape, each.dtype) for name, each in own.items()},
@@ -205,7 +208,7 @@ def restarted_counters(
 
 
 def _like(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves that are `wanted` as well, as they are wanted: with a dtype and a sharding."""
+    """Replace leaves that `wanted` has too, which carry a dtype and a sharding."""
     return {
         name: wanted[name] if name in wanted and wanted[name].shape == each.shape else each
         for name, each in saved.items()

@@ -1,4 +1,4 @@
-"""What orbax and asyncio print beside the errors that they raise: kept out of the log."""
+"""Keep what orbax and asyncio print, beside the errors they raise, out of the log."""
 
 import contextlib
 import gc
@@ -13,16 +13,16 @@ from absl import logging
 
 
 def silence_orbax() -> None:
-    """No tracebacks in the log from orbax, which raises the same errors as well."""
-    logging.get_absl_logger().addFilter(_is_told_once)
+    """Drop tracebacks that orbax logs: it raises the same errors."""
+    logging.get_absl_logger().addFilter(_is_wanted)
 
 
-def _is_told_once(record: python_logging.LogRecord) -> bool:
+def _is_wanted(record: python_logging.LogRecord) -> bool:
     return not (record.exc_info and "orbax" in pathlib.Path(record.pathname).parts)
 
 
 class _StragglerFilter(python_logging.Filter):
-    """Drops asyncio's reports of reads that failed after the first one had."""
+    """Drops asyncio's reports of reads that failed after the first one."""
 
     def filter(self, record: python_logging.LogRecord) -> bool:
         return "exception was never retrieved" not in record.getMessage()
@@ -30,9 +30,9 @@ class _StragglerFilter(python_logging.Filter):
 
 @contextlib.contextmanager
 def silent_stragglers() -> Iterator[None]:
-    """One failure to read is raised; of the others, a page for each leaf, nothing is printed.
+    """Suppress the reports of other reads when one fails and raises.
 
-    Reads that are still under way when the first one fails report to an event loop that is closed.
+    Reads still pending when the first one fails report to a closed event loop: a page per leaf.
     """
     log, straggler = python_logging.getLogger("asyncio"), _StragglerFilter()
     hook = sys.unraisablehook
@@ -47,7 +47,7 @@ def silent_stragglers() -> Iterator[None]:
     try:
         yield
     except Exception:
-        # Some come even later: the hook and the filter stay, which a program meets once or twice.
+        # Some reports come even later, so the hook and the filter stay installed.
         gc.collect()
         raise
     log.removeFilter(straggler)
@@ -55,7 +55,7 @@ def silent_stragglers() -> Iterator[None]:
 
 
 def _is_of_orbax(thing: Any) -> bool:
-    """Whether it is one of orbax's coroutines: a read that nobody waits for any more."""
+    """Return True for a coroutine of orbax, that is a read that is no longer awaited."""
     code = getattr(thing, "cr_code", None)
     return code is not None and "orbax" in pathlib.Path(code.co_filename).parts
 
@@ -67,13 +67,13 @@ _KINDS = {
     "FAILED_PRECONDITION": "a file is missing or does not hold what was written",
     "PERMISSION_DENIED": "a file may not be read",
 }
-"""What tensorstore's kinds of errors say about files."""
+"""Meaning, for files, of the error codes of tensorstore."""
 _FILE = re.compile(r'local file "([^"]*[^"/])"')
 _DETAILS = re.compile(r" \[tensorstore_spec=| See full TensorStore details")
 
 
 def reason(error: BaseException) -> str:
-    """An error in words that fit in a sentence, without the inside of who raised it."""
+    """Describe an error in words that fit in a sentence, without its internal details."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if "No space left on device" in str(error):

@@ -1,4 +1,4 @@
-"""Leaves of a checkpoint, checked one by one, onto whatever devices and dtypes a run has."""
+"""Read and verify leaves of a checkpoint, onto the devices and dtypes of a run."""
 
 import pathlib
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ Leaves = dict[str, jax.Array]
 
 
 class RestoredParams(NamedTuple):
-    """Parameters, their step, their checkpoint, and what the run that wrote it said of itself."""
+    """Parameters, their step, their checkpoint, and the facts of the run that wrote it."""
 
     params: types.Params
     step: int
@@ -30,17 +30,16 @@ class RestoredParams(NamedTuple):
 def restore_params(
     path: str | pathlib.Path, abstract_params: Any, *, ema: bool = True
 ) -> RestoredParams:
-    """Parameters of a checkpoint.
+    """Restore the parameters of a checkpoint.
 
     Args:
-        path: a run directory (its newest checkpoint that is not damaged) or a `checkpoint_<step>`
-            directory.
-        abstract_params: shapes and dtypes, such as `jax.eval_shape` gives; leaves with a sharding
-            are placed accordingly, the others are replicated over all devices.
-        ema: the moving average, or else the last parameters themselves.
+        path: a run directory (its newest intact checkpoint) or a `checkpoint_<step>` directory.
+        abstract_params: shapes and dtypes, such as from `jax.eval_shape`; leaves with a sharding
+            are placed accordingly, others are replicated over all devices.
+        ema: True for the moving average, False for the parameters themselves.
 
     Raises:
-        ValueError: if there is no checkpoint, it is damaged, or another network's.
+        ValueError: if there is no checkpoint, it is damaged, or it belongs to another network.
     """
     part = "ema" if ema else "params"
 
@@ -55,10 +54,10 @@ def restore_params(
 def read_trees(
     checkpoint: pathlib.Path, meta: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Parts of a checkpoint as trees like `wanted`: its shapes, dtypes and shardings.
+    """Read parts of a checkpoint into trees with the shapes, dtypes and shardings of `wanted`.
 
     Raises:
-        DamagedError: if a part cannot be read, or is not what was written.
+        DamagedError: if a part cannot be read or its checksums do not match.
         ValueError: if names or shapes differ.
     """
     checkpoint_meta.check_same_leaves(checkpoint, meta, wanted)
@@ -75,17 +74,17 @@ def read_leaves(
     part: str,
     placed: Mapping[str, jax.sharding.Sharding],
 ) -> Leaves:
-    """Every leaf of one part by its name, in the dtype it was saved in.
+    """Read every leaf of one part, by name, in the dtype it was saved in.
 
     Args:
         checkpoint: its directory.
-        meta: what `checkpoint_meta.read_meta` gave.
-        part: the name of the part.
-        placed: where leaves are to lie; the others are replicated over all devices.
+        meta: description from `meta.read_meta`.
+        part: name of the part.
+        placed: shardings of leaves by name; other leaves are replicated over all devices.
 
     Raises:
-        DamagedError: if the part cannot be read, or is not what was written.
-        ValueError: if it holds float64 numbers, and JAX does not.
+        DamagedError: if the part cannot be read or its checksums do not match.
+        ValueError: if it holds float64 numbers and JAX is in its 32-bit mode.
     """
     saved = checkpoint_meta.saved_leaves(checkpoint, meta, part)
     replicated = partitioning.PjitPartitioner().replicated
@@ -99,12 +98,12 @@ def read_leaves(
     handler = ocp.StandardCheckpointHandler()
     try:
         with orbax_logging.silent_stragglers():
-            # Not through a Checkpointer: where one process fails, the others would wait in it.
+            # Not through a Checkpointer: if one process fails, the others would wait in it.
             found = handler.metadata(checkpoint / part)
             target = jax.tree_util.tree_map_with_path(abstract, getattr(found, "tree", found))
             tree = handler.restore(checkpoint / part, args=ocp.args.StandardRestore(target))
         leaves = dict(fingerprints.paths_and_leaves(tree))
-    except Exception as caught:  # orbax and tensorstore raise whatever they like
+    except Exception as caught:  # orbax and tensorstore raise errors of many types
         error = caught
     finally:
         handler.close()
@@ -119,7 +118,7 @@ def read_leaves(
 
 
 def like(abstract: Any, leaves: Mapping[str, Any]) -> Any:
-    """A tree like `abstract`, with its dtypes and shardings, of `leaves` by name."""
+    """Return a tree like `abstract`, with its dtypes and shardings, of `leaves` by name."""
 
     def placed(path: Any, want: Any) -> jax.Array:
         leaf = jnp.asarray(leaves[fingerprints.path_name(path)]).astype(want.dtype)
@@ -130,14 +129,14 @@ def like(abstract: Any, leaves: Mapping[str, Any]) -> Any:
 
 
 def shardings(abstract: Any) -> dict[str, jax.sharding.Sharding]:
-    """Where leaves are to lie, by name; those that do not say are left out."""
+    """Return the shardings of leaves by name; leaves without one are left out."""
     named = fingerprints.paths_and_leaves(abstract)
     found = {name: getattr(leaf, "sharding", None) for name, leaf in named}
     return {name: each for name, each in found.items() if each is not None}
 
 
 def _anywhere(flag: bool) -> bool:
-    """Whether `flag` holds on any process; each must ask."""
+    """Return True if `flag` is true on any process; every process must call this."""
     if jax.process_count() == 1:
         return flag
     from jax.experimental import multihost_utils

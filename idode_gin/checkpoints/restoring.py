@@ -1,4 +1,4 @@
-"""The state of a run from a checkpoint: its own, or another one's by rules."""
+"""Restore the state of a run: resume its own checkpoint, or warm-start from another by rules."""
 
 import dataclasses
 import pathlib
@@ -17,13 +17,13 @@ from idode_gin.reports import fingerprints
 from idode_gin.types import TrainState
 
 ACCUMULATION = "optimizer.accumulation_steps"
-"""The fact of a run that says how many steps it accumulates gradients over."""
+"""Fact of a run: number of steps that gradients are accumulated over."""
 _OPTIMIZER, _OPT_STATE = "optimizer/", "opt_state/"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fresh:
-    """Where what is not restored comes from.
+    """Source of everything that is not restored.
 
     Args:
         state: makes the state of a run from scratch.
@@ -36,13 +36,13 @@ class Fresh:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Restored:
-    """A state, the checkpoint it came from, and what the run that wrote it said of itself.
+    """A restored state.
 
     Args:
-        state: to go on from.
-        path: of the checkpoint.
-        facts: about the run that wrote it.
-        report: what became of the leaves, where not all are as they were saved.
+        state: state to continue from.
+        path: checkpoint it was restored from.
+        facts: facts of the run that wrote the checkpoint.
+        report: action for each leaf, if not all are restored unchanged.
     """
 
     state: TrainState
@@ -52,7 +52,7 @@ class Restored:
 
 
 def parts(state: TrainState) -> dict[str, Any]:
-    """The parts of a checkpoint, as they are saved."""
+    """Return the parts that a checkpoint saves."""
     training = {
         "step": state.step,
         "opt_state": state.opt_state,
@@ -65,14 +65,14 @@ def parts(state: TrainState) -> dict[str, Any]:
 def resume(
     checkpoint: pathlib.Path, abstract: TrainState, fresh: Fresh, facts: Mapping[str, Any]
 ) -> Restored:
-    """The state of a run from a checkpoint of its own, bit for bit.
+    """Restore the state of a run from its own checkpoint, bit for bit.
 
-    Where gradients are accumulated over another number of steps than before, the optimizer's
-    moments stay and what was accumulated so far is dropped.
+    If the number of steps that gradients are accumulated over has changed, the optimizer's moments
+    are kept and the accumulated gradients are dropped.
 
     Raises:
-        DamagedError: if it is damaged.
-        ValueError: if it is another architecture's.
+        DamagedError: if the checkpoint is damaged.
+        ValueError: if it belongs to another architecture.
     """
     meta = checkpoint_meta.read_meta(checkpoint)
     check_resume(checkpoint, meta, abstract, facts)
@@ -94,7 +94,7 @@ def check_resume(
     abstract: TrainState,
     facts: Mapping[str, Any],
 ) -> None:
-    """Raises ValueError if `resume` would for another architecture or optimizer."""
+    """Raise ValueError if the checkpoint belongs to another architecture or optimizer."""
     wanted = parts(abstract)
     if _is_switched(meta, abstract, facts):
         del wanted["training"]
@@ -109,10 +109,10 @@ def plan(
     config: RestoreCheckpointConfig,
     facts: Mapping[str, Any],
 ) -> warm_start.Plan:
-    """What `start` makes of every leaf.
+    """Return the action of `start` for every leaf.
 
     Raises:
-        ValueError: if a leaf is covered by no rule, or a rule covers none.
+        ValueError: if a leaf is covered by no rule, or a rule covers no leaf.
     """
     wanted = _shapes(abstract)
     saved = _saved_shapes(meta)
@@ -135,11 +135,11 @@ def start(
     fresh: Fresh,
     facts: Mapping[str, Any],
 ) -> Restored:
-    """The state of a new run from a checkpoint, as `config` says.
+    """Warm-start: return the state of a new run from a checkpoint, as configured.
 
     Raises:
-        DamagedError: if it is damaged.
-        ValueError: if a leaf is covered by no rule, or a rule covers none.
+        DamagedError: if the checkpoint is damaged.
+        ValueError: if a leaf is covered by no rule, or a rule covers no leaf.
     """
     meta = checkpoint_meta.read_meta(checkpoint)
     chosen = plan(checkpoint, meta, abstract, config, facts)
@@ -149,7 +149,7 @@ def start(
     def taken(part: str, tree: Any, new: Callable[[], Any]) -> Any:
         found = dict(fingerprints.paths_and_leaves(new())) if chosen.resets(part) else {}
         for name, source in chosen.sources(part).items():
-            # Copied the second time: the update donates its buffers, each of which once.
+            # Copied the second time: the update donates buffers, each of them only once.
             leaf = jnp.copy(leaves[source]) if source in given else leaves[source]
             found[name.partition("/")[2]] = leaf
             given.add(source)
@@ -185,9 +185,9 @@ def _read(
     abstract: TrainState,
     chosen: warm_start.Plan,
 ) -> reading.Leaves:
-    """The leaves that are taken, by name; each lies where the leaf it becomes will lie.
+    """Read the leaves that are taken, by name, with the sharding of the leaf each becomes.
 
-    One that is made of others does so only later: those are whole on every device until then.
+    Leaves that others are stacked from, or cut from, are replicated until then.
     """
     lies = _named(reading.shardings(parts(abstract)), full=True)
     saved, wanted = _saved_shapes(meta), _shapes(abstract)
@@ -211,7 +211,7 @@ def _read(
 
 
 def _padded(abstract: Any, leaves: Mapping[str, jax.Array]) -> Any:
-    """A tree like `abstract`; leaves that are smaller end in zeros."""
+    """Return a tree like `abstract`; smaller leaves are padded with zeros at the end."""
     shapes = {name: leaf.shape for name, leaf in fingerprints.paths_and_leaves(abstract)}
     whole = {
         name: leaf
@@ -230,7 +230,7 @@ def _new_optimizer(fresh: Fresh, abstract: TrainState, params: types.Params) -> 
 
 
 def _schedules_at(opt_state: Any, updates: int) -> Any:
-    """The same optimizer, with its learning-rate schedules so many updates after their start."""
+    """Set the learning-rate schedules of an optimizer to `updates` updates after their start."""
 
     def is_schedule(node: Any) -> bool:
         return isinstance(node, optax.ScaleByScheduleState)
@@ -251,7 +251,7 @@ def _counters(
     leaves: Mapping[str, jax.Array],
     step: int,
 ) -> dict[str, jax.Array]:
-    """The checkpoint's window or guards' memory while it is one of the same run's, else zeros."""
+    """Return the saved metrics window or guard state if step and shapes match, else zeros."""
     prefix = f"training/{part}/"
     saved = {name[len(prefix) :]: leaf for name, leaf in leaves.items() if name.startswith(prefix)}
     shapes = {name: leaf.shape for name, leaf in abstract.items()}
@@ -261,7 +261,7 @@ def _counters(
 
 
 def _is_switched(meta: Mapping[str, Any], abstract: TrainState, facts: Mapping[str, Any]) -> bool:
-    """Whether gradients are accumulated over another number of steps than before."""
+    """Return True if gradients are accumulated over another number of steps than before."""
     before, now = meta["facts"].get(ACCUMULATION), facts.get(ACCUMULATION)
     if before is not None and now is not None:
         return before != now
@@ -283,7 +283,7 @@ def _shapes(abstract: TrainState) -> dict[str, warm_start.Shape]:
 
 
 def _named(leaves: Mapping[str, Any], *, full: bool = False) -> dict[str, Any]:
-    """Leaves of a checkpoint under the names that rules know; step and window have none."""
+    """Rename leaves to the names used in rules; step and window have none."""
     prefix = f"training/{_OPT_STATE}"
     found = {}
     for name, leaf in leaves.items():

@@ -1,10 +1,14 @@
-"""Saving a run and finding it again. With `checkpoint_reading` the only owner of orbax.
+"""Save and restore the checkpoints of a run. With `reading`, the only module that uses orbax.
 
 A checkpoint is a directory `checkpoint_<step>` with four parts: `params`, `ema`, `training` (step,
-optimizer state, window of metrics, memory of the guards) and `meta`, a JSON file that describes the
-other three and holds a checksum of every leaf. orbax writes it under another name and renames it
-when it is complete; the checksums catch what happens to the files afterwards. Which images a step
-sees is a function of the step, so that with it the position in the data is saved.
+optimizer state, metrics window, state of the guards) and `meta`, a JSON file that describes the
+other three and holds a checksum of every leaf. orbax writes it under a temporary name and renames
+it when complete; the checksums detect later damage to the files. The step also fixes the position
+in the data, because the images of a step are a function of the step.
+
+Old checkpoints are deleted here and not by orbax's preservation policies. `keep_best` judges a
+checkpoint by an evaluation that runs after it is saved, while orbax takes metrics at the save only;
+and nothing is deleted before its successor is flushed to disk.
 """
 
 import contextlib
@@ -47,17 +51,18 @@ __all__ = [
 ]
 
 _AGREED = (checks.Preempted, checks.NonFiniteError)
-"""Errors that all processes raise at the same step."""
+"""Errors that every process raises at the same step."""
 
 
 class Checkpoints:
-    """The checkpoints of one run directory. A context: leaving it waits for the last save.
+    """The checkpoints of one run directory. A context manager: exit waits for the last save.
 
     Args:
-        directory: the run directory.
+        directory: run directory.
         config: when to save, what to restore.
-        facts: JSON-able numbers and strings that describe the run, kept in every checkpoint.
-        bpd: bits per dim by step, or None where there was no evaluation: judges what is best.
+        facts: JSON-serializable numbers and strings that describe the run, saved in every
+            checkpoint.
+        bpd: bits per dim of a step, None without an evaluation; decides which are best.
     """
 
     def __init__(
@@ -78,7 +83,7 @@ class Checkpoints:
 
     @property
     def _manager(self) -> ocp.CheckpointManager:
-        # Not before restoring: a damaged checkpoint has then been moved out of orbax's sight.
+        # Created after restoring, when a damaged checkpoint has been renamed and orbax ignores it.
         if self._lazy_manager is None:
             if jax.process_index() == 0:
                 files.delete(self._directory, ())
@@ -103,8 +108,8 @@ class Checkpoints:
             return
         is_failing = kind is not None and not issubclass(kind, _AGREED)
         if jax.process_count() > 1 and (is_failing or self._is_broken):
-            return  # a save ends once all processes have written: the others may be stuck in a step
-        if self._is_broken:  # and that was told already
+            return  # a save ends when all processes have written; the others may hang in a step
+        if self._is_broken:  # already raised
             with contextlib.suppress(Exception):
                 self._lazy_manager.close()
             return
@@ -113,19 +118,19 @@ class Checkpoints:
             self._lazy_manager.close()
 
     def is_due(self, step: int) -> bool:
-        """Whether the period asks for a checkpoint of `step`."""
+        """Return True if the save period includes `step`."""
         period = self._config.save.period
         return period is not None and step % period == 0
 
     def save(self, state: TrainState) -> None:
-        """Saves the state, once per step; the files are written while training goes on.
+        """Save the state, once per step. Files are written in the background.
 
-        Returns once the state is copied off the devices: it may be donated then.
+        Returns when the state is copied off the devices, so that it may be donated.
 
         Raises:
             checks.NonFiniteError: if the state holds a NaN or an infinity. Nothing is written.
-            OSError: if this or the last checkpoint could not be written, or there is no room for
-                this one; nothing of it counts.
+            OSError: if this or the previous checkpoint could not be written, or the disk has too
+                little room for this one.
         """
         step = int(state.step)
         self._wait()
@@ -149,7 +154,7 @@ class Checkpoints:
         self._last_save = step
 
     def last_good(self) -> pathlib.Path | None:
-        """The newest checkpoint, after waiting for it to be complete.
+        """Wait for the last save and return the newest checkpoint.
 
         Raises:
             OSError: if it could not be written.
@@ -159,7 +164,7 @@ class Checkpoints:
         return checkpoint_path(self._directory, steps[-1]) if steps else None
 
     def _wait(self) -> None:
-        """Waits for the last save to be complete, then deletes what need not stay any longer.
+        """Wait for the last save, then delete checkpoints that need not be kept.
 
         Raises:
             OSError: if it could not be written.
@@ -179,7 +184,7 @@ class Checkpoints:
         files.delete(self._directory, doomed)
 
     def _check_space(self, parts: Mapping[str, Any]) -> None:
-        """Raises OSError, on every process alike, where process 0 sees too little disk."""
+        """Raise OSError on every process if process 0 has too little free disk."""
         num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(parts))
         problem: OSError | None = None
         try:
@@ -199,18 +204,18 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _explained(self, step: int | None) -> Iterator[None]:
-        """Turns what goes wrong while `step` is saved into an OSError that says what to do."""
+        """Turn any error while saving `step` into an OSError with a way out."""
         try:
             yield
-        except Exception as error:  # orbax and tensorstore raise whatever they like
+        except Exception as error:  # orbax and tensorstore raise errors of many types
             self._is_broken = True
             steps = saved_steps(self._directory)
             good = f"{PREFIX}_{steps[-1]}" if steps else None
             raise OSError(
                 f"The checkpoint of step {step} could not be saved in {self._directory} "
                 f"({orbax_logging.reason(error)}). "
-                + (f"The last good one there is {good}. " if good else "There is no other one. ")
-                + "Free space there and give the same command again, or bind another MODEL_DIR"
+                + (f"The last good one is {good}. " if good else "There is no other checkpoint. ")
+                + "Free space there and run the same command again, or bind another MODEL_DIR"
                 + (f", with INITIAL_CHECKPOINT_PATH = '{self._directory / good}'." if good else ".")
             ) from error
 
@@ -220,23 +225,23 @@ class Checkpoints:
         fresh: Callable[[], TrainState],
         new_optimizer: Callable[[types.Params], Any] | None = None,
     ) -> tuple[TrainState, Restored | None]:
-        """The newest whole checkpoint of the directory, else the one asked for, else `fresh()`.
+        """Restore the newest intact checkpoint, else the configured path, else return `fresh()`.
 
-        A damaged checkpoint of the directory is moved aside, with a warning, and the one before
-        it is taken; of another run directory the damaged ones are passed over, with a warning.
+        A damaged checkpoint of this directory is renamed with a warning, and the one before it is
+        tried. Damaged checkpoints of another run directory are skipped with a warning.
 
         Args:
             abstract_state: shapes, dtypes and shardings.
             fresh: makes the state of a run from scratch.
-            new_optimizer: makes the state of an optimizer that is reset, for the parameters there
-                are; None takes that of `fresh`.
+            new_optimizer: makes the state of an optimizer that is reset, from the parameters; None
+                takes the state of `fresh`.
 
         Returns:
-            The state to go on from, and what it was restored from if it was.
+            The state, and what it was restored from (None from scratch).
 
         Raises:
-            ValueError: if a checkpoint is another architecture's, all of them are damaged, or the
-                one asked for is not there.
+            ValueError: if a checkpoint belongs to another architecture, all are damaged, or the
+                configured path has none.
         """
         new = Fresh(state=fresh, optimizer=new_optimizer)
         own = self._restore_own(abstract_state, new)
@@ -253,10 +258,10 @@ class Checkpoints:
         return given.state, given
 
     def plan(self, abstract_state: TrainState) -> str:
-        """What `restore` would do, in words; reads no arrays, so that damage goes unseen.
+        """Describe what `restore` would do. Reads no arrays, so it does not detect damage.
 
         Raises:
-            ValueError: as `restore` would.
+            ValueError: as `restore`.
         """
         config = self._config.restore
         if steps := saved_steps(self._directory):
@@ -269,7 +274,7 @@ class Checkpoints:
         found = find(config.path, config.mode)
         meta = checkpoint_meta.read_meta(found)
         chosen = restoring.plan(found, meta, abstract_state, config, self._facts)
-        return f"from {found}, of which\n{chosen.summary()}"
+        return f"from {found}:\n{chosen.summary()}"
 
     def _restore_own(self, abstract_state: TrainState, fresh: Fresh) -> Restored | None:
         steps = saved_steps(self._directory)
@@ -279,17 +284,17 @@ class Checkpoints:
                 return restoring.resume(path, abstract_state, fresh, self._facts)
             except checkpoint_meta.DamagedError as error:
                 aside = path.with_name(DAMAGED_PREFIX + path.name)
-                logging.warning("%s Moved to %s; trying the one before it.", error, aside.name)
+                logging.warning("%s Renamed to %s; trying the one before it.", error, aside.name)
                 if jax.process_index() == 0:
                     shutil.rmtree(aside, ignore_errors=True)
                     path.rename(aside)
-                if jax.process_count() > 1:  # none looks for what is there before that
+                if jax.process_count() > 1:  # no process lists the directory before the rename
                     from jax.experimental import multihost_utils
 
                     multihost_utils.sync_global_devices(f"{aside.name} is out of the way")
         if steps:
             raise ValueError(
                 f"Every checkpoint of {self._directory} is damaged (steps {steps}). They were "
-                f"renamed to {DAMAGED_PREFIX}{PREFIX}_<step>. Start again to train from scratch."
+                f"renamed to {DAMAGED_PREFIX}{PREFIX}_<step>. Run again to train from scratch."
             )
         return None

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run directory come next: all that are there, or those to come as well."""
+"""Iterate over the checkpoints of a run directory: all present, or future ones as well."""
 
 import abc
 import contextlib
@@ -16,26 +16,26 @@ from idode_gin.checkpoints import files
 from idode_gin.processes import preemption
 
 IsDone = Callable[[pathlib.Path], bool]
-"""Whether nothing is left to do with the checkpoint at a path."""
-NOTICE = "no longer waiting for checkpoints. Again to stop at once."
-_TICK = 0.25  # seconds between two looks at whether to stop
+"""Returns True if the checkpoint at a path needs no more work."""
+NOTICE = "no longer waiting for checkpoints. Signal again to stop at once."
+_TICK = 0.25  # seconds between two checks for a request to stop
 _NONE = -1
 
 
 class AbstractSeries(abc.ABC):
-    """Checkpoints of one run directory, one after the other."""
+    """An iteration over checkpoints of one run directory."""
 
     @abc.abstractmethod
     def check(self, directory: str) -> None:
-        """Raises ValueError, early, unless `directory` can hold the series."""
+        """Raise ValueError if `directory` cannot hold the series."""
 
     @abc.abstractmethod
     def each(self, directory: str, is_done: IsDone) -> Iterator[pathlib.Path]:
-        """Every checkpoint that is not done, the oldest first; each is whole when it is given.
+        """Yield every checkpoint for which `is_done` is false, oldest first, complete when yielded.
 
-        One that was to come and is deleted before that is told of and left out. One that is given
-        and not done afterwards is given again once its files have changed. Every process gets the
-        same.
+        A checkpoint that is deleted before its turn is reported and left out. One that is still
+        not done after it was yielded is yielded again when its files have changed. Every process
+        gets the same checkpoints.
 
         Raises:
             checks.Preempted: when asked to stop while waiting.
@@ -44,16 +44,16 @@ class AbstractSeries(abc.ABC):
     @property
     @abc.abstractmethod
     def words(self) -> str:
-        """Which checkpoints, before the name of the newest."""
+        """Description of the checkpoints, to be followed by the name of the newest."""
 
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class All(AbstractSeries):
-    """Every checkpoint of a run directory, those included that are saved meanwhile."""
+    """All checkpoints of a run directory, including those saved during the iteration."""
 
     def check(self, directory: str) -> None:
-        """Raises ValueError unless it is a run directory with checkpoints."""
+        """Raise ValueError if `directory` is not a run directory with checkpoints."""
         files.find(directory, "latest")
 
     def each(self, directory: str, is_done: IsDone) -> Iterator[pathlib.Path]:
@@ -71,11 +71,11 @@ class All(AbstractSeries):
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Watch(AbstractSeries):
-    """Every checkpoint of a run directory, and every new one; the directory may be yet to come.
+    """All checkpoints of a run directory and every future one. The directory need not exist yet.
 
     Args:
         period: seconds between two looks at the directory.
-        timeout: ends when there was nothing new for so many seconds; None never does.
+        timeout: seconds without a new checkpoint after which the iteration ends; None never ends.
     """
 
     period: float = 30.0
@@ -88,7 +88,7 @@ class Watch(AbstractSeries):
             raise ValueError(f"`timeout` must be zero or more, got timeout={self.timeout}.")
 
     def check(self, directory: str) -> None:
-        """Raises ValueError for a single checkpoint or a file; a directory may be yet to come."""
+        """Raise ValueError for a single checkpoint or a file; the directory need not exist yet."""
         path = pathlib.Path(directory)
         is_single = path.name.startswith(f"{files.PREFIX}_")
         if directory == "" or is_single or path.expanduser().is_file():
@@ -106,7 +106,7 @@ class Watch(AbstractSeries):
                 return
             else:
                 if idle == 0.0:
-                    self._tell(directory)
+                    self._announce(directory)
                 left = self.period if self.timeout is None else self.timeout - idle
                 pause = min(self.period, left)
                 _wait(pause, directory)
@@ -115,20 +115,20 @@ class Watch(AbstractSeries):
     @property
     def words(self) -> str:
         """Which checkpoints."""
-        return "every checkpoint to come, and all up to"
+        return "every future checkpoint, and all up to"
 
-    def _tell(self, directory: str) -> None:
+    def _announce(self, directory: str) -> None:
         if jax.process_index() == 0:
             end = "" if self.timeout is None else f", for up to {self.timeout:g} seconds"
             print(
-                f"Waiting for another checkpoint in {directory}: a look every {self.period:g} "
+                f"Waiting for another checkpoint in {directory}: checking every {self.period:g} "
                 f"seconds{end}.",
                 flush=True,
             )
 
 
 class _Backlog:
-    """The checkpoints of a directory that are still to be given."""
+    """Checkpoints of a directory that are not yet yielded."""
 
     def __init__(self, directory: str, is_done: IsDone) -> None:
         self._directory = pathlib.Path(directory).expanduser().absolute()
@@ -138,7 +138,7 @@ class _Backlog:
         self._later: set[int] = set()
 
     def next(self) -> pathlib.Path | None:
-        """The oldest; None if there is none. The first process looks and tells the others."""
+        """Return the oldest, None if there is none. Process 0 looks and broadcasts the answer."""
         step = _told_by_first(self._oldest() if jax.process_index() == 0 else _NONE)
         return None if step == _NONE else files.checkpoint_path(self._directory, step)
 
@@ -146,8 +146,8 @@ class _Backlog:
         there = files.saved_steps(self._directory)
         for step in sorted(self._later - set(there)):
             print(
-                f"{files.checkpoint_path(self._directory, step)} was deleted before its "
-                "turn came, and is left out. To have it, let training keep more checkpoints: "
+                f"{files.checkpoint_path(self._directory, step)} was deleted before its turn and "
+                "is skipped. To have it scored, let training keep more checkpoints: "
                 "SaveCheckpointConfig.keep.",
                 flush=True,
             )
@@ -166,16 +166,16 @@ class _Backlog:
         return step not in self._done
 
     def _stamp(self, step: int) -> tuple[int, int]:
-        """Of a checkpoint, how many files it has and when the last one changed."""
+        """Return the number of files of a checkpoint and the time of the last change, ns."""
         times = [0]
-        with contextlib.suppress(OSError):  # it may be deleted in mid-look
+        with contextlib.suppress(OSError):  # it may be deleted meanwhile
             checkpoint = files.checkpoint_path(self._directory, step)
             times += [each.stat().st_mtime_ns for each in checkpoint.rglob("*")]
         return len(times), max(times)
 
 
 def _wait(seconds: float, directory: str) -> None:
-    """Sleeps, as often as every other process does.
+    """Sleep in as many intervals as every other process does.
 
     Raises:
         checks.Preempted: when asked to stop meanwhile.
@@ -185,14 +185,14 @@ def _wait(seconds: float, directory: str) -> None:
         for tick in range(ticks):
             if stop.stop_at(tick):
                 raise checks.Preempted(
-                    f"Stopped by {stop.reason} while waiting for checkpoints in {directory}. The "
-                    "same command goes on from there."
+                    f"Stopped by {stop.reason} while waiting for checkpoints in {directory}. Run "
+                    "the same command to resume."
                 )
             time.sleep(seconds / ticks)
 
 
 def _told_by_first(number: int) -> int:
-    """What the first process holds, on all of them."""
+    """Broadcast `number` of process 0."""
     if jax.process_count() == 1:
         return number
     from jax.experimental import multihost_utils

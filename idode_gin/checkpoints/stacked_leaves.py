@@ -1,10 +1,10 @@
-"""Leaves of equal blocks become each other: one for each block, or one with a first axis of blocks.
+"""Convert between one leaf per block and one stacked leaf for all equal blocks.
 
     params/down_0/conv/kernel [3, 3, 8, 8], params/down_1/conv/kernel [3, 3, 8, 8], ...
     params/down/conv/kernel   [blocks, 3, 3, 8, 8]
 
-Known by names and shapes alone, whatever network they belong to: numbers without a gap, and the
-shapes of blocks that are the shape of the whole without its first axis.
+Recognized by names and shapes alone, for any network: consecutive numbers, and blocks that have the
+shape of the stacked leaf without its first axis.
 """
 
 import collections
@@ -23,12 +23,12 @@ _NUMBERED = re.compile(r"(?P<name>[^/]*[^/\d])_(?P<number>0|[1-9]\d*)")
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Made:
-    """A leaf that a checkpoint does not hold, and that is made of those that it does.
+    """A leaf that a checkpoint does not hold but that can be computed from its leaves.
 
     Attributes:
-        sources: names of the leaves that it is made of.
-        shape: of the one that is made.
-        of: makes it, given the checkpoint's leaves by name.
+        sources: names of the leaves it is computed from.
+        shape: its shape.
+        of: computes it from the checkpoint's leaves by name.
     """
 
     sources: tuple[str, ...]
@@ -37,11 +37,11 @@ class Made:
 
 
 def made(saved: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> dict[str, Made]:
-    """Leaves of a run that a checkpoint holds in the other form only.
+    """Return the leaves of a run that a checkpoint holds in the other form only.
 
     Args:
         saved: shapes of the checkpoint's leaves, by name.
-        wanted: shapes of the run's.
+        wanted: shapes of the run's leaves, by name.
     """
     found: dict[str, Made] = {}
     for whole, names in _blocks(saved).items():
@@ -55,7 +55,7 @@ def made(saved: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> dict[str, M
 
 
 def as_if_saved(saved: Mapping[str, Shape], found: Mapping[str, Made]) -> dict[str, Shape]:
-    """Shapes of a checkpoint's leaves, as if it held those `found` instead of their sources."""
+    """Return the shapes of a checkpoint's leaves with those `found` in place of their sources."""
     used = {source for each in found.values() for source in each.sources}
     kept = {name: shape for name, shape in saved.items() if name not in used}
     return kept | {name: each.shape for name, each in found.items()}
@@ -74,7 +74,7 @@ def _block(whole: str, number: int, shape: Shape) -> Made:
 
 
 def _blocks(shapes: Mapping[str, Shape]) -> dict[str, list[str]]:
-    """Names of leaves of numbered blocks, in order, by the name without the number."""
+    """Return names of leaves of numbered blocks, in order, by the name without the number."""
     numbered: dict[str, dict[int, str]] = collections.defaultdict(dict)
     for name in shapes:
         parts = name.split("/")

@@ -1,4 +1,4 @@
-"""Whether a run has steps left, known from the names and descriptions of checkpoints alone."""
+"""Check that a run has steps left, from the names and descriptions of checkpoints alone."""
 
 import contextlib
 import pathlib
@@ -11,10 +11,9 @@ from idode_gin.checkpoints.config import RestoreCheckpointConfig
 def check(
     directory: str | pathlib.Path, restore: RestoreCheckpointConfig, train_steps: int
 ) -> None:
-    """Early, before anything is made: a warm start must leave something to train.
+    """Check, before anything is written, that a warm start leaves something to train.
 
-    Says nothing of a run that goes on from a checkpoint of its own, nor of damaged ones: restoring
-    does.
+    A run that resumes its own checkpoint and damaged checkpoints are left to restoring.
 
     Raises:
         ValueError: if there is no checkpoint to start from, or the step that the warm start keeps
@@ -30,27 +29,27 @@ def check(
 
 
 def check_step(checkpoint: pathlib.Path, step: int, train_steps: int) -> None:
-    """Raises ValueError if a warm start that keeps `step` leaves nothing to train."""
+    """Raise ValueError if a warm start that keeps `step` leaves nothing to train."""
     if step >= train_steps:
         raise ValueError(
             f"A warm start must leave something to train, but it keeps the step of {checkpoint}, "
             f"{step}, and training ends at TRAIN_STEPS = {train_steps}. To count from zero, "
             "bind --gin.RestoreCheckpointConfig.step=\"'reset'\" (gin_configs/runs/finetune.gin "
-            f"does); to go on counting, a TRAIN_STEPS above {step}."
+            f"does); to continue counting, bind a TRAIN_STEPS above {step}."
         )
 
 
 def nothing(directory: str | pathlib.Path, step: int, train_steps: int) -> str:
-    """What to say of a run that is at `step`, `train_steps` or beyond."""
+    """Return the message for a run that is at `step`, which is `train_steps` or beyond."""
     reached = "as asked" if step == train_steps else f"more than TRAIN_STEPS = {train_steps} asks"
     shorter = "" if step == train_steps else "; for a shorter run, another MODEL_DIR"
     return (
-        f"Nothing left to train: {directory} is at step {step}, {reached}. To go on, bind a larger "
-        f"TRAIN_STEPS{shorter}."
+        f"Nothing left to train: {directory} is at step {step}, {reached}. To continue, bind a "
+        f"larger TRAIN_STEPS{shorter}."
     )
 
 
 def instead(directory: str | pathlib.Path, train_steps: int) -> str | None:
-    """What to say, instead of what would be trained, of a run directory that has come as far."""
+    """Return that message for a run directory with nothing left to train, else None."""
     step = max(files.saved_steps(directory), default=0)
     return nothing(directory, step, train_steps) if step >= train_steps else None

@@ -1,19 +1,19 @@
-"""Which leaf of a checkpoint becomes which leaf of a run: decided by rules, reported leaf by leaf.
+"""Plan a warm start: map leaves of a checkpoint to leaves of a run by rules.
 
-Leaves are named `params/<path>`, `ema/<path>` and `optimizer/<path>`; optimizer paths end in those
-of the parameters they belong to. A rule is a regular expression that must match a whole name, and
-what to do:
+Leaves are named `params/<path>`, `ema/<path>` and `optimizer/<path>`; an optimizer path ends in the
+path of the parameter it belongs to. A rule maps a regular expression, which must match a whole
+name, to an action:
 
-    'restore'               take the checkpoint's leaf of that name, of the same shape
-    'restore from NAME'     take another one; NAME may hold \\1 and so on, groups of the expression
-    'pad', 'pad from NAME'  take one that is smaller; what it does not hold is zero, so that inputs
-                            that are new, behind the old ones, change nothing at first
-    'reset'                 as in a new run; an EMA starts where its parameters do
-    'drop'                  for leaves of the checkpoint: nobody needs it
+    'restore'               take the checkpoint's leaf of the same name and shape
+    'restore from NAME'     take another leaf; NAME may refer to groups of the expression (\\1, …)
+    'pad', 'pad from NAME'  take a smaller leaf and fill it up with zeros at the end, so that new
+                            inputs, placed after the old ones, have no effect at first
+    'reset'                 initialize as in a new run; an EMA starts at its parameters
+    'drop'                  ignore a leaf of the checkpoint
 
-For a leaf of the run the first rule that matches and is no 'drop' holds, else its part's own
-`restore` or `reset`. Leaves of the checkpoint that nothing took need a 'drop', unless a rule gave
-the run's leaf of that name something else.
+The first matching rule other than 'drop' applies to a leaf of the run, else the `restore` or
+`reset` of its part. A leaf of the checkpoint that is not taken needs a 'drop', unless a rule gives
+the run's leaf of that name another source.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ _SHOWN = 40
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What happens to the leaves whose whole name `pattern` matches."""
+    """An action for the leaves whose whole name matches `pattern`."""
 
     pattern: re.Pattern[str]
     action: str
@@ -43,10 +43,10 @@ class Rule:
 
 
 def parse(rules: Mapping[str, str]) -> tuple[Rule, ...]:
-    """Rules as they are written in gin, in their order.
+    """Parse rules as written in gin, in order.
 
     Raises:
-        ValueError: for an expression that is none, an unknown action, or an unknown group.
+        ValueError: for an invalid expression, an unknown action, or an unknown group.
     """
     return tuple(_parse(pattern, action) for pattern, action in rules.items())
 
@@ -62,7 +62,7 @@ def _parse(pattern: str, action: str) -> Rule:
     try:
         compiled = re.compile(pattern)
         if source is not None:
-            # Of an expression that matches nothing, with the same groups: checks the template.
+            # Matches only the empty end, with the same groups: checks the template.
             re.sub(rf"{pattern}|\Z", lambda match: match.expand(source), "")
     except (re.error, IndexError) as error:
         raise ValueError(
@@ -73,7 +73,7 @@ def _parse(pattern: str, action: str) -> Rule:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fate:
-    """What a leaf of the run becomes: `action` is 'restore', 'pad' or 'reset'."""
+    """Source of a leaf of the run: `action` is 'restore', 'pad' or 'reset'."""
 
     action: str
     source: str | None = None
@@ -81,12 +81,12 @@ class Fate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What every leaf becomes.
+    """The source of every leaf.
 
     Args:
         fates: by the leaf of the run.
-        dropped: leaves of the checkpoint that are not used, and need not be.
-        problems: name of a leaf that no rule covers, and why it needs one.
+        dropped: leaves of the checkpoint that are deliberately not used.
+        problems: leaves that no rule covers, with the reason why they need one.
     """
 
     fates: dict[str, Fate]
@@ -94,7 +94,7 @@ class Plan:
     problems: dict[str, str]
 
     def sources(self, part: str) -> dict[str, str]:
-        """Leaves of one part that are taken from the checkpoint, with the leaf they are."""
+        """Return, for leaves of one part, the leaf of the checkpoint they are taken from."""
         return {
             name: fate.source
             for name, fate in self.fates.items()
@@ -102,7 +102,7 @@ class Plan:
         }
 
     def resets(self, part: str) -> list[str]:
-        """Leaves of one part that start anew."""
+        """Return the leaves of one part that are reset."""
         return [
             name
             for name, fate in self.fates.items()
@@ -110,7 +110,7 @@ class Plan:
         ]
 
     def check(self, checkpoint: str) -> None:
-        """Raises ValueError, with every leaf that no rule covers, unless there is none."""
+        """Raise ValueError, with a list of them, if leaves are covered by no rule."""
         if not self.problems:
             return
         lines = [f"\n  {name}: {why}" for name, why in self.problems.items()]
@@ -119,14 +119,14 @@ class Plan:
         easy = " or optimizer = 'reset'" if only_optimizer else ""
         raise ValueError(
             f"{checkpoint} does not fit: {len(lines)} leaves are covered by no rule."
-            f"{''.join(lines[:_SHOWN])}{more}\nUse the network and the optimizer it was trained "
-            f"with, or bind RestoreCheckpointConfig.rules{easy}, such as "
+            f"{''.join(lines[:_SHOWN])}{more}\nUse the network and optimizer of the checkpoint, "
+            f"or bind RestoreCheckpointConfig.rules{easy}, such as "
             f"{{'.*/{_tail(next(iter(self.problems)))}': 'reset'}} ('pad', 'restore from NAME'; "
             "'drop' for what is unknown to this run)."
         )
 
     def summary(self) -> str:
-        """A line per part that the run has: how many of its leaves become what."""
+        """Return a line per part: number of leaves restored, padded and reset."""
         lines = []
         for part in PARTS:
             counts = dict.fromkeys((RESTORE, PAD, RESET), 0)
@@ -137,11 +137,11 @@ class Plan:
                 f"  {part:<10} {counts[RESTORE]} leaves restored, {counts[PAD]} padded, "
                 f"{counts[RESET]} reset"
             )
-        unused = f"  {len(self.dropped)} leaves of the checkpoint are not used"
+        unused = f"  {len(self.dropped)} leaves of the checkpoint not used"
         return "\n".join([*lines, unused])
 
     def report(self) -> str:
-        """Every leaf, under what becomes of it."""
+        """Return a list of every leaf, grouped by action."""
         sections: dict[str, list[str]] = {}
         for name, fate in self.fates.items():
             renamed = fate.source not in (None, name)
@@ -161,24 +161,25 @@ def plan(
     rules: tuple[Rule, ...] = (),
     counterparts: Mapping[str, str | None] | None = None,
 ) -> Plan:
-    """Decides what every leaf becomes.
+    """Decide the source of every leaf.
 
     Args:
         saved: shapes of the checkpoint's leaves, by name.
-        wanted: shapes of the run's.
+        wanted: shapes of the run's leaves, by name.
         defaults: 'restore' or 'reset' for every part.
-        rules: see the module.
-        counterparts: leaves of the run whose counterpart has another name, or None for none.
+        rules: exceptions, see the module docstring.
+        counterparts: for leaves of the run that have another name in the checkpoint, that name;
+            None if the checkpoint has none.
 
     Raises:
-        ValueError: for a rule that matches no leaf.
+        ValueError: if a rule matches no leaf.
     """
     counterparts = counterparts or {}
     fates: dict[str, Fate] = {}
     problems: dict[str, str] = {}
     met: set[Rule | None] = set()
     tried: set[str | None] = set()
-    instead: set[str | None] = set()  # names whose leaf of the run is not the checkpoint's
+    instead: set[str | None] = set()  # names of leaves that the run takes from elsewhere
     for name, shape in wanted.items():
         rule, match = _first(rules, name)
         met.add(rule)
@@ -212,7 +213,7 @@ def plan(
 
 
 def part_of(name: str) -> str:
-    """'params' of 'params/dense_0/kernel'."""
+    """Return 'params' for 'params/dense_0/kernel'."""
     return name.partition("/")[0]
 
 
@@ -228,7 +229,7 @@ def _drops(rule: Rule, name: str) -> bool:
 
 
 def _misfit(action: str, source: str, saved: Shape | None, wanted: Shape) -> str | None:
-    """Why a leaf cannot be restored or padded; None if it can."""
+    """Return why a leaf cannot be restored or padded; None if it can."""
     if saved is None:
         return f"missing from the checkpoint, which has no {source}"
     if saved == wanted:
@@ -244,9 +245,9 @@ def _check_met(rules: tuple[Rule, ...], met: set[Rule | None]) -> None:
     idle = [rule.pattern.pattern for rule in rules if rule not in met]
     if idle:
         raise ValueError(
-            f"`rules` must match a leaf each, and {', '.join(map(repr, idle))} decides none. A "
-            "rule matches whole names, such as 'params/dense_0/kernel', the first that does "
-            "holds, and 'drop' is for leaves of the checkpoint that nothing took."
+            f"Each of `rules` must apply to a leaf; {', '.join(map(repr, idle))} applies to none. "
+            "A rule matches whole names, such as 'params/dense_0/kernel', the first match applies, "
+            "and 'drop' is for leaves of the checkpoint that are not taken."
         )
 
 
@@ -257,18 +258,19 @@ def _tail(name: str) -> str:
 def counterparts(
     saved: Mapping[str, Shape], wanted: Mapping[str, Shape], is_switched: bool = False
 ) -> dict[str, str | None]:
-    """Where leaves of the optimizer lie when one side accumulates gradients and the other not.
+    """Match leaves of the optimizer when only one side accumulates gradients.
 
     `optax.MultiSteps` puts the optimizer's state under `inner_opt_state`, beside its own leaves.
 
     Args:
         saved: shapes of the checkpoint's leaves, by name.
-        wanted: shapes of the run's.
-        is_switched: both accumulate, over different numbers of steps.
+        wanted: shapes of the run's leaves, by name.
+        is_switched: True if both accumulate, over different numbers of steps.
 
     Returns:
-        For leaves of the run, the checkpoint's, or None for what MultiSteps starts anew; and None
-        for those leaves of the checkpoint that are MultiSteps' own. Empty if both sides agree.
+        For leaves of the run, the name in the checkpoint, or None for those that MultiSteps
+        initializes; and None for leaves of the checkpoint that belong to MultiSteps itself. Empty
+        if both sides have the same form.
     """
     inner = "inner_opt_state/"
     accumulates = [any(inner in name for name in side) for side in (saved, wanted)]
@@ -287,7 +289,7 @@ def counterparts(
 
 
 def accumulation(names: Mapping[str, Shape]) -> Iterator[str]:
-    """The leaves that are `optax.MultiSteps`' own: its counters and the gradients so far."""
+    """Yield the leaves of `optax.MultiSteps` itself: its counters and accumulated gradients."""
     roots = {name.partition("inner_opt_state/")[0] for name in names if "inner_opt_state/" in name}
     for name in names:
         for root in roots:

@@ -140,8 +140,8 @@ def test_free_disk_is_checked_before_anything_is_written(tmp_path, monkeypatch):
     with saving(tmp_path, period=1) as saved:
         saved.save(state_of(1))
     message = (
-        r"step 2 could not be saved .*it needs about 13\.\d MB of disk, and 10\.0 MB are free.*"
-        r"last good one there is checkpoint_1"
+        r"step 2 could not be saved .*it needs about 13\.\d MB of disk space and 10\.0 MB are free.*"
+        r"last good one is checkpoint_1"
     )
     with pytest.raises(OSError, match=message), saving(tmp_path, period=1) as saved:
         saved.save(state_of(2, size=1_500_000))  # 6 MB, and as much of EMA
@@ -151,7 +151,7 @@ def test_free_disk_is_checked_before_anything_is_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "run", "message"),
     [
-        ({}, {"evaluates": False}, "needs an evaluation to judge by"),
+        ({}, {"evaluates": False}, "needs an evaluation split"),
         ({}, {"eval_period": None}, "never coincide before the last, 100"),
         ({"period": None}, {}, "never coincide"),
         ({"period": 7}, {"eval_period": 30}, "never coincide"),
@@ -171,7 +171,11 @@ def test_the_best_needs_evaluations_of_saved_steps(changes, run, message):
 
 def test_fields_without_an_effect_are_refused():
     for name in ("keep_period", "keep_best"):
-        with pytest.raises(ValueError, match=f"with keep=None none is. Got {name}=4"):
+        with pytest.raises(
+            ValueError, match=f"with keep=None, which deletes nothing. Got {name}=4"
+        ):
             SaveConfig(period=2, keep=None, **{name: 4})
-    with pytest.raises(ValueError, match=re.escape("Got keep_period=5. The next valid one is 6.")):
+    with pytest.raises(
+        ValueError, match=re.escape("Got keep_period=5. The next valid value is 6.")
+    ):
         SaveConfig(period=2, keep_period=5)

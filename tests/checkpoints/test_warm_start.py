@@ -95,7 +95,7 @@ def test_the_first_rule_holds_and_a_part_that_is_reset_needs_none():
 
 @pytest.mark.parametrize("rules", [{"params/z": "reset"}, {"dense": "reset"}, {"params/a": "drop"}])
 def test_a_rule_that_decides_nothing_is_an_error(rules):
-    with pytest.raises(ValueError, match=re.escape(f"{next(iter(rules))!r} decides none")):
+    with pytest.raises(ValueError, match=re.escape(f"{next(iter(rules))!r} applies to none")):
         plan(SAVED, rules)
 
 
@@ -114,14 +114,12 @@ def test_rules_that_are_none(rules, message):
 
 
 def test_configurations_that_are_refused():
-    with pytest.raises(ValueError, match="optimizer = 'reset'"):
-        saving.RestoreCheckpointConfig(fresh_start=True)
     with pytest.raises(ValueError, match=r"`step` must be one of.* Did you mean 'restore'"):
         saving.RestoreCheckpointConfig(step="restored")
     with pytest.raises(ValueError, match="`path` must name .* got an empty string"):
         saving.RestoreCheckpointConfig(path="")
     for changes in ({"step": "reset"}, {"mode": "latest"}, {"rules": {"params/a": "pad"}}):
-        with pytest.raises(ValueError, match=rf"{next(iter(changes))!r} say what .* is None"):
+        with pytest.raises(ValueError, match=rf"{next(iter(changes))!r} apply to .* is None"):
             saving.RestoreCheckpointConfig(**changes)
     with pytest.raises(ValueError, match="Nothing would be restored"):
         saving.RestoreCheckpointConfig(params="reset", ema="reset", optimizer="reset")
@@ -383,7 +381,7 @@ def test_blocks_that_are_stacked_and_those_that_are_not_become_each_other(tmp_pa
     for name in ("params", "ema", "opt_state"):  # element by element, an optimizer does not see it
         assert_same(getattr(state, name), getattr(expected, name))
     assert "missing" not in restored.report
-    assert "0 leaves of the checkpoint are not used" in restored.report
+    assert "0 leaves of the checkpoint not used" in restored.report
     jax.jit(lambda s: jax.tree.map(lambda leaf: leaf + 1, s), donate_argnums=0)(state)
 
 

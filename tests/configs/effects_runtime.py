@@ -251,13 +251,12 @@ CASES = {
         {"path": "one"},
         {
             "path": "two",
-            "mode": Refused("specific", "asks for a checkpoint directory"),
+            "mode": Refused("specific", "requires a checkpoint directory"),
             "params": "reset",
             "ema": "reset",
             "optimizer": "reset",
             "step": "reset",
             "rules": {"params/a": "reset"},
-            "fresh_start": Refused(True, "is now said part by part"),
         },
     ),
     CheckpointConfig: Case(

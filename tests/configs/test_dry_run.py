@@ -34,7 +34,7 @@ MILLIONS = {"cifar10": 30.6, "cifar10_aug": 139.2, "imagenet": 122.1}
     [
         ("eval", None, "Nothing to score digits / test with yet. No checkpoint at"),
         ("eval", "all", "Nothing to score digits / test with every checkpoint up to yet."),
-        ("eval", "watch", "with every checkpoint to come, and all up to yet."),
+        ("eval", "watch", "with every future checkpoint, and all up to yet."),
         ("sample", None, "Nothing to draw 64 images with yet."),
         ("encode", None, "Nothing to encode digits / test with yet."),
         ("interpolate", None, "Nothing to interpolate digits / test with yet."),

@@ -259,7 +259,7 @@ def test_watching_takes_new_ones_and_tells_of_deleted_ones(
     )
     assert waits == [30, 30, 30, 10]  # the first brought something
     told = capsys.readouterr().out
-    assert "checkpoint_6 was deleted before its turn came" in told
+    assert "checkpoint_6 was deleted before its turn" in told
     assert "Waiting for another checkpoint" in told
 
 
@@ -305,7 +305,7 @@ def test_a_damaged_one_is_left_out_until_it_is_whole(score, add, saved, caplog, 
 
     monkeypatch.setattr(checkpoint_series, "_wait", repair)
     assert score(Watch(**SOON)) == steps(2, 4)
-    assert "checkpoint_4 is no whole checkpoint" in caplog.text
+    assert "checkpoint_4 is not a complete checkpoint" in caplog.text
     assert "left out" in caplog.text
 
 
@@ -353,7 +353,7 @@ def test_nothing_to_score(series, score, add, tmp_path):
     with pytest.raises(ValueError, match=r"No checkpoint in |no whole checkpoint in "):
         score(series)
     add(2)
-    with pytest.raises(ValueError, match="asks for a run directory"):
+    with pytest.raises(ValueError, match="requires a run directory"):
         score(series, path="run/checkpoint_2")
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="it is a file"):

@@ -185,7 +185,7 @@ def test_a_run_that_has_more_steps_than_asked_says_so(undisturbed, tmp_path, cap
     before = outcome(tmp_path / "run")
     run(tmp_path / "run", 4)
     said = capsys.readouterr().out
-    assert "is at step 6, more than TRAIN_STEPS = 4 asks. To go on, bind a larger" in said
+    assert "is at step 6, more than TRAIN_STEPS = 4 asks. To continue, bind a larger" in said
     assert "to step 4" not in said
     assert outcome(tmp_path / "run") == before
 
