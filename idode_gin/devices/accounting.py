@@ -1,4 +1,4 @@
-"""What a run takes: a table of its parameters, and bytes on each device."""
+"""Resources of a run: a table of its parameters, and bytes per device."""
 
 import dataclasses
 import math
@@ -24,11 +24,11 @@ class _Row:
 
 
 def parameter_table(params: Any, logical_axes: Any = None) -> str:
-    """Every parameter: shape, dtype, names of its axes, what splits them, bytes on each device.
+    """Return a table of all parameters: shape, dtype, axis names, sharding, bytes per device.
 
     Args:
         params: arrays, or their shapes with shardings.
-        logical_axes: a tree of the same structure with the names; None where there are none.
+        logical_axes: tree of the same structure with axis names; None without names.
     """
     from clu import parameter_overview
 
@@ -50,18 +50,18 @@ def parameter_table(params: Any, logical_axes: Any = None) -> str:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Bytes that one device holds of arrays, or of shapes; a shape without sharding is whole."""
+    """Return the bytes of a tree on one device; a leaf without sharding counts as replicated."""
     return sum(_leaf_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
 def state_bytes(state: Any, as_used: Any) -> dict[str, int]:
-    """Bytes that one device holds while a training state is updated, part by part.
+    """Return the bytes per device during an update of a training state, by part.
 
-    Gradients are split like the parameters they belong to.
+    Gradients are sharded like their parameters.
 
     Args:
-        state: its shapes and shardings.
-        as_used: shardings of the parameters while they are computed with.
+        state: shapes and shardings of the state.
+        as_used: shardings of the parameters during computation.
     """
     stored, used = state.params, partitioning.abstract(state.params, as_used)
     parts = {
@@ -76,10 +76,10 @@ def state_bytes(state: Any, as_used: Any) -> dict[str, int]:
 
 
 def kept_bytes(loss: Callable[..., Any], params: Any, *others: Any) -> int:
-    """Bytes that the gradient of `loss(params, *others)` keeps from the way forward.
+    """Estimate the bytes of activations that the gradient of `loss(params, *others)` keeps.
 
-    An estimate, from shapes alone: what the rules of differentiation keep, parameters left out. A
-    compiler keeps less where it fuses, and needs more while it works.
+    The estimate comes from shapes alone: residuals of differentiation without the parameters. A
+    compiler that fuses keeps less, and needs temporary buffers in addition.
     """
     plain = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     kept = jax.eval_shape(lambda p, *rest: jax.vjp(lambda q: loss(q, *rest), p)[1], plain, *others)
@@ -87,7 +87,7 @@ def kept_bytes(loss: Callable[..., Any], params: Any, *others: Any) -> int:
 
 
 def memory_table(parts: Mapping[str, int]) -> str:
-    """Parts and their sum, in MiB."""
+    """Format the parts and their sum in MiB."""
     rows = [*parts.items(), ("sum", sum(parts.values()))]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}{size / MIB:>12,.1f} MiB" for name, size in rows)

@@ -1,4 +1,4 @@
-"""From the names of an array's axes to the mesh axes they are split over."""
+"""Map the axis names of an array to the mesh axes they are split over."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ from idode_gin.devices import mesh
 from idode_gin.reports import fingerprints
 
 Rule: TypeAlias = tuple[str, str | tuple[str, ...] | None]
-"""The name of an axis, and the mesh axis or axes it is split over, or None."""
+"""Name of an array axis, and the mesh axis or axes it is split over, or None."""
 
 DEFAULT: tuple[Rule, ...] = (
-    # Inside a block only: what runs from block to block is whole on every device of a model.
+    # Inside a block only: activations between blocks are replicated along `model`.
     ("hidden", mesh.MODEL),
     ("heads", mesh.MODEL),
     ("channels_in", mesh.FSDP),
@@ -29,23 +29,22 @@ DEFAULT: tuple[Rule, ...] = (
 
 
 def check(rules: Sequence[Any]) -> tuple[Rule, ...]:
-    """The rules as tuples.
+    """Return the rules as tuples.
 
     Raises:
-        ValueError: if one is no pair, or names a mesh axis that there is not.
+        ValueError: if a rule is not a pair or names an unknown mesh axis.
     """
     checked = []
     for rule in rules:
         if not isinstance(rule, list | tuple) or len(rule) != 2 or not isinstance(rule[0], str):
             raise ValueError(
-                "`logical_axis_rules` must hold pairs (name of an axis, mesh axis or None), got "
-                f"{rule!r}."
+                f"`logical_axis_rules` must be pairs (axis name, mesh axis or None), got {rule!r}."
             )
         target = tuple(rule[1]) if isinstance(rule[1], list) else rule[1]
         for axis in _axes(target):
             if axis not in mesh.AXES:
                 raise ValueError(
-                    f"A rule of `logical_axis_rules` names the mesh axis {axis!r}, got "
+                    f"A rule of `logical_axis_rules` names the unknown mesh axis {axis!r}, got "
                     f"{tuple(rule)!r}. {checks.nearest(str(axis), mesh.AXES)} The axes are "
                     f"{', '.join(mesh.AXES)}."
                 )
@@ -54,22 +53,22 @@ def check(rules: Sequence[Any]) -> tuple[Rule, ...]:
 
 
 def check_names(rules: Sequence[Rule], logical_axes: Any) -> None:
-    """Raises ValueError if a rule, other than the default ones, names an axis of no parameter."""
+    """Raise ValueError if a rule that is not a default names an axis that no parameter has."""
     names = {name for each in jax.tree.leaves(logical_axes) for name in each if name is not None}
     for rule in rules:
         if rule[0] not in names and rule not in DEFAULT:
             raise ValueError(
                 f"A rule of `logical_axis_rules` is for the axis {rule[0]!r}, which no parameter "
-                f"has, got {rule!r}. {checks.nearest(rule[0], names)} (Batches need no rule.)"
+                f"has, got {rule!r}. {checks.nearest(rule[0], names)} (Batches need no rules.)"
             )
 
 
 def specs(shapes: Any, logical_axes: Any, rules: Sequence[Rule], sizes: Mapping[str, int]) -> Any:
-    """One `PartitionSpec` per leaf.
+    """Return one `PartitionSpec` per leaf.
 
     Args:
-        shapes: a tree of arrays, or their shapes.
-        logical_axes: a tree of the same structure; leaves are names of axes.
+        shapes: tree of arrays, or their shapes.
+        logical_axes: tree of the same structure; leaves are tuples of axis names.
         rules: see `spec`.
         sizes: devices along each mesh axis.
     """
@@ -89,21 +88,22 @@ def spec(
     sizes: Mapping[str, int],
     what: str = "array",
 ) -> PartitionSpec:
-    """What each axis of one array is split over.
+    """Return the mesh axes that each axis of one array is split over.
 
-    Rules are taken in order. One splits the axis of its name over its mesh axis, if that splits
-    none of the array's axes yet and the parts are equal; None ends what rules do to the axis.
+    Rules apply in order. A rule splits the array axis of its name over its mesh axis if that mesh
+    axis does not split the array yet and the parts are equal. None excludes the array axis from
+    later rules.
 
     Args:
-        names: of the array's axes.
-        shape: of the array.
+        names: names of the array's axes.
+        shape: shape of the array.
         rules: in order of priority.
         sizes: devices along each mesh axis.
-        what: the array, for the error.
+        what: name of the array in error messages.
 
     Raises:
-        ValueError: if an axis does not divide into equal parts over 'model'. Over any other mesh
-            axis, which only saves memory, it then stays whole.
+        ValueError: if an axis does not divide into equal parts over 'model'. Over other mesh axes,
+            which only save memory, such an axis is replicated.
     """
     split: list[list[str]] = [[] for _ in names]
     closed: set[str] = set()
@@ -128,10 +128,10 @@ def spec(
 
 
 def like_parameters(tree: Any, params: Any, whole: Any, of_params: Any) -> Any:
-    """For each leaf of `tree` what `of_params` holds for the parameter it mirrors, else `whole`.
+    """Give each leaf of `tree` the entry in `of_params` of the parameter it mirrors, else `whole`.
 
-    A leaf mirrors a parameter if its path ends with the parameter's and its shape is the same:
-    moments, accumulated gradients and averages do, wherever an optimizer keeps them.
+    A leaf mirrors a parameter if its path ends with the parameter's path and the shapes are equal:
+    moments, accumulated gradients and averages, wherever an optimizer keeps them.
     """
     named = jax.tree_util.tree_leaves_with_path(params)
     table = {
@@ -140,7 +140,7 @@ def like_parameters(tree: Any, params: Any, whole: Any, of_params: Any) -> Any:
     }
 
     def of_leaf(path: tuple[Any, ...], leaf: Any) -> Any:
-        for start in range(len(path)):  # the longest end first
+        for start in range(len(path)):  # longest suffix first
             shape, each = table.get(path[start:], (None, None))
             if shape is not None:
                 return each if shape == tuple(leaf.shape) else whole
@@ -150,13 +150,13 @@ def like_parameters(tree: Any, params: Any, whole: Any, of_params: Any) -> Any:
 
 
 def only(axis: str, full: PartitionSpec) -> PartitionSpec:
-    """The same, with every other mesh axis left out."""
+    """Return the spec with every other mesh axis removed."""
     kept = [[each for each in _axes(entry) if each == axis] for entry in full]
     return PartitionSpec(*[_entry(each) for each in kept]) if any(kept) else PartitionSpec()
 
 
 def axes_of(full: PartitionSpec) -> set[str]:
-    """The mesh axes that split anything."""
+    """Return the mesh axes that a spec uses."""
     return {axis for entry in full for axis in _axes(entry)}
 
 

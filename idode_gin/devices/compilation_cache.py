@@ -1,4 +1,4 @@
-"""Compiled programs, kept on disk for the next process."""
+"""Keep compiled programs on disk for later processes."""
 
 import pathlib
 import tempfile
@@ -9,17 +9,17 @@ from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 
 def use(folder: str | None) -> None:
-    """Keeps compiled programs in `folder`, and takes from there what was compiled before.
+    """Store compiled programs in `folder` and reuse those already there.
 
-    Processes may share it. A folder that is there but cannot be written is still read. A URL, such
-    as gs://bucket/cache, is handed to jax unseen.
+    Processes may share it. An existing folder that is not writable is still read. A URL, such as
+    gs://bucket/cache, is passed to jax unchecked.
 
     Args:
-        folder: made if it is not there. None leaves jax as it is: it then follows the environment
-            variable JAX_COMPILATION_CACHE_DIR.
+        folder: created if missing. None keeps jax's setting, which follows the environment variable
+            JAX_COMPILATION_CACHE_DIR.
 
     Raises:
-        ValueError: if `folder` cannot be made, or is no folder.
+        ValueError: if `folder` cannot be created or is not a folder.
     """
     if folder is None:
         return
@@ -28,7 +28,7 @@ def use(folder: str | None) -> None:
     if "://" not in folder:
         folder = _ready(pathlib.Path(folder).expanduser().absolute())
     jax.config.update("jax_compilation_cache_dir", folder)
-    jax_cache.reset_cache()  # jax looks at the setting once, when it first compiles
+    jax_cache.reset_cache()  # jax reads the setting once, at its first compilation
 
 
 def _ready(path: pathlib.Path) -> str:
@@ -38,15 +38,15 @@ def _ready(path: pathlib.Path) -> str:
         reason = "it is a file" if path.is_file() else error.strerror
         raise ValueError(
             f"The compilation cache cannot be {str(path)!r}: {reason}. Bind another folder to "
-            "COMPILATION_CACHE_DIR, or None for none."
+            "COMPILATION_CACHE_DIR, or None to switch it off."
         ) from error
     try:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
         logging.warning(
-            "The compilation cache %s cannot be written (%s): what is there is used, what is "
-            "compiled now is not kept. Bind another folder to COMPILATION_CACHE_DIR to keep it.",
+            "The compilation cache %s is not writable (%s): its programs are used, new ones are "
+            "not stored. Bind a writable folder to COMPILATION_CACHE_DIR to store them.",
             path,
             error.strerror,
         )

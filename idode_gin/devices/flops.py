@@ -1,8 +1,8 @@
-"""Floating-point operations of a program, counted from its shapes before anything is compiled.
+"""Count the floating-point operations of a program from its shapes, before compilation.
 
-Counted are matrix products and convolutions, two operations per multiply and add, as published
-utilizations count them. Not taken from XLA's own estimate, which looks into the body of a loop
-once, however often it runs.
+Matrix products and convolutions are counted, two operations per multiply-add, as in published
+utilizations. XLA's own estimate is not used because it counts the body of a loop once, however
+often the loop runs.
 """
 
 import math
@@ -13,14 +13,13 @@ import jax
 
 
 def count(function: Any, *arguments: Any) -> float:
-    """Operations of one call, over all devices.
+    """Return the operations of one call, over all devices.
 
-    What a rematerialized program computes again is counted again. The body of a loop whose length
-    is not known beforehand is counted once.
+    Rematerialized operations count twice. The body of a loop of unknown length counts once.
 
     Args:
-        function: jitted or not. Where it is, and arguments have the shardings of its first call,
-            that one is spared the tracing.
+        function: jitted or not. If jitted, and the arguments have the shardings of its first call,
+            that call need not trace again.
         arguments: arrays, or their shapes and dtypes.
     """
     jitted = function if hasattr(function, "trace") else jax.jit(function)
@@ -28,7 +27,7 @@ def count(function: Any, *arguments: Any) -> float:
 
 
 def of_jaxpr(jaxpr: Any) -> float:
-    """The same of a program that is traced already."""
+    """Return the operations of a traced program."""
     return sum(map(_of_equation, jaxpr.eqns))
 
 
@@ -57,10 +56,10 @@ def _of_product(equation: Any) -> float:
 
 
 def _of_convolution(equation: Any) -> float:
-    """Positions of the output times positions of the kernel; zeros between inputs are not counted.
+    """Count output positions times kernel positions, without the zeros between dilated inputs.
 
-    The border is, as if the padding were pixels. A dilated input, such as the gradient of a strided
-    convolution has, meets `prod(dilation)` fewer positions.
+    Padding counts like pixels. A dilated input, as in the gradient of a strided convolution, has
+    `prod(dilation)` times fewer positions that are not zero.
     """
     kernel, output = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
     out_channels = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
@@ -69,7 +68,7 @@ def _of_convolution(equation: Any) -> float:
 
 
 def _jaxprs(params: Any) -> Iterator[Any]:
-    """The programs an equation holds: of a loop, a branch, a call, a rule for derivatives."""
+    """Yield the programs inside an equation: of a loop, branch, call or derivative rule."""
     for leaf in jax.tree.leaves(params, is_leaf=_is_jaxpr):
         if _is_jaxpr(leaf):
             yield getattr(leaf, "jaxpr", leaf)

@@ -1,9 +1,9 @@
-"""The mesh: how many devices lie along each axis, and which device lies where.
+"""The device mesh: number of devices along each axis, and placement of devices.
 
-data     copies of the model; a batch is split over them
-fsdp     a batch is split over it as well, and so are parameters, their moving average and the
-         optimizer's state, which are put together again where they are used
-model    devices that share the work on the same images: channels are split over it
+data     data parallel: the batch is split, parameters are replicated
+fsdp     fully sharded data parallel: the batch is split, and so are parameters, their moving
+         average and the optimizer's state; parameters are gathered for computation
+model    tensor parallel: devices share the work on the same images, split by channels
 """
 
 import functools
@@ -21,7 +21,7 @@ DATA, FSDP, MODEL = AXES = ("data", "fsdp", "model")
 REST = -1
 
 MeshShape: TypeAlias = Mapping[str, int] | Sequence[int] | None
-"""Devices along each axis: by name, as three numbers in the order of `AXES`, or None for one."""
+"""Devices along each axis: by name, as three numbers in the order of `AXES`, or None for 1."""
 
 Sizes: TypeAlias = tuple[int, int, int]
 """Devices along `AXES`."""
@@ -33,16 +33,16 @@ def resolve(
     num_partitions: int,
     num_devices: int | None,
 ) -> tuple[Sizes, Sizes]:
-    """Sizes of the mesh inside a group of devices with a fast network, and of the mesh of groups.
+    """Return the mesh sizes within a group of devices with a fast network, and across groups.
 
     Args:
-        mesh_shape: inside; -1 is what is left of the devices, and so is a `data` left out.
-        dcn_mesh_shape: of the groups.
-        num_partitions: size of `model` where `mesh_shape` does not say it.
-        num_devices: that there are; None for as many as the mesh asks for, -1 being 1.
+        mesh_shape: sizes within a group; -1, or `data` left out, takes the remaining devices.
+        dcn_mesh_shape: sizes across groups.
+        num_partitions: size of `model` if `mesh_shape` does not give it.
+        num_devices: number of devices; None for as many as the mesh needs, with -1 as 1.
 
     Raises:
-        ValueError: for an unknown axis, a size below 1, or another number of devices.
+        ValueError: for an unknown axis, a size below 1, or a mesh that does not fit the devices.
     """
     across = _named("dcn_mesh_shape", dcn_mesh_shape)
     if REST in across.values():
@@ -66,19 +66,19 @@ def resolve(
     return (inner[0], inner[1], inner[2]), (outer[0], outer[1], outer[2])
 
 
-@functools.lru_cache(maxsize=16)  # asked for at every step, and a pod's takes a while
+@functools.lru_cache(maxsize=16)  # used at every step, and slow to compute for a pod
 def of_devices(within: Sizes, across: Sizes, devices: tuple[Any, ...]) -> Mesh:
-    """The mesh of real devices, neighbours in the network beside each other.
+    """Return a mesh of real devices, with network neighbours adjacent.
 
     Raises:
-        ValueError: if the devices do not come in as many groups as `across` says.
+        ValueError: if the number of device groups differs from `across`.
     """
-    # Not jax.make_mesh: its axes are explicit since jax 0.10, and flax's convolutions raise.
+    # Not jax.make_mesh: its axes are explicit since jax 0.10, which flax's convolutions refuse.
     return Mesh(places(within, across, devices), AXES)
 
 
 def places(within: Sizes, across: Sizes, devices: Sequence[Any]) -> np.ndarray:
-    """The devices in an array with one axis per axis of the mesh. Raises like `of_devices`."""
+    """Return the devices in an array with one axis per mesh axis. Raises as `of_devices`."""
     if math.prod(across) == 1:
         return mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=True)
     return mesh_utils.create_hybrid_device_mesh(
@@ -91,23 +91,23 @@ def places(within: Sizes, across: Sizes, devices: Sequence[Any]) -> np.ndarray:
 
 
 def abstract(within: Sizes, across: Sizes) -> AbstractMesh:
-    """A mesh of devices that need not be there: for shapes, not for arrays."""
+    """Return a mesh whose devices need not exist: for shapes, not for arrays."""
     return AbstractMesh(tuple(i * j for i, j in zip(within, across, strict=True)), AXES)
 
 
 def shown(sizes: Mapping[str, int]) -> str:
-    """Such as "data=2 x fsdp=4 x model=1"."""
+    """Format sizes, such as "data=2 x fsdp=4 x model=1"."""
     return " x ".join(f"{axis}={size}" for axis, size in sizes.items())
 
 
 def _process_is_group(groups: int, devices: Sequence[Any]) -> bool:
-    """Whether the groups of `dcn_mesh_shape` are processes, and not slices of a pod."""
+    """Return True if the groups of `dcn_mesh_shape` are processes, False for slices of a pod."""
     slices = {getattr(device, "slice_index", 0) for device in devices}
     processes = {device.process_index for device in devices}
     if groups not in (len(slices), len(processes)):
         raise ValueError(
-            "The product of `dcn_mesh_shape` must be the number of groups that a slower network "
-            f"joins, got {groups}. There are {len(slices)} slices and {len(processes)} processes."
+            "The product of `dcn_mesh_shape` must be the number of slices or of processes, got "
+            f"{groups}. There are {len(slices)} slices and {len(processes)} processes."
         )
     return groups != len(slices)
 
@@ -125,7 +125,7 @@ def _named(name: str, shape: MeshShape) -> dict[str, int]:
     for axis, size in shape.items():
         if axis not in AXES:
             raise ValueError(
-                f"`{name}` knows the axes {', '.join(AXES)}, got {axis!r}. "
+                f"`{name}` must use the axes {', '.join(AXES)}, got {axis!r}. "
                 f"{checks.nearest(str(axis), AXES)}"
             )
         if size != REST:
@@ -140,12 +140,12 @@ def _check_number(inner: list[int], outer: list[int], num_devices: int | None) -
         return
     fixed = wanted // sizes[DATA]
     way_out = (
-        f"Leave '{DATA}' out of `mesh_shape`, and it takes what is left"
+        f"Leave '{DATA}' out of `mesh_shape`, and it takes the remaining devices"
         if num_devices % fixed == 0
         else f"Choose '{FSDP}' and '{MODEL}' whose product divides {num_devices}"
     )
     raise ValueError(
-        f"The mesh must have as many places as there are devices, got {shown(sizes)} = {wanted} "
-        f"and {num_devices} devices. {way_out}. (--dry_run describes a mesh of devices that are "
-        "not there; on a CPU, JAX_NUM_CPU_DEVICES makes more.)"
+        f"The size of the mesh must be the number of devices, got {shown(sizes)} = {wanted} "
+        f"and {num_devices} devices. {way_out}. (--dry_run describes a mesh without its devices; "
+        "on a CPU, JAX_NUM_CPU_DEVICES sets their number.)"
     )

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writes: a file is either complete or absent."""
 
 import contextlib
 import os
@@ -12,14 +12,14 @@ import numpy as np
 def write_atomically(
     path: str | os.PathLike[str], content: str | bytes | Callable[[IO[bytes]], Any]
 ) -> None:
-    """Replaces the file at `path`; whoever reads it meanwhile sees the old or the new content.
+    """Replace the file at `path`. A concurrent reader sees the old or the new content.
 
     Args:
-        path: of the file; missing folders are made.
-        content: what it shall hold, or a function that writes that to an open file.
+        path: path of the file; missing folders are created.
+        content: the content, or a function that writes it to an open file.
 
     Raises:
-        OSError: naming `path`, where the disk refuses; the old content is still there then.
+        OSError: if the write fails, with `path` in the message; the old content is kept.
     """
     path = pathlib.Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -41,7 +41,7 @@ def write_atomically(
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Makes an OSError raised inside say `path`: a full disk, for one, does not say for what."""
+    """Add `path` to an OSError raised inside: the error of a full disk, for one, has no path."""
     try:
         yield
     except OSError as error:
@@ -51,5 +51,5 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def write_npz_atomically(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Replaces a compressed NumPy archive."""
+    """Replace a compressed NumPy archive."""
     write_atomically(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]

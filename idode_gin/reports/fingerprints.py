@@ -1,4 +1,4 @@
-"""Short numbers that stand for a whole pytree: is it the same, is it damaged, is it finite."""
+"""Hashes, checksums and finiteness of pytrees."""
 
 import hashlib
 from collections.abc import Callable
@@ -13,21 +13,21 @@ _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
 def paths_and_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Every leaf with its path, such as `down_0/kernel`, sorted by path."""
+    """Return every leaf with its path, such as `down_0/kernel`, sorted by path."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return sorted(((path_name(path), leaf) for path, leaf in flat), key=lambda each: each[0])
 
 
 def path_name(path: Any) -> str:
-    """A leaf's path, as `jax.tree_util.tree_flatten_with_path` gives it, in one word."""
+    """Format a path from `jax.tree_util.tree_flatten_with_path`, such as `down_0/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def sha256(tree: Any) -> str:
-    """SHA-256 over the leaves' bytes (little endian, C order), in the order of their paths.
+    """Return the SHA-256 of the leaves' bytes (little endian, C order), ordered by path.
 
-    Two trees of the same names, shapes and dtypes have the same digest exactly if they are equal
-    bit for bit. Copies every leaf to the host.
+    Two trees of the same names, shapes and dtypes have the same digest if and only if they are
+    equal bit for bit. Copies every leaf to the host.
     """
     digest = hashlib.sha256()
     for _, leaf in paths_and_leaves(tree):
@@ -37,26 +37,27 @@ def sha256(tree: Any) -> str:
 
 
 def checksums(tree: Any) -> UInt32[np.ndarray, " leaves"]:
-    """One 32-bit checksum per leaf, in the order of the paths, computed where the leaves lie.
+    """Return one 32-bit checksum per leaf, ordered by path, computed on the leaf's devices.
 
     The sum, modulo 2^32, of every word of the leaf times an odd number that depends on its place.
-    Integer sums do not depend on order, so any mesh gives the same number; a changed word always
-    changes it, and damage of any other kind goes unseen once in 2^32.
+    Integer sums do not depend on order, so every mesh gives the same number. One changed word
+    always changes it; other damage is missed with probability 2^-32.
     """
     return _of_each(_checksum, [leaf for _, leaf in paths_and_leaves(tree)], np.uint32)
 
 
 def all_finite(tree: Any) -> bool:
-    """Whether no leaf holds a NaN or an infinity."""
+    """Return True if no leaf holds a NaN or an infinity."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if _is_inexact(leaf)]
     return bool(_of_each(_is_finite, leaves, np.bool_).all())
 
 
 def _of_each(compute: Callable[[Any], Array], leaves: list[Any], dtype: Any) -> np.ndarray:
-    """A value per leaf, one after the other, so that what is compiled is a small program per shape.
+    """Compute a value per leaf, one by one, so that only a small program per shape is compiled.
 
-    One of all leaves would take XLA minutes. Each is waited for: where leaves are split, a program
-    waits for all devices, and the CPU's few threads can all be taken by programs that wait.
+    XLA would take minutes to compile one program for all leaves. Each result is awaited: with
+    sharded leaves, a program waits for all devices, and waiting programs could otherwise occupy
+    all threads of a CPU.
     """
     return np.asarray([np.asarray(compute(leaf)) for leaf in leaves], dtype)
 
@@ -69,7 +70,7 @@ def _checksum(leaf: Any) -> UInt32[Array, ""]:
     word = _WORDS.get(array.dtype.itemsize, jnp.uint32)  # eight bytes become two words
     words = jax.lax.bitcast_convert_type(array, word).astype(jnp.uint32).reshape(-1)
     place = jax.lax.iota(jnp.uint32, words.size)
-    # Knuth's multiplicative constant spreads the places; the last bit keeps the factor odd.
+    # Knuth's multiplicative constant scatters the places; the last bit makes the factor odd.
     return jnp.sum(words * (place * jnp.uint32(2654435761) | jnp.uint32(1)), dtype=jnp.uint32)
 
 

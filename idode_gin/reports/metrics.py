@@ -1,4 +1,4 @@
-"""Numbers of a run: metrics.jsonl and TensorBoard."""
+"""Write the metrics of a run: metrics.jsonl and TensorBoard."""
 
 import json
 import os
@@ -11,27 +11,27 @@ from idode_gin.reports import files
 Row: TypeAlias = dict[str, Any]
 
 TIME_PREFIX = "time/"
-"""Of the fields that differ between two runs of the same command; all others do not."""
+"""Prefix of the fields that differ between two runs of the same command; no others do."""
 
 
 class MetricsLog:
-    """metrics.jsonl: one JSON object a line, `step` first, in order of steps.
+    """The file metrics.jsonl: one JSON object per line, `step` first, in order of steps.
 
-    A row reaches the disk before the next step begins. A line cut short when the process was
-    killed is dropped on opening, and so are rows beyond the step that training resumes from.
+    A row is on disk before the next step begins. Opening the file drops a truncated last line and
+    rows after the step that training resumes from.
 
     Args:
-        path: of the file; None keeps rows in memory only.
+        path: path of the file; None keeps rows in memory only.
         keep_up_to: rows of later steps are removed; -1 removes all.
-        writes: whether this process writes them. All processes read: which rows are there already
-            decides what they compute together.
+        writes: True if this process writes. All processes read, because the rows already present
+            decide what they compute together.
 
     Attributes:
-        rows: those kept and those written.
-        dropped: those removed on opening.
+        rows: rows kept and written.
+        dropped: rows removed on opening.
 
     Raises:
-        ValueError: if the file holds something else than metrics.
+        ValueError: if the file does not hold metrics.
     """
 
     def __init__(
@@ -46,11 +46,11 @@ class MetricsLog:
             files.write_atomically(self._path, "".join(lines))
 
     def row(self, step: int) -> Row | None:
-        """The row of that step, if there is one."""
+        """Return the row of `step`, None without one."""
         return next((row for row in reversed(self.rows) if row["step"] == step), None)
 
     def write(self, step: int, values: Mapping[str, Any]) -> Row:
-        """Appends a row and waits until it is on disk."""
+        """Append a row and wait until it is on disk."""
         row: Row = {"step": step, **values}
         self.rows.append(row)
         if self._path is not None:
@@ -62,7 +62,7 @@ class MetricsLog:
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
-    """The rows of a metrics.jsonl, without a last line that was cut short; [] if there is no file.
+    """Return the rows of a metrics.jsonl without a truncated last line; [] without the file.
 
     Raises:
         ValueError: if a line before the last is not a row.
@@ -71,7 +71,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     if not path.exists():
         return []
     rows: list[Row] = []
-    lines = path.read_bytes().split(b"\n")  # what follows the last newline is torn, or empty
+    lines = path.read_bytes().split(b"\n")  # after the last newline: truncated, or empty
     for number, line in enumerate(lines[:-1], start=1):
         try:
             row = json.loads(line)
@@ -79,28 +79,28 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f"Line {number} of {path} is not a row of metrics: {line[:80]!r}. Was the file "
-                "edited? Move it away to go on without the earlier rows."
+                "edited? Move it away to continue without the earlier rows."
             ) from error
         rows.append(row)
     return rows
 
 
 def reproducible(row: Row) -> Row:
-    """The row without its timings: what two runs of one command have in common, bit for bit."""
+    """Return the row without timings, which two runs of one command share bit for bit."""
     return {name: value for name, value in row.items() if not name.startswith(TIME_PREFIX)}
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """What of a row is a number; lists and gaps are left out."""
+    """Return the entries of a row that are numbers."""
     return {name: each for name, each in values.items() if isinstance(each, int | float)}
 
 
 class TensorBoard:
-    """Event files of a run directory: `train/`, and `training_eval/<task>/` for `eval/…`.
+    """TensorBoard event files of a run: `train/`, and `training_eval/<task>/` for `eval/…`.
 
     Args:
         run_directory: the run directory; None writes nothing.
-        eval_name: the task evaluated on, if there is one.
+        eval_name: the evaluation task, None without one.
     """
 
     def __init__(self, run_directory: str | os.PathLike[str] | None, eval_name: str | None) -> None:
@@ -118,10 +118,10 @@ class TensorBoard:
             self._writers.append((prefixes, metric_writers.SummaryWriter(os.fspath(folder))))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes each number to the file that its name belongs to.
+        """Write each number to the event file of its prefix.
 
         Raises:
-            OSError: if the disk refuses, which TensorFlow has errors of its own for.
+            OSError: if the write fails; TensorFlow's own errors are converted.
         """
         for prefixes, writer in self._writers:
             own = {k: each for k, each in numbers(values).items() if k.startswith(prefixes)}
@@ -138,6 +138,6 @@ class TensorBoard:
                 ) from error
 
     def close(self) -> None:
-        """Closes the event files."""
+        """Close the event files."""
         for _, writer in self._writers:
             writer.close()

@@ -1,7 +1,7 @@
-"""Pictures of a run: PNG files that appear whole or not at all.
+"""Plots of a run as PNG files, written atomically.
 
-matplotlib and Pillow are imported by the functions that draw. Figures are made through matplotlib's
-object interface: no pyplot, no global state, no display.
+matplotlib and Pillow are imported by the functions that draw. Figures use matplotlib's object
+interface: no pyplot, no global state, no display.
 """
 
 import os
@@ -23,22 +23,22 @@ def plot_bpd_curve(
     *,
     baselines: Mapping[str, float] | None = None,
 ) -> None:
-    """Draws bits per dimension against the training step.
+    """Plot bits per dimension against the training step.
 
     Args:
-      rows: metrics, one dict per report, each with "step". Every key named "bpd" or ".../bpd" gives
-        a curve through the rows that have a finite value for it.
-      path: the PNG to write.
-      baselines: name -> bits per dimension, each drawn as a dashed line.
+        rows: metrics with "step". Every key named "bpd" or ".../bpd" gives a curve through the rows
+            that have a finite value for it.
+        path: the PNG to write.
+        baselines: name to bits per dimension, each drawn as a dashed line.
 
     Raises:
-      ValueError: when no row holds a finite bits per dimension.
+        ValueError: if no row holds a finite bits per dimension.
     """
     curves = _bpd_curves(rows)
     if not curves:
         raise ValueError(
-            f"A curve needs a row with a finite value named 'bpd' or '.../bpd', got {len(rows)} "
-            "rows without one."
+            f"A curve needs a row with a finite 'bpd' or '.../bpd', got {len(rows)} rows without "
+            "one."
         )
     figure, axes = new_figure("training step", "bits per dimension")
     for name, points in sorted(curves.items()):
@@ -48,7 +48,7 @@ def plot_bpd_curve(
     for number, (name, value) in enumerate((baselines or {}).items()):
         style = ("--", ":", "-.")[number % 3]
         axes.axhline(value, color="0.35", linestyle=style, label=f"{name}: {value:.3f}")
-    # The first steps are so much worse that they would flatten everything after them.
+    # On a linear scale the first, much larger values would flatten the rest of the curve.
     shown = [value for points in curves.values() for _, value in points]
     shown += list((baselines or {}).values())
     if max(shown) > 10 * min(shown) > 0:
@@ -58,16 +58,16 @@ def plot_bpd_curve(
 
 
 def plot_integrand(gammas: ArrayLike, values: ArrayLike, path: str | os.PathLike[str]) -> None:
-    """Draws what each noise level adds to the bound, and the area under it.
+    """Plot the integrand of the bound over gamma; the title states the area under it.
 
     Args:
-      gammas: log(sigma^2 / alpha^2), `[G]`, increasing.
-      values: `½ |eps - eps_hat|^2 / (d log 2)` at each, `[G]`, in bits per dimension per unit of
-        gamma.
-      path: the PNG to write.
+        gammas: log(sigma^2 / alpha^2), `[G]`, increasing.
+        values: `½ |eps - eps_hat|^2 / (d log 2)` at each, `[G]`, in bits per dimension per unit of
+            gamma.
+        path: the PNG to write.
 
     Raises:
-      ValueError: unless both are `[G]` with G of two or more, finite, and `gammas` increases.
+        ValueError: unless both are `[G]` with G of two or more, finite, and `gammas` increases.
     """
     gammas, values = np.asarray(gammas, np.float64), np.asarray(values, np.float64)
     if gammas.ndim != 1 or gammas.shape != values.shape or len(gammas) < 2:
@@ -95,16 +95,16 @@ def plot_loss_by_gamma(
     high: float,
     path: str | os.PathLike[str],
 ) -> None:
-    """Draws the training loss by bin of gamma: of the first, the middle and the last row.
+    """Plot the training loss by bin of gamma at the first, middle and last row that has it.
 
     Args:
-      rows: metrics, of which those count that have "train/loss_by_gamma".
-      low: where the first bin begins; nats.
-      high: where the last one ends; nats.
-      path: the PNG to write.
+        rows: metrics; those with "train/loss_by_gamma" are used.
+        low: lower edge of the first bin, nats.
+        high: upper edge of the last bin, nats.
+        path: the PNG to write.
 
     Raises:
-      ValueError: when no row has it.
+        ValueError: if no row has it.
     """
     found = [row for row in rows if "train/loss_by_gamma" in row]
     if not found:
@@ -127,19 +127,19 @@ def image_grid(
     path: str | os.PathLike[str],
     columns: int | None = None,
 ) -> None:
-    """Writes images side by side, small ones enlarged without smoothing.
+    """Write a grid of images; small images are enlarged without smoothing.
 
-    One channel is drawn grey, three as red, green and blue; with any other number each channel is
-    a grey tile of its own, an image's channels next to each other.
+    One channel is drawn grey, three as red, green and blue. With any other number, each channel is
+    a grey tile, the channels of an image side by side.
 
     Args:
-      images: integers `[N, H, W, C]` in `0..levels-1`; 0 is drawn black.
-      levels: how many values a pixel can have.
-      path: the PNG to write.
-      columns: tiles per row; None makes the grid about square.
+        images: integers `[N, H, W, C]` in `0..levels-1`; 0 is black.
+        levels: number of values of a pixel.
+        path: the PNG to write.
+        columns: tiles per row; None makes the grid roughly square.
 
     Raises:
-      ValueError: for images of another rank or type or range, none at all, or fewer columns than 1.
+        ValueError: for images of another rank, type or range, no images, or less than one column.
     """
     from PIL import Image
 
@@ -164,7 +164,7 @@ def _bpd_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, 
 
 
 def new_figure(x_label: str, y_label: str) -> tuple[Any, Any]:
-    """A figure and its axes, in the style of all of them."""
+    """Return a new figure and its axes in the common style."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
@@ -175,12 +175,12 @@ def new_figure(x_label: str, y_label: str) -> tuple[Any, Any]:
 
 
 def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Writes a figure as a PNG, whole or not at all."""
+    """Write a figure as a PNG, atomically."""
     files.write_atomically(path, lambda file: figure.savefig(file, format="png"))
 
 
 def tiles_of(images: np.ndarray, levels: int) -> np.ndarray:
-    """Integers `[N, H, W, C]` -> uint8 tiles `[M, H, W, 1 or 3]`, 0..255."""
+    """Convert integers `[N, H, W, C]` to uint8 tiles `[M, H, W, 1 or 3]`, 0..255."""
     if images.ndim != 4 or images.dtype.kind not in "iu" or images.size == 0:
         raise ValueError(
             "Images must be integers [N, H, W, C] with N of one or more, got "
@@ -198,7 +198,7 @@ def tiles_of(images: np.ndarray, levels: int) -> np.ndarray:
 
 
 def _lay_out(tiles: np.ndarray, columns: int) -> np.ndarray:
-    """Tiles `[M, H, W, C]` -> one canvas, row by row, enlarged, with a mid-grey gap around each."""
+    """Lay tiles `[M, H, W, C]` out on a canvas, enlarged, with a mid-grey gap around each."""
     number, height, width, channels = tiles.shape
     scale = max(1, -(-_TILE_PIXELS // max(height, width)))
     tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)

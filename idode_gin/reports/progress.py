@@ -1,4 +1,4 @@
-"""How far training is, and how fast."""
+"""Progress and speed of training."""
 
 import math
 import sys
@@ -9,17 +9,17 @@ from typing import Any
 import jax
 
 LINE_PERIOD = 10.0
-"""Seconds between plain lines, where the output is not a terminal."""
+"""Seconds between plain lines if the output is not a terminal."""
 
 
 class Progress:
-    """A live bar on a terminal; elsewhere a plain line now and then.
+    """A progress bar on a terminal, otherwise a plain line every `LINE_PERIOD` seconds.
 
     Args:
-        start: step that training starts from.
-        stop: step that training ends at.
-        batch_size: images of one step.
-        enabled: False shows nothing.
+        start: first step.
+        stop: last step.
+        batch_size: images per step.
+        enabled: False prints nothing.
     """
 
     def __init__(self, start: int, stop: int, batch_size: int, *, enabled: bool = True) -> None:
@@ -48,19 +48,19 @@ class Progress:
             self._bar.close()
 
     def say(self, text: str) -> None:
-        """Prints a line without tearing the bar."""
+        """Print a line without breaking the bar."""
         if self._bar is not None:
             self._bar.write(text)
         elif self._enabled:
             print(text, flush=True)
 
     def update(self, step: int, bpd: float) -> None:
-        """Shows that the device is done with `step` (0: with none yet), and its training loss."""
+        """Report that the device has finished `step` (0 for none yet), and its training loss."""
         now = time.monotonic()
         if step == 0:
             return
         if self._began is None:
-            self._began = (now, step)  # the first step compiled: it says nothing about speed
+            self._began = (now, step)  # the first step includes compilation
         seconds, steps = now - self._began[0], step - self._began[1]
         rate = steps / seconds if steps and seconds > 0 else 0.0
         if self._bar is not None:
@@ -81,10 +81,10 @@ class Progress:
 
 
 class Stopwatch:
-    """Images per second of training: compilation and evaluations are left out.
+    """Measures images per second of training, without compilation and evaluations.
 
     Args:
-        batch_size: images of one step.
+        batch_size: images per step.
     """
 
     def __init__(self, batch_size: int) -> None:
@@ -93,17 +93,17 @@ class Stopwatch:
         self._steps, self._seconds = 0, 0.0
 
     def after_first(self, step: int, outputs: Any) -> None:
-        """Starts after this process's first step, the one that compiles; later calls do nothing."""
+        """Start after the first step of this process, which compiles. Later calls do nothing."""
         if self._mark is None:
             jax.block_until_ready(outputs)
             self.resume(step)
 
     def resume(self, step: int) -> None:
-        """Starts a lap at `step`."""
+        """Start a lap at `step`."""
         self._mark = (time.monotonic(), step)
 
     def lap(self, step: int) -> dict[str, float]:
-        """Ends the lap at `step`, which the device must have finished; its speed, for a row."""
+        """End the lap at `step`, which the device must have finished; return its speed."""
         if self._mark is None or step == self._mark[1]:
             return {}
         seconds, steps = time.monotonic() - self._mark[0], step - self._mark[1]
@@ -115,7 +115,7 @@ class Stopwatch:
         }
 
     def images_per_second(self) -> float | None:
-        """Over all laps; None before there is one."""
+        """Return the mean over all laps, None before the first."""
         return self._steps * self._batch_size / self._seconds if self._seconds else None
 
 
@@ -126,10 +126,10 @@ def _duration(seconds: float) -> str:
 
 
 def image_bar(what: str, count: int, done: int) -> Any:
-    """A bar of images on a terminal, on the first process alone; a context with `update`."""
+    """Return a progress bar of images on a terminal of process 0; a context with `update`."""
     import tqdm
 
-    is_off = True if jax.process_index() else None  # None: off where there is no terminal
+    is_off = True if jax.process_index() else None  # None: off without a terminal
     return tqdm.tqdm(
         desc=what, total=count, initial=done, unit="image", dynamic_ncols=True, disable=is_off
     )

@@ -1,4 +1,4 @@
-"""Metrics to Weights & Biases, where it is installed and asked for."""
+"""Write metrics to Weights & Biases, an optional dependency."""
 
 import dataclasses
 import hashlib
@@ -13,14 +13,14 @@ from idode_gin.reports.metrics import numbers
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WandB:
-    """Where the rows go beside metrics.jsonl. Credentials are wandb's own affair: `wandb login`.
+    """Settings of Weights & Biases. Log in with `wandb login` first.
 
-    A run directory is one run there, restarts included.
+    A run directory is one W&B run, restarts included.
 
     Args:
-        project: its name.
-        entity: user or team; None is the user's default.
-        name: of the run; None is the name of the run directory.
+        project: name of the project.
+        entity: user or team; None for the user's default.
+        name: name of the run; None for the name of the run directory.
 
     Raises:
         ValueError: if wandb is not installed, or `project` is empty.
@@ -36,11 +36,11 @@ class WandB:
         _wandb()
 
     def open(self, directory: str | os.PathLike[str], facts: Mapping[str, Any]) -> "WandBWriter":
-        """Starts the run, or goes on with it.
+        """Start or resume the run.
 
         Args:
             directory: the run directory.
-            facts: what the run is configured by.
+            facts: configuration of the run.
         """
         directory = os.path.abspath(directory)
         run = _wandb().init(
@@ -52,28 +52,28 @@ class WandB:
             dir=directory,
             config=dict(facts),
         )
-        # Rows that a restart writes again would be refused as steps that have passed.
+        # Otherwise W&B would refuse rows that a restart writes again, as steps of the past.
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
         return WandBWriter(run)
 
 
 class WandBWriter:
-    """One open run.
+    """An open W&B run.
 
     Args:
-        run: wandb's.
+        run: run object of wandb.
     """
 
     def __init__(self, run: Any) -> None:
         self._run = run
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Logs the numbers of a row."""
+        """Log the numbers of a row."""
         self._run.log({**numbers(values), "step": step})
 
     def close(self) -> None:
-        """Ends the run."""
+        """End the run."""
         self._run.finish()
 
 
@@ -82,6 +82,6 @@ def _wandb() -> Any:
         return importlib.import_module("wandb")
     except ImportError as error:
         raise ValueError(
-            "WandB writes with the package wandb, which is not installed: pip install wandb, or "
-            "leave Trainer.wandb unbound."
+            "WandB needs the package wandb, which is not installed: pip install wandb, or leave "
+            "Trainer.wandb unbound."
         ) from error

@@ -140,8 +140,8 @@ def test_free_disk_is_checked_before_anything_is_written(tmp_path, monkeypatch):
     with saving(tmp_path, period=1) as saved:
         saved.save(state_of(1))
     message = (
-        r"step 2 could not be saved .*it needs about 13\.\d MB of disk space and 10\.0 MB are free.*"
-        r"last good one is checkpoint_1"
+        r"step 2 could not be saved .*it needs about 13\.\d MB of disk space and 10\.0 MB are free"
+        r".*last good one is checkpoint_1"
     )
     with pytest.raises(OSError, match=message), saving(tmp_path, period=1) as saved:
         saved.save(state_of(2, size=1_500_000))  # 6 MB, and as much of EMA

@@ -70,7 +70,7 @@ MISUSE = {
     "unknown mesh axis in a rule": (
         "train",
         [DRY, f"{RULES}=[('hidden', 'modle')]"],
-        "names the mesh axis 'modle', got ('hidden', 'modle'). Did you mean 'model'?",
+        "names the unknown mesh axis 'modle', got ('hidden', 'modle'). Did you mean 'model'?",
     ),
     "unknown axis of parameters in a rule": (
         "train",
@@ -97,7 +97,7 @@ MISUSE = {
     "keep-best without evaluation": (
         "train",
         [DRY, BEST, "train.train_eval_dataset_cfg=None"],
-        "`keep_best` needs an evaluation to judge by, got keep_best=2 and no evaluation split.",
+        "`keep_best` needs an evaluation split, got keep_best=2 and none.",
     ),
     "keep-best without evaluation of saved steps": (
         "train",
@@ -112,7 +112,7 @@ MISUSE = {
     "restore path an empty directory": (
         "train",
         [DRY, "INITIAL_CHECKPOINT_PATH='empty'"],
-        "empty: it holds nothing. Give a run directory that holds checkpoint_<step> directories",
+        "empty: it holds nothing. Give a run directory with checkpoint_<step> directories",
     ),
     "nothing at the restore path": (
         "train",
@@ -122,12 +122,12 @@ MISUSE = {
     "checkpoint path empty in eval": (
         "eval",
         ["CHECKPOINT_PATH=''"],
-        "No checkpoint at '': the path must name a run directory",
+        "No checkpoint at '': the path must be a run directory",
     ),
     "checkpoint path empty in sample": (
         "sample",
         ["CHECKPOINT_PATH=''"],
-        "No checkpoint at '': the path must name a run directory",
+        "No checkpoint at '': the path must be a run directory",
     ),
     "order of a sampler out of range": (
         "sample",

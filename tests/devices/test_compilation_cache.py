@@ -64,4 +64,4 @@ def test_a_folder_that_is_only_read(tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, logger="absl"):
         compilation_cache.use(str(tmp_path))
     assert jax.config.jax_compilation_cache_dir == str(tmp_path)
-    assert "cannot be written (Permission denied)" in caplog.text
+    assert "is not writable (Permission denied)" in caplog.text

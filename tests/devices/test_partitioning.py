@@ -256,7 +256,7 @@ def test_a_model_axis_that_splits_nothing(caplog):
     assert all(
         each.is_fully_replicated for each in jax.tree.leaves(fsdp.param_sharding(params, names))
     )
-    assert "Every device holds all of them" in caplog.text
+    assert "They replicate all parameters" in caplog.text
 
 
 def test_state_is_whole_without_names_and_batches_are_not():

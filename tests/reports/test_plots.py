@@ -123,7 +123,7 @@ def test_the_curves_are_the_finite_values_in_order_of_step(tmp_path, drawn):
 
 @pytest.mark.parametrize("rows", [[], [{"step": 1, "loss": 2.0}], [{"step": 1, "bpd": np.nan}]])
 def test_a_curve_without_values_is_refused(tmp_path, rows):
-    with pytest.raises(ValueError, match="finite value"):
+    with pytest.raises(ValueError, match="needs a row with a finite"):
         plots.plot_bpd_curve(rows, tmp_path / "bpd.png")
 
 
