@@ -1,7 +1,6 @@
 """Saving and finding again: order, damage, other architectures, half-written directories."""
 
 import dataclasses
-import errno
 import json
 import logging
 import os
@@ -15,61 +14,12 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-import tiny
+from states import FACTS, abstract_of, assert_same, config, restore, save, state_of
 
 from idode_gin import checks
 from idode_gin.checkpoints import meta as checkpoint_meta
 from idode_gin.checkpoints import orbax_logging, saving
-from idode_gin.devices import partitioning
-from idode_gin.reports import fingerprints
-from idode_gin.training import optimizers, train_state
-
-FACTS = {"seed": 0, "batch_size": 4}
-
-
-def state_of(step, *, width=8, value=None, **optimizer):
-    """A state with every leaf different, as after `step` updates."""
-    params = tiny.model(width).init(jax.random.key(step), tiny.SHAPE)
-    if value is not None:
-        params = jax.tree.map(lambda leaf: leaf * value, params)
-    transformation = optimizers.AdamW(**optimizer).build()
-    state = train_state.create(params, transformation, ["loss"])
-    return dataclasses.replace(
-        state, step=jnp.int32(step), ema=jax.tree.map(lambda leaf: leaf + 1, params)
-    )
-
-
-def abstract_of(state):
-    sharding = partitioning.PjitPartitioner().state_sharding(state)
-    return partitioning.abstract(state, sharding)
-
-
-def config(*, keep=None, **restore):
-    return saving.CheckpointConfig(
-        save=saving.SaveCheckpointConfig(period=2, keep=keep),
-        restore=saving.RestoreCheckpointConfig(**restore),
-    )
-
-
-def save(directory, *steps, keep=None, **changes):
-    with saving.Checkpoints(directory, config(keep=keep), FACTS) as saved:
-        for step in steps:
-            saved.save(state_of(step, **changes))
-
-
-def restore(directory, like=None, **restore_config):
-    """What a run in `directory` would start from."""
-    fresh = like or state_of(0)
-    with saving.Checkpoints(directory, config(**restore_config), FACTS) as saved:
-        return saved.restore(abstract_of(fresh), lambda: fresh)
-
-
-def assert_same(actual, expected):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
-    assert fingerprints.sha256(actual) == fingerprints.sha256(expected)
 
 
 def array_files(checkpoint, part):
@@ -427,48 +377,6 @@ def test_reads_that_fail_after_the_first_one_are_not_printed(caplog, monkeypatch
     assert "something else" in caplog.text
 
 
-def fill_disk(monkeypatch, *, at_once):
-    """Makes orbax fail while it writes, in its thread or in ours; a way back."""
-    original = ocp.CheckpointManager.save if at_once else ocp.StandardCheckpointHandler.finalize
-
-    def refuse(*_, **__):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    owner = ocp.CheckpointManager if at_once else ocp.StandardCheckpointHandler
-    name = "save" if at_once else "finalize"
-    monkeypatch.setattr(owner, name, refuse)
-    return lambda: monkeypatch.setattr(owner, name, original)
-
-
-@pytest.mark.parametrize("at_once", [True, False])
-@pytest.mark.parametrize("noticed", ["leaving", "waiting", "saving again"])
-def test_a_full_disk_is_one_error_with_a_way_out(tmp_path, monkeypatch, caplog, at_once, noticed):
-    save(tmp_path, 2)
-    message = (
-        rf"checkpoint of step 4 could not be saved in {tmp_path} \(No space left on device\)\. "
-        r"The last good one is checkpoint_2\. Free space there .* another MODEL_DIR, with "
-        rf"INITIAL_CHECKPOINT_PATH = '{tmp_path}/checkpoint_2'"
-    )
-    empty_disk = fill_disk(monkeypatch, at_once=at_once)
-
-    def run():
-        with saving.Checkpoints(tmp_path, config(), FACTS) as saved:
-            saved.save(state_of(4))
-            if noticed == "waiting":
-                saved.last_good()
-            if noticed == "saving again":
-                saved.save(state_of(6))
-
-    with pytest.raises(OSError, match=message):
-        run()
-    assert caplog.text.count("Traceback") == 0
-    assert saving.saved_steps(tmp_path) == [2]
-    assert_same(restore(tmp_path)[0], state_of(2))
-    empty_disk()
-    save(tmp_path, 4)
-    assert_same(restore(tmp_path)[0], state_of(4))
-
-
 def test_restored_on_another_mesh_and_in_another_dtype(tmp_path):
     support = pathlib.Path(__file__).parents[1] / "support"
     result = subprocess.run(
@@ -484,29 +392,3 @@ def test_restored_on_another_mesh_and_in_another_dtype(tmp_path):
     for name, devices in (("1", 1), ("4", 4), ("2x2", 4), ("1x4", 4)):
         assert found[f"{name} float32"]["bytes"] == [256 // devices] * devices
         assert found[f"{name} bfloat16"]["bytes"] == [128 // devices] * devices
-
-
-class Unfinished:
-    """A save that another process never finishes."""
-
-    def wait_until_finished(self):
-        raise AssertionError("waited")
-
-
-@pytest.mark.parametrize(
-    ("count", "error", "waits"),
-    [
-        (2, ValueError, False),
-        (2, checks.Preempted, True),
-        (2, checks.NonFiniteError, True),
-        (1, ValueError, True),
-    ],
-)
-def test_one_of_several_that_fails_alone_does_not_wait_for_a_save_of_all(
-    tmp_path, monkeypatch, count, error, waits
-):
-    saved = saving.Checkpoints(tmp_path, config(), FACTS)
-    monkeypatch.setattr(saved, "_lazy_manager", Unfinished())
-    monkeypatch.setattr(jax, "process_count", lambda: count)
-    with pytest.raises(OSError if waits else error), saved:
-        raise error
