@@ -1,8 +1,9 @@
-"""A pilot on images of the split that is evaluated, the same on every process."""
+"""Pilots on images of the split that is evaluated, with the same outcome on every process."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +21,33 @@ from idode_gin.solvers import spacings
 from idode_gin.solvers.adams import Adams
 
 _MANY_STEPS = 256
-"""That hardly an evaluation needs: the usual ones take a tenth of it, or a fifth."""
+"""More than almost any evaluation needs: most take a tenth to a fifth of it."""
 
 Run = Callable[[types.Params, str, ODELikelihood], tuple[ODELikelihood, Report]]
 """`(params, name, estimator) -> the likelihood with a solver, and its error`: see `Pilot.run`."""
+SolverError = Mapping[str, Any]
+"""What is known about the error of a likelihood's solver; `error` in bits per dim."""
+
+
+class Chosen(NamedTuple):
+    """A likelihood with the solver it is scored with; the solver's error, if it was measured."""
+
+    estimator: ODELikelihood
+    error: SolverError | None
+
+
+def choose(
+    run: Run | None, params: types.Params, likelihoods: Mapping[str, ODELikelihood]
+) -> dict[str, Chosen]:
+    """Run the pilot for every likelihood; without one, keep the solvers and measure nothing."""
+    chosen = {}
+    for name, each in likelihoods.items():
+        estimator, error = each, None
+        if run is not None:
+            estimator, report = run(params, name, each)
+            error = {**report._asdict(), "is_within": report.is_within}
+        chosen[name] = Chosen(estimator, error)
+    return chosen
 
 
 def runner(
@@ -32,16 +56,16 @@ def runner(
     split: data.ImageSplit,
     key_of: Callable[[str], types.PRNGKey],
 ) -> Run:
-    """Gives a function that runs the pilot, which compiles once for however many checkpoints.
+    """Return a function that runs the pilot and prints its report; compiled once for all calls.
 
-    Its images are spread evenly over the split. It works on one device of each process, whatever
-    the mesh, and what the first process finds is what all use.
+    The pilot's images are spread evenly over the split. It runs on one device of each process,
+    whatever the mesh; all processes use the outcome of process 0.
 
     Args:
         pilot: to run.
-        model: what was trained.
+        model: of the checkpoints.
         split: the images.
-        key_of: the evaluation's key of the likelihood of that name.
+        key_of: gives the evaluation's random key of a likelihood by its name.
 
     Raises:
         ValueError: if the network's arithmetic is too coarse: see `Pilot.check_precision`.
@@ -61,6 +85,8 @@ def runner(
             if estimator.solver is None:
                 found, report = _as_first_chose(found, report)
         pilot.check_precision(model, report)
+        more = warning(found, pilot) if estimator.solver is None else ""
+        print(f"{name}: {in_words(report)}{more}", flush=True)
         return found, report
 
     return run
@@ -98,7 +124,7 @@ def _as_first_chose(estimator: ODELikelihood, report: Report) -> tuple[ODELikeli
 
 
 def _told(numbers: Sequence[float]) -> list[float]:
-    """The first process's, on all; as bytes, which no width of numbers rounds."""
+    """Broadcast the numbers of process 0, as bytes: exact whatever the width of jax's numbers."""
     from jax.experimental import multihost_utils
 
     sent = np.frombuffer(np.asarray(numbers, np.float64).tobytes(), np.uint8)
@@ -107,24 +133,24 @@ def _told(numbers: Sequence[float]) -> list[float]:
 
 
 def in_words(report: Report) -> str:
-    """The solver and its error, and what to do where the error is too large."""
-    said = (
+    """Return the solver and its error as text, with advice if the error is too large."""
+    shown = (
         f"{report.solver}, error {report.error:.1e} bits per dim (mean {report.bias:+.1e}) on "
-        f"{report.num_images} images, known to {report.reference_error:.1e}."
+        f"{report.num_images} images, known to within {report.reference_error:.1e}."
     )
     if report.precision_error is not None:
-        said += f" Arithmetic coarser than float32 moves figures by {report.precision_error:.1e}."
+        shown += f" Arithmetic coarser than float32 adds an error of {report.precision_error:.1e}."
     if report.is_within:
-        return said
+        return shown
     return (
-        f"{said} That is not enough for the {report.tolerance:.1e} asked for: the network is rough "
-        "between the steps, or float32 is too coarse. Raise Pilot.max_steps, give a SOLVER with "
-        "more steps, or ask for less."
+        f"{shown} This exceeds the tolerance of {report.tolerance:.1e}: the network is rough "
+        "between the steps, or float32 is too coarse. Raise Pilot.max_steps, bind a SOLVER with "
+        "more steps, or raise the tolerance."
     )
 
 
 def warning(estimator: ODELikelihood, pilot: Pilot) -> str:
-    """A line on a chosen grid of many steps, and what would need fewer; else nothing."""
+    """Return a line that warns of a chosen grid with many steps, with remedies; else ""."""
     solver, variable = estimator.solver, estimator.variable
     if not isinstance(solver, Adams) or solver.steps <= _MANY_STEPS:
         return ""
@@ -134,7 +160,6 @@ def warning(estimator: ODELikelihood, pilot: Pilot) -> str:
     if not isinstance(variable, Exponential):
         ways.insert(0, "--gin_file=gin_configs/integration_variables/exponential.gin")
     return (
-        f"\nwarning: every image will take {solver.steps} steps, a network evaluation each; "
-        f"fewer are not enough in {type(variable).__name__}. To stop here and take others: "
-        f"{', or '.join(ways)}."
+        f"\nwarning: each image needs {solver.steps} steps, with one network evaluation each, in "
+        f"{type(variable).__name__}. To need fewer, stop and use: {', or '.join(ways)}."
     )

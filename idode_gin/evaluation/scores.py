@@ -1,18 +1,18 @@
-"""What an evaluation computes of every image, compiled once for however many checkpoints.
+"""Scores of every image, by functions that compile once for any number of checkpoints.
 
-Of a likelihood, `[B]` each:
+A likelihood gives, `[B]` each:
 
-    nats, bpd             the bound on -log P(x), whole and per dim
+    nats, bpd             the bound on -log P(x): total, and bits per dim
     log_prior, log_det, neg_log_q, log_reconstruction
-                          its parts, nats, means over draws; where K = 1 their sum is -nats
+                          its parts, nats, means over draws; for K = 1 their sum is -nats
     nfe                   network evaluations per solve, mean over draws
-    repeats_sd            standard deviation over repeats, bits per dim; NaN of a single one
-    trace_sd              standard deviation of what the probes' noise adds, bits per dim; NaN where
-                          it is unknown
-    importance_bias       what that noise takes off a figure with K > 1, bits per dim
-    success               whether every solve arrived
+    repeats_sd            standard deviation over repeats, bits per dim; NaN for a single repeat
+    trace_sd              standard deviation caused by the noise of the probes, bits per dim; NaN
+                          where it is unknown
+    importance_bias       by how much that noise lowers `bpd` if K > 1, bits per dim
+    success               whether every solve reached the end
 
-Of the variational bound: `nats`, `bpd`, its terms `reconstruction`, `prior` and `diffusion` (bits
+The variational bound gives `nats`, `bpd`, its terms `reconstruction`, `prior` and `diffusion` (bits
 per dim), and `nfe`.
 """
 
@@ -27,10 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from idode_gin import numerics, types
+from idode_gin import checks, numerics, types
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.evaluation.parity import AbstractParity, prefixed
-from idode_gin.evaluation.results import VARIATIONAL_BOUND
+from idode_gin.evaluation.summary import VARIATIONAL_BOUND, Scores
 from idode_gin.feed import batches as batch_lib
 from idode_gin.feed import data
 from idode_gin.likelihood.density import Problem
@@ -56,10 +56,11 @@ def scorers(
     solve_size: int,
     parity: AbstractParity | None = None,
 ) -> Callable[[str, ODELikelihood | None], Compute]:
-    """Gives the compiled function of a likelihood of that name; of the bound, where it is None.
+    """Return a function `(name, likelihood) -> compiled scores`; None for the variational bound.
 
-    Asked again for the same one, it gives the same function, which need not compile again; of Adams
-    methods also for about as many steps, as another checkpoint may need.
+    The same name and likelihood give the same function, which does not compile again. Adams methods
+    share one for all step counts with the same multiple of `GRID`, because checkpoints may need
+    different ones.
     """
     made: dict[str, Compute] = {}
 
@@ -86,15 +87,15 @@ def scorers(
 def integrand(
     model: DiffusionODE, split: data.ImageSplit, seed: int, solve_size: int
 ) -> Callable[[types.Params], tuple[np.ndarray, np.ndarray]]:
-    """Gives, for parameters, gammas and the bound's integrand at them, `[G]` each.
+    """Return a function of the parameters: gammas, and the bound's integrand at them, `[G]` each.
 
-    The integrand is the mean over the first images, in bits per dim per nat of gamma; on one device
-    of this process.
+    The integrand is the mean over the first images, in bits per dim per nat of gamma. It is
+    computed on one device of this process.
     """
     gammas = np.linspace(model.time.gamma_min, model.time.gamma_max, INTEGRAND_POINTS)
     size = min(solve_size, split.num_images)
     index = np.arange(max(size, min(INTEGRAND_IMAGES, split.num_images) // size * size))
-    compiled = jax.jit(model.integrand)  # of whole batches: padding would count
+    compiled = jax.jit(model.integrand)  # whole batches only: the mean includes padding
 
     def values(params: types.Params) -> tuple[np.ndarray, np.ndarray]:
         params, key = jax.device_get(params), jax.random.key(seed)
@@ -105,6 +106,49 @@ def integrand(
         return gammas, np.mean(found, axis=0)
 
     return values
+
+
+def score_split(
+    name: str,
+    scorer: Compute,
+    params: types.Params,
+    split: data.ImageSplit,
+    loop: image_loop.ImageLoop,
+) -> Scores:
+    """Return the scores of all images in the order of the split, float64 `[N]` each.
+
+    Args:
+        name: of the bound.
+        scorer: gives its scores.
+        params: of the network.
+        split: the images.
+        loop: over them; keeps the scores for a resumed run.
+
+    Raises:
+        checks.NonFiniteError: see `check_scores`.
+    """
+    found = loop.run(
+        name,
+        scorer,
+        params,
+        lambda index, rows: batch_lib.eval_batches(split, loop.batch_size, rows, index),
+    )
+    scores = {key: np.asarray(each, np.float64) for key, each in found.items()}
+    check_scores(name, scores)
+    return scores
+
+
+def check_scores(name: str, scores: Scores) -> None:
+    """Raise NonFiniteError unless every image has a finite score and every solve succeeded."""
+    failed = ~np.isfinite(scores["bpd"]) | (scores.get("success", np.ones(1)) == 0)
+    if failed.any():
+        first = np.flatnonzero(failed)
+        raise checks.NonFiniteError(
+            f"{name}: {first.size} of {failed.size} images have no finite bits per dim, the first "
+            f"at index {first[0]}. The solver did not reach the end within its step limit, or the "
+            "network gave NaN. Raise the solver's max_steps or its tolerances, or evaluate an "
+            "earlier checkpoint."
+        )
 
 
 def _of_bound(
@@ -212,12 +256,12 @@ def _on_grid(model: DiffusionODE, estimator: ODELikelihood, name: str, seed: int
 
 
 def _spread(repeats: Float[Array, "repeats batch"]) -> types.PerExample:
-    """Standard deviation over repeats; NaN of a single one."""
+    """Return the standard deviation over repeats; NaN for a single one."""
     if repeats.shape[0] == 1:
         return jnp.full_like(repeats[0], jnp.nan)
     return jnp.std(repeats, axis=0, ddof=1)
 
 
 def key_of(seed: int, name: str) -> jax.Array:
-    """A key of this bound's own, so that adding a bound does not change the others."""
+    """Return a random key for the bound `name`, so that adding a bound does not change others."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))

@@ -1,6 +1,7 @@
 """Atomic writes: a file is either complete or absent."""
 
 import contextlib
+import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -53,3 +54,12 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 def write_npz_atomically(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
     """Replace a compressed NumPy archive."""
     write_atomically(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+
+
+def write_json_atomically(path: str | os.PathLike[str], value: Any) -> None:
+    """Replace a JSON file, indented.
+
+    Raises:
+        ValueError: if `value` holds a NaN or an infinity, which JSON cannot express.
+    """
+    write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

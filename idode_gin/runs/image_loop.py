@@ -1,12 +1,10 @@
-"""What evaluation and sampling share: values of every image, each computed once, however often the
-process is stopped.
-"""
+"""The loop over images of evaluation and generation: resumable, each image computed once."""
 
 import contextlib
-import itertools
+import dataclasses
 import pathlib
+import time
 from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -20,11 +18,19 @@ from idode_gin.runs import means
 from idode_gin.runs.partial_results import PartialResults, Rows
 
 Compute = Callable[[types.Params, types.Batch], Mapping[str, jax.Array]]
-"""`(params, batch) -> values [B, ...]` by name."""
+"""`(params, batch) -> values [B, ...]` by name, the same on every process."""
+Batches = Callable[[np.ndarray, np.ndarray], Iterator[types.Batch]]
+"""`(index, rows) -> batches` of the images `index`, in that order; of each batch, the places
+`rows`, with padding at the end of the last one. See `batches.index_batches`."""
+FOLDER = "partial_results"
+"""Subfolder of the output directory that holds values until the results are written."""
 
 
 def compiled(compute: Compute, partitioner: PjitPartitioner, solve_size: int) -> Compute:
-    """`compute` on every device's own images, `solve_size` at a time; its values are everywhere."""
+    """Compile `compute`: each device computes its own images, `solve_size` at a time.
+
+    The values returned are replicated over all devices.
+    """
 
     def computed(params: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
         return numerics.map_chunks(lambda part: compute(params, part), batch, solve_size)
@@ -33,96 +39,115 @@ def compiled(compute: Compute, partitioner: PjitPartitioner, solve_size: int) ->
     return joining.together(jax.jit(per_device, out_shardings=partitioner.replicated))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageLoop:
-    """Computes values of N images in one section or several, from wherever `folder` says they are.
-
-    A context: SIGTERM and SIGINT are polled in it, and what was computed is kept, however it is
-    left. Once results are written elsewhere, `remove` what was kept.
+    """Computes values of N images, in one section or several. Made by `opened`.
 
     Args:
-        folder: for what is kept; see `PartialResults`.
-        facts: what the values are a function of, beside the image's number.
-        num_images: N.
-
-    Raises:
-        ValueError: if `folder` holds values of another computation.
+        kept: values computed so far.
+        is_asked_to_stop: polled before every batch.
+        partitioner: devices.
+        batch_size: images at a time, over all devices.
     """
 
-    def __init__(self, folder: pathlib.Path, facts: Mapping[str, Any], num_images: int) -> None:
-        self._kept = PartialResults(folder, facts, num_images, _place())
-        self._stop = preemption.StopRequest(preemption.RESULTS, self._last_words)
-        self._polls = itertools.count()
+    kept: PartialResults
+    is_asked_to_stop: Callable[[], bool]
+    partitioner: PjitPartitioner
+    batch_size: int
 
-    @property
-    def seconds_before(self) -> float:
-        """That the processes before this one took for what is kept."""
-        return self._kept.seconds_before
-
-    def __enter__(self) -> "ImageLoop":
-        if self._kept.is_begun and jax.process_index() == 0:
-            print(f"Going on from {self._kept.progress()}.", flush=True)
-        self._stop.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self._kept.write()
-        finally:
-            self._stop.__exit__(kind, error, trace)
-
-    def run(
-        self,
-        section: str,
-        compute: Callable[[types.Batch], Mapping[str, jax.Array]],
-        batches: Callable[[np.ndarray], Iterator[types.Batch]],
-        batch_size: int,
-    ) -> Rows:
-        """Values `[N, ...]` of all images, of which those that were kept are not computed again.
+    def run(self, section: str, compute: Compute, params: types.Params, batches: Batches) -> Rows:
+        """Return the values `[N, ...]` of all images; computes those that are not kept yet.
 
         Args:
-            section: what the values are called.
-            compute: values `[B, ...]` of a batch, the same on every process.
-            batches: of the images of the given numbers, in that order, padded at the end.
-            batch_size: B.
+            section: name of the values.
+            compute: gives the values of a batch.
+            params: of the network.
+            batches: gives the batches of some of the images.
 
         Raises:
-            checks.Preempted: when asked to stop; what was computed is kept.
+            means.AskedToStop: when asked to stop.
         """
-        missing = self._kept.missing(section)
-        count, done = self._kept.num_images, self._kept.num_images - len(missing)
-        starts = range(0, len(missing), batch_size)
-        landed = means.landed(compute, batches(missing), self._is_asked_to_stop)
+        missing, size = self.kept.missing(section), self.batch_size
+        made = batches(missing, self.partitioner.local_rows(size))
+        landed = means.landed(
+            lambda batch: compute(params, batch),
+            (self.partitioner.put_batch(batch, size) for batch in made),
+            self.is_asked_to_stop,
+        )
+        count = self.kept.num_images
+        bar = progress.image_bar(section, count, count - len(missing))
+        with bar, contextlib.closing(landed):
+            for start, values in zip(range(0, len(missing), size), landed, strict=True):
+                index = missing[start : start + size]
+                rows = {name: each[: len(index)] for name, each in values.items()}
+                self.kept.add(section, index, rows)
+                bar.update(len(index))
+        return self.kept.rows(section)
+
+    def seconds_since(self, began: float) -> float:
+        """Return seconds since `time.monotonic()` was `began`, plus those of interrupted runs."""
+        return self.kept.seconds_before + time.monotonic() - began
+
+
+@contextlib.contextmanager
+def opened(
+    output_dir: str | pathlib.Path,
+    facts: Mapping[str, Any],
+    num_images: int,
+    partitioner: PjitPartitioner,
+    batch_size: int,
+) -> Iterator[ImageLoop]:
+    """A context that resumes from `FOLDER` in `output_dir`, and stops on SIGTERM and SIGINT.
+
+    However the context is left, the values computed so far are kept; unless some are not finite,
+    because running again would give the same ones. Call `kept.remove()` once results are written.
+
+    Args:
+        output_dir: for the results.
+        facts: everything that the values depend on, beside the number of the image.
+        num_images: N.
+        partitioner: devices.
+        batch_size: images at a time, over all devices.
+
+    Raises:
+        ValueError: if the folder holds values that depend on other facts.
+        checks.Preempted: when asked to stop.
+    """
+    kept = PartialResults(pathlib.Path(output_dir) / FOLDER, facts, num_images, _hardware())
+
+    def interrupted(reason: str) -> str:
+        kept.write()
+        return f"Stopped by {reason} after {kept.progress()}. Run the same command again to resume."
+
+    if kept.is_begun and jax.process_index() == 0:
+        print(f"Resuming from {kept.progress()}.", flush=True)
+    with preemption.StopRequest(preemption.RESULTS, interrupted) as stop:
         try:
-            with progress.image_bar(section, count, done) as bar, contextlib.closing(landed):
-                for start, values in zip(starts, landed, strict=True):
-                    index = missing[start : start + batch_size]
-                    rows = {name: each[: len(index)] for name, each in values.items()}
-                    self._kept.add(section, index, rows)
-                    bar.update(len(index))
+            yield ImageLoop(
+                kept=kept,
+                is_asked_to_stop=lambda: stop.stop_at(0),
+                partitioner=partitioner,
+                batch_size=batch_size,
+            )
         except means.AskedToStop:
-            raise checks.Preempted(self._last_words(self._stop.reason)) from None
-        return self._kept.rows(section)
+            raise checks.Preempted(interrupted(stop.reason)) from None
+        except checks.NonFiniteError:
+            kept.remove()
+            raise
+        finally:
+            kept.write()
 
-    def remove(self) -> None:
-        """Removes what was kept."""
-        self._kept.remove()
 
-    def _is_asked_to_stop(self) -> bool:
-        return self._stop.stop_at(next(self._polls))
-
-    def _last_words(self, reason: str) -> str:
-        self._kept.write()
-        return (
-            f"Stopped by {reason} after {self._kept.progress()}. The same command goes on from "
-            "there."
+def check_solved(success: np.ndarray, what: str) -> None:
+    """Raise NonFiniteError, which names `what` was solved, unless every solve succeeded."""
+    failed = int((~success).sum())
+    if failed:
+        raise checks.NonFiniteError(
+            f"{failed} of {len(success)} {what} did not reach the end of the ODE. Raise the "
+            "solver's max_steps or its tolerances, or use an earlier checkpoint."
         )
 
 
-def _place() -> str:
+def _hardware() -> str:
     devices = jax.devices()
     return f"{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}"

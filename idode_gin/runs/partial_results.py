@@ -1,13 +1,14 @@
-"""Values of images, kept on disk as they are computed: a killed process is gone on from.
+"""Values of images, saved while they are computed, so that an interrupted run can resume.
 
-    <folder>/facts.json                            what is computed, in words
-    <folder>/part_<facts>_<number>_<content>.npz   rows of it: `<section>/index` and the values;
-                                                   and `/seconds` that they took
+    <folder>/facts.json                            what the values depend on
+    <folder>/part_<facts>_<number>_<content>.npz   `<section>/index` and the values of some images;
+                                                   and `/seconds`, the time they took
 
-Parts appear whole or not at all and are never changed. Their names hold the digest of the facts, so
-that values of two computations are never mixed, and of the content, so that damage is noticed.
+A part is written atomically and never changed. Its name holds a digest of the facts, so that values
+of two computations are never mixed, and a digest of its content, which detects damage.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -22,208 +23,211 @@ import jax
 import numpy as np
 from absl import logging
 
-from idode_gin.reports import files
+from idode_gin.reports import differences, files
 
 FORMAT = 1
 WRITE_PERIOD = 5.0
-"""Seconds between two parts: what a kill can lose, beside the batch that is being worked on."""
+"""Seconds between two parts: what a kill can lose, beside the batch in progress."""
 _DIGITS = 16
-_SHOWN = 5
 
 Rows = dict[str, np.ndarray]
 """Values `[n, ...]` by name, one row per image."""
 
 
-class PartialResults:
-    """Rows of N images in one section or several, filled in any order, each once.
-
-    With several processes every one of them is given every row; the first reads and writes, and
-    tells the others what it read.
+@dataclasses.dataclass(frozen=True)
+class _Section:
+    """Values of one section, allocated for all images.
 
     Args:
-        folder: for the files; made when there is something to keep.
-        facts: what the values are a function of, beside the image's number, as JSON holds it.
+        done: which images have values, bool `[N]`.
+        values: by name, `[N, ...]`.
+        unwritten: indices of images that no part holds yet, `[n]` each.
+    """
+
+    done: np.ndarray
+    values: Rows = dataclasses.field(default_factory=dict)
+    unwritten: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+    def put(self, index: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
+        """Store the values `[n, ...]` of the images `index` `[n]`."""
+        for name, each in rows.items():
+            if name not in self.values:
+                self.values[name] = np.zeros((len(self.done), *each.shape[1:]), each.dtype)
+            self.values[name][index] = each
+        self.done[index] = True
+
+    def chosen(self, index: np.ndarray) -> Rows:
+        """Return the index and the values of some images."""
+        return {"index": index, **{name: each[index] for name, each in self.values.items()}}
+
+
+class PartialResults:
+    """Rows of N images in one section or several, filled in any order, each image once.
+
+    With several processes every one of them adds every row; process 0 reads and writes the files
+    and broadcasts what it read.
+
+    Args:
+        folder: for the files; created when the first part is written.
+        facts: JSON-able facts that the values depend on, beside the number of the image.
         num_images: N.
-        place: what the values may depend on in their last digits: devices and versions.
+        hardware: devices and versions, which may change how values are rounded.
 
     Raises:
-        ValueError: if `folder` holds values of another computation.
+        ValueError: if `folder` holds values that depend on other facts.
     """
 
     def __init__(
-        self, folder: pathlib.Path, facts: Mapping[str, Any], num_images: int, place: str = ""
+        self, folder: pathlib.Path, facts: Mapping[str, Any], num_images: int, hardware: str = ""
     ) -> None:
         self.num_images = num_images
-        self._folder, self._place = folder, place
-        self._facts = json.loads(json.dumps({"format": FORMAT, **facts}))
-        text = json.dumps(self._facts, sort_keys=True)
-        self._digest = hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
-        self._done: dict[str, np.ndarray] = {}
-        self._values: dict[str, Rows] = {}
-        self._unwritten: dict[str, list[np.ndarray]] = {}
-        self._is_told, self._number = False, 0
-        self._last_part = self._last_write = time.monotonic()
         self.seconds_before = 0.0
-        """That other processes, before this one, took for what they wrote."""
-        self._lock = threading.RLock()  # a thread writes when the process must leave at once
+        """Time that interrupted runs took for the values read."""
+        self._folder = folder
+        # As JSON returns it, with lists for tuples.
+        self._facts = json.loads(json.dumps({"format": FORMAT, **facts}))
+        self._hardware = hardware
+        self._digest = _digest(json.dumps(self._facts, sort_keys=True).encode())
+        self._sections: dict[str, _Section] = {}
+        self._number = 0  # of the last part
+        self._last_write = time.monotonic()
+        self._lock = threading.RLock()  # a thread writes when the process must exit at once
         self._read()
 
     @property
     def is_begun(self) -> bool:
         """Whether there are values."""
-        return bool(self._values)
+        return any(section.values for section in self._sections.values())
 
     def missing(self, section: str) -> np.ndarray:
-        """Numbers of the images that have no values yet, rising."""
-        return np.flatnonzero(~self._is_done(section))
+        """Return the indices of the images without values, in rising order."""
+        return np.flatnonzero(~self._section(section).done)
 
     def progress(self) -> str:
-        """How far every section that was begun is, in words."""
+        """Return the number of images done in each section, as text."""
         with self._lock:
-            counts = [(int(done.sum()), name) for name, done in self._done.items()]
+            counts = [(int(each.done.sum()), name) for name, each in self._sections.items()]
         parts = [f"{count} of {self.num_images} images of {name}" for count, name in counts]
         return ", ".join(parts) or "no image"
 
     def add(self, section: str, index: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
-        """Takes the values `[n, ...]` of the images `index` `[n]`, and now and then writes a part.
+        """Add the values `[n, ...]` of the images `index` `[n]`; write a part every few seconds.
 
         Raises:
-            OSError: naming the file, if the disk refuses it.
+            OSError: naming the file, if it cannot be written.
         """
         with self._lock:
-            self._put(section, index, rows)
-            self._unwritten.setdefault(section, []).append(index)
+            self._section(section).put(index, rows)
+            self._section(section).unwritten.append(index)
         if time.monotonic() - self._last_write >= WRITE_PERIOD:
             self.write()
 
     def rows(self, section: str) -> Rows:
-        """Every value `[N, ...]` of a section that misses none, by name."""
-        assert self._is_done(section).all()
-        return {name: self._values[section][name] for name in sorted(self._values[section])}
+        """Return all values `[N, ...]` of a complete section, sorted by name."""
+        assert self._section(section).done.all()
+        return dict(sorted(self._section(section).values.items()))
 
     def write(self) -> None:
-        """Writes what was not yet written.
+        """Write the values that no part holds yet.
 
         Raises:
-            OSError: naming the file, if the disk refuses it.
+            OSError: naming the file, if it cannot be written.
         """
         with self._lock:
-            self._last_write = time.monotonic()
-            if self._unwritten and jax.process_index() == 0:
-                if not self._is_told:
-                    told = {"facts": self._facts, "place": self._place}
-                    text = json.dumps(told, indent=2, sort_keys=True) + "\n"
-                    files.write_atomically(self._folder / "facts.json", text)
-                    self._is_told = True
-                self._number += 1
+            unwritten = {name: each for name, each in self._sections.items() if each.unwritten}
+            if unwritten and jax.process_index() == 0:
+                now = time.monotonic()
+                if not (self._folder / "facts.json").exists():
+                    description = {"facts": self._facts, "place": self._hardware}
+                    files.write_json_atomically(self._folder / "facts.json", description)
                 sections = {
-                    section: self._chosen(section, np.concatenate(index))
-                    for section, index in self._unwritten.items()
+                    name: each.chosen(np.concatenate(each.unwritten))
+                    for name, each in unwritten.items()
                 }
-                content = _packed(sections, self._last_write - self._last_part)
-                self._last_part = self._last_write
+                content = _packed(sections, now - self._last_write)
+                self._last_write = now
+                self._number += 1
                 name = f"part_{self._digest}_{self._number:06d}_{_digest(content)}.npz"
                 files.write_atomically(self._folder / name, content)
-            self._unwritten = {}
+            self._forget_unwritten()
 
     def remove(self) -> None:
-        """Removes the folder: its values are elsewhere, or of no more use."""
+        """Remove the folder, once its values are saved elsewhere or are useless."""
         with self._lock:
-            self._unwritten = {}
+            self._forget_unwritten()
             if jax.process_index() == 0:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _is_done(self, section: str) -> np.ndarray:
-        return self._done.setdefault(section, np.zeros(self.num_images, bool))
+    def _forget_unwritten(self) -> None:
+        for section in self._sections.values():
+            section.unwritten.clear()
 
-    def _put(self, section: str, index: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
-        values = self._values.setdefault(section, {})
-        for name, each in rows.items():
-            if name not in values:
-                values[name] = np.zeros((self.num_images, *each.shape[1:]), each.dtype)
-            values[name][index] = each
-        self._is_done(section)[index] = True
-
-    def _chosen(self, section: str, index: np.ndarray) -> Rows:
-        """The index and the values of some images of a section."""
-        values = self._values[section].items()
-        return {"index": index, **{name: each[index] for name, each in values}}
+    def _section(self, name: str) -> _Section:
+        if name not in self._sections:
+            self._sections[name] = _Section(np.zeros(self.num_images, bool))
+        return self._sections[name]
 
     def _read(self) -> None:
         if jax.process_count() == 1:
             self._read_parts()
             return
         content = _told_by_first(self._read_and_pack)
-        self.seconds_before = 0.0  # what the first process read it is told, too
+        self.seconds_before = 0.0  # process 0, too, receives what it read
         self._take(content)
 
     def _read_and_pack(self) -> bytes:
         self._read_parts()
         sections = {
-            name: self._chosen(name, np.flatnonzero(done)) for name, done in self._done.items()
+            name: each.chosen(np.flatnonzero(each.done)) for name, each in self._sections.items()
         }
         return _packed(sections, self.seconds_before)
 
     def _read_parts(self) -> None:
-        self._check_facts()
+        self._check_facts(self._folder / "facts.json")
         for path in sorted(self._folder.glob("part_*_*_*.npz")):
             _, facts, number, digest = path.stem.split("_", 3)
             if facts != self._digest:
-                logging.warning("%s belongs to another computation and is left out.", path)
+                logging.warning("%s belongs to another computation and is skipped.", path)
                 continue
             content = path.read_bytes()
             if _digest(content) != digest:
-                logging.warning("%s is damaged: the images in it are computed again.", path)
+                logging.warning("%s is damaged; its images are computed again.", path)
                 path.unlink()
                 continue
             self._number = max(self._number, int(number))
             self._take(content)
 
     def _take(self, content: bytes) -> None:
-        """Takes what `_packed` made."""
+        """Add values packed by `_packed`."""
         sections = _unpacked(content)
         self.seconds_before += float(sections.pop("")["seconds"])
         for section, rows in sections.items():
-            self._put(section, rows.pop("index"), rows)
+            self._section(section).put(rows.pop("index"), rows)
 
-    def _check_facts(self) -> None:
-        path = self._folder / "facts.json"
+    def _check_facts(self, path: pathlib.Path) -> None:
         try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-            saved, place = dict(told["facts"]), told["place"]
+            description = json.loads(path.read_text(encoding="utf-8"))
+            saved, hardware = dict(description["facts"]), description["place"]
         except FileNotFoundError:
             return
         except (ValueError, KeyError, TypeError):
-            logging.warning("%s is damaged: only parts of this very computation are used.", path)
+            logging.warning("%s is damaged; only parts with the same facts are used.", path)
+            path.unlink()
             return
-        different = _differences(saved, self._facts)
-        if different:
-            more = f"; and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
+        if changes := differences.changes(saved, self._facts):
             raise ValueError(
-                f"{self._folder} holds the beginning of another computation, whose values cannot "
-                f"be mixed with these: {'; '.join(different[:_SHOWN])}{more}. Go on with what it "
-                f"was begun with, choose another output directory, or remove {self._folder} to "
-                "begin anew."
+                f"{self._folder} holds values of another computation, which cannot be mixed with "
+                f"these: {differences.listed(changes)}. Restore the settings that it started with, "
+                f"choose another output directory, or remove {self._folder} to start again."
             )
-        self._is_told = True
-        if place != self._place:
+        if hardware != self._hardware:
             logging.warning(
-                "The values in %s were computed on %s, the others now on %s. They are as right as "
-                "those; to have all from one place, remove that folder.",
+                "The values in %s were computed on %s; the others are computed on %s. Different "
+                "hardware rounds differently. To compute all on the same, remove that folder.",
                 self._folder,
-                place,
-                self._place,
+                hardware,
+                self._hardware,
             )
-
-
-def _differences(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
-    """In words, every fact that is another one than when the folder was begun."""
-    nothing = "nothing"
-    return [
-        f"{name} was {saved.get(name, nothing)} and is {facts.get(name, nothing)} now"
-        for name in sorted(saved.keys() | facts.keys())
-        if saved.get(name, nothing) != facts.get(name, nothing)
-    ]
 
 
 def _digest(content: bytes) -> str:

@@ -23,8 +23,9 @@ from idode_gin.models import DiffusionODE
 from idode_gin.processes.preemption import StopRequest
 from idode_gin.reports import progress
 from idode_gin.reports.wandb_writer import WandB
+from idode_gin.runs import descriptions, resuming, run_inputs, run_lock
+from idode_gin.runs import facts as facts_lib
 from idode_gin.runs import means as evaluation
-from idode_gin.runs import run_inputs, run_lock
 from idode_gin.training import (
     bad_steps,
     guards,
@@ -154,7 +155,7 @@ class Trainer:
             ValueError: if the run directory holds a run of another model, there is no checkpoint
                 to start from, or a warm start would begin where training ends.
         """
-        run_inputs.check_begun(self.model_dir, model)
+        resuming.check_begun(self.model_dir, model)
         steps_left.check(self.model_dir, self.checkpoints.restore, self.train_steps)
 
     def dry_run(
@@ -177,7 +178,7 @@ class Trainer:
         self._check_batch_sizes(train_dataset, eval_dataset)
         self._check_best(eval_dataset)
         self.check_start(model)
-        shape, size = run_inputs.shape_for_dry_run(model), train_dataset.batch_size
+        shape, size = descriptions.shape_for_dry_run(model), train_dataset.batch_size
         batch = run_inputs.blank_batch(model, shape, size)
         program = self.program(model, shape, batch)
         state = program.abstract_state
@@ -196,11 +197,11 @@ class Trainer:
         is_split = partitioner.mesh.shape[mesh_lib.MODEL] > 1
         memory[f"activations, {'at most' if is_split else 'estimated'}"] = kept
         caveat = "Activations are not divided by `model`, which splits some of them.\n"
-        changes = run_inputs.changed_since(self.model_dir, self.settings(model, train_dataset))
+        changes = resuming.changed_since(self.model_dir, self.settings(model, train_dataset))
         told = "".join(f"WARNING: {each}\n" for each in changes)
         done = steps_left.instead(self.model_dir, self.train_steps)
         return (
-            f"{run_inputs.describe(model, state.params, program.logical_axes)}\n"
+            f"{descriptions.describe(model, state.params, program.logical_axes)}\n"
             f"Mesh: {partitioner.shown}.\n"
             f"Batch: {size} images of {shape}, {part} on a device at a time.\n"
             f"On each device:\n{accounting.memory_table(memory)}\n"
@@ -212,16 +213,16 @@ class Trainer:
     def settings(self, model: DiffusionODE, dataset: data.DatasetConfig) -> dict[str, Any]:
         """What a run directory remembers of the configuration, and compares when it is resumed."""
         return {
-            **run_inputs.described("model", model),
+            **facts_lib.described("model", model),
             "dataset_seed": dataset.seed,
             "shuffle": dataset.shuffle,
             "batch_size": dataset.batch_size,
             "seed": self.seed,
             "ema_rate": self.ema_rate,
             "num_microbatches": self.num_microbatches,
-            **run_inputs.described("optimizer", self.optimizer),
-            **run_inputs.described("non_finite", self.non_finite),
-            **run_inputs.described("loss_spike", self.loss_spike),
+            **facts_lib.described("optimizer", self.optimizer),
+            **facts_lib.described("non_finite", self.non_finite),
+            **facts_lib.described("loss_spike", self.loss_spike),
         }
 
     @property
@@ -324,7 +325,7 @@ class _Run:
 
         facts = {
             **trainer.settings(model, train_dataset),
-            **run_inputs.image_facts(self._split, self._eval_split),
+            **facts_lib.image_facts(self._split, self._eval_split),
         }
         stack.enter_context(run_lock.held(self._directory, is_first=jax.process_index() == 0))
         self._saved = stack.enter_context(
@@ -336,10 +337,10 @@ class _Run:
         self._start = int(self._state.step)
         self._is_resumed = restored is not None and restored.path.parent == self._directory
         if restored is not None and self._is_resumed:
-            run_inputs.check_resumed(self._directory, restored.facts, facts)
+            resuming.check_resumed(self._directory, restored.facts, facts)
         elif restored is not None:  # maybe not the checkpoint that was looked at before
             steps_left.check_step(restored.path, self._start, trainer.train_steps)
-            run_inputs.warn_of_meaning(restored.path, restored.facts, facts)
+            resuming.warn_of_meaning(restored.path, restored.facts, facts)
 
         self._outputs = run_outputs.RunDirectory(
             self._directory,
@@ -389,7 +390,7 @@ class _Run:
 
     def _announce(self, restored: Restored | None) -> None:
         """Says where training starts from."""
-        text = run_inputs.describe(self._model, self._state.params, self._program.logical_axes)
+        text = descriptions.describe(self._model, self._state.params, self._program.logical_axes)
         self._outputs.write_text("model-info.txt", text)
         last = self._trainer.train_steps
         if self._start >= last:

@@ -13,6 +13,8 @@ from idode_gin import checks
 from idode_gin.checkpoints import saving
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.evaluation import parity, parquet, results
+from idode_gin.evaluation import scores as scores_lib
+from idode_gin.evaluation import summary as summary_lib
 from idode_gin.evaluation.evaluator import Evaluator
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
@@ -108,11 +110,11 @@ def test_pictures_of_every_bound(evaluated):
 def test_errors_that_are_not_known_are_none():
     scores = {name: np.ones(4) for name in ("bpd", "nfe")}
     unknown = {name: np.full(4, np.nan) for name in ERRORS}
-    found = results.summarize({**scores, **unknown})
+    found = summary_lib.summarize({**scores, **unknown})
     assert found["stderr_dequantization"] is found["stderr_probes"] is None
     assert found["importance_bias"] is found["solver_error"] is found["precision_error"] is None
     known = {"error": 1e-4, "precision_error": 2e-4}
-    found = results.summarize({**scores, **unknown}, solver_error=known)
+    found = summary_lib.summarize({**scores, **unknown}, solver_error=known)
     assert (found["solver_error"], found["precision_error"]) == ({"error": 1e-4}, 2e-4)
 
 
@@ -125,7 +127,7 @@ def test_means_of_many_data_sets_spread_as_the_error_of_draws_says():
     for each in repeats:
         bpd = each.mean(axis=1)
         scores = {"bpd": bpd, "nfe": np.ones(30), "repeats_sd": each.std(axis=1, ddof=1)}
-        found = results.summarize(scores, num_repeats=4)
+        found = summary_lib.summarize(scores, num_repeats=4)
         means.append(found["mean"])
         errors.append(found["stderr_dequantization"])
     assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(means), rel=0.05)
@@ -137,20 +139,22 @@ def test_the_table_tells_of_the_solver():
         **{"dataset": "made", "variant": "", "split": "test", "num_images": 1, "step": 5},
         **{"image_shape": [8, 8, 1], "levels": 17, "sha256": "0" * 64, "tn": entry},
     }
-    _, head, row = results.table(summary).split("\n")
+    _, head, row = summary_lib.table(summary).split("\n")
     assert head.split() == ["bound", "bpd", "std.", "error", "solver", "error", "NFE"]
     assert row.split() == ["tn", "2.0000", "-", "2.5e-04", "40"]
     entry["solver_error"] |= {"tolerance": 1e-4, "is_within": False}
-    assert results.table(summary).endswith(f"{row}\nThe solver error of tn is not within 1.0e-04.")
+    assert summary_lib.table(summary).endswith(
+        f"{row}\nThe solver error of tn is not within 1.0e-04."
+    )
 
 
 def test_without_pyarrow_there_is_no_parquet_of_other_results(tmp_path, monkeypatch, caplog):
-    results._write_rows(tmp_path, {"index": np.arange(3)})
+    results.write_rows(tmp_path, {"index": np.arange(3)})
     first = (tmp_path / "results.parquet").read_bytes()
-    results._write_rows(tmp_path, {"index": np.arange(3)})
+    results.write_rows(tmp_path, {"index": np.arange(3)})
     assert (tmp_path / "results.parquet").read_bytes() == first
     monkeypatch.setattr(parquet, "is_available", lambda: False)
-    results._write_rows(tmp_path, {"index": np.arange(4)})
+    results.write_rows(tmp_path, {"index": np.arange(4)})
     assert [each.name for each in tmp_path.iterdir()] == ["results.npz"]
     assert "pyarrow is not installed" in caplog.text
 
@@ -166,7 +170,7 @@ def test_names_that_files_and_columns_cannot_have(name):
 def test_figures_that_are_none_are_told():
     scores = {"bpd": np.array([1.0, np.inf, 2.0]), "success": np.array([1.0, 1.0, 0.0])}
     with pytest.raises(checks.NonFiniteError, match="tn: 2 of 3 images .* at index 1"):
-        results.check_scores("tn", scores)
+        scores_lib.check_scores("tn", scores)
 
 
 def test_a_parity_table_has_its_choices_between_right_and_published():

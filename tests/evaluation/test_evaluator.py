@@ -14,6 +14,7 @@ from idode_gin.checkpoints import saving
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.evaluation import evaluator
 from idode_gin.evaluation import results as eval_results
+from idode_gin.evaluation import summary as summary_lib
 from idode_gin.generation import sampler
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.likelihood.pilot import Pilot
@@ -140,7 +141,7 @@ def test_the_table_says_which_pixels_were_scored(variant, shown):
         **{"image_shape": [8, 8, 1], "levels": 17, "step": 5, "sha256": "0123456789abcdef" * 4},
         "uniform": {"mean": 2.0, "stderr": 0.5, "nfe": 7.0},
     }
-    first, _, bound = eval_results.table(summary).split("\n")
+    first, _, bound = summary_lib.table(summary).split("\n")
     assert first == f"{shown} test: 3 images of 8x8x1, 17 levels, sha256 0123456789ab, step 5"
     assert bound.split() == ["uniform", "2.0000", "0.5000", "-", "7"]
 
@@ -152,7 +153,7 @@ def test_the_sample_in_the_readme_is_of_these_pixels():
     split = loading.load_split(config)
     readme = pathlib.Path(__file__).parents[2].joinpath("README.md").read_text()
     facts = {**split.facts(), "levels": 17, "step": 1500}
-    assert f"\n{eval_results.table(facts).splitlines()[0]}\n" in readme
+    assert f"\n{summary_lib.table(facts).splitlines()[0]}\n" in readme
 
 
 @pytest.mark.parametrize("lanes", [4, 5])

@@ -299,8 +299,8 @@ class Sudden(AbstractNetwork):
     ("variable", "fit_spacing", "steps", "said"),
     [
         (Kappa(), False, 896, "896 steps.*in Kappa.*exponential.gin, or .*fit_spacing=True"),
-        (Kappa(), True, 896, r"take others: [^ ]*exponential.gin, or a larger BPD_TOLERANCE\.$"),
-        (Exponential(), False, 896, r"take others: --gin.Pilot.fit_spacing=True, or a larger"),
+        (Kappa(), True, 896, r"use: [^ ]*exponential.gin, or a larger BPD_TOLERANCE\.$"),
+        (Exponential(), False, 896, r"use: --gin.Pilot.fit_spacing=True, or a larger"),
         (Kappa(), False, 256, "^$"),
     ],
 )

@@ -102,7 +102,7 @@ def test_a_damaged_part_is_computed_again(folder, caplog, damage):
     path.write_bytes(damage(path.read_bytes()))
     with caplog.at_level(logging.WARNING, "absl"):
         kept = opened(folder)
-    assert f"{path} is damaged: the images in it are computed again" in caplog.text
+    assert f"{path} is damaged; its images are computed again" in caplog.text
     assert kept.missing("a").tolist() == [2, 3, 5, 6]
     fill(kept, "a", kept.missing("a"))
     assert opened(folder).missing("a").size == 0
@@ -111,9 +111,13 @@ def test_a_damaged_part_is_computed_again(folder, caplog, damage):
 def test_values_of_another_computation_are_refused(folder):
     fill(opened(folder), "a", [0])
     others = {"seed": 4, "likelihood.solver": "Euler", "K": 2}
-    with pytest.raises(ValueError, match="seed was 3 and is 4 now") as error:
+    with pytest.raises(ValueError, match="seed was 3 and is now 4") as error:
         opened(folder, others)
-    for expected in (str(folder), "K was nothing and is 2 now", "shape was [4, 4] and is nothing"):
+    for expected in (
+        str(folder),
+        "K was nothing and is now 2",
+        "shape was [4, 4] and is now nothing",
+    ):
         assert expected in str(error.value)
     assert "solver" not in str(error.value)
     assert "another output directory" in str(error.value)
@@ -146,12 +150,12 @@ def test_a_damaged_description_is_written_anew(folder):
 
 
 def test_another_place_is_told(folder, caplog):
-    fill(opened(folder, place="1 x cpu"), "a", [0])
+    fill(opened(folder, hardware="1 x cpu"), "a", [0])
     with caplog.at_level(logging.WARNING, "absl"):
-        assert opened(folder, place="1 x cpu").is_begun
+        assert opened(folder, hardware="1 x cpu").is_begun
         assert caplog.text == ""
-        assert opened(folder, place="2 x cpu").is_begun
-    assert "computed on 1 x cpu, the others now on 2 x cpu" in caplog.text
+        assert opened(folder, hardware="2 x cpu").is_begun
+    assert "computed on 1 x cpu; the others are computed on 2 x cpu" in caplog.text
 
 
 def test_removed_is_removed(folder, monkeypatch):

@@ -162,12 +162,12 @@ def test_asked_to_stop_in_the_middle_and_gone_on(kind, undisturbed, tmp_path, mo
             return stop_at(stop, step)
 
         patch.setattr(preemption.StopRequest, "stop_at", asking)
-        with pytest.raises(checks.Preempted, match=r"SIGTERM after 15 of 41 images of .*goes"):
+        with pytest.raises(checks.Preempted, match=r"SIGTERM after 15 of 41 images of .*resume"):
             run(tmp_path, 5)  # one batch more than are in flight, and then two
     assert not (tmp_path / file).exists()
     capfd.readouterr()
     summary = run(tmp_path, 7)
-    assert "Going on from 15 of 41 images" in capfd.readouterr().out
+    assert "Resuming from 15 of 41 images" in capfd.readouterr().out
     assert (tmp_path / file).read_bytes() == undisturbed[kind][0]
     assert is_same(summary, undisturbed[kind][1])
     assert not (tmp_path / PARTIAL).exists()
@@ -208,7 +208,7 @@ def test_gone_on_with_another_seed_is_refused(kind, tmp_path, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             run(tmp_path, 8)
     assert (tmp_path / PARTIAL).is_dir()
-    with pytest.raises(ValueError, match=r"seed was 0 and is 1 now.*or remove .*partial_results"):
+    with pytest.raises(ValueError, match=r"seed was 0 and is now 1.*or remove .*partial_results"):
         run(tmp_path, 8, seed=1)
 
 
@@ -303,11 +303,11 @@ def test_two_processes_stop_together_and_go_on_together(kind, undisturbed, tmp_p
     facts.write_text(text.replace('"seed": 0', '"seed": 1'))
     outputs, codes = ended(together(kind, tmp_path, 4))
     assert codes == [2, 2], outputs
-    assert all("seed was 1 and is 0 now" in each for each in outputs)
+    assert all("seed was 1 and is now 0" in each for each in outputs)
     facts.write_text(text)
     outputs, codes = ended(together(kind, tmp_path, 4))
     assert codes == [0, 0], outputs
-    assert "Going on from" in outputs[0]
+    assert "Resuming from" in outputs[0]
     with np.load(tmp_path / file) as found, np.load(io.BytesIO(undisturbed[kind][0])) as expected:
         for name in expected.files:
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-5)

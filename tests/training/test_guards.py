@@ -369,7 +369,7 @@ def test_bins_do_not_change_the_run_and_can_change_between_restarts(tmp_path, ca
     assert "keeps another window than this run" in caplog.text
     assert len(rows(tmp_path / "without")[-1]["train/loss_by_gamma"]) == 4
     assert "another guard" not in caplog.text
-    assert "non_finite was Stop when the checkpoint was saved and is Skip now" in caplog.text
+    assert "non_finite was Stop and is now Skip" in caplog.text
 
 
 def test_a_checkpoint_without_the_guards_memory_is_restored(tmp_path, caplog, monkeypatch):

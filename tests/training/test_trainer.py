@@ -26,8 +26,8 @@ from idode_gin.feed import batches, loading
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.processes.preemption import StopRequest
 from idode_gin.reports import fingerprints, metrics, plots
+from idode_gin.runs import facts, run_inputs
 from idode_gin.runs import means as evaluation
-from idode_gin.runs import run_inputs
 from idode_gin.schedules.time import linear
 from idode_gin.training import optimizers
 
@@ -420,10 +420,10 @@ def test_another_seed_in_the_same_directory_is_told(tmp_path, caplog, monkeypatc
     described = tiny.trainer(tmp_path / "run", 6, seed=3)
     planned = described.dry_run(tiny.model(image_shape=tiny.SHAPE), tiny.config(8))
     assert planned.count("WARNING: ") == 3  # `image_shape` of the model is the other
-    assert "\nWARNING: seed was 0 when the checkpoint was saved and is 3 now. Training" in planned
+    assert "\nWARNING: seed was 0 and is now 3. Training" in planned
     tiny.use_tiny_data(monkeypatch, 21)
     run(tmp_path / "run", 6, seed=3, dataset=tiny.config(8))
-    assert "seed was 0 when the checkpoint was saved and is 3 now" in caplog.text
+    assert "seed was 0 and is now 3" in caplog.text
     assert "batch_size was 4" in caplog.text
     assert "eval_dataset_sha256 was" in caplog.text
     assert "optimizer was" not in caplog.text
@@ -432,7 +432,7 @@ def test_another_seed_in_the_same_directory_is_told(tmp_path, caplog, monkeypatc
 def test_another_meaning_of_the_output_in_the_same_directory_is_refused(tmp_path):
     run(tmp_path / "run", 2)
     time = linear.Linear(gamma_min=-7.0, gamma_max=5.0)
-    with pytest.raises(ValueError, match=r"model\.time\.gamma_min was -7\.8.* is -7\.0 now"):
+    with pytest.raises(ValueError, match=r"model\.time\.gamma_min was -7\.8.* is now -7\.0"):
         run(tmp_path / "run", 4, model=tiny.model(time=time))
     with pytest.raises(ValueError, match=r"was trained with another meaning.*gamma_min"):
         run_inputs.load_params(tiny.model(time=time), tiny.SHAPE, str(tmp_path / "run"), True)
@@ -453,8 +453,8 @@ def test_a_warm_start_from_another_meaning_is_told(undisturbed, tmp_path, caplog
 def test_what_training_draws_is_no_meaning_of_the_output():
     """As `model.time` is, whose name it begins with."""
     saved, now = {"model.time_sampler": "Uniform"}, {"model.time_sampler": "Importance"}
-    assert run_inputs.changed(saved, now, run_inputs.MEANING) == []
-    assert len(run_inputs.changed(saved, now)) == 1
+    assert facts.changed(saved, now, facts.MEANING) == []
+    assert len(facts.changed(saved, now)) == 1
 
 
 def test_another_network_in_the_same_directory_is_refused(tmp_path):

@@ -20,7 +20,7 @@ from idode_gin.checkpoints import series as checkpoint_series
 from idode_gin.checkpoints.series import All, Watch
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.devices import partitioning
-from idode_gin.evaluation import results, watch
+from idode_gin.evaluation import curve, results
 from idode_gin.evaluation import scores as eval_scores
 from idode_gin.evaluation.evaluator import Evaluator
 from idode_gin.feed import batches
@@ -74,7 +74,7 @@ def score(monkeypatch, tmp_path):
     run = image_loop.ImageLoop.run
 
     def watched(loop, *arguments):
-        scored.append(loop._kept._folder.parent.name)
+        scored.append(loop.kept._folder.parent.name)
         return run(loop, *arguments)
 
     monkeypatch.setattr(image_loop.ImageLoop, "run", watched)
@@ -117,8 +117,10 @@ def test_each_is_scored_as_it_would_be_alone_and_once(score, add, tmp_path, caps
     assert (tmp_path / "out/curve.png").read_bytes().startswith(b"\x89PNG")
     assert "checkpoint_" in capsys.readouterr().out
     assert score(All()) == []
-    said = f"Nothing left to score. The figures of 3 checkpoints of {tmp_path / 'run'} are in "
-    assert capsys.readouterr().out == f"{said}{tmp_path / 'out' / 'curve.csv'}.\n"
+    assert capsys.readouterr().out == (
+        f"Nothing left to score. {tmp_path / 'out' / 'curve.csv'} holds the scores of 3 "
+        f"checkpoints of {tmp_path / 'run'}.\n"
+    )
     add(6)
     shutil.rmtree(tmp_path / "run/checkpoint_2")
     assert score(All()) == steps(6)
@@ -306,26 +308,26 @@ def test_a_damaged_one_is_left_out_until_it_is_whole(score, add, saved, caplog, 
     monkeypatch.setattr(checkpoint_series, "_wait", repair)
     assert score(Watch(**SOON)) == steps(2, 4)
     assert "checkpoint_4 is not a complete checkpoint" in caplog.text
-    assert "left out" in caplog.text
+    assert "is skipped" in caplog.text
 
 
 def test_one_deleted_while_it_is_read_is_left_out(score, add, monkeypatch, capsys):
     add(2), add(4)
-    loaded = watch._loaded
+    loaded = curve._loaded
 
     def too_late(checkpoint, load):
         if checkpoint.name == "checkpoint_2":
             shutil.rmtree(checkpoint)
         return loaded(checkpoint, load)
 
-    monkeypatch.setattr(watch, "_loaded", too_late)
+    monkeypatch.setattr(curve, "_loaded", too_late)
     assert score(All()) == steps(4)
     assert "checkpoint_2 was deleted before it was read" in capsys.readouterr().out
 
 
 def test_one_that_is_not_finite_does_not_stop_the_others(score, add, monkeypatch, tmp_path):
     add(2), add(4)
-    check = results.check_scores
+    check = eval_scores.check_scores
 
     def failing(name, scores):
         if not (tmp_path / "out/step_2/summary.json").exists() and not failed:
@@ -334,7 +336,7 @@ def test_one_that_is_not_finite_does_not_stop_the_others(score, add, monkeypatch
         return check(name, scores)
 
     failed = []
-    monkeypatch.setattr(results, "check_scores", failing)
+    monkeypatch.setattr(eval_scores, "check_scores", failing)
     with pytest.raises(checks.NonFiniteError, match="checkpoint_2 are not finite"):
         score(All())
     assert (tmp_path / "out/step_4/summary.json").exists()
@@ -344,13 +346,13 @@ def test_one_that_is_not_finite_does_not_stop_the_others(score, add, monkeypatch
 def test_a_curve_of_other_settings_is_refused(score, add):
     add(2)
     score(All())
-    with pytest.raises(ValueError, match=r"seed was 0 and is 1 now.*another output"):
+    with pytest.raises(ValueError, match=r"seed was 0 and is now 1.*another output"):
         score(All(), seed=1)
 
 
 @pytest.mark.parametrize("series", [All(), Watch(**SOON)])
 def test_nothing_to_score(series, score, add, tmp_path):
-    with pytest.raises(ValueError, match=r"No checkpoint in |no whole checkpoint in "):
+    with pytest.raises(ValueError, match=r"No checkpoint in |no complete checkpoint"):
         score(series)
     add(2)
     with pytest.raises(ValueError, match="requires a run directory"):
@@ -374,6 +376,6 @@ def test_the_curve_is_of_finished_checkpoints_by_rising_step(tmp_path):
         (folder / "summary.json").write_text(json.dumps({"step": step, "tn": entry}))
     (tmp_path / "step_11").mkdir()
     (tmp_path / "step_11/summary.json").write_text('{"st')
-    assert watch.curve(tmp_path) == [
+    assert curve.curve(tmp_path) == [
         {"step": step, "tn/bpd": step, "tn/stderr": None, "tn/nfe": 3.0} for step in (9, 10)
     ]

@@ -1,0 +1,20 @@
+"""Sentences about settings that changed, for warnings and errors."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ABSENT = "nothing"
+"""Shown in place of the value of a setting that one side lacks."""
+
+
+def changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Return "NAME was OLD and is now NEW" for every setting that changed, sorted by name."""
+    names = sorted(saved.keys() | current.keys())
+    pairs = [(name, saved.get(name, ABSENT), current.get(name, ABSENT)) for name in names]
+    return [f"{name} was {old} and is now {new}" for name, old, new in pairs if old != new]
+
+
+def listed(sentences: Sequence[str], most: int = 5) -> str:
+    """Join the first `most` sentences, followed by the number of the others."""
+    others = len(sentences) - most
+    return "; ".join([*sentences[:most], *([f"and {others} more"] if others > 0 else [])])

@@ -1,0 +1,75 @@
+"""Text about a model, and about what a program would do: for files and dry runs."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from idode_gin import types
+from idode_gin.checkpoints import saving
+from idode_gin.devices import accounting, flops
+from idode_gin.devices.partitioning import PjitPartitioner
+from idode_gin.models import DiffusionODE
+from idode_gin.runs import run_inputs
+
+
+def describe(model: DiffusionODE, params: types.Params, logical_axes: Any = None) -> str:
+    """Return the model's `repr` and a table of its parameters.
+
+    Args:
+        model: to describe.
+        params: its parameters, or their shapes and shardings.
+        logical_axes: names of their axes.
+    """
+    return f"{model}\n\n{accounting.parameter_table(params, logical_axes)}\n"
+
+
+def shape_for_dry_run(model: DiffusionODE) -> tuple[int, int, int]:
+    """Return (height, width, channels) of the images, as declared by the model.
+
+    Raises:
+        ValueError: if the model does not declare it: a dry run reads no images.
+    """
+    if model.image_shape is None:
+        raise ValueError(
+            "`image_shape` of the model must be given for a dry run, which reads no images; got "
+            "None. Bind IMAGE_SHAPE = (height, width, channels)."
+        )
+    return model.image_shape
+
+
+def describe_use(
+    model: DiffusionODE, partitioner: PjitPartitioner, batch_size: int, path: str, use: str
+) -> str:
+    """Describe what a program would do with a checkpoint, without devices, images or parameters.
+
+    Args:
+        model: of the checkpoint.
+        partitioner: devices, which need not exist.
+        batch_size: images at a time, over all devices.
+        path: of the checkpoint, which need not exist.
+        use: completes "Would {use} <checkpoint>".
+
+    Raises:
+        ValueError: if the batch size does not fit the mesh, or the model declares no image shape.
+    """
+    partitioner = partitioner.without_devices()
+    partitioner.check_batch_size("batch_size", batch_size, per_device=True)
+    shape = shape_for_dry_run(model)
+    params = run_inputs.param_shapes(model, shape, partitioner.replicated)
+    batch = run_inputs.blank_batch(model, shape, 1)
+    z = jax.ShapeDtypeStruct(batch["image"].shape, np.float32)
+    time = jax.ShapeDtypeStruct((1,), np.float32)
+    operations = flops.count(model.network, params, z, time, batch["conditioning"])
+    try:
+        plan = f"Would {use} {saving.find(path)}."
+    except ValueError as error:
+        plan = f"Nothing to {use} yet. {error}"
+    size = accounting.bytes_per_device(params) / accounting.MIB
+    return (
+        f"{describe(model, params, model.logical_axes(shape))}\n"
+        f"Mesh: {partitioner.shown}.\n"
+        f"Parameters on each device (replicated): {size:,.1f} MiB.\n"
+        f"FLOPs of one network evaluation, per image: {operations:.4g}.\n"
+        f"{plan}"
+    )

@@ -1,0 +1,117 @@
+"""Facts that identify a run or a result: saved beside it, and compared when it is resumed."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from idode_gin import numerics, types
+from idode_gin.checkpoints.saving import RestoredParams
+from idode_gin.feed import data
+from idode_gin.models import DiffusionODE
+from idode_gin.processes import agreement
+from idode_gin.reports import differences, fingerprints
+
+MEANING = ("model.schedule", "model.time", "model.parameterization", "model.encoding")
+"""Facts that define how the network's output is interpreted."""
+
+
+def described(name: str, value: Any) -> dict[str, str]:
+    """Flatten a dataclass into facts such as `model.network.channels`, defaults included."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return {name: shortened(value)}
+    found = {name: type(value).__name__}
+    for field in dataclasses.fields(value):
+        found |= described(f"{name}.{field.name}", getattr(value, field.name))
+    return found
+
+
+def shortened(value: Any) -> str:
+    """Return `repr(value)` without memory addresses, which differ between processes."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def image_facts(
+    split: data.ImageSplit, eval_split: data.ImageSplit | None = None
+) -> dict[str, Any]:
+    """Return the facts about the images that determine a training run.
+
+    Together with `Trainer.settings` they are saved in every checkpoint and compared on resume.
+    """
+    return {
+        "dataset": str(split),
+        "dataset_sha256": split.fingerprint.sha256,
+        "eval_dataset_sha256": None if eval_split is None else eval_split.fingerprint.sha256,
+        "augmentation": shortened(split.augmentation),
+    }
+
+
+def checkpoint_used(restored: RestoredParams, use_ema: bool) -> dict[str, Any]:
+    """Return the entries of a summary that name the checkpoint and which of its parameters."""
+    return {
+        "checkpoint": str(restored.path),
+        "step": restored.step,
+        "parameters": "ema" if use_ema else "raw",
+    }
+
+
+def digest_name(use_ema: bool) -> str:
+    """Return the name under which summaries and facts hold the digest of the parameters."""
+    return "ema_sha256" if use_ema else "params_sha256"
+
+
+def result_facts(
+    model: DiffusionODE,
+    params: types.Params,
+    use_ema: bool,
+    split: data.ImageSplit | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Return everything that per-image values depend on, to be compared on resume.
+
+    Args:
+        model: computes the values.
+        params: its parameters, which are reduced to their digest.
+        use_ema: whether they are the averaged ones; selects the name of the digest.
+        split: images that the values belong to, if any.
+        settings: JSON-able values, and dataclasses, which are flattened by `described`.
+    """
+    found: dict[str, Any] = {
+        "code_sha256": agreement.code_sha256(),
+        digest_name(use_ema): fingerprints.sha256(params),
+        "float": str(numerics.float_dtype()),
+        "matmul_precision": str(jax.config.jax_default_matmul_precision),  # type: ignore[attr-defined]
+        "coarse_products": numerics.coarse_products(),
+    }
+    if split is not None:
+        found |= {
+            "dataset": str(split),
+            "dataset_sha256": split.fingerprint.sha256,
+            "conditioning_sha256": fingerprints.sha256(split.conditioning),
+        }
+    for name, value in {"model": model, **settings}.items():
+        found |= described(name, value) if dataclasses.is_dataclass(value) else {name: value}
+    return found
+
+
+def changed(
+    saved: Mapping[str, Any], current: Mapping[str, Any], prefixes: Sequence[str] = ()
+) -> list[str]:
+    """Return a sentence for each fact that differs; facts that one side lacks are ignored.
+
+    Args:
+        saved: the facts of a checkpoint.
+        current: the facts of this run.
+        prefixes: compares only these facts and their parts, such as `model.time.gamma_min` of
+            `model.time`; every fact if empty.
+    """
+    names = [
+        name
+        for name in current.keys() & saved.keys()
+        if not prefixes or any(f"{name}.".startswith(f"{each}.") for each in prefixes)
+    ]
+    return differences.changes(
+        {name: saved[name] for name in names}, {name: current[name] for name in names}
+    )

@@ -1,0 +1,89 @@
+"""Comparison of a training run with the checkpoint that it resumes or starts from."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+
+from idode_gin.checkpoints import meta as checkpoint_meta
+from idode_gin.checkpoints import saving
+from idode_gin.models import DiffusionODE
+from idode_gin.reports import differences
+from idode_gin.runs import facts as facts_lib
+from idode_gin.runs import run_inputs
+
+
+def check_begun(directory: str | pathlib.Path, model: DiffusionODE) -> None:
+    """Check that a run directory holds no run of another model; reads descriptions alone.
+
+    Raises:
+        ValueError: if the network of its newest checkpoint differs, or its output is interpreted
+            differently.
+    """
+    if (newest := _newest(directory)) is None:
+        return
+    path, meta = newest
+    _check_meaning(pathlib.Path(directory), meta["facts"], facts_lib.described("model", model))
+    if model.image_shape is not None:
+        params = run_inputs.param_shapes(model, model.image_shape)
+        checkpoint_meta.check_same_leaves(path, meta, {"params": params})
+
+
+def changed_since(directory: str | pathlib.Path, facts: Mapping[str, Any]) -> list[str]:
+    """Return a warning for each fact that differs from the newest checkpoint of a directory."""
+    newest = _newest(directory)
+    return [] if newest is None else _warnings(newest[1]["facts"], facts)
+
+
+def check_resumed(directory: pathlib.Path, saved: Mapping[str, Any], facts: dict[str, Any]) -> None:
+    """Log a warning for each fact that changed since the checkpoint of `directory` was saved.
+
+    Raises:
+        ValueError: if the output of the network would be interpreted differently.
+    """
+    _check_meaning(directory, saved, facts)
+    for each in _warnings(saved, facts):
+        logging.warning("%s", each)
+
+
+def warn_of_meaning(path: pathlib.Path, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Log a warning if the output of a warm start's network was interpreted differently."""
+    if changes := facts_lib.changed(saved, facts, facts_lib.MEANING):
+        logging.warning(
+            "%s was trained with another meaning of the network's output: %s. Training starts from "
+            "its parameters all the same, and first has to learn the new meaning.",
+            path,
+            differences.listed(changes),
+        )
+
+
+def _newest(directory: str | pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]] | None:
+    """Return the newest checkpoint and its description; None if there is none, or it is damaged."""
+    steps = saving.saved_steps(directory)
+    if not steps:
+        return None
+    path = saving.checkpoint_path(directory, steps[-1])
+    try:
+        return path, checkpoint_meta.read_meta(path)
+    except checkpoint_meta.DamagedError:
+        return None  # restoring reports it, and takes the one before it
+
+
+def _warnings(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{each}. Training continues, but no single configuration reproduces this run any more. To "
+        "start from the beginning, choose another MODEL_DIR."
+        for each in facts_lib.changed(saved, facts)
+    ]
+
+
+def _check_meaning(
+    directory: pathlib.Path, saved: Mapping[str, Any], facts: Mapping[str, Any]
+) -> None:
+    if changes := facts_lib.changed(saved, facts, facts_lib.MEANING):
+        raise ValueError(
+            f"{directory} holds a run of another model: {differences.listed(changes)}. Its "
+            "parameters mean nothing here. Choose another MODEL_DIR, or the objective and task "
+            "that the run started with."
+        )
