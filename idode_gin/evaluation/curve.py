@@ -43,7 +43,7 @@ def score_each(
         series: which checkpoints.
         run_dir: the run directory.
         directory: for the files.
-        settings: everything the scores depend on beside the parameters; one curve has only one.
+        settings: everything the scores depend on beside the parameters.
         load: restores the parameters of a checkpoint.
         score: scores them.
 
@@ -56,7 +56,7 @@ def score_each(
     """
     _check_settings(directory / SETTINGS, settings)
     failed: list[str] = []
-    scored = 0
+    prefix = "Nothing left to score. "
 
     def is_done(checkpoint: pathlib.Path) -> bool:
         found = _summary(folder(directory, checkpoint))
@@ -73,25 +73,20 @@ def score_each(
             logging.error("%s: %s", checkpoint, error)
             failed.append(checkpoint.name)
         else:
-            scored += 1
-            _write_curve(directory, curve(directory))
-    rows = curve(directory)
+            prefix = ""
+            _write_curve(directory)
     if failed:
         raise checks.NonFiniteError(
-            f"The scores of {', '.join(failed)} are not finite; those of all others are in "
-            f"{directory}."
+            f"The scores of {', '.join(failed)} are not finite; all others are in {directory}."
         )
-    if not rows:
+    if not (rows := curve(directory)):
         raise ValueError(
             f"{run_dir} has no complete checkpoint to score. Give the directory of a run that "
             "saves some, or raise Watch.timeout."
         )
     if jax.process_index() == 0:
-        done = "" if scored else "Nothing left to score. "
-        table = directory / "curve.csv"
-        print(
-            f"{done}{table} holds the scores of {len(rows)} checkpoints of {run_dir}.", flush=True
-        )
+        table = f"{directory / 'curve.csv'} holds the scores of {len(rows)} checkpoints"
+        print(f"{prefix}{table} of {run_dir}.", flush=True)
     return {"curve": rows}
 
 
@@ -115,10 +110,10 @@ def _row(found: Mapping[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _write_curve(directory: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+def _write_curve(directory: pathlib.Path) -> None:
     if jax.process_index() != 0:
         return
-    text = io.StringIO()
+    rows, text = curve(directory), io.StringIO()
     writer = csv.DictWriter(text, list(rows[-1]), restval="", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)

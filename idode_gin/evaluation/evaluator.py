@@ -126,12 +126,7 @@ class Evaluator:
             self.checkpoints.check(self.checkpoint_path)
 
     def dry_run(self, model: DiffusionODE, dataset: data.DatasetConfig) -> str:
-        """Describe what `run` would do; needs no devices and reads no images.
-
-        Raises:
-            ValueError: if the batch size does not fit the mesh, or the model declares no image
-                shape.
-        """
+        """Describe what `run` would do: see `descriptions.describe_use`."""
         which = "" if self.checkpoints is None else f" {self.checkpoints.words}"
         use = f"score {dataset.mixture_or_task_name} / {dataset.split} with{which}"
         return descriptions.describe_use(
@@ -227,7 +222,7 @@ class Evaluator:
         )
         chosen = pilot_run.choose(prepared.pilot, params, self.likelihoods)
         estimators = {name: each.estimator for name, each in chosen.items()}
-        known = self._facts(prepared, params, estimators)
+        known = facts.result_facts(prepared.model, params, self, split, likelihoods=estimators)
         digest = facts.digest_name(self.use_ema)
         head = {
             **split.facts(),
@@ -258,29 +253,9 @@ class Evaluator:
             print(parity_lib.table(whole["parity"], self.parity.legend), flush=True)
         return whole
 
-    def _facts(
-        self,
-        prepared: _Prepared,
-        params: types.Params,
-        estimators: Mapping[str, ODELikelihood],
-    ) -> dict[str, Any]:
-        """Return everything that the scores depend on."""
-        likelihoods = {f"likelihoods.{name}": each for name, each in estimators.items()}
-        return facts.result_facts(
-            prepared.model,
-            params,
-            self.use_ema,
-            prepared.split,
-            seed=self.seed,
-            solve_size=self.solve_size,
-            variational_bound=self.variational_bound,
-            parity=self.parity,
-            **likelihoods,
-        )
-
     def _series_facts(self, prepared: _Prepared) -> dict[str, Any]:
-        """Return the facts that all checkpoints of a series share."""
-        found = self._facts(prepared, {}, self.likelihoods)
+        """Return everything that the scores of all checkpoints of a series depend on."""
+        found = facts.result_facts(prepared.model, {}, self, prepared.split)
         del found[facts.digest_name(self.use_ema)]
         run_dir = str(pathlib.Path(self.checkpoint_path).absolute())
         return {**found, "run": run_dir, "parameters": "ema" if self.use_ema else "raw"}

@@ -67,12 +67,7 @@ class Interpolator:
             )
 
     def dry_run(self, model: DiffusionODE, dataset: data.DatasetConfig) -> str:
-        """Describe what `run` would do; needs no devices and reads no images.
-
-        Raises:
-            ValueError: if the batch size does not fit the mesh, or the model declares no image
-                shape.
-        """
+        """Describe what `run` would do: see `descriptions.describe_use`."""
         use = f"interpolate {dataset.mixture_or_task_name} / {dataset.split} with"
         return descriptions.describe_use(
             model, self.partitioner, dataset.batch_size, self.checkpoint_path, use
@@ -98,17 +93,7 @@ class Interpolator:
             f"{split.split} with {restored.path}, step {restored.step}.",
             flush=True,
         )
-        known = facts.result_facts(
-            model,
-            restored.params,
-            self.use_ema,
-            split,
-            method=self.method,
-            pairs=self.pairs,
-            num_points=self.num_points,
-            seed=self.seed,
-            solve_size=self.solve_size,
-        )
+        known = facts.result_facts(model, restored.params, self, split)
         with image_loop.opened(
             self.output_dir, known, len(self.pairs), self.partitioner, dataset.batch_size
         ) as loop:

@@ -73,12 +73,7 @@ class Sampler:
         self._method()  # raises if the method has no log-density
 
     def dry_run(self, model: DiffusionODE) -> str:
-        """Describe what `run` would do; needs no devices.
-
-        Raises:
-            ValueError: if the batch size does not fit the mesh, or the model declares no image
-                shape.
-        """
+        """Describe what `run` would do: see `descriptions.describe_use`."""
         use = f"draw {self.num_samples} images with"
         return descriptions.describe_use(
             model, self.partitioner, self.batch_size, self.checkpoint_path, use
@@ -103,16 +98,7 @@ class Sampler:
             f"Drawing {self.num_samples} images from {restored.path}, step {restored.step}.",
             flush=True,
         )
-        known = facts.result_facts(
-            model,
-            restored.params,
-            self.use_ema,
-            method=self._method(),
-            num_samples=self.num_samples,
-            conditioning=self.conditioning,
-            seed=self.seed,
-            solve_size=self.solve_size,
-        )
+        known = facts.result_facts(model, restored.params, self)
         with image_loop.opened(
             self.output_dir, known, self.num_samples, self.partitioner, self.batch_size
         ) as loop:

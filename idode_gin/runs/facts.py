@@ -17,6 +17,12 @@ from idode_gin.reports import differences, fingerprints
 MEANING = ("model.schedule", "model.time", "model.parameterization", "model.encoding")
 """Facts that define how the network's output is interpreted."""
 
+UNRELATED = {
+    *("output_dir", "checkpoint_path", "use_ema", "checkpoints", "batch_size", "grid_images"),
+    *("partitioner", "histogram_split", "pilot"),
+}
+"""Settings that no value of an image depends on, or only through the parameters and solvers."""
+
 
 def described(name: str, value: Any) -> dict[str, str]:
     """Flatten a dataclass into facts such as `model.network.channels`, defaults included."""
@@ -65,34 +71,35 @@ def digest_name(use_ema: bool) -> str:
 def result_facts(
     model: DiffusionODE,
     params: types.Params,
-    use_ema: bool,
+    settings: Any,
     split: data.ImageSplit | None = None,
-    **settings: Any,
+    **replaced: Any,
 ) -> dict[str, Any]:
     """Return everything that per-image values depend on, to be compared on resume.
 
     Args:
         model: computes the values.
         params: its parameters, which are reduced to their digest.
-        use_ema: whether they are the averaged ones; selects the name of the digest.
+        settings: a dataclass with `use_ema`, all of whose fields count but those in `UNRELATED`.
         split: images that the values belong to, if any.
-        settings: JSON-able values, and dataclasses, which are flattened by `described`.
+        replaced: values to use instead of those in `settings`.
     """
     found: dict[str, Any] = {
         "code_sha256": agreement.code_sha256(),
-        digest_name(use_ema): fingerprints.sha256(params),
+        digest_name(settings.use_ema): fingerprints.sha256(params),
         "float": str(numerics.float_dtype()),
         "matmul_precision": str(jax.config.jax_default_matmul_precision),  # type: ignore[attr-defined]
         "coarse_products": numerics.coarse_products(),
     }
     if split is not None:
-        found |= {
-            "dataset": str(split),
-            "dataset_sha256": split.fingerprint.sha256,
-            "conditioning_sha256": fingerprints.sha256(split.conditioning),
-        }
-    for name, value in {"model": model, **settings}.items():
-        found |= described(name, value) if dataclasses.is_dataclass(value) else {name: value}
+        found["dataset"] = str(split)
+        found["dataset_sha256"] = split.fingerprint.sha256
+        found["conditioning_sha256"] = fingerprints.sha256(split.conditioning)
+    for name, value in {"model": model, **vars(settings), **replaced}.items():
+        for key, each in value.items() if isinstance(value, dict) else [("", value)]:
+            full = f"{name}.{key}".rstrip(".")
+            if name not in UNRELATED:
+                found |= described(full, each) if dataclasses.is_dataclass(each) else {full: each}
     return found
 
 

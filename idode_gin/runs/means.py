@@ -1,10 +1,9 @@
-"""Means over a split, every image once, with a standard error."""
+"""Values of image batches, and their means over a split with a standard error."""
 
 import collections
 import contextlib
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,44 +15,6 @@ LOOK_AHEAD = 2
 """Batches that may be in flight on the device."""
 
 
-class MaskedMeans:
-    """Means over the images of a split, batch by batch, padding left out.
-
-    Sums are in float64, over the images in the order of the split, whatever the batch size.
-    """
-
-    def __init__(self) -> None:
-        self._values: dict[str, list[np.ndarray]] = {}
-
-    def add(self, values: Mapping[str, Any], num_real: int) -> None:
-        """Adds the first `num_real` of per-image values `[B]`; the rest is padding."""
-        for name, each in values.items():
-            self._values.setdefault(name, []).append(np.asarray(each, np.float64)[:num_real])
-
-    @property
-    def images(self) -> int:
-        """Images seen so far."""
-        return sum(each.size for each in next(iter(self._values.values()), []))
-
-    def means(self) -> dict[str, float]:
-        """The mean of everything added, by name."""
-        return {name: float(np.mean(self._all(name))) for name in sorted(self._values)}
-
-    def standard_error(self, name: str) -> float | None:
-        """Standard error of one mean; None for a single image."""
-        return standard_error(self._all(name))
-
-    def _all(self, name: str) -> np.ndarray:
-        return np.concatenate(self._values[name])
-
-
-def standard_error(values: np.ndarray) -> float | None:
-    """Standard error of the mean of `[N]`; None for a single value, which has none."""
-    if values.size < 2:
-        return None
-    return float(np.std(values, ddof=1) / np.sqrt(values.size))
-
-
 class AskedToStop(Exception):
     """Raised between two batches."""
 
@@ -63,15 +24,15 @@ def landed(
     batches: Iterator[types.Batch],
     is_asked_to_stop: Callable[[], bool],
 ) -> Generator[dict[str, np.ndarray], None, None]:
-    """The values of batch after batch, on the host; a few more batches are in flight meanwhile.
+    """Yield the values of each batch, on the host, while up to `LOOK_AHEAD` more are computed.
 
     Args:
-        evaluate: per-image values `[B, ...]` of one batch, the same on every process.
-        batches: in the order in which values are wanted.
+        evaluate: gives values `[B, ...]` of a batch, the same on every process.
+        batches: in the order of the values.
         is_asked_to_stop: polled before every batch.
 
     Raises:
-        AskedToStop: when it was; what is in flight then is dropped.
+        AskedToStop: when asked to stop; batches in flight are dropped.
     """
     in_flight: collections.deque[Mapping[str, jax.Array]] = collections.deque()
     with contextlib.closing(batch_lib.prefetch(batches)) as ready:
@@ -90,34 +51,42 @@ def over_batches(
     batches: Iterator[types.Batch],
     num_images: int,
     is_asked_to_stop: Callable[[], bool],
-) -> MaskedMeans | None:
-    """Means over batch after batch; None if asked to stop meanwhile.
+) -> dict[str, np.ndarray] | None:
+    """Return values of the images of a split, float64 `[N]` by name; None if asked to stop.
 
     Args:
-        evaluate: per-image values `[B]` of one batch, the same on every process.
-        batches: of the split in its order, padding at the end of the last.
+        evaluate: gives per-image values `[B]` of a batch, the same on every process.
+        batches: in the order of the split, with padding at the end of the last one. Fewer than all
+            give values of the first N images.
         num_images: of the split.
         is_asked_to_stop: polled before every batch.
     """
-    means = MaskedMeans()
     try:
-        for values in landed(evaluate, batches, is_asked_to_stop):
-            means.add(values, num_images - means.images)
+        found = list(landed(evaluate, batches, is_asked_to_stop))
     except AskedToStop:
         return None
-    return means
+    return {
+        name: np.concatenate([each[name] for each in found], dtype=np.float64)[:num_images]
+        for name in sorted(found[0])
+    }
 
 
-def row(means: MaskedMeans, step: int) -> dict[str, float]:
-    """The means, with `bpd_stderr` where there is one, as `eval/…` of a row of metrics.
+def row(values: Mapping[str, np.ndarray], step: int) -> dict[str, float]:
+    """Return means over images, with `bpd_stderr` if known, as `eval/…` of a row of metrics.
 
     Raises:
         checks.NonFiniteError: if a mean is not finite.
     """
-    found = {f"eval/{name}": each for name, each in means.means().items()}
+    found = {f"eval/{name}": float(np.mean(each)) for name, each in values.items()}
     if not all(math.isfinite(each) for each in found.values()):
         raise checks.NonFiniteError(f"The evaluation at step {step} is not finite: {found}.")
-    error = means.standard_error("bpd")
-    if error is not None:
+    if (error := standard_error(values["bpd"])) is not None:
         found["eval/bpd_stderr"] = error
-    return {**found, "eval/images": means.images}
+    return {**found, "eval/images": values["bpd"].size}
+
+
+def standard_error(values: np.ndarray) -> float | None:
+    """Return the standard error of the mean of `[N]`; None for a single value."""
+    if values.size < 2:
+        return None
+    return float(np.std(values, ddof=1) / np.sqrt(values.size))

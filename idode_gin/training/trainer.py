@@ -499,18 +499,18 @@ class _Run:
         size = self._eval_dataset.batch_size
         batches = batch_lib.eval_batches(self._eval_split, size, partitioner.local_rows(size))
         with self._stop.with_last_words(self._said_once_saved):
-            means = evaluation.over_batches(
+            found = evaluation.over_batches(
                 lambda batch: self._program.evaluate(ema, partitioner.put_batch(batch, size)),
                 itertools.islice(batches, self._trainer.eval_steps),
                 self._eval_split.num_images,
                 lambda: self._stop.requested,
             )
-        if means is None:
+        if found is None:
             return None
-        row = evaluation.row(means, step)
+        row = evaluation.row(found, step)
         self._bar.say(
             f"step {step}: {row['eval/bpd']:.4f} ± {row.get('eval/bpd_stderr', float('nan')):.4f} "
-            f"bits per dimension on {means.images} images of {self._eval_split.name}, "
+            f"bits per dimension on {row['eval/images']} images of {self._eval_split.name}, "
             f"{self._eval_split.split} (variational bound, EMA parameters)"
         )
         return row

@@ -121,8 +121,9 @@ def test_means_over_a_split_do_not_depend_on_the_batch_size():
         means = evaluation.over_batches(
             lambda batch: {"bpd": jnp.asarray(batch["value"])}, batches_of(values, size), 23, bool
         )
-        assert means.images == 23
-        found.append((means.means()["bpd"], means.standard_error("bpd")))
+        row = evaluation.row(means, 7)
+        assert row["eval/images"] == 23
+        found.append((row["eval/bpd"], row["eval/bpd_stderr"]))
     assert len(set(found)) == 1
     expected = np.asarray(values, np.float32)
     np.testing.assert_allclose(found[0][0], expected.mean(), rtol=1e-6)
@@ -142,9 +143,9 @@ def test_a_process_that_does_not_write_knows_the_rows(tmp_path):
 
 
 def test_a_single_image_has_no_standard_error():
-    means = evaluation.MaskedMeans()
-    means.add({"bpd": np.asarray([2.0, 9.0])}, 1)
-    assert (means.images, means.means(), means.standard_error("bpd")) == (1, {"bpd": 2.0}, None)
+    batch = {"bpd": np.asarray([2.0, 9.0])}
+    values = evaluation.over_batches(lambda batch: batch, iter([batch]), 1, bool)
+    assert evaluation.row(values, 7) == {"eval/bpd": 2.0, "eval/images": 1}
 
 
 def test_evaluation_stops_when_asked():
