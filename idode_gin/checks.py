@@ -5,6 +5,8 @@ import math
 import numbers
 from collections.abc import Iterable
 
+import numpy as np
+
 EXIT_DONE = 0
 EXIT_BAD_INPUT = 2
 EXIT_NON_FINITE = 3
@@ -59,6 +61,20 @@ def check_multiple(name: str, size: int, unit_name: str, unit: int) -> None:
         raise ValueError(
             f"`{name}` must be a multiple of `{unit_name}`, got {name}={size} and "
             f"{unit_name}={unit}. The next valid `{name}` is {next_valid}."
+        )
+
+
+def check_pixels(images: np.ndarray, levels: int) -> None:
+    """Raise ValueError unless images are integers `[N, H, W, C]` in `0..levels-1`, N > 0."""
+    if images.ndim != 4 or images.dtype.kind not in "iu" or images.size == 0:
+        raise ValueError(
+            "Images must be integers [N, H, W, C] with N of one or more, got "
+            f"{images.dtype} {list(images.shape)}."
+        )
+    if images.min() < 0 or images.max() >= levels:
+        raise ValueError(
+            f"Pixels must be in 0..{levels - 1}, because levels={levels}, got values from "
+            f"{images.min()} to {images.max()}. Set the levels to the dataset's own."
         )
 
 

@@ -1,4 +1,4 @@
-"""The likelihood to beat: independent histograms, which see no relation between pixels."""
+"""The baseline of an evaluation: independent histograms, which ignore relations between pixels."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -6,19 +6,21 @@ from typing import final
 
 import numpy as np
 
+from idode_gin import checks
+
 _CHUNK = 1024  # images whose pixels are held as 8-byte integers at one time
 
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class HistogramModel:
-    """Every pixel and channel drawn from its own histogram, apart from all others.
+    """Every pixel and channel follows its own histogram, independently of all others.
 
         p(x) = prod_i p_i(x_i)      p_i(v) = (n_i(v) + 1) / (N + V)
 
-    with `n_i(v)` how many of the `N` training images have the value `v` at place `i`. Adding one
-    (Laplace's rule of succession) keeps values never seen possible, so `p` is a probability over
-    the integers themselves, comparable with a bits per dimension of any other model.
+    where `n_i(v)` of the `N` training images have the value `v` at position `i`. Adding one
+    (Laplace's rule of succession) gives unseen values a probability, so that `p` is a distribution
+    over integers, whose bits per dim are comparable with those of any other model.
 
     Attributes:
       log2_probabilities: float64 `[H, W, C, V]`, in bits.
@@ -28,12 +30,12 @@ class HistogramModel:
 
     @classmethod
     def fit(cls, images: np.ndarray, levels: int) -> "HistogramModel":
-        """Counts the training images, integers `[N, H, W, C]` in `0..levels-1`.
+        """Count the training images, integers `[N, H, W, C]` in `0..levels-1`.
 
         Raises:
-          ValueError: for images of another rank or type, or with values outside that range.
+          ValueError: see `checks.check_pixels`.
         """
-        _check(images, levels)
+        checks.check_pixels(images, levels)
         counts = np.zeros(images[0].size * levels, np.int64)
         for cells in _histogram_cells(images, levels):
             counts += np.bincount(cells.reshape(-1), minlength=counts.size)
@@ -42,13 +44,13 @@ class HistogramModel:
         return cls(log2_probabilities=np.log2(probabilities).reshape(shape))
 
     def bits_per_dim(self, images: np.ndarray) -> np.ndarray:
-        """`-log2 p(x) / d` of each image, `[N, H, W, C] -> [N]`, float64.
+        """Return `-log2 p(x) / d` of each image, `[N, H, W, C] -> [N]`, float64.
 
         Raises:
-          ValueError: for images of another shape or type, or with values outside the range.
+          ValueError: for images of another shape, and see `checks.check_pixels`.
         """
         *shape, levels = self.log2_probabilities.shape
-        _check(images, levels)
+        checks.check_pixels(images, levels)
         if list(images.shape[1:]) != shape:
             raise ValueError(
                 f"Images must have the shape the histogram was fitted on, {shape}, got "
@@ -60,21 +62,8 @@ class HistogramModel:
 
 
 def _histogram_cells(images: np.ndarray, levels: int) -> Iterator[np.ndarray]:
-    """For some images at a time, the place of each pixel's value in the flat table, `[n, d]`."""
+    """Yield the index of each pixel's value in the flat table, `[n, d]` for n images at a time."""
     offsets = levels * np.arange(images[0].size)
     for start in range(0, len(images), _CHUNK):
         chunk = images[start : start + _CHUNK]
         yield offsets + chunk.reshape(len(chunk), -1).astype(np.int64)
-
-
-def _check(images: np.ndarray, levels: int) -> None:
-    if images.ndim != 4 or images.dtype.kind not in "iu" or images.size == 0:
-        raise ValueError(
-            "Images must be integers [N, H, W, C] with N of one or more, got "
-            f"{images.dtype} {list(images.shape)}."
-        )
-    if images.min() < 0 or images.max() >= levels:
-        raise ValueError(
-            f"Pixels must be in 0..{levels - 1}, because levels={levels}, got values from "
-            f"{images.min()} to {images.max()}. Set the number of levels to the dataset's own."
-        )

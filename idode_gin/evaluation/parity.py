@@ -1,8 +1,7 @@
-"""The contract of a parity: what another program's evaluation makes of the same images.
+"""The contract of a parity: the figures of another program's evaluation, on the same images.
 
-An old figure and ours differ for reasons that can be named. A parity gives what the other program
-would have reported from our noise and our solver, and how much of the difference each of its
-choices makes, so that figures are explained and not only replaced.
+A parity computes what the other program would report with our noise and our solver, and how much
+each of its choices contributes to the difference between its figures and ours.
 """
 
 import abc
@@ -17,14 +16,14 @@ from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.models import DiffusionODE
 
 PREFIX = "parity/"
-"""Before the name of every part, among the scores of a bound."""
+"""Prefix of the name of every part among the scores of a bound."""
 
 Parts = dict[str, jax.Array]
 """Bits per dim of every image by name, `[B]` each."""
 
 
 class AbstractParity(abc.ABC):
-    """Another program's evaluation, told by the differences to ours."""
+    """Another program's evaluation, described by its differences from ours."""
 
     @abc.abstractmethod
     def likelihood_parts(
@@ -36,48 +35,48 @@ class AbstractParity(abc.ABC):
         estimator: ODELikelihood,
         bpd: types.PerExample,
     ) -> Parts:
-        """What each choice of the other program adds to `bpd`, our figure of each image.
+        """Return what each choice of the other program adds to `bpd`, by name, `[B]` each.
 
         Args:
-            model: that is scored.
+            model: to score.
             params: of its network.
             batch: images.
-            key: of our figure: the same noise and probes are drawn.
+            key: of our figure, so that the same noise and probes are drawn.
             estimator: of our figure.
             bpd: our figure, `[B]`.
         """
 
     @abc.abstractmethod
     def bound_parts(self, model: DiffusionODE, batch: types.Batch, key: types.PRNGKey) -> Parts:
-        """What each choice of the other program adds to a variational bound of each image."""
+        """Return what each choice of the other program adds to the variational bound, `[B]`."""
 
     @property
     @abc.abstractmethod
     def legend(self) -> str:
-        """What the rows of `table` are, in words."""
+        """Explanation of the rows of `table`."""
 
     @abc.abstractmethod
     def summarize(self, scores: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
-        """By bound: our mean over images, what each choice adds to it, and the other's figure.
+        """Return, by bound, our mean over images, what each choice adds, and the other's figure.
 
         Args:
-            scores: of each bound, `bpd` and the parts named as above behind `PREFIX`, `[N]`.
+            scores: by bound, `bpd` and the parts above, with `PREFIX` before their names; `[N]`.
         """
 
 
 def prefixed(parts: Parts) -> Parts:
-    """The parts as they are called among the scores of a bound."""
+    """Add `PREFIX` to the names of the parts."""
     return {f"{PREFIX}{name}": each for name, each in parts.items()}
 
 
 def table(section: Mapping[str, Mapping[str, float]], legend: str) -> str:
-    """What `summarize` gave as text: a column for each bound, a line for each choice.
+    """Return the result of `AbstractParity.summarize` as text: bounds as columns, parts as lines.
 
-    In the order of the bound that has most of them: others lack lines in its middle.
+    Lines are in the order of the bound with the most parts; other bounds lack some of them.
 
     Args:
-        section: what it gave.
-        legend: above the table.
+        section: the result.
+        legend: printed above the table.
     """
     columns = sorted(section.values(), key=len, reverse=True)
     rows = list(dict.fromkeys(row for column in columns for row in column))

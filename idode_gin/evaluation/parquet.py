@@ -1,4 +1,4 @@
-"""Columns as a Parquet file, which data frames and databases read. The only owner of pyarrow."""
+"""Columns as a Parquet file, for data frames and databases. The only module that uses pyarrow."""
 
 import importlib.util
 import os
@@ -10,12 +10,12 @@ from idode_gin.reports import files
 
 
 def is_available() -> bool:
-    """Whether pyarrow is installed."""
+    """Return True if pyarrow is installed."""
     return importlib.util.find_spec("pyarrow") is not None
 
 
 def write_atomically(path: str | os.PathLike[str], columns: Mapping[str, np.ndarray]) -> None:
-    """Replaces a Parquet file: one row per entry of the columns, `[N]` each, in their order.
+    """Replace a Parquet file with N rows of the columns, `[N]` each, in their order.
 
     The same columns give the same bytes.
     """

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: how images and their cost are spread, and which stand out."""
+"""Plots of an evaluation: distributions of bits per dim and of network evaluations."""
 
 import os
 from collections.abc import Mapping
@@ -20,17 +20,17 @@ def plot_bpd_histogram(
     *,
     name: str,
 ) -> None:
-    """Draws how bits per dimension are spread, below the best images and above the worst.
+    """Plot a histogram of bits per dim, with the best images above it and the worst below.
 
     Args:
       bpd: of each image, `[N]`, finite.
-      images: integers `[N, H, W, C]` in `0..levels-1`, of which only those shown are read.
-      levels: how many values a pixel can have.
+      images: integers `[N, H, W, C]` in `0..levels-1`; only those shown are read.
+      levels: number of values a pixel can have.
       path: the PNG to write.
       name: of the bound.
 
     Raises:
-      ValueError: unless there are as many finite values as images, one or more.
+      ValueError: unless there is one finite value per image, and at least one image.
     """
     bpd = np.asarray(bpd, np.float64)
     if bpd.ndim != 1 or len(bpd) != len(images) or not len(bpd) or not np.isfinite(bpd).all():
@@ -38,7 +38,9 @@ def plot_bpd_histogram(
             f"A histogram needs one finite value per image, got {list(bpd.shape)} values for "
             f"{len(images)} images."
         )
-    figure = _figure((6.4, 6.0))
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 6.0), dpi=150, layout="constrained")
     columns = min(_SHOWN, len(bpd))
     grid = figure.add_gridspec(3, columns, height_ratios=(1, 2.6, 1))
     axes = figure.add_subplot(grid[1, :], xlabel="bits per dimension", ylabel="images")
@@ -61,38 +63,34 @@ def plot_bpd_histogram(
 
 
 def plot_nfe_histogram(nfe: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> None:
-    """Draws how network evaluations per image are spread, bound by bound.
+    """Plot a histogram of network evaluations per image for each bound.
 
     Args:
       nfe: of each image, `[N]`, by bound.
       path: the PNG to write.
 
     Raises:
-      ValueError: when there is no bound.
+      ValueError: if there is no bound.
     """
     if not nfe:
         raise ValueError("A histogram of network evaluations needs one bound or more, got none.")
     everything = np.concatenate(list(nfe.values()))
     low, high = int(np.floor(everything.min())), int(np.ceil(everything.max()))
-    width = -(-(high - low + 1) // _MOST_BINS)  # whole: else some bins hold more integers
+    width = -(
+        -(high - low + 1) // _MOST_BINS
+    )  # an integer, so that all bins hold equally many integers
     edges = np.arange(low, high + width + 1, width) - 0.5
     figure, axes = plots.new_figure("network evaluations per image", "images")
     for name, values in nfe.items():
         label = f"{name}: mean {values.mean():.1f}, most {values.max():.0f}"
         axes.hist(values, bins=edges, histtype="step", label=label)
-    axes.set_yscale("symlog", linthresh=1)  # the few that take long are what one looks for
+    axes.set_yscale("symlog", linthresh=1)  # makes the few slow images visible
     axes.legend(frameon=False)
     plots.save_figure(figure, path)
 
 
-def _figure(size: tuple[float, float]) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=size, dpi=150, layout="constrained")
-
-
 def _show(axes: Any, image: np.ndarray, levels: int) -> None:
-    """One image `[H, W, C]`; channels that are no colours side by side."""
+    """Show one image `[H, W, C]`; channels that are not colours side by side."""
     tiles = plots.tiles_of(image[None], levels)
     picture = np.concatenate(list(tiles), axis=1)
     axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")

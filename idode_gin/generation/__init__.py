@@ -1,1 +1,1 @@
-"""Loops that draw: samples, encodings, interpolations."""
+"""Generation: samples, encodings and interpolations."""

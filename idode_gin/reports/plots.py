@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from idode_gin import checks
 from idode_gin.reports import files
 
 _TILE_PIXELS = 64  # a smaller image is enlarged to at least this
@@ -181,16 +182,7 @@ def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
 
 def tiles_of(images: np.ndarray, levels: int) -> np.ndarray:
     """Convert integers `[N, H, W, C]` to uint8 tiles `[M, H, W, 1 or 3]`, 0..255."""
-    if images.ndim != 4 or images.dtype.kind not in "iu" or images.size == 0:
-        raise ValueError(
-            "Images must be integers [N, H, W, C] with N of one or more, got "
-            f"{images.dtype} {list(images.shape)}."
-        )
-    if images.min() < 0 or images.max() >= levels:
-        raise ValueError(
-            f"Pixels must be in 0..{levels - 1}, because levels={levels}, got values from "
-            f"{images.min()} to {images.max()}."
-        )
+    checks.check_pixels(images, levels)
     shades = np.rint(images * (255 / (levels - 1))).astype(np.uint8)
     if images.shape[3] in (1, 3):
         return shades

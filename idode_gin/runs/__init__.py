@@ -1,1 +1,1 @@
-"""What every loop shares: inputs, partial results, locks, output folders, the loop over images."""
+"""What all runs share: inputs, facts, partial results, locks, output folders, image loops."""

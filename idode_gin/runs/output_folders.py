@@ -1,4 +1,4 @@
-"""Which program an output folder belongs to: none overwrites what another one left there."""
+"""Ownership of output folders: no program overwrites the files of another one."""
 
 import pathlib
 import re
@@ -9,9 +9,9 @@ _IMPORT = re.compile(r"^(?:from idode_gin import |import idode_gin\.)(\w+)\b", r
 
 
 class _Program(NamedTuple):
-    leaves: str
+    output: str
     files: tuple[str, ...]
-    """Patterns of what no other program writes."""
+    """Patterns of files that no other program writes."""
 
 
 _PROGRAMS = {
@@ -24,15 +24,15 @@ _PROGRAMS = {
 
 
 def refusal(directory: str | pathlib.Path, program: str, macro: str) -> str | None:
-    """Why `program` cannot write to `directory`, and a way out; None if it can.
+    """Return an error message if `directory` belongs to another program; None if it does not.
 
-    The last program that wrote `config.gin` there owns a folder; without one, whose files are there
-    tells. A folder that tells nothing may be written to.
+    A folder belongs to the last program that wrote `config.gin` there; without that file, to the
+    programs whose files it holds.
 
     Args:
-        directory: that may not be there.
+        directory: need not exist.
         program: `train`, `eval`, `sample`, `encode` or `interpolate`.
-        macro: what the directory is called in the gin files.
+        macro: name of the directory in gin files.
     """
     folder = pathlib.Path(directory)
     if not folder.is_dir():
@@ -44,14 +44,14 @@ def refusal(directory: str | pathlib.Path, program: str, macro: str) -> str | No
     found = [*(each for each in (CONFIG,) if (folder / each).exists()), *_files(folder, owner)]
     return (
         f"An output folder is for one program, and {macro} = {str(directory)!r} holds "
-        f"{_PROGRAMS[owner].leaves} of idode_gin.{owner} ({', '.join(found)}), which would be "
+        f"{_PROGRAMS[owner].output} of idode_gin.{owner} ({', '.join(found)}), which would be "
         f"overwritten. Nothing was changed. Bind another folder, such as "
         f"--gin.{macro}=\"'{folder / program}'\"."
     )
 
 
 def _configured(folder: pathlib.Path) -> set[str]:
-    """The programs that the configuration in the folder speaks of; none if there is none."""
+    """Return the programs that the configuration in the folder names, if there is one."""
     try:
         text = (folder / CONFIG).read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -60,6 +60,6 @@ def _configured(folder: pathlib.Path) -> set[str]:
 
 
 def _files(folder: pathlib.Path, program: str) -> list[str]:
-    """Names of files that only `program` writes; the last of each kind."""
+    """Return names of files that only `program` writes; the last of each kind."""
     kinds = (sorted(folder.glob(pattern)) for pattern in _PROGRAMS[program].files)
     return [found[-1].name for found in kinds if found]
