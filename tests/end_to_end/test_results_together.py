@@ -1,4 +1,4 @@
-"""Several processes score, sample, encode and interpolate as one does, and stop together.
+"""Several processes score, sample, encode and interpolate like one, and stop together.
 
 Real processes on this machine, connected by gloo.
 """
@@ -65,7 +65,7 @@ def written(given: list[str], output: pathlib.Path, file: str, count: int, devic
 
 
 def assert_close(found: dict, expected: dict) -> None:
-    """Another number of devices rounds otherwise; what was rounded to levels is the same."""
+    """Another number of devices rounds floats differently; levels are equal."""
     assert expected.keys() == found.keys()
     for name, values in expected.items():
         if np.issubdtype(values.dtype, np.floating):
@@ -80,7 +80,7 @@ def assert_close(found: dict, expected: dict) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("name", FILES)
 def test_results_are_those_of_one_process(checkpoint, tmp_path, name):
-    """Solves of single pairs share their threads otherwise, and adaptive steps would show that."""
+    """Interpolation uses a fixed grid: solves of single pairs round differently on one device."""
     found, is_by_pairs = [], name == "interpolate"
     for count, devices in [(1, 4), (2, 2)]:
         output = tmp_path / str(count)
@@ -95,7 +95,7 @@ def test_results_are_those_of_one_process(checkpoint, tmp_path, name):
 @pytest.mark.full
 @pytest.mark.parametrize("sampler", ["ancestral", "heun", "dpm_solver_plus_plus", "ode"])
 def test_every_sampler_on_a_mesh_of_two_processes(checkpoint, tmp_path, sampler):
-    """Against one process with one device."""
+    """Compared with one process with one device."""
     mesh = ["--gin.MESH_SHAPE={'data': 2, 'fsdp': 2}"]
     found = []
     for count, devices in [(1, 1), (2, 2)]:
@@ -107,8 +107,8 @@ def test_every_sampler_on_a_mesh_of_two_processes(checkpoint, tmp_path, sampler)
 
 
 @pytest.mark.full
-def test_a_series_is_scored_as_one_process_does(tmp_path):
-    """Stopped in the middle and gone on with; the folders and the curve are the same."""
+def test_a_series_is_scored_as_by_one_process(tmp_path):
+    """Stopped in the middle and resumed; the folders and the curve are the same."""
     run = several.made(tmp_path / "run", steps=(1, 2, 3))
     everything = ["--gin_file=gin_configs/checkpoints/all.gin"]
     alone, together = tmp_path / "alone", tmp_path / "together"
@@ -123,7 +123,7 @@ def test_a_series_is_scored_as_one_process_does(tmp_path):
     before = (together / "step_1/summary.json").read_bytes()
     with Processes(tmp_path / "logs", given, 2, 2) as started:
         started.expect(0)
-        assert "checkpoint_1," not in started.outputs()[0]  # it was scored
+        assert "checkpoint_1," not in started.outputs()[0]  # scored before the stop
     assert (together / "step_1/summary.json").read_bytes() == before
     for file in ("step_1/results.npz", "step_2/results.npz", "step_3/results.npz"):
         with np.load(alone / file) as expected, np.load(together / file) as found:
@@ -167,8 +167,8 @@ def test_evaluation_and_sampling_stop_together(checkpoint, tmp_path, name):
         ("interpolate", False, 1),
     ],
 )
-def test_asked_in_the_first_compilation_all_leave_within_seconds(tmp_path, name, pilot, asked):
-    """It takes long here: nothing is cached, and blocks are many. A pilot has no loop to poll."""
+def test_stopped_in_the_first_compilation_all_exit_within_seconds(tmp_path, name, pilot, asked):
+    """Many blocks and no cache make the compilation long. A pilot has no loop that polls."""
     levels = 24
     cache = f"--gin.COMPILATION_CACHE_DIR={str(tmp_path / 'cache')!r}"
     given = [

@@ -1,4 +1,4 @@
-"""Series of checkpoints: each scored once, in a folder of its own, stopped and gone on with."""
+"""Series of checkpoints: each is scored once, into its own folder, and stops and resumes."""
 
 import csv
 import dataclasses
@@ -40,7 +40,7 @@ FILES = ("results.npz", "results.parquet", "table.txt")
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A run directory with the checkpoints of four steps."""
+    """A run directory with checkpoints of four steps."""
     transformation = tiny.trainer("unused").optimizer.build()
     folder = tmp_path_factory.mktemp("saved") / "run"
     config = saving.CheckpointConfig(save=saving.SaveCheckpointConfig(keep=None))
@@ -54,7 +54,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def add(saved, tmp_path):
-    """Saves the checkpoint of a step, as a trainer does: at once."""
+    """Save the checkpoint of a step atomically, as a trainer does."""
 
     def save(step):
         name, run = f"checkpoint_{step}", tmp_path / "run"
@@ -67,7 +67,7 @@ def add(saved, tmp_path):
 
 @pytest.fixture
 def score(monkeypatch, tmp_path):
-    """Scores a series of `tmp_path/run` into `tmp_path/out`; returns the steps scored now."""
+    """Score a series of `tmp_path/run` into `tmp_path/out`; return the steps scored by this call."""
     tiny.use_tiny_data(monkeypatch)
     monkeypatch.setattr(results, "draw", lambda *_: None)
     scored = []
@@ -98,7 +98,7 @@ def steps(*numbers):
     return [f"step_{number}" for number in numbers]
 
 
-def test_each_is_scored_as_it_would_be_alone_and_once(score, add, tmp_path, capsys):
+def test_each_is_scored_once_and_as_if_alone(score, add, tmp_path, capsys):
     for step in (2, 10, 4):
         add(step)
     assert score(All()) == steps(2, 4, 10)
@@ -129,7 +129,7 @@ def test_each_is_scored_as_it_would_be_alone_and_once(score, add, tmp_path, caps
 
 def piloted(solver):
     likelihood = ODELikelihood(dequantizer=TruncatedNormal(), solver=solver)
-    pilot = Pilot(num_images=2, max_steps=16, tolerance=10.0)  # kept by the same steps, always
+    pilot = Pilot(num_images=2, max_steps=16, tolerance=10.0)  # tolerates any grid
     return {"likelihoods": {"tn": likelihood}, "pilot": pilot}
 
 
@@ -142,7 +142,7 @@ def piloted(solver):
         pytest.param(piloted(FixedGrid(steps=2)), id="solver", marks=pytest.mark.full),
     ],
 )
-def test_compiled_once_for_all(score, add, monkeypatch, changes):
+def test_all_checkpoints_share_compiled_functions(score, add, monkeypatch, changes):
     call, traced = tiny.AffineNetwork.__call__, []
 
     def counting(network, *arguments):
@@ -158,8 +158,8 @@ def test_compiled_once_for_all(score, add, monkeypatch, changes):
     assert len(traced) == 2 * alone > 0
 
 
-def test_grids_of_other_lengths_share_a_program(monkeypatch):
-    """As checkpoints need them; each figure is that of its own grid."""
+def test_grids_of_different_lengths_share_a_program(monkeypatch):
+    """Checkpoints may need different grids; each score is that of its own grid."""
     model, split = tiny.model(), tiny.split()
     params = model.init(jax.random.key(0), tiny.SHAPE)
     batch = next(iter(batches.eval_batches(split, 4)))
@@ -192,7 +192,7 @@ def test_grids_of_other_lengths_share_a_program(monkeypatch):
     assert np.abs(found[5] - found[30]).max() > 1e-4
 
 
-def test_another_checkpoint_of_the_same_step_is_scored_anew(score, add, saved, tmp_path):
+def test_another_checkpoint_of_the_same_step_is_scored_again(score, add, saved, tmp_path):
     add(2)
     assert score(All()) == steps(2)
     shutil.rmtree(tmp_path / "run/checkpoint_2")
@@ -200,7 +200,7 @@ def test_another_checkpoint_of_the_same_step_is_scored_anew(score, add, saved, t
     assert score(All()) == steps(2)
 
 
-def test_a_series_stopped_in_the_middle_goes_on(score, add, monkeypatch, tmp_path):
+def test_a_series_stopped_in_the_middle_resumes(score, add, monkeypatch, tmp_path):
     add(2), add(4)
     score(All(), "undisturbed")
     stop_at, polls = preemption.StopRequest.stop_at, []
@@ -226,10 +226,10 @@ def test_a_series_stopped_in_the_middle_goes_on(score, add, monkeypatch, tmp_pat
     ).read_text()
 
 
-def test_watching_takes_new_ones_and_tells_of_deleted_ones(
+def test_watching_scores_new_checkpoints_and_reports_deleted_ones(
     score, add, monkeypatch, tmp_path, capsys
 ):
-    """While the first is scored two more come, of which one is deleted; later a fourth."""
+    """While the first is scored two more are saved, of which one is deleted; later a fourth."""
     run, waits = image_loop.ImageLoop.run, []
 
     def meanwhile(loop, *arguments):
@@ -259,13 +259,13 @@ def test_watching_takes_new_ones_and_tells_of_deleted_ones(
     assert sorted(each.name for each in (tmp_path / "out").glob("step_*")) == sorted(
         steps(2, 4, 10)
     )
-    assert waits == [30, 30, 30, 10]  # the first brought something
+    assert waits == [30, 30, 30, 10]  # after the first wait there was a new one
     told = capsys.readouterr().out
     assert "checkpoint_6 was deleted before its turn" in told
     assert "Waiting for another checkpoint" in told
 
 
-def test_watching_waits_for_a_directory_that_is_to_come(score, add, tmp_path):
+def test_watching_waits_for_the_run_directory(score, add, tmp_path):
     (tmp_path / "run").rmdir()
 
     def later():
@@ -290,12 +290,14 @@ def test_asked_to_stop_while_waiting(score, add, monkeypatch):
         return stop
 
     monkeypatch.setattr(preemption.StopRequest, "__enter__", asking)
-    with pytest.raises(checks.Preempted, match="SIGTERM while waiting for checkpoints .* goes on"):
+    with pytest.raises(checks.Preempted, match="SIGTERM while waiting for checkpoints .* resume"):
         score(Watch(period=30.0))
-    assert score(All()) == []  # what there was is scored
+    assert score(All()) == []  # those saved were scored before
 
 
-def test_a_damaged_one_is_left_out_until_it_is_whole(score, add, saved, caplog, monkeypatch):
+def test_a_damaged_checkpoint_is_skipped_until_it_is_repaired(
+    score, add, saved, caplog, monkeypatch
+):
     add(2)
     meta = add(4) / "meta/metadata"
     whole = meta.read_text()
@@ -311,7 +313,7 @@ def test_a_damaged_one_is_left_out_until_it_is_whole(score, add, saved, caplog, 
     assert "is skipped" in caplog.text
 
 
-def test_one_deleted_while_it_is_read_is_left_out(score, add, monkeypatch, capsys):
+def test_a_checkpoint_deleted_while_it_is_read_is_skipped(score, add, monkeypatch, capsys):
     add(2), add(4)
     loaded = curve._loaded
 
@@ -325,7 +327,7 @@ def test_one_deleted_while_it_is_read_is_left_out(score, add, monkeypatch, capsy
     assert "checkpoint_2 was deleted before it was read" in capsys.readouterr().out
 
 
-def test_one_that_is_not_finite_does_not_stop_the_others(score, add, monkeypatch, tmp_path):
+def test_scores_that_are_not_finite_do_not_stop_the_others(score, add, monkeypatch, tmp_path):
     add(2), add(4)
     check = eval_scores.check_scores
 
@@ -343,7 +345,7 @@ def test_one_that_is_not_finite_does_not_stop_the_others(score, add, monkeypatch
     assert score(All()) == steps(2)  # tried again
 
 
-def test_a_curve_of_other_settings_is_refused(score, add):
+def test_a_curve_of_other_settings_raises(score, add):
     add(2)
     score(All())
     with pytest.raises(ValueError, match=r"seed was 0 and is now 1.*another output"):
@@ -363,12 +365,12 @@ def test_nothing_to_score(series, score, add, tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [{"period": 0.0}, {"timeout": -1.0}, {"timeout": float("nan")}])
-def test_times_that_are_none(wrong):
+def test_invalid_times(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Watch(**wrong)
 
 
-def test_the_curve_is_of_finished_checkpoints_by_rising_step(tmp_path):
+def test_the_curve_has_finished_checkpoints_sorted_by_step(tmp_path):
     for step in (10, 9):
         folder = tmp_path / f"step_{step}"
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: every image counted, the right ones shown."""
+"""Plots of an evaluation: every image is counted, and the right ones are shown."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from idode_gin.reports import plots
 
 @pytest.fixture
 def figures(monkeypatch):
-    """The figures that were saved."""
+    """Figures that were saved."""
     found, save = [], plots.save_figure
 
     def remember(figure, path):
@@ -58,7 +58,7 @@ def test_one_image(tmp_path, figures):
 
 
 @pytest.mark.parametrize("bpd", [np.ones(3), np.ones((2, 1)), np.array([1.0, np.nan]), np.ones(0)])
-def test_a_figure_per_image_or_none(bpd, tmp_path):
+def test_bpd_that_do_not_match_the_images_raise(bpd, tmp_path):
     images = np.zeros((2, 2, 2, 1), np.uint8)[: max(1, bpd.size)]
     with pytest.raises(ValueError, match="one finite value per image"):
         eval_plots.plot_bpd_histogram(bpd, images, 2, tmp_path / "bpd.png", name="tn")
@@ -77,6 +77,6 @@ def test_every_count_of_evaluations_is_in_a_bin(most, tmp_path, figures):
         assert heights.sum() == len(nfe[label.partition(":")[0]])
 
 
-def test_no_evaluations_of_nothing(tmp_path):
+def test_no_bounds_raise(tmp_path):
     with pytest.raises(ValueError, match="one bound or more"):
         eval_plots.plot_nfe_histogram({}, tmp_path / "nfe.png")

@@ -1,4 +1,4 @@
-"""Evaluation and sampling: every image once, and its figure its own, whatever the batch size."""
+"""Evaluation and sampling: every image once, and independent of the batch it is in."""
 
 import json
 import pathlib
@@ -32,7 +32,7 @@ LOOSE = DormandPrince(rtol=1e-3, atol=1e-3)
 
 @pytest.fixture
 def evaluate(monkeypatch, tmp_path):
-    """Evaluates a random network; returns the summary and the values per image."""
+    """Evaluate a random network; return the summary and the values per image."""
 
     def run(number, batch_size, model, solver, solve_size=4):
         tiny.use_tiny_data(monkeypatch, number)
@@ -46,7 +46,9 @@ def evaluate(monkeypatch, tmp_path):
         restored = saving.RestoredParams(params, 3, pathlib.Path("unread"), {})
         monkeypatch.setattr(run_inputs, "load_params", lambda *_: restored)
         monkeypatch.setattr(saving, "find", pathlib.Path)
-        monkeypatch.setattr(eval_results, "draw", lambda *_: None)  # slow, and tested elsewhere
+        monkeypatch.setattr(
+            eval_results, "draw", lambda *_: None
+        )  # slow, and tested in test_evaluation_plots
         made = evaluator.Evaluator(
             output_dir=str(tmp_path),
             checkpoint_path="made",
@@ -75,7 +77,7 @@ def test_every_image_once_for_every_batch_size(evaluate):
 
 
 @pytest.mark.full
-def test_adaptive_steps_of_a_convolutional_network_do_not_see_the_batch(evaluate):
+def test_adaptive_steps_of_a_convolutional_network_do_not_depend_on_the_batch(evaluate):
     """In float32 and at a loose tolerance, where rounding alone can change the steps taken."""
     model = tiny.model(network=UNet(channels=8, levels=1, groups=2, fourier_exponents=(1,)))
     first, *others = (evaluate(11, size, model, LOOSE)[1] for size in (3, 11))
@@ -99,10 +101,8 @@ def test_adaptive_steps_of_a_convolutional_network_do_not_see_the_batch(evaluate
         pytest.param(Coarse(tiny.AffineNetwork()), id="affine"),
     ],
 )
-def test_what_bfloat16_does_to_a_checkpoint_is_in_the_summary_and_can_be_refused(
-    network, monkeypatch, tmp_path
-):
-    """From the checkpoint on disk to summary.json, as the program does it."""
+def test_the_error_of_bfloat16_is_in_the_summary_and_is_limited(network, monkeypatch, tmp_path):
+    """The whole program, from the checkpoint on disk to summary.json."""
     tiny.use_tiny_data(monkeypatch, 4)
     monkeypatch.setattr(eval_results, "draw", lambda *_: None)
     params = jax.tree.map(lambda leaf: leaf + 0.05, network.init(jax.random.key(0), tiny.SHAPE))
@@ -135,7 +135,7 @@ def test_what_bfloat16_does_to_a_checkpoint_is_in_the_summary_and_can_be_refused
 @pytest.mark.parametrize(
     ("variant", "shown"), [("", "made /"), ("van den Oord", "made, van den Oord /")]
 )
-def test_the_table_says_which_pixels_were_scored(variant, shown):
+def test_the_table_identifies_the_pixels(variant, shown):
     summary = {
         **{"dataset": "made", "variant": variant, "split": "test", "num_images": 3},
         **{"image_shape": [8, 8, 1], "levels": 17, "step": 5, "sha256": "0123456789abcdef" * 4},
@@ -146,7 +146,7 @@ def test_the_table_says_which_pixels_were_scored(variant, shown):
     assert bound.split() == ["uniform", "2.0000", "0.5000", "-", "7"]
 
 
-def test_the_sample_in_the_readme_is_of_these_pixels():
+def test_the_table_in_the_readme_is_of_these_pixels():
     from idode_gin.feed import data, loading
 
     config = data.DatasetConfig(mixture_or_task_name="digits", split="test", batch_size=1)
@@ -157,7 +157,7 @@ def test_the_sample_in_the_readme_is_of_these_pixels():
 
 
 @pytest.mark.parametrize("lanes", [4, 5])
-def test_a_solve_has_as_many_images_as_lanes(lanes):
+def test_lanes_must_not_exceed_the_solve_size(lanes):
     estimator = ODELikelihood(dequantizer=TruncatedNormal(), solver=LOOSE, lanes=lanes)
     common = {"output_dir": "unused", "checkpoint_path": "unused", "solve_size": 4}
     for made in (
@@ -177,7 +177,7 @@ def test_a_single_image_has_no_standard_error(evaluate):
     assert summary["tn"]["stderr"] is None
 
 
-def test_conditioning_must_be_the_networks(monkeypatch):
+def test_conditioning_must_match_the_network(monkeypatch):
     tiny.use_tiny_data(monkeypatch)
     network = UNet(channels=8, levels=1, groups=2, conditioning_size=3)
     with pytest.raises(ValueError, match=r"1 conditioning numbers.*takes 3.*conditioning_size = 1"):
@@ -185,7 +185,7 @@ def test_conditioning_must_be_the_networks(monkeypatch):
 
 
 @pytest.mark.full
-def test_a_sample_does_not_see_its_batch(monkeypatch, tmp_path):
+def test_a_sample_does_not_depend_on_the_batch_size(monkeypatch, tmp_path):
     network = UNet(channels=8, levels=1, groups=2, fourier_exponents=(1,))
     model = tiny.model(network=network, image_shape=tiny.SHAPE)
     params = model.init(jax.random.key(0), tiny.SHAPE)

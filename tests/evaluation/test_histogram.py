@@ -1,4 +1,4 @@
-"""The histogram baseline: a probability, the one that counting by hand gives."""
+"""The histogram baseline is a probability distribution, and matches counting by hand."""
 
 import itertools
 
@@ -12,7 +12,7 @@ def draw(num_images, levels, shape=(3, 2, 2), seed=0):
     return np.random.default_rng(seed).integers(0, levels, (num_images, *shape))
 
 
-def test_it_is_what_counting_by_hand_gives():
+def test_bits_per_dim_match_counting_by_hand():
     train, test = draw(11, 5), draw(4, 5, seed=1)
     model = histogram.HistogramModel.fit(train, 5)
     expected = []
@@ -64,7 +64,7 @@ def test_one_image_always_costs_the_rule_of_succession():
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_counting_in_parts_changes_nothing(monkeypatch, chunk):
+def test_the_chunk_size_does_not_matter(monkeypatch, chunk):
     train, test = draw(30, 5), draw(20, 5, seed=1)
     expected = histogram.HistogramModel.fit(train, 5).bits_per_dim(test)
     monkeypatch.setattr(histogram, "_CHUNK", chunk)
@@ -92,7 +92,7 @@ def test_unsigned_pixels_count_like_signed_ones(dtype):
         (draw(0, 4), "one or more"),
     ],
 )
-def test_bad_images_are_refused(images, message):
+def test_invalid_images_raise(images, message):
     model = histogram.HistogramModel.fit(draw(9, 4), 4)
     with pytest.raises(ValueError, match=message):
         histogram.HistogramModel.fit(images, 4)
@@ -100,7 +100,7 @@ def test_bad_images_are_refused(images, message):
         model.bits_per_dim(images)
 
 
-def test_images_of_another_shape_are_refused():
+def test_images_of_another_shape_raise():
     model = histogram.HistogramModel.fit(draw(9, 4), 4)
     with pytest.raises(ValueError, match=r"\[3, 2, 2\], got \[2, 3, 2\]"):
         model.bits_per_dim(draw(9, 4, (2, 3, 2)))

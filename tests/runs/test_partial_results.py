@@ -1,4 +1,4 @@
-"""Values kept on disk: none twice, none lost, none of another computation."""
+"""Values kept on disk: none is computed twice, lost, or mixed with another computation."""
 
 import errno
 import logging
@@ -29,7 +29,7 @@ def opened(folder, facts=FACTS, **others):
 
 
 def values(index):
-    """Of every kind that is kept."""
+    """Values of every dtype that is kept."""
     index = np.asarray(index)
     return {
         "bpd": (index + 0.1).astype(np.float32),
@@ -47,8 +47,8 @@ def parts(folder):
     return sorted(folder.glob("part_*.npz"))
 
 
-def test_rows_come_back_in_place_and_type(folder):
-    fill(opened(folder), "a", [5, 1], [0])  # as if killed after it
+def test_rows_keep_their_order_and_dtype(folder):
+    fill(opened(folder), "a", [5, 1], [0])  # as if killed afterwards
     fill(opened(folder), "b/c", [2])
     kept = opened(folder)
     assert kept.missing("a").tolist() == [2, 3, 4, 6]
@@ -74,7 +74,7 @@ def test_seconds_add_up(folder, monkeypatch):
     assert 0 < before[1] == before[2] / 2
 
 
-def test_nothing_is_written_before_there_is_something(folder):
+def test_nothing_is_written_without_values(folder):
     kept = opened(folder)
     assert not kept.is_begun
     assert kept.missing("a").tolist() == list(range(NUMBER))
@@ -82,7 +82,7 @@ def test_nothing_is_written_before_there_is_something(folder):
     assert not folder.parent.exists()
 
 
-def test_written_now_and_then(folder, monkeypatch):
+def test_parts_are_written_periodically(folder, monkeypatch):
     monkeypatch.setattr(partial_results, "WRITE_PERIOD", 3600.0)
     kept = opened(folder)
     fill(kept, "a", [0], [1], [2])
@@ -108,7 +108,7 @@ def test_a_damaged_part_is_computed_again(folder, caplog, damage):
     assert opened(folder).missing("a").size == 0
 
 
-def test_values_of_another_computation_are_refused(folder):
+def test_values_of_another_computation_raise(folder):
     fill(opened(folder), "a", [0])
     others = {"seed": 4, "likelihood.solver": "Euler", "K": 2}
     with pytest.raises(ValueError, match="seed was 3 and is now 4") as error:
@@ -126,8 +126,8 @@ def test_values_of_another_computation_are_refused(folder):
         opened(folder, {f"fact {number}": 1 for number in range(6)})
 
 
-def test_values_are_never_mixed_whoever_removed_what(folder, caplog):
-    """A folder removed under a process that goes on writing, and begun by another one."""
+def test_values_of_two_computations_are_never_mixed(folder, caplog):
+    """One process continues to write after its facts were removed and another one started."""
     first = opened(folder)
     fill(first, "a", [0])
     (folder / "facts.json").unlink()
@@ -140,7 +140,7 @@ def test_values_are_never_mixed_whoever_removed_what(folder, caplog):
     assert opened(folder, {"seed": 4}).missing("a").tolist() == [0, 2, 3, 4, 5, 6]
 
 
-def test_a_damaged_description_is_written_anew(folder):
+def test_damaged_facts_are_rewritten(folder):
     fill(opened(folder), "a", [0])
     (folder / "facts.json").write_text("{")
     fill(opened(folder), "a", [1])
@@ -149,7 +149,7 @@ def test_a_damaged_description_is_written_anew(folder):
     assert opened(folder).missing("a").tolist() == [2, 3, 4, 5, 6]
 
 
-def test_another_place_is_told(folder, caplog):
+def test_other_hardware_is_logged(folder, caplog):
     fill(opened(folder, hardware="1 x cpu"), "a", [0])
     with caplog.at_level(logging.WARNING, "absl"):
         assert opened(folder, hardware="1 x cpu").is_begun
@@ -158,7 +158,7 @@ def test_another_place_is_told(folder, caplog):
     assert "computed on 1 x cpu; the others are computed on 2 x cpu" in caplog.text
 
 
-def test_removed_is_removed(folder, monkeypatch):
+def test_nothing_is_written_after_removal(folder, monkeypatch):
     kept = opened(folder)
     fill(kept, "a", [0])
     monkeypatch.setattr(partial_results, "WRITE_PERIOD", 3600.0)
@@ -169,7 +169,7 @@ def test_removed_is_removed(folder, monkeypatch):
     assert folder.parent.exists()
 
 
-def test_a_disk_that_refuses_is_named(folder, monkeypatch):
+def test_a_disk_error_names_the_file(folder, monkeypatch):
     kept = opened(folder)
     fill(kept, "a", [0])
 

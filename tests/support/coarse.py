@@ -1,4 +1,4 @@
-"""A network whose arithmetic is coarse."""
+"""A network with arithmetic coarser than float32."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from idode_gin.networks.base import AbstractNetwork
 
 @dataclasses.dataclass(frozen=True)
 class Coarse(AbstractNetwork):
-    """Another network, its output rounded to bfloat16."""
+    """Rounds the output of another network to bfloat16."""
 
     fine: AbstractNetwork
     coarse_dtype = "bfloat16"
@@ -21,5 +21,5 @@ class Coarse(AbstractNetwork):
         return self.fine
 
     def __call__(self, *args):
-        # There and back by `astype` may be optimized away.
+        # XLA may remove a pair of `astype`.
         return jax.lax.reduce_precision(self.fine(*args), exponent_bits=8, mantissa_bits=7)

@@ -1,9 +1,9 @@
-"""An evaluation and a sampling of a random network, to be interrupted.
+"""Evaluate and sample a random network, to be interrupted.
 
     python interrupted.py evaluate|sample OUTPUT_DIR BATCH_SIZE [INDEX PROCESSES PORT]
     python interrupted.py memory OUTPUT_DIR NUMBER
 
-The first writes a part after every batch, the second prints bytes, see `memory`.
+The first form writes a part after every batch; the second prints the bytes that `memory` returns.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ TRAINED_ON = {"dataset": "made", "dataset_sha256": "12"}
 
 
 def prepare(replace=setattr):
-    """Makes checkpoint and data from nothing."""
+    """Replace the checkpoint and the data by generated ones."""
 
     def load_params(model, image_shape, *_):
         params, facts = model.init(jax.random.key(0), image_shape), TRAINED_ON
@@ -76,7 +76,7 @@ def sample(output, batch_size, **changes):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeanPixel(base.AbstractBound):
-    """A scorer that costs nothing, and is no bound."""
+    """Costs nothing; is not a bound."""
 
     def num_evaluations(self):
         return 1
@@ -87,7 +87,7 @@ class MeanPixel(base.AbstractBound):
 
 
 def memory(output, number):
-    """The most memory of its own, in bytes, while a split in a file was scored: not the file's."""
+    """Return peak anonymous memory, in bytes, while a memory-mapped split is scored."""
     output.mkdir(parents=True, exist_ok=True)
     shape = (int(number), 32, 32, 3)
     np.lib.format.open_memmap(output / "images.npy", "w+", np.uint8, shape)  # zeros: a sparse file
@@ -135,7 +135,7 @@ def main(what, output, size, *process):
         index, number, port = process
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"localhost:{port}", int(number), int(index))
-        # A request to stop takes a moment from process to process, longer than these batches do.
+        # A request to stop takes longer to reach the other process than these batches take.
         partial_results.PartialResults.add = slow(partial_results.PartialResults.add)
     prepare()
     try:

@@ -1,9 +1,9 @@
-"""Trains the tiny model on several CPU devices, or as one of several processes with one device.
+"""Train the tiny model on several CPU devices, or as one of several processes.
 
     python on_devices.py devices NUMBER MODEL_DIR STEPS [MESH as JSON]
     python on_devices.py process INDEX MODEL_DIR STEPS NUMBER PORT
 
-Prints as JSON what the tests of partitioning compare; exits with 75 when asked to stop.
+Prints as JSON what the tests of partitioning compare. Exits with 75 when asked to stop.
 """
 
 import json

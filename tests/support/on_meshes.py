@@ -1,11 +1,11 @@
-"""The same few steps on several meshes of eight CPU devices, scores on any number.
+"""Run the same few steps on several meshes of eight CPU devices, or score on any number.
 
     python on_meshes.py steps OUT.npz NETWORK MESH:MICROBATCHES …
     python on_meshes.py bytes MESH …
     python on_meshes.py score CHECKPOINT FOLDER MESH
 
-A mesh is three numbers, such as 2x4x1. `steps` writes the parameters after the last step, `bytes`
-prints as JSON what the first device holds of each part of a state, `score` evaluates and samples.
+A mesh is three numbers, such as 2x4x1. `steps` writes the parameters after the last step; `bytes`
+prints as JSON the bytes of each part of a state on the first device; `score` evaluates and samples.
 """
 
 import json
@@ -63,7 +63,7 @@ def named(tree):
 
 
 def steps(network, mesh, microbatches):
-    """Parameters and their average after a few steps, by name."""
+    """Return the parameters and their average after a few steps, by name."""
     made = program(network, mesh, microbatches)
     state = made.init()
     for step in range(STEPS):
@@ -73,7 +73,7 @@ def steps(network, mesh, microbatches):
 
 
 def bytes_held(mesh):
-    """What the first device holds of a state, from the arrays themselves."""
+    """Return the bytes of each part of a state on the first device, counted from arrays."""
     optimizer = optimizers.AdamW(clip_norm=1.0, accumulation_steps=2).build()
     shapes = program("wide", mesh, optimizer=optimizer).abstract_state
 
@@ -88,7 +88,7 @@ def bytes_held(mesh):
 
 
 def score(checkpoint, folder, mesh):
-    """Evaluates and samples; results lie in two folders."""
+    """Evaluate and sample, into two folders."""
     solver = DormandPrince(rtol=1e-5, atol=1e-5)
     model = tiny.model(image_shape=tiny.SHAPE)
     evaluator.Evaluator(

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: rows that add up, and a summary that follows from them."""
+"""Files of an evaluation: rows add up, and the summary follows from them."""
 
 import json
 import math
@@ -36,7 +36,7 @@ LIKELIHOOD = {
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """The directory and the summary of an evaluation of a network without training."""
+    """The directory and the summary of an evaluation of an untrained network."""
     folder = tmp_path_factory.mktemp("evaluated")
 
     def load_params(model, shape, *_):
@@ -102,12 +102,12 @@ def test_the_summary_follows_from_the_rows(evaluated, rows):
     assert summary["variational_bound"]["stderr_dequantization"] is None
 
 
-def test_pictures_of_every_bound(evaluated):
+def test_plots_of_every_bound(evaluated):
     names = {each.name for each in (evaluated[0] / "plots").iterdir()}
     assert names == {"bpd_tn.png", "bpd_variational_bound.png", "nfe.png", "integrand.png"}
 
 
-def test_errors_that_are_not_known_are_none():
+def test_unknown_errors_are_none():
     scores = {name: np.ones(4) for name in ("bpd", "nfe")}
     unknown = {name: np.full(4, np.nan) for name in ERRORS}
     found = summary_lib.summarize({**scores, **unknown})
@@ -118,8 +118,8 @@ def test_errors_that_are_not_known_are_none():
     assert (found["solver_error"], found["precision_error"]) == ({"error": 1e-4}, 2e-4)
 
 
-def test_means_of_many_data_sets_spread_as_the_error_of_draws_says():
-    """2,000 evaluations of 30 images, whose figures differ by their draws alone."""
+def test_the_error_of_draws_is_the_spread_of_means():
+    """2,000 evaluations of 30 images, which differ in their draws alone."""
     random = np.random.default_rng(0)
     image, spread = random.normal(3, 1, (30, 1)), random.uniform(0.1, 2, (30, 1))
     repeats = image + spread * random.normal(size=(2000, 30, 4))
@@ -133,7 +133,7 @@ def test_means_of_many_data_sets_spread_as_the_error_of_draws_says():
     assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(means), rel=0.05)
 
 
-def test_the_table_tells_of_the_solver():
+def test_the_table_has_the_solver_error():
     entry = {"mean": 2.0, "stderr": None, "solver_error": {"error": 2.5e-4}, "nfe": 40.0}
     summary = {
         **{"dataset": "made", "variant": "", "split": "test", "num_images": 1, "step": 5},
@@ -148,7 +148,7 @@ def test_the_table_tells_of_the_solver():
     )
 
 
-def test_without_pyarrow_there_is_no_parquet_of_other_results(tmp_path, monkeypatch, caplog):
+def test_without_pyarrow_an_old_parquet_file_is_removed(tmp_path, monkeypatch, caplog):
     results.write_rows(tmp_path, {"index": np.arange(3)})
     first = (tmp_path / "results.parquet").read_bytes()
     results.write_rows(tmp_path, {"index": np.arange(3)})
@@ -160,20 +160,20 @@ def test_without_pyarrow_there_is_no_parquet_of_other_results(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("name", ["variational_bound", "histogram", "index", "a/b", ""])
-def test_names_that_files_and_columns_cannot_have(name):
+def test_invalid_names_of_likelihoods(name):
     with pytest.raises(ValueError, match="`likelihoods`"):
         Evaluator(
             output_dir="o", checkpoint_path="c", likelihoods={name: ODELikelihood(**LIKELIHOOD)}
         )
 
 
-def test_figures_that_are_none_are_told():
+def test_scores_that_are_not_finite_raise():
     scores = {"bpd": np.array([1.0, np.inf, 2.0]), "success": np.array([1.0, 1.0, 0.0])}
     with pytest.raises(checks.NonFiniteError, match="tn: 2 of 3 images .* at index 1"):
         scores_lib.check_scores("tn", scores)
 
 
-def test_a_parity_table_has_its_choices_between_right_and_published():
+def test_a_parity_table_lists_choices_between_right_and_published():
     short, long = {"right": 2.0, "published": 2.0}, {"right": 2.0, "log_k": -0.5, "published": 1.5}
     lines = parity.table({"variational_bound": short, "tn": long}, "A legend.").splitlines()
     assert lines[0] == "A legend."

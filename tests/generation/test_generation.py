@@ -1,4 +1,4 @@
-"""Encoding and interpolation: every image its own, whatever is beside it; stopping and going on."""
+"""Encoding, interpolation and sampling: rows do not depend on the batch, and runs resume."""
 
 import json
 
@@ -27,7 +27,7 @@ def _made(monkeypatch):
 
 
 def run(loop, folder, batch_size, **changes):
-    """Summary, and the arrays that were written."""
+    """Run a loop; return its summary and the arrays it wrote."""
     fields = {"output_dir": str(folder), "checkpoint_path": "made", "solve_size": 2, **changes}
     model = tiny.model(image_shape=tiny.SHAPE)
     if loop is Sampler:
@@ -40,7 +40,7 @@ def run(loop, folder, batch_size, **changes):
         return summary, dict(found)
 
 
-def test_images_come_back_and_are_counted(tmp_path):
+def test_the_round_trip_returns_every_image(tmp_path):
     summary, found = run(Encoder, tmp_path, 4, method=TIGHT, indices=(7, 0, 30), grid_images=2)
     images = tiny.split(number=interrupted.NUMBER).images
     np.testing.assert_array_equal(found["index"], [7, 0, 30])
@@ -85,7 +85,7 @@ CASES = {
 
 @pytest.mark.full_cases("(density|interpolate|noise in steps)")
 @pytest.mark.parametrize("case", CASES)
-def test_stopped_and_gone_on_with_another_batch_size(case, tmp_path, monkeypatch):
+def test_resumed_with_another_batch_size(case, tmp_path, monkeypatch):
     loop, fields = CASES[case]
     _, expected = run(loop, tmp_path / "whole", 3, **fields)
     add = partial_results.PartialResults.add
@@ -102,12 +102,12 @@ def test_stopped_and_gone_on_with_another_batch_size(case, tmp_path, monkeypatch
     _, found = run(loop, tmp_path / "cut", 1, **fields)
     assert set(found) == set(expected)
     for name, values in expected.items():
-        # A density is a sum over pixels, rounded in another order where a batch is one solve.
+        # A log-density is a sum over pixels, whose rounding depends on the size of the solve.
         tolerance = 1e-5 if name == "log_p" else 0
         np.testing.assert_allclose(found[name], values, rtol=0, atol=tolerance)
 
 
-def test_samples_with_their_density(tmp_path):
+def test_samples_with_their_log_density(tmp_path):
     _, fields = CASES["density"]
     summary, found = run(Sampler, tmp_path / "with", 5, **fields)
     _, alone = run(Sampler, tmp_path / "alone", 5, **{**fields, "return_log_prob": False})
@@ -118,7 +118,7 @@ def test_samples_with_their_density(tmp_path):
     assert np.ptp(found["log_p"]) > 0
 
 
-def test_places_that_are_not_in_the_split(tmp_path):
+def test_indices_outside_the_split_raise(tmp_path):
     with pytest.raises(ValueError, match="`indices` must be places in .* 0 to 40, .* got 41"):
         run(Encoder, tmp_path, 2, indices=(0, 41))
     with pytest.raises(ValueError, match="at least one, got none"):
@@ -128,7 +128,7 @@ def test_places_that_are_not_in_the_split(tmp_path):
 
 
 @pytest.mark.full
-def test_solves_that_do_not_arrive(tmp_path):
+def test_failed_solves_raise(tmp_path):
     short = ODESampler(solver=DormandPrince(max_steps=1))
     with pytest.raises(checks.NonFiniteError, match="3 of 3 images did not reach the end"):
         run(Encoder, tmp_path, 2, method=short, indices=(0, 1, 2))
@@ -137,6 +137,6 @@ def test_solves_that_do_not_arrive(tmp_path):
     assert not (tmp_path / "partial_results").exists()
 
 
-def test_sampling_without_an_image_shape_is_refused(tmp_path):
+def test_sampling_without_an_image_shape_raises(tmp_path):
     with pytest.raises(ValueError, match=r"Sampling needs `DiffusionODE.image_shape`"):
         Sampler(output_dir=str(tmp_path), checkpoint_path="made").run(tiny.model())

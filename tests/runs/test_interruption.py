@@ -1,4 +1,4 @@
-"""Evaluation and sampling: which checkpoint, in what order, stopping them and going on."""
+"""Evaluation and sampling: the checkpoint they take, and how they stop and resume."""
 
 import io
 import itertools
@@ -34,7 +34,7 @@ from idode_gin.training import train_state
 
 @pytest.fixture
 def run_dir(tmp_path):
-    """A run directory with the checkpoints of two steps."""
+    """A run directory with checkpoints of two steps."""
     transformation = tiny.trainer(tmp_path).optimizer.build()
     params = tiny.model().init(jax.random.key(0), tiny.SHAPE)
     folder = tmp_path / "run"
@@ -74,7 +74,7 @@ def program(request, monkeypatch):
     return request.param
 
 
-def test_summary_names_the_checkpoint_that_was_taken(program, run_dir, tmp_path):
+def test_the_summary_names_the_checkpoint(program, run_dir, tmp_path):
     for path, step in [(run_dir, 4), (run_dir / "checkpoint_2", 2)]:
         summary = program(path, tmp_path / "out")
         assert (summary["step"], summary["checkpoint"]) == (
@@ -84,7 +84,7 @@ def test_summary_names_the_checkpoint_that_was_taken(program, run_dir, tmp_path)
         assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
 
 
-def test_a_missing_checkpoint_is_told_before_data_are_read(program, tmp_path, monkeypatch):
+def test_a_missing_checkpoint_raises_before_data_are_read(program, tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "load_split", lambda _: pytest.fail("read data first"))
     with pytest.raises(ValueError, match="there is no such directory"):
         program(tmp_path / "nowhere", tmp_path / "out")
@@ -115,7 +115,7 @@ PARTIAL = "partial_results"
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """What an evaluation and a sampling that nobody stops write."""
+    """Results of an evaluation and of sampling that are not interrupted."""
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         interrupted.prepare(patch.setattr)
@@ -142,7 +142,7 @@ def is_same(found, expected):
     return left == right
 
 
-def test_asked_to_stop_in_the_middle_and_gone_on(kind, undisturbed, tmp_path, monkeypatch, capfd):
+def test_stopped_in_the_middle_and_resumed(kind, undisturbed, tmp_path, monkeypatch, capfd):
     run, file = KINDS[kind]
     add, sections, polls = partial_results.PartialResults.add, [], itertools.count()
 
@@ -163,7 +163,7 @@ def test_asked_to_stop_in_the_middle_and_gone_on(kind, undisturbed, tmp_path, mo
 
         patch.setattr(preemption.StopRequest, "stop_at", asking)
         with pytest.raises(checks.Preempted, match=r"SIGTERM after 15 of 41 images of .*resume"):
-            run(tmp_path, 5)  # one batch more than are in flight, and then two
+            run(tmp_path, 5)  # two batches are in flight, and three have landed
     assert not (tmp_path / file).exists()
     capfd.readouterr()
     summary = run(tmp_path, 7)
@@ -174,12 +174,12 @@ def test_asked_to_stop_in_the_middle_and_gone_on(kind, undisturbed, tmp_path, mo
     assert len(sections) == len(set(sections))  # no image twice
 
 
-def test_samples_say_what_their_checkpoint_was_trained_on(undisturbed):
+def test_the_summary_of_samples_names_the_training_data(undisturbed):
     summary = undisturbed["sample"][1]
     assert summary["trained_on"] == {"dataset": "made", "dataset_sha256": "12"}
 
 
-def test_what_failed_is_not_kept(kind, tmp_path, monkeypatch):
+def test_failed_solves_are_not_kept(kind, tmp_path, monkeypatch):
     run, file = KINDS[kind]
     rows = partial_results.PartialResults.rows
 
@@ -192,7 +192,7 @@ def test_what_failed_is_not_kept(kind, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_was_computed_is_kept_whatever_ends_it(kind, tmp_path, monkeypatch):
+def test_values_are_kept_after_any_other_error(kind, tmp_path, monkeypatch):
     run, _ = KINDS[kind]
     monkeypatch.setattr(partial_results, "WRITE_PERIOD", 3600.0)
     monkeypatch.setattr(partial_results.PartialResults, "rows", lambda *_: 1 / 0)
@@ -201,7 +201,7 @@ def test_what_was_computed_is_kept_whatever_ends_it(kind, tmp_path, monkeypatch)
     assert len(list((tmp_path / PARTIAL).glob("part_*"))) == 1
 
 
-def test_gone_on_with_another_seed_is_refused(kind, tmp_path, monkeypatch):
+def test_resuming_with_another_seed_raises(kind, tmp_path, monkeypatch):
     run, _ = KINDS[kind]
     with monkeypatch.context() as patch:
         patch.setattr(partial_results.PartialResults, "rows", lambda *_: 1 / 0)
@@ -225,7 +225,7 @@ def start(kind, folder, batch_size, *process):
 
 
 def interrupt(kind, folder, batch_size, number, parts):
-    """Sends a signal when there are so many parts more; False if the process was done before."""
+    """Send a signal after `parts` more parts; return False if the process finished before."""
     partial = folder / PARTIAL
     process = start(kind, folder, batch_size)
     try:
@@ -240,7 +240,7 @@ def interrupt(kind, folder, batch_size, number, parts):
     return process.returncode != 0
 
 
-def test_killed_and_gone_on_with_another_batch_size(undisturbed, tmp_path, monkeypatch):
+def test_killed_and_resumed_with_another_batch_size(undisturbed, tmp_path, monkeypatch):
     assert interrupt("evaluate", tmp_path, 2, signal.SIGKILL, 25)  # in the second bound
     assert not (tmp_path / "results.npz").exists()
     interrupted.prepare(monkeypatch.setattr)
@@ -251,7 +251,7 @@ def test_killed_and_gone_on_with_another_batch_size(undisturbed, tmp_path, monke
 
 @pytest.mark.full
 @pytest.mark.parametrize("seed", range(2))
-def test_killed_again_and_again(kind, undisturbed, tmp_path, seed):
+def test_killed_repeatedly(kind, undisturbed, tmp_path, seed):
     run, file = KINDS[kind]
     moments = random.Random(seed)
     for _ in range(5):
@@ -284,7 +284,7 @@ def ended(processes):
 
 
 @pytest.mark.full
-def test_two_processes_stop_together_and_go_on_together(kind, undisturbed, tmp_path):
+def test_two_processes_stop_and_resume_together(kind, undisturbed, tmp_path):
     run, file = KINDS[kind]
     for number in (signal.SIGKILL, signal.SIGTERM):
         before = len(list((tmp_path / PARTIAL).glob("part_*")))
@@ -316,7 +316,7 @@ def test_two_processes_stop_together_and_go_on_together(kind, undisturbed, tmp_p
 
 @pytest.mark.full
 def test_memory_does_not_grow_with_the_split(tmp_path):
-    """But by the scores: 32 x 32 colour images have 3072 bytes each."""
+    """Beside the scores: a 32 x 32 colour image has 3072 bytes."""
     most = []
     for number in (8192, 81920):
         process = start("memory", tmp_path / str(number), number)
