@@ -31,13 +31,9 @@ from idode_gin.runs import descriptions, facts, image_loop, run_inputs
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Prepared:
-    """Images, and functions that compile once for all checkpoints of an evaluation.
+    """Inputs shared by all checkpoints of an evaluation; the functions compile once.
 
     Args:
-        model: of the checkpoints.
-        split: the images.
-        batch_size: images at a time.
-        config_sha256: digest of the configuration, if there is one.
         histogram: bits per dim of the histogram baseline, `[N]`.
         pilot: see `pilot_run.runner`; None measures nothing.
         scorer: see `scores.scorers`.

@@ -105,7 +105,10 @@ class Encoder:
             "num_encoded": len(chosen),
             **facts.checkpoint_used(restored, self.use_ema),
             "seed": self.seed,
-            **_summarize(found),
+            "round_trip": round_trips.summarize_error(found["error"]),
+            "changed_pixels": int(found["changed"].sum()),
+            "noise_mean_square": float(np.mean(found["noise"].astype(np.float64) ** 2)),
+            "nfe": float(np.mean(found["nfe"])),
             "wall_seconds": loop.seconds_since(began),
         }
         self._write(summary, {"index": chosen, **found}, split)
@@ -152,12 +155,3 @@ class Encoder:
                 f"{summary['changed_pixels']} of {arrays['levels'].size} pixels changed level.",
                 flush=True,
             )
-
-
-def _summarize(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    return {
-        "round_trip": round_trips.summarize_error(found["error"]),
-        "changed_pixels": int(found["changed"].sum()),
-        "noise_mean_square": float(np.mean(found["noise"].astype(np.float64) ** 2)),
-        "nfe": float(np.mean(found["nfe"])),
-    }

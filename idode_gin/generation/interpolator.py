@@ -165,15 +165,9 @@ class Interpolator:
     ) -> None:
         ends = split.images[arrays["pairs"]][:, :, None]
         rows = np.concatenate([ends[:, 0], arrays["levels"], ends[:, 1]], axis=1)
-        columns = outputs.columns_for(rows[0])
+        shown, columns = _flat(rows), outputs.columns_for(rows[0])
         outputs.write(
-            self.output_dir,
-            summary,
-            "interpolation.npz",
-            arrays,
-            "strip.png",
-            _flat(rows),
-            columns,
+            self.output_dir, summary, "interpolation.npz", arrays, "strip.png", shown, columns
         )
 
 

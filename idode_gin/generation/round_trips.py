@@ -31,10 +31,5 @@ def check_indices(indices: tuple[int, ...], split: data.ImageSplit, name: str, r
 
 def summarize_error(error: np.ndarray) -> dict[str, Any]:
     """Return mean, its standard error and maximum of round-trip errors of any shape."""
-    values = error.astype(np.float64).ravel()
-    return {
-        "unit": "levels, root mean square over pixels",
-        "mean": float(np.mean(values)),
-        "stderr": means.standard_error(values),
-        "max": float(np.max(values)),
-    }
+    unit = {"unit": "levels, root mean square over pixels"}
+    return {**unit, **means.summarize(error), "max": float(np.max(error))}

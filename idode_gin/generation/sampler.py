@@ -115,7 +115,7 @@ class Sampler:
             "seed": self.seed,
             "sampler": type(self.method).__name__,
             "nfe": float(np.mean(drawn.pop("nfe"))),
-            **({"log_p": _summarize(drawn["log_p"])} if self.return_log_prob else {}),
+            **({"log_p": means.summarize(drawn["log_p"])} if self.return_log_prob else {}),
             "wall_seconds": loop.seconds_since(began),
         }
         arrays = {"arr_0": to_uint8(drawn["levels"], model.encoding.levels), **drawn}
@@ -159,9 +159,3 @@ class Sampler:
 def to_uint8(pixels: np.ndarray, levels: int) -> np.ndarray:
     """Stretch levels 0 … V-1 over 0 … 255; 8-bit images are unchanged."""
     return np.round(np.arange(levels) * (255 / (levels - 1))).astype(np.uint8)[pixels]
-
-
-def _summarize(log_p: np.ndarray) -> dict[str, Any]:
-    """Return the mean over images and its standard error, nats."""
-    values = log_p.astype(np.float64)
-    return {"mean": float(np.mean(values)), "stderr": means.standard_error(values)}

@@ -117,7 +117,7 @@ def opened(
 
     def interrupted(reason: str) -> str:
         kept.write()
-        return f"Stopped by {reason} after {kept.progress()}. Run the same command again to resume."
+        return f"Stopped by {reason} after {kept.progress()}. Run the same command to resume."
 
     if kept.is_begun and jax.process_index() == 0:
         print(f"Resuming from {kept.progress()}.", flush=True)

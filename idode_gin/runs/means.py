@@ -4,6 +4,7 @@ import collections
 import contextlib
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -83,6 +84,12 @@ def row(values: Mapping[str, np.ndarray], step: int) -> dict[str, float]:
     if (error := standard_error(values["bpd"])) is not None:
         found["eval/bpd_stderr"] = error
     return {**found, "eval/images": values["bpd"].size}
+
+
+def summarize(values: np.ndarray) -> dict[str, Any]:
+    """Return mean and standard error of values of any shape."""
+    values = values.astype(np.float64).ravel()
+    return {"mean": float(np.mean(values)), "stderr": standard_error(values)}
 
 
 def standard_error(values: np.ndarray) -> float | None:

@@ -149,18 +149,16 @@ class PartialResults:
                 self._number += 1
                 name = f"part_{self._digest}_{self._number:06d}_{_digest(content)}.npz"
                 files.write_atomically(self._folder / name, content)
-            self._forget_unwritten()
+            for section in unwritten.values():
+                section.unwritten.clear()
 
     def remove(self) -> None:
         """Remove the folder, once its values are saved elsewhere or are useless."""
         with self._lock:
-            self._forget_unwritten()
+            for section in self._sections.values():
+                section.unwritten.clear()
             if jax.process_index() == 0:
                 shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _forget_unwritten(self) -> None:
-        for section in self._sections.values():
-            section.unwritten.clear()
 
     def _section(self, name: str) -> _Section:
         if name not in self._sections:

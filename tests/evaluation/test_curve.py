@@ -67,7 +67,7 @@ def add(saved, tmp_path):
 
 @pytest.fixture
 def score(monkeypatch, tmp_path):
-    """Score a series of `tmp_path/run` into `tmp_path/out`; return the steps scored by this call."""
+    """Score a series of `tmp_path/run` into `tmp_path/out`; return the steps it scored."""
     tiny.use_tiny_data(monkeypatch)
     monkeypatch.setattr(results, "draw", lambda *_: None)
     scored = []
