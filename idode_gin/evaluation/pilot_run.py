@@ -1,8 +1,8 @@
 """Pilots on images of the split that is evaluated, with the same outcome on every process."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +13,10 @@ from idode_gin import types
 from idode_gin.feed import batches as batch_lib
 from idode_gin.feed import data
 from idode_gin.integration_variables.exponential import Exponential
-from idode_gin.likelihood import spacing_fit
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.likelihood.pilot import Pilot, Report
 from idode_gin.models import DiffusionODE
+from idode_gin.processes import exchange
 from idode_gin.solvers import spacings
 from idode_gin.solvers.adams import Adams
 
@@ -81,9 +81,7 @@ def runner(
             prepared[known] = pilot.prepared(model, batch, key_of(name), estimator)
         found, report = prepared[known](jax.device_get(params))
         if jax.process_count() > 1:
-            report = _as_first_measured(report)
-            if estimator.solver is None:
-                found, report = _as_first_chose(found, report)
+            found, report = _of_first(found, report, estimator.solver is None)
         pilot.check_precision(model, report)
         more = warning(found, pilot) if estimator.solver is None else ""
         print(f"{name}: {in_words(report)}{more}", flush=True)
@@ -99,37 +97,23 @@ def _batch(split: data.ImageSplit, count: int) -> types.Batch:
     return jax.tree.map(jnp.asarray, batch)
 
 
-def _as_first_measured(report: Report) -> Report:
-    precision = math.nan if report.precision_error is None else report.precision_error
-    errors = [report.error, report.bias, report.reference_error, precision]
-    told = _told([*errors, report.num_images])
-    return report._replace(
-        error=told[0],
-        bias=told[1],
-        reference_error=told[2],
-        precision_error=None if math.isnan(told[3]) else told[3],
-        num_images=int(told[4]),
-    )
-
-
-def _as_first_chose(estimator: ODELikelihood, report: Report) -> tuple[ODELikelihood, Report]:
+def _of_first(
+    estimator: ODELikelihood, report: Report, is_chosen: bool
+) -> tuple[ODELikelihood, Report]:
+    """Return the outcome of process 0: rounding may lead the others to a different one."""
     solver = estimator.solver
-    assert isinstance(solver, Adams)
-    steps, *table = _told([solver.steps, *(report.spacing or [math.nan] * spacing_fit.POINTS)])
-    is_equal = math.isnan(table[0])
-    spacing = spacings.Equal() if is_equal else spacings.Tabulated(table=tuple(table))
-    solver = dataclasses.replace(solver, steps=int(steps), spacing=spacing)
-    report = report._replace(solver=str(solver), spacing=None if is_equal else tuple(table))
-    return dataclasses.replace(estimator, solver=solver), report
-
-
-def _told(numbers: Sequence[float]) -> list[float]:
-    """Broadcast the numbers of process 0, as bytes: exact whatever the width of jax's numbers."""
-    from jax.experimental import multihost_utils
-
-    sent = np.frombuffer(np.asarray(numbers, np.float64).tobytes(), np.uint8)
-    told = np.asarray(multihost_utils.broadcast_one_to_all(sent), np.uint8)
-    return [float(each) for each in np.frombuffer(told.tobytes(), np.float64)]
+    chosen = solver if is_chosen and isinstance(solver, Adams) else None
+    content = json.dumps([report, chosen and chosen.steps], default=float).encode()
+    values, steps = json.loads(exchange.from_first(lambda: content))
+    report = Report(*values)
+    if report.spacing is not None:
+        report = report._replace(spacing=tuple(report.spacing))
+    if chosen is not None:
+        table = report.spacing
+        spacing = spacings.Equal() if table is None else spacings.Tabulated(table=table)
+        grid = dataclasses.replace(chosen, steps=steps, spacing=spacing)
+        estimator = dataclasses.replace(estimator, solver=grid)
+    return estimator, report
 
 
 def in_words(report: Report) -> str:

@@ -16,13 +16,14 @@ import pathlib
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 
+from idode_gin.processes import exchange
 from idode_gin.reports import differences, files
 
 FORMAT = 1
@@ -169,9 +170,9 @@ class PartialResults:
         if jax.process_count() == 1:
             self._read_parts()
             return
-        content = _told_by_first(self._read_and_pack)
-        self.seconds_before = 0.0  # process 0, too, receives what it read
-        self._take(content)
+        content = exchange.from_first(self._read_and_pack)
+        if jax.process_index() > 0:
+            self._take(content)
 
     def _read_and_pack(self) -> bytes:
         self._read_parts()
@@ -251,21 +252,3 @@ def _unpacked(content: bytes) -> dict[str, Rows]:
             section, _, name = key.rpartition("/")
             sections.setdefault(section, {})[name] = arrays[key]
     return sections
-
-
-def _told_by_first(make: Callable[[], bytes]) -> bytes:
-    """What `make` gives on the first process, on all of them; if it raises there, all raise."""
-    from jax.experimental import multihost_utils
-
-    content, error = b"", None
-    if jax.process_index() == 0:
-        try:
-            content = b"\0" + make()
-        except (ValueError, OSError) as found:
-            content, error = b"\1" + str(found).encode(), found
-    size = multihost_utils.broadcast_one_to_all(np.asarray([len(content)], np.uint32))
-    sent = np.frombuffer(content.ljust(int(size[0]), b"\0"), np.uint8)
-    told = np.asarray(multihost_utils.broadcast_one_to_all(sent), np.uint8).tobytes()
-    if told[:1] == b"\1":
-        raise error or ValueError(told[1:].decode())
-    return told[1:]
