@@ -21,12 +21,12 @@ from idode_gin.solvers import spacings
 from idode_gin.solvers.adams import Adams
 
 _MANY_STEPS = 256
-"""More than almost any evaluation needs: most take a tenth to a fifth of it."""
+"""Steps above which a chosen grid is worth a warning: most need a tenth to a fifth of it."""
 
 Run = Callable[[types.Params, str, ODELikelihood], tuple[ODELikelihood, Report]]
-"""`(params, name, estimator) -> the likelihood with a solver, and its error`: see `Pilot.run`."""
+"""`(params, name, estimator) -> likelihood with a solver, and its error`: see `Pilot.run`."""
 SolverError = Mapping[str, Any]
-"""What is known about the error of a likelihood's solver; `error` in bits per dim."""
+"""Facts about the error of a likelihood's solver, such as `error` in bits per dim."""
 
 
 class Chosen(NamedTuple):

@@ -1,4 +1,4 @@
-"""The files of an evaluation: one row per image, plots, the table and the summary."""
+"""Files of an evaluation: one row per image, plots, the table and the summary."""
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence

@@ -45,7 +45,7 @@ from idode_gin.solvers.base import AbstractSolver, Density, Solution, State, Vec
 
 INTEGRAND_IMAGES, INTEGRAND_POINTS = 64, 41
 GRID = 64
-"""Grids of Adams methods are filled up to a multiple of it, and share a program."""
+"""Grids of Adams methods are padded to a multiple of it, so that they share a program."""
 
 
 def scorers(

@@ -1,1 +1,1 @@
-"""What all runs share: inputs, facts, partial results, locks, output folders, image loops."""
+"""Parts shared by all runs: inputs, facts, partial results, locks, output folders, image loops."""

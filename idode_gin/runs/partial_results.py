@@ -97,7 +97,7 @@ class PartialResults:
 
     @property
     def is_begun(self) -> bool:
-        """Whether there are values."""
+        """True if any image has values."""
         return any(section.values for section in self._sections.values())
 
     def missing(self, section: str) -> np.ndarray:
