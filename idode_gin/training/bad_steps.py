@@ -1,4 +1,4 @@
-"""The step that stopped a run, on disk: all that is needed to compute it again."""
+"""The step that stopped a run: its file, and an examination of its batch."""
 
 import dataclasses
 import os
@@ -21,13 +21,13 @@ _SHOWN = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BadStep:
-    """One step of a run.
+    """One step of a run, with everything needed to repeat it from a checkpoint.
 
     Args:
-        step: updates made before it.
-        seed: of the run.
-        batch: the global batch, as `batches.train_batch` makes it.
-        health: what was seen of it, see `guards.Health`.
+        step: number of updates before it.
+        seed: seed of the run.
+        batch: global batch, from `batches.train_batch`.
+        health: numbers that the guards judged it by: see `guards.Health`.
     """
 
     step: int
@@ -36,7 +36,7 @@ class BadStep:
     health: dict[str, float]
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Writes one npz file: `step`, `seed`, `batch/<name>` and `health/<name>`."""
+        """Write one npz file: `step`, `seed`, `batch/<name>` and `health/<name>`."""
         arrays: dict[str, Any] = {"step": self.step, "seed": self.seed}
         arrays |= {f"batch/{name}": each for name, each in self.batch.items()}
         arrays |= {f"health/{name}": each for name, each in self.health.items()}
@@ -44,10 +44,10 @@ class BadStep:
 
 
 def read(path: str | os.PathLike[str]) -> BadStep:
-    """What `write` wrote.
+    """Read a file that `BadStep.write` wrote.
 
     Raises:
-        ValueError: if there is no such file, or it holds something else.
+        ValueError: if there is no such file, or it holds anything else.
     """
     path = pathlib.Path(path)
     try:
@@ -61,8 +61,8 @@ def read(path: str | os.PathLike[str]) -> BadStep:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{path} is no step to replay ({error}). Name the bad_step_<step>.npz that a run left "
-            "in MODEL_DIR/train when it stopped."
+            f"A replay reads the bad_step_<step>.npz that a stopped run wrote to MODEL_DIR/train, "
+            f"but {path} is not one ({error})."
         ) from error
 
 
@@ -72,27 +72,27 @@ def examine(
     batch: types.Batch,
     key: types.PRNGKey,
     parts: int,
-    everywhere: jax.sharding.Sharding | None = None,
+    everywhere: jax.sharding.Sharding,
 ) -> tuple[bool, str]:
-    """Computes loss and gradient of a batch, and says where they are not finite.
+    """Compute loss and gradient of a batch and report where they are not finite.
 
-    Of several processes all must call it, and all get the same answer.
+    All processes must call it; all return the same.
 
     Args:
         loss_fn: see `train_step.LossFn`.
-        params: before the step.
-        batch: of the step.
-        key: of the step.
-        parts: microbatches.
-        everywhere: replicates over all devices; None where there is one.
+        params: parameters before the step.
+        batch: batch of the step.
+        key: random key of the step.
+        parts: number of microbatches.
+        everywhere: sharding that replicates over all devices.
 
     Returns:
-        Whether all is finite, and a report in words.
+        Whether loss and gradient are finite, and a report.
     """
     size = batch["image"].shape[0]
 
     def look(params: types.Params, batch: types.Batch, start: jax.Array) -> Any:
-        part = {  # every so many images, of which this is the first, as in training
+        part = {  # every parts-th image from `start` on, as in training
             name: each.reshape(size // parts, parts, *each.shape[1:])[:, start]
             for name, each in batch.items()
         }

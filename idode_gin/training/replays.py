@@ -1,4 +1,4 @@
-"""A step that stopped a run, computed again."""
+"""Repeating the step that stopped a run, to examine its batch."""
 
 import pathlib
 from typing import Any
@@ -8,46 +8,45 @@ from absl import logging
 
 from idode_gin import checks
 from idode_gin.checkpoints import saving
-from idode_gin.devices.partitioning import PjitPartitioner
-from idode_gin.feed import batches, data
-from idode_gin.training import bad_steps, programs, train_step
+from idode_gin.feed import batches as batch_lib
+from idode_gin.training import bad_steps, programs
+from idode_gin.training.guards import Watch
+from idode_gin.training.setup import Setup
+
+_SHOWN = {
+    "loss": "loss",
+    "grad_norm": "norm of the gradient",
+    "param_norm": "norm of the parameters after the update",  # may overflow where the others do not
+    "loss_mean": "running mean of the loss",
+}
 
 
-def command(directory: pathlib.Path, path: pathlib.Path) -> str:
-    """What to type, or to write, to replay the step in `path`."""
-    config = directory / "config.gin"
+def keep(setup: Setup, seed: int, watch: Watch) -> str:
+    """Write the batch of the step that stopped the run; return the command that replays it."""
+    assert watch.bad_step is not None
+    path = setup.directory / "train" / f"bad_step_{watch.bad_step}.npz"
+    if jax.process_index() == 0:
+        step = watch.bad_step - 1
+        batch = batch_lib.train_batch(setup.train.split, setup.train.config, step)
+        bad_steps.BadStep(step=step, seed=seed, batch=batch, health=watch.health).write(path)
+    config = setup.directory / "config.gin"
     if not config.exists():
         return f"Trainer(replay={str(path)!r})"
     return f"python -m idode_gin.train --gin_file={config} --gin.Trainer.replay=\"'{path}'\""
 
 
 def replay(
-    path: str,
-    program: programs.Program,
-    loss_fn: train_step.LossFn,
-    split: data.ImageSplit,
-    dataset: data.DatasetConfig,
-    *,
-    directory: pathlib.Path,
-    config: saving.CheckpointConfig,
-    partitioner: PjitPartitioner,
-    seed: int,
-    num_microbatches: int,
+    path: str, setup: Setup, config: saving.CheckpointConfig, seed: int, num_microbatches: int
 ) -> dict[str, Any]:
-    """Goes from the last checkpoint before the step up to it, and examines its batch.
+    """Train from the last checkpoint before the step up to it, and examine the batch in the file.
 
-    Writes nothing. The batch is the one in the file: change it there to see what it takes.
+    Writes nothing. To find what makes the step fail, edit the batch in the file.
 
     Args:
         path: a `bad_step_<step>.npz`.
-        program: of the run.
-        loss_fn: of the run.
-        split: images to go through on the way.
-        dataset: their order.
-        directory: the run directory.
-        config: what the run started from, for a step before its first checkpoint.
-        partitioner: devices.
-        seed: of the run.
+        setup: the run.
+        config: where the run started from, for a step before its first checkpoint.
+        seed: seed of the run.
         num_microbatches: parts of a batch.
 
     Returns:
@@ -55,48 +54,44 @@ def replay(
 
     Raises:
         checks.NonFiniteError: with the report, if they are not.
-        ValueError: if the file is another run's.
+        ValueError: if the file belongs to another run.
     """
     bad = bad_steps.read(path)
     if bad.seed != seed:
-        raise ValueError(f"{path} is of a run with seed {bad.seed}, this one has seed {seed}.")
-    saved = [step for step in saving.saved_steps(directory) if step <= bad.step]
-    if saved:
-        source = str(saving.checkpoint_path(directory, saved[-1]))
-        restore = saving.RestoreCheckpointConfig(path=source)
-        config = saving.CheckpointConfig(restore=restore)
-    nowhere = directory / "replay"  # no directory: nothing of its own to restore, nothing saved
-    state, _ = saving.Checkpoints(nowhere, config, {}).restore(program.abstract_state, program.init)
+        raise ValueError(
+            f"A step is replayed with the seed of its run: {path} has seed {bad.seed}, this run "
+            f"has seed {seed}. Bind RANDOM_SEED = {bad.seed}, or name a file of this run."
+        )
+    state = _state_before(bad.step, setup, config)
     logging.info("Replaying from step %s up to %s.", int(state.step), bad.step)
-    rows, size = partitioner.local_rows(dataset.batch_size), dataset.batch_size
+    images, program = setup.train, setup.program
     for step in range(int(state.step), bad.step):
-        batch = batches.train_batch(split, dataset, step, rows)
-        state, _ = program.step(state, partitioner.put_batch(batch, size))
-    own = {name: each[rows] for name, each in bad.batch.items()}
-    key = jax.random.fold_in(programs.keys(seed)[1], bad.step)
+        state, _ = program.step(state, images.train_batch(step))
     is_finite, report = bad_steps.examine(
-        loss_fn,
+        setup.model.loss_fn,
         state.params,
-        partitioner.put_batch(own, size),
-        key,
+        images.put({name: each[images.rows] for name, each in bad.batch.items()}),
+        jax.random.fold_in(programs.keys(seed)[1], bad.step),
         num_microbatches,
-        partitioner.replicated,
+        images.partitioner.replicated,
     )
-    report += f"\n  in the run itself: {_seen(bad.health)}"
-    title = f"Step {bad.step + 1}, replayed with the batch of {path}:"
+    seen = [f"{text} {bad.health[name]:g}" for name, text in _SHOWN.items() if bad.health.get(name)]
+    text = f"Step {bad.step + 1}, replayed with the batch of {path}:\n{report}"
+    text += f"\n  in the run itself: {', '.join(seen)}"
     if not is_finite:
-        raise checks.NonFiniteError(f"{title}\n{report}")
+        raise checks.NonFiniteError(text)
     if jax.process_index() == 0:
-        print(f"{title}\n{report}", flush=True)
-    return {"exit_reason": "replayed", "step": bad.step, "report": report}
+        print(text, flush=True)
+    return {"exit_reason": "replayed", "step": bad.step, "report": text.partition("\n")[2]}
 
 
-def _seen(health: dict[str, float]) -> str:
-    """What the run saw; an update can overflow though its gradient did not."""
-    names = {
-        "loss": "loss",
-        "grad_norm": "norm of the gradient",
-        "param_norm": "norm of the parameters after the update",
-        "loss_mean": "running mean of the loss",
-    }
-    return ", ".join(f"{text} {health[name]:g}" for name, text in names.items() if health.get(name))
+def _state_before(step: int, setup: Setup, config: saving.CheckpointConfig) -> Any:
+    """Restore the run's last checkpoint up to `step`; without one, begin as the run did."""
+    saved = [each for each in saving.saved_steps(setup.directory) if each <= step]
+    if saved:
+        source = str(saving.checkpoint_path(setup.directory, saved[-1]))
+        config = saving.CheckpointConfig(restore=saving.RestoreCheckpointConfig(path=source))
+    # A folder that does not exist: it holds no checkpoint that would come first, and stays empty.
+    nowhere: pathlib.Path = setup.directory / "replay"
+    checkpoints = saving.Checkpoints(nowhere, config, {})
+    return checkpoints.restore(setup.program.abstract_state, setup.program.init)[0]

@@ -37,14 +37,8 @@ def make(rules, *, optimizer=None, **changes):
     names = train_step.metric_names(poisonable, params, batch_of(0), KEY)
     state = train_state.create(params, optimizer.build(), names, BINS.number)
     numbers = {"ema_rate": 0.75, "log_period": 8, "update_period": optimizer.accumulation_steps}
-    update = train_step.make_train_step(
-        poisonable,
-        optimizer.build(),
-        key=KEY,
-        rules=rules,
-        gamma_bins=BINS,
-        **(numbers | changes),
-    )
+    config = train_step.UpdateConfig(rules=rules, gamma_bins=BINS, **(numbers | changes))
+    update = train_step.make_train_step(poisonable, optimizer.build(), KEY, config)
     return state, jax.jit(update)
 
 
@@ -174,9 +168,9 @@ def test_too_many_in_a_row_or_in_all_stop_the_run(run, total, limit):
     watch = guards.Watch(SKIP, look_ahead=0, say=said.append)
     watch.push(1, health_of(guards.NON_FINITE, 2, 3, loss=np.nan))
     assert "Step 1 is not finite: loss nan" in said[0]
-    assert "Left out: 2 in a row, 3 ever" in said[0]
+    assert "Skipped: 2 in a row, 3 in all" in said[0]
     assert watch.bad_step is None
-    with pytest.raises(checks.NonFiniteError, match=rf"Step 2 .*left out already \(Skip\.{limit}"):
+    with pytest.raises(checks.NonFiniteError, match=rf"Step 2 .*skipped already \(Skip\.{limit}"):
         watch.push(2, health_of(guards.NON_FINITE, run, total, loss=np.nan))
     assert (watch.bad_step, watch.would_skip) == (2, False)  # it would have, and has had enough
 
@@ -313,7 +307,7 @@ def test_the_batch_of_a_step_that_stopped_the_run_can_be_replayed(tmp_path, monk
         run(tmp_path / "run", log_period=1)
     path = tmp_path / "run" / "train" / "bad_step_5.npz"
     assert str(path) in str(e.value)
-    assert "have such steps left out" in str(e.value)
+    assert "Or skip such steps" in str(e.value)
     bad = bad_steps.read(path)
     assert (bad.step, bad.seed) == (4, 0)
     assert np.isnan(bad.health["loss"])
@@ -341,11 +335,11 @@ def test_the_batch_of_a_step_that_stopped_the_run_can_be_replayed(tmp_path, monk
 def test_a_file_of_another_run_is_not_replayed(tmp_path):
     batch = batches.train_batch(tiny.split(), tiny.config(), 0)
     bad_steps.BadStep(step=0, seed=7, batch=batch, health={}).write(tmp_path / "a.npz")
-    with pytest.raises(ValueError, match="seed 7, this one has seed 0"):
+    with pytest.raises(ValueError, match="seed 7, this run has seed 0"):
         run(tmp_path / "run", replay=str(tmp_path / "a.npz"))
     np.savez(tmp_path / "b.npz", step=1)
     for name in ("b.npz", "none.npz"):
-        with pytest.raises(ValueError, match=r"no step to replay .*bad_step_"):
+        with pytest.raises(ValueError, match=r"reads the bad_step_<step>.npz .*is not one"):
             run(tmp_path / "run", replay=str(tmp_path / name))
 
 

@@ -26,7 +26,8 @@ def make(model=None, *, transformation=None, **changes):
     names = train_step.metric_names(model.loss_fn, params, batch_of(0), KEY)
     state = train_state.create(params, transformation, names)
     numbers = {"ema_rate": 0.75, "log_period": 2} | changes
-    update = train_step.make_train_step(model.loss_fn, transformation, key=KEY, **numbers)
+    config = train_step.UpdateConfig(**numbers)
+    update = train_step.make_train_step(model.loss_fn, transformation, KEY, config)
     return state, jax.jit(update, donate_argnums=0)
 
 
@@ -187,9 +188,8 @@ def test_bfloat16_stays_inside_the_network():
     batch, transformation = batch_of(0), optax.adamw(0.1)
     names = train_step.metric_names(model.loss_fn, params, batch, KEY)
     state = jax.eval_shape(lambda p: train_state.create(p, transformation, names), params)
-    update = train_step.make_train_step(
-        model.loss_fn, transformation, key=KEY, ema_rate=0.9, log_period=2
-    )
+    config = train_step.UpdateConfig(ema_rate=0.9, log_period=2)
+    update = train_step.make_train_step(model.loss_fn, transformation, KEY, config)
     made = jax.eval_shape(update, state, batch), jax.eval_shape(jax.grad(loss_of(model)), params)
     floats = {
         leaf.dtype for leaf in jax.tree.leaves(made) if jnp.issubdtype(leaf.dtype, jnp.inexact)

@@ -1,0 +1,142 @@
+"""Reports of a run: what it starts from, rows of metrics, and the summary of how it ended."""
+
+import dataclasses
+from typing import Any, NoReturn, final
+
+import jax
+
+from idode_gin import checks
+from idode_gin.checkpoints import steps_left
+from idode_gin.reports import fingerprints, metrics
+from idode_gin.runs import run_inputs
+from idode_gin.training import guards, replays, train_state
+from idode_gin.training.meters import Meters
+from idode_gin.training.optimizers import AdamW
+from idode_gin.training.run_outputs import RunDirectory
+from idode_gin.training.saver import Saver
+from idode_gin.training.setup import Setup, Start
+from idode_gin.training.validation import Validation
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reporter:
+    """Writes what happens to a run into its directory, from the state that `saver` holds.
+
+    Args:
+        setup: the run.
+        outputs: files of the run directory.
+        meters: speed and time.
+        saver: last complete state, and the checkpoints.
+        validation: evaluation during training.
+        optimizer: an `AdamW`, whose learning rate is logged, or any other.
+        log_period: steps between two rows of training metrics.
+    """
+
+    setup: Setup
+    outputs: RunDirectory
+    meters: Meters
+    saver: Saver
+    validation: Validation
+    optimizer: Any
+    log_period: int
+
+    def announce(self, start: Start) -> None:
+        """Print where training starts from, and write the descriptions of model and warm start."""
+        setup, restored, say = self.setup, start.restored, self.meters.bar.say
+        axes = setup.model.logical_axes(setup.train.split.image_shape)
+        text = run_inputs.describe(setup.model, start.state.params, axes)
+        self.outputs.write_text("model-info.txt", text)
+        if start.step >= setup.train_steps:
+            say(steps_left.nothing(setup.directory, start.step, setup.train_steps))
+            return
+        source = "scratch" if restored is None else f"{restored.path}, step {start.step},"
+        say(f"Training from {source} to step {setup.train_steps} in {setup.directory}.")
+        if restored is not None and restored.report is not None:
+            say("Of that checkpoint\n" + restored.report.partition("\n\n")[0])
+            text = f"Warm start from {restored.path}.\n{restored.report}"
+            self.outputs.write_text("warm-start.txt", text)
+
+    def report(self, step: int) -> None:
+        """Write the row of a step if one is due and not there yet, unless asked to stop."""
+        log_due = step == self.setup.train_steps or step % self.log_period == 0
+        eval_due = self.validation.is_due(step)
+        if step == 0 or not (log_due or eval_due) or self.outputs.log.row(step) is not None:
+            return
+        self.saver.watch.drain()
+        row = self._train_row() if log_due else {}
+        if eval_due:
+            with self.meters.clock.inside("eval"):
+                evaluated = self.validation.run(self.saver.state.ema, step, self.save_and_summarize)
+            if evaluated is None:
+                return
+            row |= evaluated
+        self.outputs.write_row(step, row | self.meters.lap(step))
+
+    def save_and_summarize(self, reason: str) -> str:
+        """Save the state of a run that `reason` stops, write the summary, and return a message."""
+        self.saver.save()
+        summary = self.summarize("preempted")
+        return (
+            f"Stopped by {reason} after step {summary['step']} of {self.setup.train_steps}. Saved "
+            f"{summary['checkpoint']}: the same command resumes from there."
+        )
+
+    def fail(self, error: checks.NonFiniteError, seed: int) -> NoReturn:
+        """Write the summary and the batch of a run that a guard stopped; raise with advice."""
+        is_spike, watch = isinstance(error, checks.LossSpikeError), self.saver.watch
+        reason = "loss_spike" if is_spike else "non_finite"
+        text = f"{error} {_advice(self.summarize(reason, str(error))['checkpoint'])}"
+        if watch.would_skip:
+            text += " Or skip such steps: --gin_file=gin_configs/guards/skip.gin"
+        if watch.bad_step is not None:  # else it was an evaluation
+            text += f" To examine its batch: {replays.keep(self.setup, seed, watch)}"
+        raise type(error)(text) from error
+
+    def summarize(self, exit_reason: str, error: str | None = None) -> dict[str, Any]:
+        """Write summary.json and return it: see `Trainer.run`. All processes must call it."""
+        setup, state, images = self.setup, self.saver.state, self.setup.train
+        is_finite, step = exit_reason in ("done", "preempted"), int(state.step)
+        if not is_finite:  # the step that failed, not those already under way
+            step = self.saver.watch.step or step
+        whole, row = images.partitioner.whole, self.outputs.log.row(step) or {}
+        path = self.saver.checkpoints.last_good()
+        summary = {
+            "exit_reason": exit_reason,
+            "error": error,
+            "step": step,
+            "train_steps": setup.train_steps,
+            "bpd": row.get("eval/bpd"),
+            "bpd_stderr": row.get("eval/bpd_stderr"),
+            "bpd_of": "variational bound of the EMA parameters on the evaluation split, bits/dim",
+            "params_sha256": fingerprints.sha256(whole(state.params)) if is_finite else None,
+            "ema_sha256": fingerprints.sha256(whole(state.ema)) if is_finite else None,
+            "num_params": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            **self.meters.summary(),
+            "checkpoint": None if path is None else str(path),
+            "data": images.split.facts(),
+            "eval_data": None if setup.eval is None else setup.eval.split.facts(),
+        }
+        self.outputs.write_summary(summary)
+        return summary
+
+    def _train_row(self) -> metrics.Row:
+        """Return means since the last log and the learning rate of the last update, if known."""
+        state = self.saver.state
+        row = {f"train/{name}": each for name, each in train_state.window_means(state).items()}
+        if isinstance(self.optimizer, AdamW):
+            updates = int(state.step) - int(guards.num_bad(state.guard))
+            row["train/learning_rate"] = float(self.optimizer.learning_rate_at(max(updates - 1, 0)))
+        return row
+
+
+def _advice(checkpoint: str | None) -> str:
+    """Return what to do about a run that a guard has stopped, given its last good checkpoint."""
+    good, way_out = "No checkpoint had been saved yet", ""
+    if checkpoint is not None:
+        good = f"The last good checkpoint is {checkpoint}"
+        way_out = f" from INITIAL_CHECKPOINT_PATH = {checkpoint!r}"
+    return (
+        f"{good}. Lower the learning rate, lengthen its warm-up or set clip_norm, and start again "
+        f"in a new MODEL_DIR{way_out}."
+    )
