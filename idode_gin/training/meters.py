@@ -15,13 +15,7 @@ from idode_gin.training.setup import Setup, Start
 class Meters:
     """Clock, speed, progress bar and profiler of a run; a context.
 
-    Args:
-        setup: the run.
-        start: where it starts.
-        log: rows of earlier processes of the run.
-        began: start of the process, by `time.monotonic`.
-        peak_flops: see `throughput.peak_flops`.
-        window: steps to trace; None for none.
+    `began` is the start of the process by `time.monotonic`; `log` holds the rows of earlier ones.
     """
 
     def __init__(

@@ -20,14 +20,8 @@ from idode_gin.types import TrainState
 class Recipe:
     """Everything that determines the compiled functions.
 
-    Args:
-        model: the model to train.
-        image_shape: (height, width, channels).
-        batch: a training batch, or its shapes and dtypes.
-        transformation: the optimizer.
-        update: settings of one update.
-        seed: initial parameters, training and evaluation draw from three independent keys of it.
-        partitioner: places parameters and batches on devices.
+    `image_shape` is (height, width, channels); of `batch`, shapes and dtypes suffice. Initial
+    parameters, training and evaluation draw from three independent keys of `seed`.
     """
 
     model: DiffusionODE

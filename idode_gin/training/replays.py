@@ -1,6 +1,5 @@
 """Repeating the step that stopped a run, to examine its batch."""
 
-import pathlib
 from typing import Any
 
 import jax
@@ -45,7 +44,7 @@ def replay(
     Args:
         path: a `bad_step_<step>.npz`.
         setup: the run.
-        config: where the run started from, for a step before its first checkpoint.
+        config: what the run started from, for a step before its first checkpoint.
         seed: seed of the run.
         num_microbatches: parts of a batch.
 
@@ -92,6 +91,5 @@ def _state_before(step: int, setup: Setup, config: saving.CheckpointConfig) -> A
         source = str(saving.checkpoint_path(setup.directory, saved[-1]))
         config = saving.CheckpointConfig(restore=saving.RestoreCheckpointConfig(path=source))
     # A folder that does not exist: it holds no checkpoint that would come first, and stays empty.
-    nowhere: pathlib.Path = setup.directory / "replay"
-    checkpoints = saving.Checkpoints(nowhere, config, {})
+    checkpoints = saving.Checkpoints(setup.directory / "replay", config, {})
     return checkpoints.restore(setup.program.abstract_state, setup.program.init)[0]

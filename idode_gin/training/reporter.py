@@ -1,6 +1,7 @@
 """Reports of a run: what it starts from, rows of metrics, and the summary of how it ended."""
 
 import dataclasses
+import json
 from typing import Any, NoReturn, final
 
 import jax
@@ -16,22 +17,13 @@ from idode_gin.training.run_outputs import RunDirectory
 from idode_gin.training.saver import Saver
 from idode_gin.training.setup import Setup, Start
 from idode_gin.training.validation import Validation
+from idode_gin.types import TrainState
 
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reporter:
-    """Writes what happens to a run into its directory, from the state that `saver` holds.
-
-    Args:
-        setup: the run.
-        outputs: files of the run directory.
-        meters: speed and time.
-        saver: last complete state, and the checkpoints.
-        validation: evaluation during training.
-        optimizer: an `AdamW`, whose learning rate is logged, or any other.
-        log_period: steps between two rows of training metrics.
-    """
+    """Reports the state that `saver` holds, in the run directory and on the terminal."""
 
     setup: Setup
     outputs: RunDirectory
@@ -64,10 +56,11 @@ class Reporter:
         if step == 0 or not (log_due or eval_due) or self.outputs.log.row(step) is not None:
             return
         self.saver.watch.drain()
-        row = self._train_row() if log_due else {}
+        state = self.saver.state
+        row = _train_row(state, self.optimizer) if log_due else {}
         if eval_due:
             with self.meters.clock.inside("eval"):
-                evaluated = self.validation.run(self.saver.state.ema, step, self.save_and_summarize)
+                evaluated = self.validation.run(state.ema, step, self.save_and_summarize)
             if evaluated is None:
                 return
             row |= evaluated
@@ -86,7 +79,13 @@ class Reporter:
         """Write the summary and the batch of a run that a guard stopped; raise with advice."""
         is_spike, watch = isinstance(error, checks.LossSpikeError), self.saver.watch
         reason = "loss_spike" if is_spike else "non_finite"
-        text = f"{error} {_advice(self.summarize(reason, str(error))['checkpoint'])}"
+        good = self.summarize(reason, str(error))["checkpoint"]
+        text = f"{error} The last good checkpoint is {good}."
+        if good is None:
+            text = f"{error} No checkpoint had been saved yet."
+        text += " Lower the learning rate, lengthen its warm-up or set clip_norm, and start again "
+        text += "in a new MODEL_DIR"
+        text += f" from INITIAL_CHECKPOINT_PATH = {good!r}." if good else "."
         if watch.would_skip:
             text += " Or skip such steps: --gin_file=gin_configs/guards/skip.gin"
         if watch.bad_step is not None:  # else it was an evaluation
@@ -100,7 +99,7 @@ class Reporter:
         if not is_finite:  # the step that failed, not those already under way
             step = self.saver.watch.step or step
         whole, row = images.partitioner.whole, self.outputs.log.row(step) or {}
-        path = self.saver.checkpoints.last_good()
+        good = self.saver.checkpoints.last_good()
         summary = {
             "exit_reason": exit_reason,
             "error": error,
@@ -113,30 +112,18 @@ class Reporter:
             "ema_sha256": fingerprints.sha256(whole(state.ema)) if is_finite else None,
             "num_params": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
             **self.meters.summary(),
-            "checkpoint": None if path is None else str(path),
+            "checkpoint": None if good is None else str(good),
             "data": images.split.facts(),
             "eval_data": None if setup.eval is None else setup.eval.split.facts(),
         }
-        self.outputs.write_summary(summary)
+        self.outputs.write_text("summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
 
-    def _train_row(self) -> metrics.Row:
-        """Return means since the last log and the learning rate of the last update, if known."""
-        state = self.saver.state
-        row = {f"train/{name}": each for name, each in train_state.window_means(state).items()}
-        if isinstance(self.optimizer, AdamW):
-            updates = int(state.step) - int(guards.num_bad(state.guard))
-            row["train/learning_rate"] = float(self.optimizer.learning_rate_at(max(updates - 1, 0)))
-        return row
 
-
-def _advice(checkpoint: str | None) -> str:
-    """Return what to do about a run that a guard has stopped, given its last good checkpoint."""
-    good, way_out = "No checkpoint had been saved yet", ""
-    if checkpoint is not None:
-        good = f"The last good checkpoint is {checkpoint}"
-        way_out = f" from INITIAL_CHECKPOINT_PATH = {checkpoint!r}"
-    return (
-        f"{good}. Lower the learning rate, lengthen its warm-up or set clip_norm, and start again "
-        f"in a new MODEL_DIR{way_out}."
-    )
+def _train_row(state: TrainState, optimizer: Any) -> metrics.Row:
+    """Return means since the last log, and the learning rate of the last update where known."""
+    row = {f"train/{name}": each for name, each in train_state.window_means(state).items()}
+    if isinstance(optimizer, AdamW):
+        updates = int(state.step) - int(guards.num_bad(state.guard))
+        row["train/learning_rate"] = float(optimizer.learning_rate_at(max(updates - 1, 0)))
+    return row

@@ -1,7 +1,6 @@
 """The files of a run directory beside its checkpoints: metrics, summary, descriptions, plots."""
 
 import dataclasses
-import json
 from typing import Any
 
 import jax
@@ -20,12 +19,6 @@ class RunDirectory:
     """The files of a run directory, a context. Only process 0 writes.
 
     Rows of steps after the start are removed; training writes them again.
-
-    Args:
-        setup: the run.
-        start: where it starts.
-        tensorboard: whether to write event files.
-        wandb: Weights & Biases settings; None logs nothing there.
     """
 
     def __init__(
@@ -64,10 +57,6 @@ class RunDirectory:
         """Write a file atomically."""
         if self._is_writer:
             files.write_atomically(self._setup.directory / name, text)
-
-    def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write summary.json."""
-        self.write_text("summary.json", json.dumps(summary, indent=2) + "\n")
 
     def plot(self, params: types.Params) -> None:
         """Plot the bound by step, its integrand on the first images, and the loss by gamma."""

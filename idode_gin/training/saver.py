@@ -12,14 +12,10 @@ from idode_gin.types import TrainState
 @final
 @dataclasses.dataclass(kw_only=True)
 class Saver:
-    """Saves the last complete state of a run.
+    """Saves `state`, the last complete state of a run.
 
-    Args:
-        checkpoints: checkpoints of the run.
-        watch: checks that every step before the state is good.
-        clock: counts the time of saving.
-        state: last complete state. A signal handler saves it from another thread, so the loop
-            sets it after every step, and lets no handler save during a step, which donates it.
+    The loop sets it after every step. A signal handler saves it from another thread, though never
+    during a step, which donates it.
     """
 
     checkpoints: Checkpoints
@@ -28,12 +24,7 @@ class Saver:
     state: TrainState
 
     def save(self) -> None:
-        """Wait for the steps in flight and save the state.
-
-        Raises:
-            checks.NonFiniteError: if a step in flight stops the run. Nothing is saved.
-            OSError: if the checkpoint could not be written.
-        """
+        """Save the state, once `watch` has seen every step before it. Raises as it does."""
         self.watch.drain()
         with self.clock.inside("checkpoint"):
             self.checkpoints.save(self.state)

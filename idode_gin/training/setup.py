@@ -52,14 +52,7 @@ class Images:
 class Setup:
     """What is fixed before the first step.
 
-    Args:
-        directory: run directory, absolute.
-        model: the model to train.
-        train: training images.
-        eval: evaluation images; None for no evaluation.
-        program: compiled functions.
-        facts: JSON-able description of the run, kept in its checkpoints.
-        train_steps: step at which training ends.
+    `facts`, JSON-able, describe the run in its checkpoints. Training ends at `train_steps`.
     """
 
     directory: pathlib.Path

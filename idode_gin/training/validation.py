@@ -11,7 +11,7 @@ from idode_gin import types
 from idode_gin.processes.preemption import StopRequest
 from idode_gin.reports import metrics
 from idode_gin.runs import means
-from idode_gin.training.setup import Images, Setup
+from idode_gin.training.setup import Setup
 
 
 @final
@@ -19,12 +19,8 @@ from idode_gin.training.setup import Images, Setup
 class Validation:
     """The variational bound of the EMA parameters on the evaluation split.
 
-    Args:
-        setup: the run.
-        period: steps between evaluations; None evaluates at the end only.
-        batches: batches of one evaluation; None takes the whole split.
-        stop: polled before every batch.
-        say: prints the result.
+    `period` is the number of steps between evaluations, None for one at the end only; `batches` is
+    the length of one, None for the whole split.
     """
 
     setup: Setup
@@ -51,16 +47,13 @@ class Validation:
     ) -> metrics.Row | None:
         """Return `eval/…` fields of a row; None if asked to stop meanwhile.
 
-        Args:
-            ema: parameters to evaluate.
-            step: step they belong to.
-            last_words: see `StopRequest.with_last_words`; the first evaluation compiles.
+        `last_words` saves the run if it is asked to stop while the evaluation compiles.
 
         Raises:
             checks.NonFiniteError: if a mean is not finite.
         """
-        assert self.setup.eval is not None
-        images: Images = self.setup.eval
+        images = self.setup.eval
+        assert images is not None
         with self.stop.with_last_words(last_words):
             found = means.over_batches(
                 lambda batch: self.setup.program.evaluate(ema, images.put(batch)),
