@@ -171,8 +171,8 @@ class PjitPartitioner:
     def on_gathered(self, fn: Callable[..., Any], shardings: Any) -> Callable[..., Any]:
         """Return `fn(params, *others)` for parameters as stored, gathered before they are used.
 
-        This is `fn` itself if nothing needs gathering. The gradient reduces and scatters: a sum over
-        devices, of which each keeps the part that it stores, once per microbatch.
+        This is `fn` itself if nothing needs gathering. The gradient reduces and scatters: a sum
+        over devices, of which each keeps the part that it stores, once per microbatch.
 
         Args:
             fn: function of the parameters as they are used.

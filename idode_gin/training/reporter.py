@@ -80,12 +80,12 @@ class Reporter:
         is_spike, watch = isinstance(error, checks.LossSpikeError), self.saver.watch
         reason = "loss_spike" if is_spike else "non_finite"
         good = self.summarize(reason, str(error))["checkpoint"]
-        text = f"{error} The last good checkpoint is {good}."
-        if good is None:
-            text = f"{error} No checkpoint had been saved yet."
-        text += " Lower the learning rate, lengthen its warm-up or set clip_norm, and start again "
-        text += "in a new MODEL_DIR"
-        text += f" from INITIAL_CHECKPOINT_PATH = {good!r}." if good else "."
+        found = f"The last good checkpoint is {good}" if good else "No checkpoint had been saved yet"
+        source = f" from INITIAL_CHECKPOINT_PATH = {good!r}" if good else ""
+        text = (
+            f"{error} {found}. Lower the learning rate, lengthen its warm-up or set clip_norm, and "
+            f"start again in a new MODEL_DIR{source}."
+        )
         if watch.would_skip:
             text += " Or skip such steps: --gin_file=gin_configs/guards/skip.gin"
         if watch.bad_step is not None:  # else it was an evaluation

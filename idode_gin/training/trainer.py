@@ -188,8 +188,10 @@ class Trainer:
 
         def first_update(state: TrainState, batch: types.Batch) -> tuple[TrainState, guards.Health]:
             with stop.with_nothing_to_save(
-                lambda reason: f"Stopped by {reason} before step {start.step + 1} of {last} was "
-                "compiled. Nothing is lost: the same command resumes from there."
+                lambda reason: (
+                    f"Stopped by {reason} before step {start.step + 1} of {last} was "
+                    "compiled. Nothing is lost: the same command resumes from there."
+                )
             ):
                 if jax.process_count() > 1:  # they cannot save while one of them compiles
                     reporter.validation.compile(state.ema)

@@ -9,11 +9,11 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from tiny_runs import rows
 
 from idode_gin import checks
 from idode_gin.checkpoints import restoring, saving
 from idode_gin.feed import batches
-from idode_gin.reports import metrics, plots
 from idode_gin.training import bad_steps, guards, optimizers, train_state, train_step
 from idode_gin.training.guards import Guards, LossSpike, Skip
 
@@ -254,20 +254,9 @@ def test_bins_and_microbatches(float64):
 # Whole runs.
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    tiny.use_tiny_data(monkeypatch)
-    for name in ("plot_bpd_curve", "plot_integrand", "plot_loss_by_gamma"):
-        monkeypatch.setattr(plots, name, lambda *_: None)
-
-
 def run(model_dir, train_steps=6, **changes):
     trainer = tiny.trainer(model_dir, train_steps, **({"eval_period": None} | changes))
     return trainer.run(tiny.model(), tiny.config())
-
-
-def rows(model_dir):
-    return [metrics.reproducible(row) for row in metrics.read_rows(model_dir / "metrics.jsonl")]
 
 
 def poison(monkeypatch, *steps):

@@ -14,8 +14,8 @@ import tiny
 
 from idode_gin.devices import flops
 from idode_gin.losses import first_order
-from idode_gin.reports import metrics, plots, wandb_writer
-from idode_gin.training import profiling, throughput
+from idode_gin.reports import metrics, wandb_writer
+from idode_gin.training import meters, profiling, setup, throughput
 from idode_gin.training.profiling import ProfileWindow
 
 
@@ -175,6 +175,25 @@ def test_goodput_is_over_all_processes_and_counts_what_was_done_twice(clock_at):
     assert "time/lost_seconds" not in clock.lap()
 
 
+def test_speed_leaves_out_compilation_and_evaluations(tmp_path, clock_at):
+    prepared = tiny.trainer(tmp_path, 6)._setup(tiny.model(), tiny.config(10), None)
+    start = setup.Start(prepared.program.init(), 0, None, False)
+    log = metrics.MetricsLog(None, keep_up_to=-1)
+    with meters.Meters(prepared, start, log, 0.0, None, None) as measured:
+        assert measured.summary()["images_per_second"] is None
+        clock_at(100)
+        measured.after_step(1, ())
+        assert "time/step_seconds" not in measured.lap(1)
+        clock_at(102)
+        row = measured.lap(5)
+        assert (row["time/images_per_second"], row["time/step_seconds"]) == (20.0, 0.5)
+        with measured.clock.inside("eval"):
+            clock_at(150)
+        clock_at(152)
+        measured.lap(7)
+        assert measured.summary()["images_per_second"] == 60 / 4
+
+
 def test_memory_is_the_devices_or_else_the_processs(monkeypatch):
     (host,) = throughput.peak_bytes().items()
     assert host[0] == "peak_host_bytes"
@@ -188,13 +207,6 @@ def test_memory_is_the_devices_or_else_the_processs(monkeypatch):
 
 
 # Whole runs.
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    tiny.use_tiny_data(monkeypatch)
-    for name in ("plot_bpd_curve", "plot_integrand", "plot_loss_by_gamma"):
-        monkeypatch.setattr(plots, name, lambda *_: None)
 
 
 class FakeWandB(types.ModuleType):
