@@ -135,7 +135,7 @@ def fresh() -> GuardState:
 
 
 def num_bad(state: GuardState) -> Integer[Array, ""]:
-    """Return the number of bad steps so far: of skipped ones, as any other ends the run."""
+    """Return the number of skipped steps: a bad step that is not skipped ends the run."""
     return state["non_finite_total"] + state["spike_total"]
 
 

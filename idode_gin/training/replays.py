@@ -1,23 +1,81 @@
-"""Repeating the step that stopped a run, to examine its batch."""
+"""The step that stopped a run: its file, and a replay that examines its batch."""
 
+import dataclasses
+import os
+import pathlib
+import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from absl import logging
 
-from idode_gin import checks
+from idode_gin import checks, types
 from idode_gin.checkpoints import saving
 from idode_gin.feed import batches as batch_lib
-from idode_gin.training import bad_steps, programs
+from idode_gin.processes import joining
+from idode_gin.reports import files, fingerprints
+from idode_gin.training import programs
 from idode_gin.training.guards import Watch
 from idode_gin.training.setup import Setup
+from idode_gin.training.train_step import LossFn
 
-_SHOWN = {
+_MOST_SHOWN = 8
+_SEEN = {
     "loss": "loss",
     "grad_norm": "norm of the gradient",
     "param_norm": "norm of the parameters after the update",  # may overflow where the others do not
     "loss_mean": "running mean of the loss",
 }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BadStep:
+    """One step of a run, with everything needed to repeat it from a checkpoint.
+
+    Args:
+        step: number of updates before it.
+        seed: seed of the run.
+        batch: global batch, from `batches.train_batch`.
+        health: numbers that the guards judged it by: see `guards.Health`.
+    """
+
+    step: int
+    seed: int
+    batch: dict[str, np.ndarray]
+    health: dict[str, float]
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write one npz file: `step`, `seed`, `batch/<name>` and `health/<name>`."""
+        arrays: dict[str, Any] = {"step": self.step, "seed": self.seed}
+        arrays |= {f"batch/{name}": each for name, each in self.batch.items()}
+        arrays |= {f"health/{name}": each for name, each in self.health.items()}
+        files.write_npz_atomically(path, {name: np.asarray(each) for name, each in arrays.items()})
+
+
+def read(path: str | os.PathLike[str]) -> BadStep:
+    """Read a file that `BadStep.write` wrote.
+
+    Raises:
+        ValueError: if there is no such file, or it holds anything else.
+    """
+    path = pathlib.Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return BadStep(
+            step=int(arrays.pop("step")),
+            seed=int(arrays.pop("seed")),
+            batch=_part(arrays, "batch/"),
+            health={name: float(each) for name, each in _part(arrays, "health/").items()},
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"A replay reads the bad_step_<step>.npz that a stopped run wrote to MODEL_DIR/train, "
+            f"but {path} is not one ({error})."
+        ) from error
 
 
 def keep(setup: Setup, seed: int, watch: Watch) -> str:
@@ -27,7 +85,7 @@ def keep(setup: Setup, seed: int, watch: Watch) -> str:
     if jax.process_index() == 0:
         step = watch.bad_step - 1
         batch = batch_lib.train_batch(setup.train.split, setup.train.config, step)
-        bad_steps.BadStep(step=step, seed=seed, batch=batch, health=watch.health).write(path)
+        BadStep(step=step, seed=seed, batch=batch, health=watch.health).write(path)
     config = setup.directory / "config.gin"
     if not config.exists():
         return f"Trainer(replay={str(path)!r})"
@@ -55,7 +113,7 @@ def replay(
         checks.NonFiniteError: with the report, if they are not.
         ValueError: if the file belongs to another run.
     """
-    bad = bad_steps.read(path)
+    bad = read(path)
     if bad.seed != seed:
         raise ValueError(
             f"A step is replayed with the seed of its run: {path} has seed {bad.seed}, this run "
@@ -66,7 +124,7 @@ def replay(
     images, program = setup.train, setup.program
     for step in range(int(state.step), bad.step):
         state, _ = program.step(state, images.train_batch(step))
-    is_finite, report = bad_steps.examine(
+    is_finite, report = examine(
         setup.model.loss_fn,
         state.params,
         images.put({name: each[images.rows] for name, each in bad.batch.items()}),
@@ -74,7 +132,7 @@ def replay(
         num_microbatches,
         images.partitioner.replicated,
     )
-    seen = [f"{text} {bad.health[name]:g}" for name, text in _SHOWN.items() if bad.health.get(name)]
+    seen = [f"{text} {bad.health[name]:g}" for name, text in _SEEN.items() if bad.health.get(name)]
     text = f"Step {bad.step + 1}, replayed with the batch of {path}:\n{report}"
     text += f"\n  in the run itself: {', '.join(seen)}"
     if not is_finite:
@@ -82,6 +140,61 @@ def replay(
     if jax.process_index() == 0:
         print(text, flush=True)
     return {"exit_reason": "replayed", "step": bad.step, "report": text.partition("\n")[2]}
+
+
+def examine(
+    loss_fn: LossFn,
+    params: types.Params,
+    batch: types.Batch,
+    key: types.PRNGKey,
+    parts: int,
+    everywhere: jax.sharding.Sharding,
+) -> tuple[bool, str]:
+    """Compute loss and gradient of a batch and report where they are not finite.
+
+    All processes must call it; all return the same.
+
+    Args:
+        loss_fn: see `train_step.LossFn`.
+        params: parameters before the step.
+        batch: batch of the step.
+        key: random key of the step.
+        parts: number of microbatches.
+        everywhere: sharding that replicates over all devices.
+
+    Returns:
+        Whether loss and gradient are finite, and a report.
+    """
+    size = batch["image"].shape[0]
+
+    def look(params: types.Params, batch: types.Batch, start: jax.Array) -> Any:
+        part = {  # every parts-th image from `start` on, as in training
+            name: each.reshape(size // parts, parts, *each.shape[1:])[:, start]
+            for name, each in batch.items()
+        }
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, part, key, size)
+        largest = jax.tree.map(lambda each: jnp.max(jnp.abs(each)), grads)
+        return loss, {"index": part["index"], **metrics}, largest
+
+    jitted = joining.together(jax.jit(look, out_shardings=everywhere))
+    found = [jax.device_get(jitted(params, batch, np.int32(start))) for start in range(parts)]
+    loss = float(np.mean([each[0] for each in found]))
+    values = {name: np.concatenate([each[1][name] for each in found]) for name in found[0][1]}
+    index = values.pop("index")
+    lines = [f"loss {loss}, mean over the batch"]
+    for name, each in sorted(values.items()):
+        if not np.isfinite(each).all():
+            bad = index[~np.isfinite(each)].tolist()
+            lines.append(f"{name} is not finite for {len(bad)} of {size} images: {_some(bad)}")
+    worst = jax.tree.map(lambda *each: np.max(each), *[each[2] for each in found])
+    leaves = dict(fingerprints.paths_and_leaves(worst))
+    bad_leaves = [name for name, each in leaves.items() if not np.isfinite(each)]
+    lines.append(f"gradient is not finite in {len(bad_leaves)} of {len(leaves)} leaves")
+    lines[-1] += f": {_some(bad_leaves)}" if bad_leaves else ""
+    name = max(leaves, key=lambda name: np.nan_to_num(leaves[name], nan=-1, posinf=-1))
+    lines.append(f"largest finite entry of the gradient: {leaves[name]:.3g} in {name}")
+    is_finite = not bad_leaves and bool(np.isfinite(loss))
+    return is_finite, "\n".join(f"  {line}" for line in lines)
 
 
 def _state_before(step: int, setup: Setup, config: saving.CheckpointConfig) -> Any:
@@ -93,3 +206,12 @@ def _state_before(step: int, setup: Setup, config: saving.CheckpointConfig) -> A
     # A folder that does not exist: it holds no checkpoint that would come first, and stays empty.
     checkpoints = saving.Checkpoints(setup.directory / "replay", config, {})
     return checkpoints.restore(setup.program.abstract_state, setup.program.init)[0]
+
+
+def _part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {k.removeprefix(prefix): each for k, each in arrays.items() if k.startswith(prefix)}
+
+
+def _some(names: list[Any]) -> str:
+    more = ", …" if len(names) > _MOST_SHOWN else ""
+    return ", ".join(map(str, names[:_MOST_SHOWN])) + more

@@ -18,13 +18,13 @@ from idode_gin.feed import batches as batch_lib
 from idode_gin.feed import data
 from idode_gin.models import DiffusionODE
 from idode_gin.processes.preemption import StopRequest
+from idode_gin.reports import metrics
 from idode_gin.reports.wandb_writer import WandB
 from idode_gin.runs import run_inputs, run_lock
 from idode_gin.training import dry_run, guards, profiling, programs, replays, throughput, train_step
 from idode_gin.training.meters import Meters
 from idode_gin.training.optimizers import AdamW
-from idode_gin.training.reporter import Reporter
-from idode_gin.training.run_outputs import RunDirectory
+from idode_gin.training.reporter import Reporter, open_writers
 from idode_gin.training.saver import Saver
 from idode_gin.training.setup import Images, Setup, Start, resume_or_begin
 from idode_gin.training.validation import Validation
@@ -150,21 +150,32 @@ class Trainer:
     def _run(self, setup: Setup, stop: StopRequest, began: float) -> dict[str, Any]:
         """Open everything that a run writes to, train, and return the summary."""
         with contextlib.ExitStack() as stack:
-            stack.enter_context(run_lock.held(setup.directory, is_first=jax.process_index() == 0))
+            is_first = jax.process_index() == 0
+            stack.enter_context(run_lock.held(setup.directory, is_first=is_first))
             saved = Checkpoints(
-                setup.directory, self.checkpoints, setup.facts, lambda step: outputs.bpd(step)
+                setup.directory,
+                self.checkpoints,
+                setup.facts,
+                lambda step: (log.row(step) or {}).get("eval/bpd"),
             )
             stack.enter_context(saved)
             start = resume_or_begin(setup, saved)
-            outputs = RunDirectory(setup, start, tensorboard=self.tensorboard, wandb=self.wandb)
-            stack.enter_context(outputs)
-            meters = Meters(setup, start, outputs.log, began, self.peak_flops, self.profile)
+            log = metrics.MetricsLog(
+                setup.directory / "metrics.jsonl",
+                keep_up_to=start.step if start.is_resumed else -1,
+                writes=is_first,
+            )
+            writers = open_writers(setup, tensorboard=self.tensorboard, wandb=self.wandb)
+            for writer in writers:
+                stack.callback(writer.close)
+            meters = Meters(setup, start, log, began, self.peak_flops, self.profile)
             say = stack.enter_context(meters).bar.say
             watch = guards.Watch(self._rules, say=say)
             saver = Saver(checkpoints=saved, watch=watch, clock=meters.clock, state=start.state)
             reporter = Reporter(
                 setup=setup,
-                outputs=outputs,
+                log=log,
+                writers=writers,
                 meters=meters,
                 saver=saver,
                 validation=Validation(setup, self.eval_period, self.eval_steps, stop, say),
@@ -173,17 +184,17 @@ class Trainer:
             )
             reporter.announce(start)
             try:
-                state = self._train(setup, start, stop, saver, reporter)
+                self._train(setup, start, stop, saver, reporter)
             except checks.NonFiniteError as error:
                 reporter.fail(error, self.seed)
             summary = reporter.summarize("done")
-            outputs.plot(self.partitioner.whole(state.ema))
+            reporter.plot()
             return summary
 
     def _train(
         self, setup: Setup, start: Start, stop: StopRequest, saver: Saver, reporter: Reporter
-    ) -> TrainState:
-        """Train from `start` to the last step and return the state there."""
+    ) -> None:
+        """Train from `start` to the last step."""
         state, last, meters, watch = start.state, self.train_steps, reporter.meters, saver.watch
 
         def first_update(state: TrainState, batch: types.Batch) -> tuple[TrainState, guards.Health]:
@@ -223,7 +234,6 @@ class Trainer:
                 meters.bar.update(watch.step, watch.loss)
                 if is_asked or stop.requested:
                     raise checks.Preempted(reporter.save_and_summarize(stop.reason))
-        return state
 
     def check_start(self, model: DiffusionODE) -> None:
         """Check what training starts from, from the descriptions of checkpoints alone.

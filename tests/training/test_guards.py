@@ -14,7 +14,7 @@ from tiny_runs import rows
 from idode_gin import checks
 from idode_gin.checkpoints import restoring, saving
 from idode_gin.feed import batches
-from idode_gin.training import bad_steps, guards, optimizers, train_state, train_step
+from idode_gin.training import guards, optimizers, replays, train_state, train_step
 from idode_gin.training.guards import Guards, LossSpike, Skip
 
 KEY = jax.random.key(5)
@@ -297,7 +297,7 @@ def test_the_batch_of_a_step_that_stopped_the_run_can_be_replayed(tmp_path, monk
     path = tmp_path / "run" / "train" / "bad_step_5.npz"
     assert str(path) in str(e.value)
     assert "Or skip such steps" in str(e.value)
-    bad = bad_steps.read(path)
+    bad = replays.read(path)
     assert (bad.step, bad.seed) == (4, 0)
     assert np.isnan(bad.health["loss"])
     np.testing.assert_array_equal(
@@ -314,7 +314,7 @@ def test_the_batch_of_a_step_that_stopped_the_run_can_be_replayed(tmp_path, monk
 
     # A step that was sound, and whose loss was logged alone.
     batch = batches.train_batch(tiny.split(), tiny.config(), 3)
-    bad_steps.BadStep(step=3, seed=0, batch=batch, health={}).write(tmp_path / "sound.npz")
+    replays.BadStep(step=3, seed=0, batch=batch, health={}).write(tmp_path / "sound.npz")
     report = run(tmp_path / "run", replay=str(tmp_path / "sound.npz"))["report"]
     assert "gradient is not finite in 0 of 4 leaves" in report
     loss = float(report.split()[1].rstrip(","))
@@ -323,7 +323,7 @@ def test_the_batch_of_a_step_that_stopped_the_run_can_be_replayed(tmp_path, monk
 
 def test_a_file_of_another_run_is_not_replayed(tmp_path):
     batch = batches.train_batch(tiny.split(), tiny.config(), 0)
-    bad_steps.BadStep(step=0, seed=7, batch=batch, health={}).write(tmp_path / "a.npz")
+    replays.BadStep(step=0, seed=7, batch=batch, health={}).write(tmp_path / "a.npz")
     with pytest.raises(ValueError, match="seed 7, this run has seed 0"):
         run(tmp_path / "run", replay=str(tmp_path / "a.npz"))
     np.savez(tmp_path / "b.npz", step=1)
