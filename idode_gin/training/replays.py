@@ -73,12 +73,12 @@ def read(path: str | os.PathLike[str]) -> BadStep:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"A replay reads the bad_step_<step>.npz that a stopped run wrote to MODEL_DIR/train, "
-            f"but {path} is not one ({error})."
+            "`replay` must be the path of a bad_step_<step>.npz that a stopped run wrote to "
+            f"MODEL_DIR/train, got {path} ({error})."
         ) from error
 
 
-def keep(setup: Setup, seed: int, watch: Watch) -> str:
+def save_bad_step(setup: Setup, seed: int, watch: Watch) -> str:
     """Write the batch of the step that stopped the run; return the command that replays it."""
     assert watch.bad_step is not None
     path = setup.directory / "train" / f"bad_step_{watch.bad_step}.npz"

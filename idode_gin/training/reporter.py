@@ -88,9 +88,7 @@ class Reporter:
         is_spike, watch = isinstance(error, checks.LossSpikeError), self.saver.watch
         reason = "loss_spike" if is_spike else "non_finite"
         good = self.summarize(reason, str(error))["checkpoint"]
-        found = (
-            f"The last good checkpoint is {good}" if good else "No checkpoint had been saved yet"
-        )
+        found = f"The last good checkpoint is {good}" if good else "No checkpoint had been saved"
         source = f" from INITIAL_CHECKPOINT_PATH = {good!r}" if good else ""
         text = (
             f"{error} {found}. Lower the learning rate, lengthen its warm-up or set clip_norm, and "
@@ -99,7 +97,7 @@ class Reporter:
         if watch.would_skip:
             text += " Or skip such steps: --gin_file=gin_configs/guards/skip.gin"
         if watch.bad_step is not None:  # else it was an evaluation
-            text += f" To examine its batch: {replays.keep(self.setup, seed, watch)}"
+            text += f" To examine its batch: {replays.save_bad_step(self.setup, seed, watch)}"
         raise type(error)(text) from error
 
     def summarize(self, exit_reason: str, error: str | None = None) -> dict[str, Any]:

@@ -328,7 +328,7 @@ def test_a_file_of_another_run_is_not_replayed(tmp_path):
         run(tmp_path / "run", replay=str(tmp_path / "a.npz"))
     np.savez(tmp_path / "b.npz", step=1)
     for name in ("b.npz", "none.npz"):
-        with pytest.raises(ValueError, match=r"reads the bad_step_<step>.npz .*is not one"):
+        with pytest.raises(ValueError, match=r"must be the path of a bad_step_<step>.npz .*got"):
             run(tmp_path / "run", replay=str(tmp_path / name))
 
 

@@ -135,7 +135,7 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path, at_step, good):
     assert summary["step"] == at_step
     assert summary["error"].startswith(f"Step {at_step} is not finite")
     if good is None:
-        assert "No checkpoint had been saved yet" in str(error.value)
+        assert "No checkpoint had been saved" in str(error.value)
         assert saving.saved_steps(folder) == []
         return
     assert f"The last good checkpoint is {folder / f'checkpoint_{good}'}" in str(error.value)
