@@ -88,18 +88,18 @@ def train(
     if dry_run:
         print(trainer.dry_run(model, train_dataset_cfg, train_eval_dataset_cfg))
         return
-
-    @contextlib.contextmanager
-    def begin() -> Iterator[None]:
-        """Hold the run directory, with the configuration written into it."""
-        is_first = joining.index() == 0
-        if is_first:
-            programs.make_folder(model_dir, "MODEL_DIR")
-        with run_lock.held(model_dir, is_first=is_first):
-            programs.write_configs(model_dir, "MODEL_DIR")
-            agreement.check_shared(pathlib.Path(model_dir) / "config.gin", "MODEL_DIR")
-            yield
-
     compilation_cache.use(compilation_cache_dir)
     programs.check_agreement()  # before anything is written
-    trainer.run(model, train_dataset_cfg, train_eval_dataset_cfg, begin=begin)
+    trainer.run(model, train_dataset_cfg, train_eval_dataset_cfg, begin=lambda: _held(model_dir))
+
+
+@contextlib.contextmanager
+def _held(model_dir: str) -> Iterator[None]:
+    """Make the run directory, hold its lock, and write the configuration into it."""
+    is_first = joining.index() == 0
+    if is_first:
+        programs.make_folder(model_dir, "MODEL_DIR")
+    with run_lock.held(model_dir, is_first=is_first):
+        programs.write_configs(model_dir, "MODEL_DIR")
+        agreement.check_shared(pathlib.Path(model_dir) / "config.gin", "MODEL_DIR")
+        yield

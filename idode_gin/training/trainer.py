@@ -170,7 +170,7 @@ class Trainer:
                 stack.callback(writer.close)
             meters = Meters(setup, start, log, began, self.peak_flops, self.profile)
             say = stack.enter_context(meters).bar.say
-            watch = guards.Watch(self._rules, say=say)
+            watch = guards.Watch(self._update().rules, say=say)
             saver = Saver(checkpoints=saved, watch=watch, clock=meters.clock, state=start.state)
             reporter = Reporter(
                 setup=setup,
@@ -304,10 +304,6 @@ class Trainer:
             )
         )
 
-    @property
-    def _rules(self) -> guards.Guards:
-        return guards.Guards(non_finite=self.non_finite, loss_spike=self.loss_spike)
-
     def _update(self, low: float = 0.0, high: float = 1.0) -> train_step.UpdateConfig:
         """Return settings of one update; `low` and `high` are the ends of gamma."""
         return train_step.UpdateConfig(
@@ -315,7 +311,7 @@ class Trainer:
             log_period=self.log_period,
             num_microbatches=self.num_microbatches,
             update_period=getattr(self.optimizer, "accumulation_steps", 1),
-            rules=self._rules,
+            rules=guards.Guards(non_finite=self.non_finite, loss_spike=self.loss_spike),
             gamma_bins=train_step.GammaBins(number=self.gamma_bins, low=low, high=high),
         )
 
@@ -325,17 +321,20 @@ class Trainer:
         train_dataset: data.DatasetConfig,
         eval_dataset: data.DatasetConfig | None,
     ) -> Setup:
-        split = run_inputs.load(train_dataset, model)
-        eval_split = None if eval_dataset is None else run_inputs.load(eval_dataset, model)
-        run_inputs.check_same_shape(split, eval_split)
-        size, shape = train_dataset.batch_size, split.image_shape
-        facts = run_inputs.image_facts(split, eval_split)
-        here = self.partitioner
+        """Load the images and build the compiled functions."""
+        train = Images(run_inputs.load(train_dataset, model), train_dataset, self.partitioner)
+        held_out, eval_split = None, None
+        if eval_dataset is not None:
+            eval_split = run_inputs.load(eval_dataset, model)
+            held_out = Images(eval_split, eval_dataset, self.partitioner)
+        run_inputs.check_same_shape(train.split, eval_split)
+        size, shape = train_dataset.batch_size, train.split.image_shape
+        facts = run_inputs.image_facts(train.split, eval_split)
         return Setup(
             directory=pathlib.Path(self.model_dir).absolute(),
             model=model,
-            train=Images(split, train_dataset, here),
-            eval=Images(eval_split, eval_dataset, here) if eval_split and eval_dataset else None,
+            train=train,
+            eval=held_out,
             program=self.program(model, shape, run_inputs.blank_batch(model, shape, size)),
             facts=self.settings(model, train_dataset) | facts,
             train_steps=self.train_steps,
