@@ -35,7 +35,7 @@ XLA."""
 PHASES = ("start", "data", "train", "eval", "checkpoint")
 """`start` lasts to the end of the first step, compilation included; `data` is waiting for a batch;
 `train` is the steps, as far as the loop waits for them."""
-_TRAINING = ("data", "train", "checkpoint")
+_TRAINING = ("data", "train", "checkpoint")  # speed is measured over these
 _LOST = "lost"
 
 

@@ -1,4 +1,4 @@
-"""Runs of the tiny model, and what must not depend on how often they were interrupted."""
+"""Runs of the tiny model, and their outcome without what interruptions may change."""
 
 import json
 

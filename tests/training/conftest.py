@@ -9,7 +9,7 @@ from idode_gin.reports import plots
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    """Data without seqio; and no pictures, which would be half of the time."""
+    """Load data without seqio and draw no plots, which would take half of the time."""
     tiny.use_tiny_data(monkeypatch)
     for name in ("plot_bpd_curve", "plot_integrand", "plot_loss_by_gamma"):
         monkeypatch.setattr(plots, name, lambda *_: None)
@@ -17,7 +17,7 @@ def _quick(monkeypatch):
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
-    """The run of six steps that every other one is compared with: its folder and summary."""
+    """The run of six steps that others are compared with: its folder and summary."""
     with pytest.MonkeyPatch.context() as patch:
         tiny.use_tiny_data(patch)
         folder = tmp_path_factory.mktemp("undisturbed") / "run"

@@ -1,4 +1,4 @@
-"""Bad steps: judged in the update, left out without a trace, or stopping the run; and replayed."""
+"""Bad steps: judged in the update, skipped without a trace, or stopping the run; replays."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ BINS = train_step.GammaBins(number=4, low=-8.0, high=5.0)
 
 
 def poisonable(params, batch, key, global_batch_size):
-    """The tiny model's loss times `batch["factor"]`, with one number per image."""
+    """Return the tiny model's loss times `batch["factor"]`, with one number per image."""
     loss, parts = tiny.model().loss_fn(params, batch, key, global_batch_size)
     factor = batch["factor"][0]
     scaled = {name: each * factor for name, each in parts.items()}
@@ -31,7 +31,7 @@ def poisonable(params, batch, key, global_batch_size):
 
 
 def make(rules, *, optimizer=None, **changes):
-    """The initial state and the jitted update, not donated so that states can be compared."""
+    """Return the initial state and the jitted update, not donated so that tests compare states."""
     optimizer = optimizer or optimizers.AdamW(learning_rate=1e-2, warmup_steps=0)
     params = tiny.model().init(jax.random.key(0), tiny.SHAPE)
     names = train_step.metric_names(poisonable, params, batch_of(0), KEY)
@@ -53,15 +53,15 @@ def bits(tree):
 
 
 def moved_on(state):
-    """The state as if a step had come and gone: its update is absent."""
+    """Return the state after a step without an update."""
     return dataclasses.replace(state, step=state.step + 1)
 
 
 @pytest.mark.full_cases("1-.*")
 @pytest.mark.parametrize("factor", [np.nan, np.inf, 50.0])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_step_left_out_is_a_step_that_never_was(factor, accumulation):
-    """Bit for bit: parameters, average, optimizer; and the window but for its count of them."""
+def test_a_skipped_step_is_a_step_that_never_was(factor, accumulation):
+    """Bit for bit: parameters, average, optimizer; and the window except its count of skips."""
     rules = Guards(non_finite=Skip(), loss_spike=LossSpike(factor=5.0, warmup_steps=2, then=Skip()))
     optimizer = optimizers.AdamW(
         learning_rate=1e-2, warmup_steps=0, accumulation_steps=accumulation
@@ -75,7 +75,7 @@ def test_a_step_left_out_is_a_step_that_never_was(factor, accumulation):
         assert int(health["verdict"]) == (verdict if is_bad else guards.GOOD)
         if is_bad:
             absent = moved_on(absent)
-            absent.guard["non_finite_total"] += 1  # which the phase of the average goes by
+            absent.guard["non_finite_total"] += 1  # the phase of the average depends on it
         else:
             absent, _ = update(absent, batch_of(step))
         for part in ("params", "ema", "opt_state"):
@@ -89,8 +89,8 @@ def test_a_step_left_out_is_a_step_that_never_was(factor, accumulation):
     assert train_state.window_means(state)["skipped"] == 1
 
 
-def test_the_average_moves_with_the_parameters_after_a_step_left_out():
-    """With accumulation over two steps, a left-out first half shifts the pairs by one."""
+def test_the_average_moves_with_the_parameters_after_a_skipped_step():
+    """With accumulation over two steps, a skipped first half shifts the pairs by one."""
     optimizer = optimizers.AdamW(learning_rate=1e-2, warmup_steps=0, accumulation_steps=2)
     state, update = make(SKIP, optimizer=optimizer)
     for step, factor in enumerate([np.nan, 1.0, 1.0, 1.0, 1.0]):
@@ -111,8 +111,8 @@ def test_counts_are_in_a_row_and_in_all():
     assert int(guards.num_bad(state.guard)) == 3
 
 
-def test_stop_leaves_the_update_as_it_was_without_guards():
-    """No skipping, no selecting: what the rule says is left to the watch."""
+def test_stop_does_not_change_the_update():
+    """The update neither skips nor selects; `Watch` applies the rule."""
     state, update = make(guards.STOP)
     state, health = update(state, batch_of(0, np.nan))
     assert int(health["verdict"]) == guards.NON_FINITE
@@ -172,7 +172,7 @@ def test_too_many_in_a_row_or_in_all_stop_the_run(run, total, limit):
     assert watch.bad_step is None
     with pytest.raises(checks.NonFiniteError, match=rf"Step 2 .*skipped already \(Skip\.{limit}"):
         watch.push(2, health_of(guards.NON_FINITE, run, total, loss=np.nan))
-    assert (watch.bad_step, watch.would_skip) == (2, False)  # it would have, and has had enough
+    assert (watch.bad_step, watch.would_skip) == (2, False)  # the rule is `Skip` already
 
 
 def test_parameters_that_are_not_finite_stop_the_run_under_any_rule():
@@ -260,7 +260,7 @@ def run(model_dir, train_steps=6, **changes):
 
 
 def poison(monkeypatch, *steps):
-    """Makes the batches of these steps, counted from 0, give a NaN."""
+    """Make the losses of these steps, counted from 0, NaN."""
     train_batch = batches.train_batch
 
     def poisoned(split, config, step, rows=None):
@@ -272,8 +272,8 @@ def poison(monkeypatch, *steps):
     monkeypatch.setattr(batches, "train_batch", poisoned)
 
 
-def test_a_run_goes_on_without_a_bad_step_and_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
-    """Stopped in mid-window after the step that was left out: the same rows, the same state."""
+def test_a_run_skips_a_bad_step_and_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
+    """Stopped in mid-window after the skipped step: the same rows, the same state."""
     poison(monkeypatch, 3)
     changes = {"non_finite": Skip(), "log_period": 6, "loss_spike": LossSpike(warmup_steps=1)}
     whole = run(tmp_path / "whole", **changes)
@@ -305,14 +305,14 @@ def test_the_batch_of_a_step_that_stopped_the_run_can_be_replayed(tmp_path, monk
     )
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.undo()
-    tiny.use_tiny_data(monkeypatch)  # the data is sound again: what is replayed is the file
+    tiny.use_tiny_data(monkeypatch)  # good data again: the replay reads the file
     with pytest.raises(checks.NonFiniteError, match=r"not finite for 4 of 4 images") as e:
         run(tmp_path / "run", replay=str(path))
     assert "gradient is not finite in 4 of 4 leaves: hidden/bias" in str(e.value)
     assert "in the run itself: loss nan, norm of the gradient nan" in str(e.value)
     assert sorted(tmp_path.rglob("*")) == before
 
-    # A step that was sound, and whose loss was logged alone.
+    # A good step, whose row has its loss alone.
     batch = batches.train_batch(tiny.split(), tiny.config(), 3)
     replays.BadStep(step=3, seed=0, batch=batch, health={}).write(tmp_path / "sound.npz")
     report = run(tmp_path / "run", replay=str(tmp_path / "sound.npz"))["report"]
@@ -356,7 +356,7 @@ def test_bins_do_not_change_the_run_and_can_change_between_restarts(tmp_path, ca
 
 
 def test_a_checkpoint_without_the_guards_memory_is_restored(tmp_path, caplog, monkeypatch):
-    """As written before there was one."""
+    """As saved by versions without it."""
     parts = restoring.parts
 
     def old(state):

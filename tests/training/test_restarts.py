@@ -1,4 +1,4 @@
-"""Interrupting a run anywhere and starting it again changes nothing; warm starts; resuming."""
+"""Interrupted runs end as undisturbed ones; resuming with changed settings; warm starts."""
 
 import dataclasses
 import json
@@ -82,7 +82,7 @@ QUICK_CUTS = [(2, False), (3, True), (4, True), (5, False), (6, True)]
     ],
 )
 def test_cut_off_anywhere_and_started_again(undisturbed, tmp_path, monkeypatch, step, before_row):
-    """Dies at a step, before or after its row is written and its checkpoint saved."""
+    """Die at a step, before or after its row is written and its checkpoint saved."""
     write, stop_at = metrics.MetricsLog.write, StopRequest.stop_at
 
     def dying_write(log, at, values):
@@ -122,8 +122,8 @@ def test_a_torn_row_and_a_damaged_checkpoint(undisturbed, tmp_path, caplog):
     assert (folder / "damaged_checkpoint_6").is_dir()
 
 
-def test_rows_beyond_the_restored_step_are_written_anew(tmp_path):
-    """Not kept: the command may have changed since."""
+def test_rows_beyond_the_restored_step_are_rewritten(tmp_path):
+    """The command may have changed since they were written."""
     folder = tmp_path / "run"
     run(folder)
     before = rows(folder)
@@ -135,7 +135,7 @@ def test_rows_beyond_the_restored_step_are_written_anew(tmp_path):
 
 
 def test_extending_a_run(tmp_path):
-    """Six steps, then on to nine: the parameters of nine at once."""
+    """Six steps and then three give the parameters of nine at once."""
     run(tmp_path / "long", 9)
     run(tmp_path / "extended", 6)
     run(tmp_path / "extended", 9)
@@ -143,7 +143,7 @@ def test_extending_a_run(tmp_path):
 
 
 def signal_at(monkeypatch, step):
-    """Sends this process SIGTERM while it is at a step."""
+    """Send this process SIGTERM at a step."""
     stop_at = StopRequest.stop_at
 
     def asking(stop, at):
@@ -219,11 +219,11 @@ def test_accumulation_may_be_switched_on_in_mid_run(tmp_path, caplog):
     assert summary["step"] == 6
 
 
-def test_another_seed_in_the_same_directory_is_told(tmp_path, caplog, monkeypatch):
+def test_another_seed_in_the_same_directory_is_logged(tmp_path, caplog, monkeypatch):
     run(tmp_path / "run", 4)
     described = tiny.trainer(tmp_path / "run", 6, seed=3)
     planned = described.dry_run(tiny.model(image_shape=tiny.SHAPE), tiny.config(8))
-    assert planned.count("WARNING: ") == 3  # `image_shape` of the model is the other
+    assert planned.count("WARNING: ") == 3  # seed, batch size, and `image_shape` of the model
     assert "\nWARNING: seed was 0 when the checkpoint was saved and is 3 now. Training" in planned
     tiny.use_tiny_data(monkeypatch, 21)
     run(tmp_path / "run", 6, seed=3, dataset=tiny.config(8))
@@ -244,7 +244,7 @@ def test_another_meaning_of_the_output_in_the_same_directory_is_refused(tmp_path
     assert found.step == 2
 
 
-def test_a_warm_start_from_another_meaning_is_told(undisturbed, tmp_path, caplog):
+def test_a_warm_start_from_another_meaning_is_logged(undisturbed, tmp_path, caplog):
     restore = RestoreCheckpointConfig(path=str(undisturbed[0] / "checkpoint_4"), step="reset")
     run(tmp_path / "same", 1, restore=restore)
     assert "another meaning" not in caplog.text
@@ -255,7 +255,7 @@ def test_a_warm_start_from_another_meaning_is_told(undisturbed, tmp_path, caplog
 
 
 def test_what_training_draws_is_no_meaning_of_the_output():
-    """As `model.time` is, whose name it begins with."""
+    """`model.time` is one, and its name begins `model.time_sampler`."""
     saved, now = {"model.time_sampler": "Uniform"}, {"model.time_sampler": "Importance"}
     assert run_inputs.changed(saved, now, run_inputs.MEANING) == []
     assert len(run_inputs.changed(saved, now)) == 1

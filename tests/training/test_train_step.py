@@ -19,7 +19,7 @@ KEY = jax.random.key(5)
 
 
 def make(model=None, *, transformation=None, **changes):
-    """The initial state and the jitted update of a tiny model."""
+    """Return the initial state and the jitted update of a tiny model."""
     model = model or tiny.model()
     transformation = transformation or optax.sgd(0.1)
     params = model.init(jax.random.key(0), tiny.SHAPE)
@@ -157,7 +157,7 @@ def test_watch_checks_every_norm_when_drained(name):
 
 
 def test_overflow_of_the_update_is_seen():
-    """Loss and gradient are finite, the parameters are not any more."""
+    """Loss and gradient are finite, the parameters after the update are not."""
     state, update = make(transformation=optax.sgd(1e38))
     state, health = update(state, batch_of(0))
     assert np.isfinite(health["loss"])
@@ -208,7 +208,7 @@ def loss_of(model):
 
 
 def arrays_of(jaxpr):
-    """Everything that is computed inside, loops and calls included."""
+    """Yield every computed array, inside loops and calls too."""
     for equation in jaxpr.eqns:
         yield from (each.aval for each in equation.outvars)
         for value in equation.params.values():

@@ -99,7 +99,7 @@ def test_rows_are_due_at_their_periods(undisturbed):
 
 
 def test_evaluation_is_the_bound_of_the_average_over_every_image(undisturbed):
-    """Again, in one batch without padding, image by image."""
+    """Recompute it in one batch without padding, image by image."""
     folder, summary = undisturbed
     key_eval = jax.random.split(jax.random.key(0), 3)[2]
     (batch,) = batches.eval_batches(tiny.split(), 20)
@@ -119,7 +119,7 @@ def test_training_lowers_the_bound(undisturbed):
 
 
 def exploding(at_step):
-    """Plain gradient descent with a step of infinite length at one step."""
+    """Return gradient descent whose learning rate is infinite at one step."""
     return optax.sgd(lambda step: jnp.where(step == at_step - 1, jnp.inf, 1e-3))
 
 
@@ -184,8 +184,8 @@ def test_any_optax_transformation_will_do(tmp_path):
     assert "train/learning_rate" not in rows(tmp_path / "run")[0]
 
 
-def test_accumulation_is_known_to_the_average(tmp_path):
-    """Parameters move at every second step, and so does their average."""
+def test_the_average_follows_accumulated_updates(tmp_path):
+    """Parameters change at every second step, and so does their average."""
     optimizer = optimizers.AdamW(learning_rate=1e-2, warmup_steps=0, accumulation_steps=2)
     two = run(tmp_path / "two", 2, optimizer=optimizer)
     three = run(tmp_path / "three", 3, optimizer=optimizer)
@@ -257,7 +257,7 @@ def test_dry_run_writes_nothing_and_reads_no_images(tmp_path, monkeypatch):
     assert "Mesh: data=2 x fsdp=2 x model=1, 4 devices." in text
     assert "4 images of (4, 4, 1), 1 on a device at a time" in text
     # By hand: a product of [4, 2] with [2, 8] and one of [4, 8] with [8, 32], and the gradients of
-    # both for what is to be learnt: not for the input of the first.
+    # both with respect to parameters: not to the input of the first.
     assert f"FLOPs of a step, over all devices: {2 * 4 * 8 * (2 * 2 + 3 * 32):.4g}." in text
     assert text.endswith("Would train from scratch.")
     assert "activations, estimated" in text

@@ -1,4 +1,4 @@
-"""Operations counted, rates and shares, where time goes, a profiler window, W&B."""
+"""Counts of operations, speed, time by phase, the profiler window, W&B."""
 
 import contextlib
 import functools
@@ -55,7 +55,7 @@ def convolution(x, kernel, padding="VALID", stride=1):
 
 
 def test_counting_spares_the_first_call_its_tracing(tmp_path):
-    """Of a run's own update: the published sizes take many seconds to trace."""
+    """The update of the published models takes many seconds to trace."""
     traced = []
 
     class Counted(first_order.FirstOrder):
@@ -68,7 +68,7 @@ def test_counting_spares_the_first_call_its_tracing(tmp_path):
 
 
 def test_convolutions_agree_with_the_estimate_of_xla():
-    """Without a border, where the two count the same."""
+    """Without padding, which the two count differently."""
     function = jax.jit(convolution)
     x, kernel = jnp.ones((4, 8, 8, 16)), jnp.ones((3, 3, 16, 32))
     counted = flops.count(function, x, kernel)
@@ -128,7 +128,7 @@ def test_rates_and_the_share_of_the_peak():
 
 @pytest.fixture
 def clock_at(monkeypatch):
-    """Sets the time."""
+    """Return a function that sets the time."""
     now = [0.0]
     monkeypatch.setattr(throughput.time, "monotonic", lambda: now[0])
 
@@ -210,7 +210,7 @@ def test_memory_is_the_devices_or_else_the_processs(monkeypatch):
 
 
 class FakeWandB(types.ModuleType):
-    """Keeps what wandb would have been told."""
+    """Records calls of wandb."""
 
     def __init__(self):
         super().__init__("wandb")
@@ -231,7 +231,7 @@ class FakeWandB(types.ModuleType):
 
 
 def test_a_watched_run(tmp_path, monkeypatch, capsys):
-    """Rows, summary, profile and W&B of one run, cut off and continued."""
+    """Rows, summary, profile and W&B of one run, stopped and resumed."""
     fake = FakeWandB()
     monkeypatch.setitem(sys.modules, "wandb", fake)
     traced = []
@@ -254,7 +254,7 @@ def test_a_watched_run(tmp_path, monkeypatch, capsys):
     rows = metrics.read_rows(folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == [3, 4, 6]
     row = rows[0]
-    # The network: [4, 2] @ [2, 8] and [4, 8] @ [8, 32], of whose gradients all but d/dinputs.
+    # The network: [4, 2] @ [2, 8] and [4, 8] @ [8, 32]; gradients of all but the inputs.
     hidden, out = 2 * 4 * 2 * 8, 2 * 4 * 8 * 32
     assert summary["flops_per_step"] == 2 * hidden + 3 * out
     per_second = row["time/steps_per_second"] * summary["flops_per_step"]
