@@ -20,7 +20,7 @@ from idode_gin.reports import files, fingerprints
 from idode_gin.training import programs
 from idode_gin.training.guards import Watch
 from idode_gin.training.setup import Setup
-from idode_gin.training.train_step import LossFn
+from idode_gin.types import TrainState
 
 _MOST_SHOWN = 8
 _SEEN = {
@@ -121,17 +121,10 @@ def replay(
         )
     state = _state_before(bad.step, setup, config)
     logging.info("Replaying from step %s up to %s.", int(state.step), bad.step)
-    images, program = setup.train, setup.program
     for step in range(int(state.step), bad.step):
-        state, _ = program.step(state, images.train_batch(step))
-    is_finite, report = examine(
-        setup.model.loss_fn,
-        state.params,
-        images.put({name: each[images.rows] for name, each in bad.batch.items()}),
-        jax.random.fold_in(programs.keys(seed)[1], bad.step),
-        num_microbatches,
-        images.partitioner.replicated,
-    )
+        state, _ = setup.program.step(state, setup.train.train_batch(step))
+    key = jax.random.fold_in(programs.keys(seed)[1], bad.step)
+    is_finite, report = _examine(setup, state.params, bad.batch, key, num_microbatches)
     seen = [f"{text} {bad.health[name]:g}" for name, text in _SEEN.items() if bad.health.get(name)]
     text = f"Step {bad.step + 1}, replayed with the batch of {path}:\n{report}"
     text += f"\n  in the run itself: {', '.join(seen)}"
@@ -142,42 +135,29 @@ def replay(
     return {"exit_reason": "replayed", "step": bad.step, "report": text.partition("\n")[2]}
 
 
-def examine(
-    loss_fn: LossFn,
-    params: types.Params,
-    batch: types.Batch,
-    key: types.PRNGKey,
-    parts: int,
-    everywhere: jax.sharding.Sharding,
+def _examine(
+    setup: Setup, params: types.Params, batch: types.Batch, key: types.PRNGKey, parts: int
 ) -> tuple[bool, str]:
-    """Compute loss and gradient of a batch and report where they are not finite.
-
-    All processes must call it; all return the same.
-
-    Args:
-        loss_fn: see `train_step.LossFn`.
-        params: parameters before the step.
-        batch: batch of the step.
-        key: random key of the step.
-        parts: number of microbatches.
-        everywhere: sharding that replicates over all devices.
+    """Compute loss and gradient of a global batch in microbatches, on all processes.
 
     Returns:
-        Whether loss and gradient are finite, and a report.
+        Whether loss and gradient are finite, and a report of where they are not.
     """
-    size = batch["image"].shape[0]
+    images, size = setup.train, setup.train.config.batch_size
+    placed = images.put({name: each[images.rows] for name, each in batch.items()})
 
     def look(params: types.Params, batch: types.Batch, start: jax.Array) -> Any:
         part = {  # every parts-th image from `start` on, as in training
             name: each.reshape(size // parts, parts, *each.shape[1:])[:, start]
             for name, each in batch.items()
         }
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, part, key, size)
+        gradient = jax.value_and_grad(setup.model.loss_fn, has_aux=True)
+        (loss, metrics), grads = gradient(params, part, key, size)
         largest = jax.tree.map(lambda each: jnp.max(jnp.abs(each)), grads)
         return loss, {"index": part["index"], **metrics}, largest
 
-    jitted = joining.together(jax.jit(look, out_shardings=everywhere))
-    found = [jax.device_get(jitted(params, batch, np.int32(start))) for start in range(parts)]
+    jitted = joining.together(jax.jit(look, out_shardings=images.partitioner.replicated))
+    found = [jax.device_get(jitted(params, placed, np.int32(start))) for start in range(parts)]
     loss = float(np.mean([each[0] for each in found]))
     values = {name: np.concatenate([each[1][name] for each in found]) for name in found[0][1]}
     index = values.pop("index")
@@ -197,7 +177,7 @@ def examine(
     return is_finite, "\n".join(f"  {line}" for line in lines)
 
 
-def _state_before(step: int, setup: Setup, config: saving.CheckpointConfig) -> Any:
+def _state_before(step: int, setup: Setup, config: saving.CheckpointConfig) -> TrainState:
     """Restore the run's last checkpoint up to `step`; without one, begin as the run did."""
     saved = [each for each in saving.saved_steps(setup.directory) if each <= step]
     if saved:

@@ -1,5 +1,6 @@
 """The loop: what a run writes, when it reports and evaluates, and what it refuses."""
 
+import contextlib
 import fcntl
 import json
 
@@ -20,6 +21,7 @@ from idode_gin.feed import batches, loading
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.reports import fingerprints, metrics
 from idode_gin.runs import means as evaluation
+from idode_gin.runs import run_inputs
 from idode_gin.training import optimizers
 
 
@@ -209,6 +211,25 @@ def test_evaluation_at_the_end_only(tmp_path):
     run(tmp_path / "run", 5, eval_period=None, log_period=2)
     found = {row["step"]: "eval/bpd" in row for row in rows(tmp_path / "run")}
     assert found == {2: False, 4: False, 5: True}
+
+
+def test_the_start_is_checked_once_and_first(tmp_path, monkeypatch):
+    calls = []
+
+    @contextlib.contextmanager
+    def begin():
+        calls.append("begin")
+        yield
+
+    def load(*_):
+        calls.append("load")
+        raise KeyError
+
+    monkeypatch.setattr(run_inputs, "check_begun", lambda *_: calls.append("check"))
+    monkeypatch.setattr(run_inputs, "load", load)
+    with pytest.raises(KeyError):
+        tiny.trainer(tmp_path).run(tiny.model(), tiny.config(), begin=begin)
+    assert calls == ["check", "begin", "load"]
 
 
 def test_images_must_fit_the_model(tmp_path):
