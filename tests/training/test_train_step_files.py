@@ -18,10 +18,11 @@ def test_tracing_a_step_enters_three_files_beside_the_maths(tmp_path):
     batch = run_inputs.blank_batch(tiny.model(), tiny.SHAPE, 4)
     program = trainer.program(tiny.model(), tiny.SHAPE, batch)
     sharding = dict.fromkeys(batch, trainer.partitioner.batch_sharding)
+    placed = partitioning.abstract(batch, sharding)
     entered = set()
     sys.setprofile(lambda frame, *_: entered.add(frame.f_code.co_filename))
     try:
-        program.step.lower(program.abstract_state, partitioning.abstract(batch, sharding))
+        program.step.lower(program.abstract_state, placed)
     finally:
         sys.setprofile(None)
     ours = {str(pathlib.Path(each).relative_to(ROOT)) for each in entered if str(ROOT) in each}
