@@ -1,15 +1,15 @@
-"""Trains a diffusion ODE, from wherever its run directory says it had come.
+"""Train a diffusion ODE, or resume training from its run directory.
 
     python -m idode_gin.train --gin_file=gin_configs/experiments/digits.gin
 
-Any macro or parameter of the gin files can be set on the command line; text in quotes of its own:
+The command line can set any macro or parameter of the gin files; text needs quotes of its own:
 
     --gin.TRAIN_STEPS=100 --gin.MODEL_DIR="'runs/a'" --gin.Trainer.num_microbatches=2
 """
 
 if __name__ == "__main__":
-    # Above the imports, so that --help and a misspelt flag answer at once; and what runs is the
-    # module that gin files import, not this second copy of it.
+    # Above the imports, so that --help and a misspelt flag respond at once. `programs.run` imports
+    # this module again, under the name by which gin files know it.
     import sys
 
     from idode_gin.processes import preemption
@@ -19,8 +19,9 @@ if __name__ == "__main__":
 
         sys.exit(programs.run("idode_gin.train", "train", __doc__))
 
+import contextlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import optax
 
@@ -53,23 +54,23 @@ def train(
     compilation_cache_dir: str | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Trains `model`; the parameters' names are t5x's.
+    """Train `model`. The parameters have t5x's names.
 
     Args:
-        model: what is trained.
-        model_dir: the run directory; holds everything that is written.
+        model: the model to train.
+        model_dir: run directory, for everything that is written.
         train_dataset_cfg: images to train on.
-        train_eval_dataset_cfg: images to evaluate on meanwhile; None for no evaluation.
-        checkpoint_cfg: when to save, what to start from.
+        train_eval_dataset_cfg: images to evaluate on during training; None for no evaluation.
+        checkpoint_cfg: when to save, what to restore.
         optimizer: an `AdamW`, or any optax transformation.
-        partitioner: devices.
-        total_steps: the step at which training ends.
+        partitioner: places arrays on devices.
+        total_steps: step at which training ends.
         eval_period: steps between evaluations; None evaluates at the end only.
         eval_steps: batches of one evaluation; None takes the whole split.
-        random_seed: of initial parameters and noise.
-        trainer_cls: builds the loop; what is not passed on from here, gin binds to it.
+        random_seed: seed of initial parameters and noise.
+        trainer_cls: builds the `Trainer`; gin binds its other parameters.
         compilation_cache_dir: see `compilation_cache.use`.
-        dry_run: only describe what would be done. Set by the flag --dry_run.
+        dry_run: only print what would be done. Set by the flag --dry_run.
     """
     passed_on = {
         "model_dir": model_dir,
@@ -81,21 +82,24 @@ def train(
         "eval_steps": eval_steps,
         "seed": random_seed,
     }
-    programs.refuse_bindings(Trainer, passed_on, "those of `train` are passed on to it")
+    programs.refuse_bindings(Trainer, passed_on, "`train` passes its own value of it")
     trainer = trainer_cls(**passed_on)
     programs.check_folder(model_dir, "train", "MODEL_DIR")
     if dry_run:
         print(trainer.dry_run(model, train_dataset_cfg, train_eval_dataset_cfg))
         return
     compilation_cache.use(compilation_cache_dir)
-    if trainer.replay:
-        trainer.run(model, train_dataset_cfg, train_eval_dataset_cfg)
-        return
-    programs.check_agreement()  # before anything is made
-    trainer.check_start(model)
-    if joining.index() == 0:
+    programs.check_agreement()  # before anything is written
+    trainer.run(model, train_dataset_cfg, train_eval_dataset_cfg, begin=lambda: _held(model_dir))
+
+
+@contextlib.contextmanager
+def _held(model_dir: str) -> Iterator[None]:
+    """Make the run directory, hold its lock, and write the configuration into it."""
+    is_first = joining.index() == 0
+    if is_first:
         programs.make_folder(model_dir, "MODEL_DIR")
-    with run_lock.held(model_dir, is_first=joining.index() == 0):
+    with run_lock.held(model_dir, is_first=is_first):
         programs.write_configs(model_dir, "MODEL_DIR")
         agreement.check_shared(pathlib.Path(model_dir) / "config.gin", "MODEL_DIR")
-        trainer.run(model, train_dataset_cfg, train_eval_dataset_cfg)
+        yield

@@ -168,18 +168,19 @@ class PjitPartitioner:
 
         return jax.tree.map(used, shardings)
 
-    def gathered(self, shardings: Any) -> Callable[[types.Params], types.Params]:
-        """Return a function that gathers stored parameters for computation.
+    def on_gathered(self, fn: Callable[..., Any], shardings: Any) -> Callable[..., Any]:
+        """Return `fn(params, *others)` for parameters as stored, gathered before they are used.
 
-        Its gradient reduces and scatters: a sum over devices, of which each keeps the part that it
-        stores, once per microbatch.
+        This is `fn` itself if nothing needs gathering. The gradient reduces and scatters: a sum
+        over devices, of which each keeps the part that it stores, once per microbatch.
 
         Args:
+            fn: function of the parameters as they are used.
             shardings: shardings of the parameters as stored.
         """
         whole = self.as_used(shardings)
         if jax.tree.leaves(whole) == jax.tree.leaves(shardings):
-            return lambda params: params
+            return fn
 
         @jax.custom_vjp
         def gather(params: types.Params) -> types.Params:
@@ -189,7 +190,7 @@ class PjitPartitioner:
             return (jax.lax.with_sharding_constraint(grads, shardings),)
 
         gather.defvjp(lambda params: (gather(params), None), backward)
-        return gather
+        return lambda params, *others: fn(gather(params), *others)
 
     def whole(self, tree: Any) -> Any:
         """Return the arrays of `tree` replicated. Every process must call this."""

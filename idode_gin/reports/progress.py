@@ -1,4 +1,4 @@
-"""Progress and speed of training."""
+"""Progress of training, on a terminal and elsewhere."""
 
 import math
 import sys
@@ -78,45 +78,6 @@ class Progress:
                 f"{left} left",
                 flush=True,
             )
-
-
-class Stopwatch:
-    """Measures images per second of training, without compilation and evaluations.
-
-    Args:
-        batch_size: images per step.
-    """
-
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size = batch_size
-        self._mark: tuple[float, int] | None = None
-        self._steps, self._seconds = 0, 0.0
-
-    def after_first(self, step: int, outputs: Any) -> None:
-        """Start after the first step of this process, which compiles. Later calls do nothing."""
-        if self._mark is None:
-            jax.block_until_ready(outputs)
-            self.resume(step)
-
-    def resume(self, step: int) -> None:
-        """Start a lap at `step`."""
-        self._mark = (time.monotonic(), step)
-
-    def lap(self, step: int) -> dict[str, float]:
-        """End the lap at `step`, which the device must have finished; return its speed."""
-        if self._mark is None or step == self._mark[1]:
-            return {}
-        seconds, steps = time.monotonic() - self._mark[0], step - self._mark[1]
-        self._seconds += seconds
-        self._steps += steps
-        return {
-            "time/images_per_second": steps * self._batch_size / seconds,
-            "time/step_seconds": seconds / steps,
-        }
-
-    def images_per_second(self) -> float | None:
-        """Return the mean over all laps, None before the first."""
-        return self._steps * self._batch_size / self._seconds if self._seconds else None
 
 
 def _duration(seconds: float) -> str:

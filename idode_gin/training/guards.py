@@ -1,8 +1,8 @@
-"""What becomes of a step that came out wrong: the run stops there, or goes on without it.
+"""Rules for bad steps: one whose loss or gradient is not finite, or whose loss jumps.
 
 The compiled update judges every step by its loss and gradient, which are the same on all devices,
-and leaves out what a `Skip` rule covers. `Watch` reads the verdicts a few steps later and stops the
-run where a rule says so.
+and skips a bad step under a `Skip` rule. `Watch` reads the verdicts a few steps later and stops the
+run if a rule requires it.
 """
 
 import collections
@@ -22,33 +22,33 @@ GOOD, NON_FINITE, SPIKE = 0, 1, 2
 _KINDS = {"non_finite": NON_FINITE, "spike": SPIKE}
 
 GuardState: TypeAlias = dict[str, Any]
-"""Scalars carried from step to step, the same whatever the rules; see `fresh`."""
+"""Scalars carried from step to step, the same for all rules: see `fresh`."""
 
 Health: TypeAlias = dict[str, Array]
-"""Of one step: `loss`, `grad_norm` (before clipping), `param_norm` (after the update) and what
-`judge` adds to them, all `[]`."""
+"""Numbers of one step, all `[]`: `loss`, `grad_norm` (before clipping), `param_norm` (after the
+update) and those that `judge` adds."""
 
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stop:
-    """The run stops at the step, unsaved; the last good checkpoint stays."""
+    """Stop the run at a bad step, unsaved; the last good checkpoint stays."""
 
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Skip:
-    """The step leaves parameters, their average and the optimizer as they were.
+    """Skip a bad step: parameters, their average and the optimizer do not change.
 
-    The steps count on, and so do data and noise; the optimizer's own count of updates, and with it
-    a learning-rate schedule, does not.
+    The step is counted, and data and noise advance; the optimizer's own count of updates, and with
+    it a learning-rate schedule, does not.
 
     Args:
-        max_consecutive: so many in a row are left out; the next one stops the run.
-        max_total: so many of the whole run, restarts included.
+        max_consecutive: steps skipped in a row; the next bad one stops the run.
+        max_total: steps skipped in the whole run, restarts included; the next stops the run.
 
     Raises:
-        ValueError: if a number is no positive integer.
+        ValueError: if a number is not a positive integer.
     """
 
     max_consecutive: int = 5
@@ -65,16 +65,16 @@ Rule: TypeAlias = Stop | Skip
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossSpike:
-    """A loss above `factor` times its running mean; `then` says what becomes of the step.
+    """A loss above `factor` times its running mean is a spike, to which the rule `then` applies.
 
-        mean <- mean + max(1 / n, 1 - rate) (loss - mean)       over the n steps that were no spike
+        mean <- mean + max(1 / n, 1 - rate) (loss - mean)       over the n steps without a spike
 
-    The loss is in bits per dimension. While the mean is not positive, nothing is a spike.
+    The loss is in bits per dimension. While the mean is not positive, no step is a spike.
 
     Args:
-        factor: greater than 1.
-        rate: of the running mean, in [0, 1): it looks back over some 1 / (1 - rate) steps.
-        warmup_steps: steps before the first verdict, in which the loss may do what it likes.
+        factor: ratio of loss to mean, greater than 1.
+        rate: decay of the running mean, in [0, 1); it averages about 1 / (1 - rate) steps.
+        warmup_steps: steps before the first that can be a spike.
         then: `Stop` or `Skip`.
 
     Raises:
@@ -103,50 +103,49 @@ class Guards:
     """The rules of a run.
 
     Args:
-        non_finite: for a loss or gradient that is NaN or infinite. Parameters that are not finite
-            after an update that was, stop the run under either rule.
-        loss_spike: for a loss that is finite and too large; None lets it be.
+        non_finite: rule for a loss or gradient that is NaN or infinite. If both are finite and the
+            parameters are not after the update, the run stops under either rule.
+        loss_spike: rule for a finite loss that is too large; None for no rule.
     """
 
     non_finite: Rule = Stop()
     loss_spike: LossSpike | None = None
 
     def rule(self, kind: int) -> Rule:
-        """The rule for `NON_FINITE` or `SPIKE`."""
+        """Return the rule for `NON_FINITE` or `SPIKE`."""
         if kind == NON_FINITE or self.loss_spike is None:
             return self.non_finite
         return self.loss_spike.then
 
     @property
     def can_skip(self) -> bool:
-        """Whether there are steps that are left out."""
-        rules = [self.non_finite] if self.loss_spike is None else list(map(self.rule, (1, 2)))
-        return any(isinstance(each, Skip) for each in rules)
+        """Whether any rule skips steps."""
+        return any(isinstance(self.rule(kind), Skip) for kind in _KINDS.values())
 
 
 STOP = Guards()
-"""A loss or gradient that is not finite stops the run."""
+"""Stop the run at a loss or gradient that is not finite."""
 
 
 def fresh() -> GuardState:
-    """The state before the first step: running mean, steps in it, and counts of bad steps."""
+    """Return the state before the first step: running mean, its steps, and counts of bad steps."""
     counts = [f"{kind}_{count}" for kind in _KINDS for count in ("run", "total")]
     zeros = {name: jnp.zeros((), jnp.int32) for name in ("mean_steps", *counts)}
     return {"loss_mean": jnp.zeros(()), **zeros}
 
 
 def num_bad(state: GuardState) -> Integer[Array, ""]:
-    """Bad steps so far. As any other ends the run, those that were left out."""
+    """Return the number of skipped steps: a bad step that is not skipped ends the run."""
     return state["non_finite_total"] + state["spike_total"]
 
 
 def judge(
     guards: Guards, state: GuardState, loss: Float[Array, ""], grad_norm: Float[Array, ""]
 ) -> tuple[Bool[Array, ""], GuardState, Health]:
-    """The verdict on a step.
+    """Judge a step.
 
     Returns:
-        Whether to leave the step out, the state after it, and, for `Watch`, `verdict` (`GOOD`,
+        Whether to skip the step; the state after it; and for `Watch` its `verdict` (`GOOD`,
         `NON_FINITE` or `SPIKE`), `run` and `total` (bad steps of that kind, in a row and in all)
         and `loss_mean`, the running mean that the loss was compared with.
     """
@@ -178,16 +177,18 @@ def judge(
 
 
 class Watch:
-    """Reads the verdicts of a few steps ago, so that the device is never waited for.
-
-    `step` and `loss` are those of the last step seen to be finished, 0 and NaN before there is
-    one; `health` is all that is known of it. `bad_step` is the one that stopped the run, and
-    `would_skip` whether a `Skip` rule in place of `Stop` would have left it out.
+    """Reads the verdicts of a few steps ago, so that the loop never waits for the device.
 
     Args:
         guards: the rules.
-        look_ahead: steps that may be in flight unseen.
-        say: is told of every step that is left out.
+        look_ahead: steps that may be in flight unchecked.
+        say: called with a sentence for every step that is skipped.
+
+    Attributes:
+        step: last step that is known to be finished; 0 before there is one.
+        health: numbers of that step.
+        bad_step: step that stopped the run, if one did.
+        would_skip: whether a `Skip` rule in place of `Stop` would have skipped it.
     """
 
     def __init__(
@@ -198,13 +199,17 @@ class Watch:
     ) -> None:
         self._guards, self._look_ahead, self._say = guards, look_ahead, say
         self._pending: collections.deque[tuple[int, Health]] = collections.deque()
-        self.step, self.loss = 0, float("nan")
+        self.step, self.health = 0, dict[str, float]()
         self.bad_step: int | None = None
         self.would_skip = False
-        self.health: dict[str, float] = {}
+
+    @property
+    def loss(self) -> float:
+        """Loss of the last finished step; NaN before there is one."""
+        return self.health.get("loss", math.nan)
 
     def push(self, step: int, health: Health) -> None:
-        """Adds a step just sent to the device; `step` counts the updates including it.
+        """Add a step just sent to the device; `step` counts the updates including it.
 
         Raises:
             checks.NonFiniteError: if a rule stops the run at an earlier step.
@@ -215,47 +220,46 @@ class Watch:
             self._check(*self._pending.popleft())
 
     def drain(self) -> None:
-        """Waits for every step in flight. Raises like `push`."""
+        """Wait for every step in flight. Raises like `push`."""
         while self._pending:
             self._check(*self._pending.popleft())
 
     def _check(self, step: int, health: Health) -> None:
-        values = {name: float(each) for name, each in jax.device_get(health).items()}
-        self.step, self.loss, self.health = step, values["loss"], values
-        verdict = int(values["verdict"])
-        if verdict == GOOD and math.isfinite(values["param_norm"]):
+        self.step = step
+        self.health = {name: float(each) for name, each in jax.device_get(health).items()}
+        verdict, values = int(self.health["verdict"]), self.health
+        is_finite = math.isfinite(values["param_norm"])
+        if verdict == GOOD and is_finite:
             return
-        if verdict == SPIKE:
+        if verdict == SPIKE and self._guards.loss_spike is not None:
             what = (
                 f"Step {step} is a spike: its loss of {values['loss']:.4g} is more than "
-                f"{self._factor:g} times the running mean, {values['loss_mean']:.4g}."
+                f"{self._guards.loss_spike.factor:g} times the running mean, "
+                f"{values['loss_mean']:.4g}."
             )
         else:
             what = (
                 f"Step {step} is not finite: loss {values['loss']}, norm of the gradient "
                 f"{values['grad_norm']}, norm of the parameters {values['param_norm']}."
             )
-        reason = self._why_stop(verdict, values)
-        if reason is None:
-            self._say(f"{what} Left out: {values['run']:.0f} in a row, {values['total']:.0f} ever.")
-            return
+        rule, reason = self._guards.rule(verdict), ""
+        if verdict != GOOD and isinstance(rule, Skip) and is_finite:
+            reason = _limit_exceeded(rule, values)
+            if not reason:
+                run, total = values["run"], values["total"]
+                self._say(f"{what} Skipped: {run:.0f} in a row, {total:.0f} in all.")
+                return
         self.bad_step = step
-        self.would_skip = verdict != GOOD and isinstance(self._guards.rule(verdict), Stop)
+        self.would_skip = verdict != GOOD and isinstance(rule, Stop)
         kind = checks.LossSpikeError if verdict == SPIKE else checks.NonFiniteError
         raise kind(f"{what}{reason}")
 
-    @property
-    def _factor(self) -> float:
-        return float("nan") if self._guards.loss_spike is None else self._guards.loss_spike.factor
 
-    def _why_stop(self, verdict: int, values: dict[str, float]) -> str | None:
-        """What to add to the error; None if the step was left out and that is all."""
-        rule = self._guards.rule(verdict)
-        if verdict == GOOD or not isinstance(rule, Skip) or not math.isfinite(values["param_norm"]):
-            return ""
-        for name, count in (("max_consecutive", "run"), ("max_total", "total")):
-            if values[count] > getattr(rule, name):
-                in_a_row = " in a row" if count == "run" else ""
-                limit = getattr(rule, name)
-                return f" {limit} such steps{in_a_row} were left out already (Skip.{name})."
-        return None
+def _limit_exceeded(rule: Skip, values: dict[str, float]) -> str:
+    """Return which limit of `rule` a bad step exceeds, to add to the error; "" for none."""
+    if values["run"] > rule.max_consecutive:
+        limit = rule.max_consecutive
+        return f" {limit} such steps in a row were skipped already (Skip.max_consecutive)."
+    if values["total"] > rule.max_total:
+        return f" {rule.max_total} such steps were skipped already (Skip.max_total)."
+    return ""

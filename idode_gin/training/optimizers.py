@@ -11,31 +11,31 @@ from jaxtyping import Array, Float, Integer
 from idode_gin import checks
 
 WARMUP_START = 1e-8
-"""Where the learning rate starts from and, with decay, ends. Published."""
+"""Learning rate at the start of the warm-up and at the end of the decay, as published."""
 
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamW:
-    """Adam with decoupled weight decay, linear warm-up and, on request, linear decay.
+    """Adam with decoupled weight decay, linear warm-up and optional linear decay.
 
         rate(s) = 1e-8 + (learning_rate - 1e-8) * s / warmup_steps      while s < warmup_steps
         then constant, or with decay_steps linearly back to 1e-8 at s = decay_steps
 
-    All steps are steps of training, with accumulation too. Biases are not decayed; everything
-    else is, normalization scales included, as published.
+    Steps are training steps, also where gradients are accumulated. Biases are not decayed;
+    everything else is, normalization scales included, as published.
 
     Args:
-        learning_rate: reached after the warm-up.
+        learning_rate: rate after the warm-up.
         b1: decay of the mean of the gradients.
         b2: decay of the mean of their squares.
-        eps: added to the root of the latter.
+        eps: added to the root of the mean square.
         weight_decay: strength of the decay, multiplied by the learning rate.
         warmup_steps: length of the warm-up; 0 starts at `learning_rate`.
-        decay_steps: the step, counted from zero, at which the rate has come down to 1e-8; usually
-            TRAIN_STEPS. None keeps the rate.
+        decay_steps: step, counted from zero, at which the rate is back at 1e-8; usually
+            TRAIN_STEPS. None keeps the rate constant.
         clip_norm: largest global norm of a gradient; longer ones are scaled down. None: no limit.
-        accumulation_steps: the parameters move once in so many steps, by the mean gradient.
+        accumulation_steps: steps between two updates, each by the mean gradient of these steps.
 
     Raises:
         ValueError: if a number is out of range, or the decay ends before the warm-up.
@@ -66,13 +66,13 @@ class AdamW:
             checks.check_positive("clip_norm", self.clip_norm)
         if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
             raise ValueError(
-                f"`decay_steps` must lie beyond `warmup_steps`, got decay_steps={self.decay_steps} "
-                f"and warmup_steps={self.warmup_steps}. It is the step, counted from zero, at "
-                "which the decay ends: usually TRAIN_STEPS. None keeps the learning rate constant."
+                f"`decay_steps` must be greater than `warmup_steps`, got decay_steps="
+                f"{self.decay_steps} and warmup_steps={self.warmup_steps}. Set it to the step at "
+                "which the decay ends, usually TRAIN_STEPS, or to None for a constant rate."
             )
 
     def learning_rate_at(self, step: int | Integer[Array, ""]) -> Float[Array, ""]:
-        """The learning rate of the update made at `step`, the updates before it."""
+        """Return the learning rate of the update that follows `step` others."""
         height = jnp.ones(())
         if self.warmup_steps:
             height = jnp.minimum(height, step / self.warmup_steps)
@@ -82,7 +82,7 @@ class AdamW:
         return WARMUP_START * (1 - height) + self.learning_rate * height
 
     def build(self) -> optax.GradientTransformation:
-        """The optax transformation."""
+        """Return the optax transformation."""
         every = self.accumulation_steps
 
         def rate(updates: Integer[Array, ""]) -> Float[Array, ""]:
@@ -104,7 +104,7 @@ class AdamW:
 
 
 def decayed(params: Any) -> Any:
-    """True for every leaf that weight decay shrinks: all but those named `bias`."""
+    """Return a tree: True for every leaf that weight decay applies to, all but `bias`."""
 
     def is_decayed(path: tuple[Any, ...], _: Any) -> bool:
         return jax.tree_util.keystr(path[-1:], simple=True) != "bias"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Callable
 from typing import Any, final
 
@@ -14,12 +13,12 @@ from idode_gin import checks
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProfileWindow:
-    """Which steps to trace.
+    """The steps to trace.
 
     Args:
-        start: the step, counted from zero, before which the trace begins. The first step of a
-            process compiles, and drowns all others.
-        steps: how many are traced.
+        start: step, counted from zero, before which the trace begins. The first step of a process
+            compiles, which takes far longer than any other.
+        steps: number of steps to trace.
 
     Raises:
         ValueError: if a number is out of range.
@@ -38,7 +37,7 @@ class ProfileWindow:
         return self.start + self.steps
 
     def check(self, train_steps: int) -> None:
-        """Raises ValueError unless the window lies inside the run."""
+        """Raise ValueError unless the window lies inside the run."""
         if self.stop > train_steps:
             raise ValueError(
                 f"The profile window ends at step {self.stop} (ProfileWindow.start={self.start} + "
@@ -48,12 +47,12 @@ class ProfileWindow:
 
 
 class Profiler:
-    """Traces the window's steps into a folder. Does nothing without a window.
+    """Traces the window's steps into a folder; does nothing without a window.
 
     Args:
-        window: which steps; None for none.
-        folder: where the trace goes.
-        say: is told where it went, or that the window is over before it began.
+        window: steps to trace; None for none.
+        folder: where the trace is written.
+        say: prints where the trace is, or that there is none.
     """
 
     def __init__(
@@ -62,11 +61,11 @@ class Profiler:
         folder: str | os.PathLike[str],
         say: Callable[[str], Any],
     ) -> None:
-        self._window, self._folder, self._say = window, pathlib.Path(folder), say
+        self._window, self._folder, self._say = window, folder, say
         self._is_running = False
 
     def begin(self, step: int) -> None:
-        """Says so if training starts beyond the start of the window, which is then not traced."""
+        """Print a note if training starts after the window does, which is then not traced."""
         if self._window is not None and step > self._window.start:
             self._say(
                 f"Nothing is profiled: the window begins at step {self._window.start}, training "
@@ -74,20 +73,20 @@ class Profiler:
             )
 
     def before(self, step: int) -> None:
-        """Before the step that follows `step` others is sent to the device."""
+        """Start the trace if the window begins; called before a step, with the steps before it."""
         if self._window is not None and step == self._window.start:
             jax.profiler.start_trace(str(self._folder))
             self._is_running = True
 
     def after(self, step: int, outputs: Any) -> None:
-        """After `step` steps were sent; waits for `outputs` of the window's last one."""
+        """End the trace if `step` is the window's last, once its `outputs` are computed."""
         if self._is_running and self._window is not None and step == self._window.stop:
             jax.block_until_ready(outputs)
             self.close()
             self._say(f"Steps {self._window.start} to {step} are traced in {self._folder}.")
 
     def close(self) -> None:
-        """Ends a trace that is still running."""
+        """End a trace that is still running."""
         if self._is_running:
             self._is_running = False
             jax.profiler.stop_trace()

@@ -1,53 +1,109 @@
-"""A step that stopped a run, computed again."""
+"""The step that stopped a run: its file, and a replay that examines its batch."""
 
+import dataclasses
+import os
 import pathlib
+import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from absl import logging
 
-from idode_gin import checks
+from idode_gin import checks, types
 from idode_gin.checkpoints import saving
-from idode_gin.devices.partitioning import PjitPartitioner
-from idode_gin.feed import batches, data
-from idode_gin.training import bad_steps, programs, train_step
+from idode_gin.feed import batches as batch_lib
+from idode_gin.processes import joining
+from idode_gin.reports import files, fingerprints
+from idode_gin.training import programs
+from idode_gin.training.guards import Watch
+from idode_gin.training.setup import Setup
+from idode_gin.types import TrainState
+
+_MOST_SHOWN = 8
+_SEEN = {
+    "loss": "loss",
+    "grad_norm": "norm of the gradient",
+    "param_norm": "norm of the parameters after the update",  # may overflow where the others do not
+    "loss_mean": "running mean of the loss",
+}
 
 
-def command(directory: pathlib.Path, path: pathlib.Path) -> str:
-    """What to type, or to write, to replay the step in `path`."""
-    config = directory / "config.gin"
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BadStep:
+    """One step of a run, with everything needed to repeat it from a checkpoint.
+
+    Args:
+        step: number of updates before it.
+        seed: seed of the run.
+        batch: global batch, from `batches.train_batch`.
+        health: numbers that the guards judged it by: see `guards.Health`.
+    """
+
+    step: int
+    seed: int
+    batch: dict[str, np.ndarray]
+    health: dict[str, float]
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write one npz file: `step`, `seed`, `batch/<name>` and `health/<name>`."""
+        arrays: dict[str, Any] = {"step": self.step, "seed": self.seed}
+        arrays |= {f"batch/{name}": each for name, each in self.batch.items()}
+        arrays |= {f"health/{name}": each for name, each in self.health.items()}
+        files.write_npz_atomically(path, {name: np.asarray(each) for name, each in arrays.items()})
+
+
+def read(path: str | os.PathLike[str]) -> BadStep:
+    """Read a file that `BadStep.write` wrote.
+
+    Raises:
+        ValueError: if there is no such file, or it holds anything else.
+    """
+    path = pathlib.Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return BadStep(
+            step=int(arrays.pop("step")),
+            seed=int(arrays.pop("seed")),
+            batch=_part(arrays, "batch/"),
+            health={name: float(each) for name, each in _part(arrays, "health/").items()},
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            "`replay` must be the path of a bad_step_<step>.npz that a stopped run wrote to "
+            f"MODEL_DIR/train, got {path} ({error})."
+        ) from error
+
+
+def save_bad_step(setup: Setup, seed: int, watch: Watch) -> str:
+    """Write the batch of the step that stopped the run; return the command that replays it."""
+    assert watch.bad_step is not None
+    path = setup.directory / "train" / f"bad_step_{watch.bad_step}.npz"
+    if jax.process_index() == 0:
+        step = watch.bad_step - 1
+        batch = batch_lib.train_batch(setup.train.split, setup.train.config, step)
+        BadStep(step=step, seed=seed, batch=batch, health=watch.health).write(path)
+    config = setup.directory / "config.gin"
     if not config.exists():
         return f"Trainer(replay={str(path)!r})"
     return f"python -m idode_gin.train --gin_file={config} --gin.Trainer.replay=\"'{path}'\""
 
 
 def replay(
-    path: str,
-    program: programs.Program,
-    loss_fn: train_step.LossFn,
-    split: data.ImageSplit,
-    dataset: data.DatasetConfig,
-    *,
-    directory: pathlib.Path,
-    config: saving.CheckpointConfig,
-    partitioner: PjitPartitioner,
-    seed: int,
-    num_microbatches: int,
+    path: str, setup: Setup, config: saving.CheckpointConfig, seed: int, num_microbatches: int
 ) -> dict[str, Any]:
-    """Goes from the last checkpoint before the step up to it, and examines its batch.
+    """Train from the last checkpoint before the step up to it, and examine the batch in the file.
 
-    Writes nothing. The batch is the one in the file: change it there to see what it takes.
+    Writes nothing. To find what makes the step fail, edit the batch in the file.
 
     Args:
         path: a `bad_step_<step>.npz`.
-        program: of the run.
-        loss_fn: of the run.
-        split: images to go through on the way.
-        dataset: their order.
-        directory: the run directory.
+        setup: the run.
         config: what the run started from, for a step before its first checkpoint.
-        partitioner: devices.
-        seed: of the run.
+        seed: seed of the run.
         num_microbatches: parts of a batch.
 
     Returns:
@@ -55,48 +111,87 @@ def replay(
 
     Raises:
         checks.NonFiniteError: with the report, if they are not.
-        ValueError: if the file is another run's.
+        ValueError: if the file belongs to another run.
     """
-    bad = bad_steps.read(path)
+    bad = read(path)
     if bad.seed != seed:
-        raise ValueError(f"{path} is of a run with seed {bad.seed}, this one has seed {seed}.")
-    saved = [step for step in saving.saved_steps(directory) if step <= bad.step]
-    if saved:
-        source = str(saving.checkpoint_path(directory, saved[-1]))
-        restore = saving.RestoreCheckpointConfig(path=source)
-        config = saving.CheckpointConfig(restore=restore)
-    nowhere = directory / "replay"  # no directory: nothing of its own to restore, nothing saved
-    state, _ = saving.Checkpoints(nowhere, config, {}).restore(program.abstract_state, program.init)
+        raise ValueError(
+            f"A step is replayed with the seed of its run: {path} has seed {bad.seed}, this run "
+            f"has seed {seed}. Bind RANDOM_SEED = {bad.seed}, or name a file of this run."
+        )
+    state = _state_before(bad.step, setup, config)
     logging.info("Replaying from step %s up to %s.", int(state.step), bad.step)
-    rows, size = partitioner.local_rows(dataset.batch_size), dataset.batch_size
     for step in range(int(state.step), bad.step):
-        batch = batches.train_batch(split, dataset, step, rows)
-        state, _ = program.step(state, partitioner.put_batch(batch, size))
-    own = {name: each[rows] for name, each in bad.batch.items()}
+        state, _ = setup.program.step(state, setup.train.train_batch(step))
     key = jax.random.fold_in(programs.keys(seed)[1], bad.step)
-    is_finite, report = bad_steps.examine(
-        loss_fn,
-        state.params,
-        partitioner.put_batch(own, size),
-        key,
-        num_microbatches,
-        partitioner.replicated,
-    )
-    report += f"\n  in the run itself: {_seen(bad.health)}"
-    title = f"Step {bad.step + 1}, replayed with the batch of {path}:"
+    is_finite, report = _examine(setup, state.params, bad.batch, key, num_microbatches)
+    seen = [f"{text} {bad.health[name]:g}" for name, text in _SEEN.items() if bad.health.get(name)]
+    text = f"Step {bad.step + 1}, replayed with the batch of {path}:\n{report}"
+    text += f"\n  in the run itself: {', '.join(seen)}"
     if not is_finite:
-        raise checks.NonFiniteError(f"{title}\n{report}")
+        raise checks.NonFiniteError(text)
     if jax.process_index() == 0:
-        print(f"{title}\n{report}", flush=True)
-    return {"exit_reason": "replayed", "step": bad.step, "report": report}
+        print(text, flush=True)
+    return {"exit_reason": "replayed", "step": bad.step, "report": text.partition("\n")[2]}
 
 
-def _seen(health: dict[str, float]) -> str:
-    """What the run saw; an update can overflow though its gradient did not."""
-    names = {
-        "loss": "loss",
-        "grad_norm": "norm of the gradient",
-        "param_norm": "norm of the parameters after the update",
-        "loss_mean": "running mean of the loss",
-    }
-    return ", ".join(f"{text} {health[name]:g}" for name, text in names.items() if health.get(name))
+def _examine(
+    setup: Setup, params: types.Params, batch: types.Batch, key: types.PRNGKey, parts: int
+) -> tuple[bool, str]:
+    """Compute loss and gradient of a global batch in microbatches, on all processes.
+
+    Returns:
+        Whether loss and gradient are finite, and a report of where they are not.
+    """
+    images, size = setup.train, setup.train.config.batch_size
+    placed = images.put({name: each[images.rows] for name, each in batch.items()})
+
+    def look(params: types.Params, batch: types.Batch, start: jax.Array) -> Any:
+        part = {  # every parts-th image from `start` on, as in training
+            name: each.reshape(size // parts, parts, *each.shape[1:])[:, start]
+            for name, each in batch.items()
+        }
+        gradient = jax.value_and_grad(setup.model.loss_fn, has_aux=True)
+        (loss, metrics), grads = gradient(params, part, key, size)
+        largest = jax.tree.map(lambda each: jnp.max(jnp.abs(each)), grads)
+        return loss, {"index": part["index"], **metrics}, largest
+
+    jitted = joining.together(jax.jit(look, out_shardings=images.partitioner.replicated))
+    found = [jax.device_get(jitted(params, placed, np.int32(start))) for start in range(parts)]
+    loss = float(np.mean([each[0] for each in found]))
+    values = {name: np.concatenate([each[1][name] for each in found]) for name in found[0][1]}
+    index = values.pop("index")
+    lines = [f"loss {loss}, mean over the batch"]
+    for name, each in sorted(values.items()):
+        if not np.isfinite(each).all():
+            bad = index[~np.isfinite(each)].tolist()
+            lines.append(f"{name} is not finite for {len(bad)} of {size} images: {_some(bad)}")
+    worst = jax.tree.map(lambda *each: np.max(each), *[each[2] for each in found])
+    leaves = dict(fingerprints.paths_and_leaves(worst))
+    bad_leaves = [name for name, each in leaves.items() if not np.isfinite(each)]
+    lines.append(f"gradient is not finite in {len(bad_leaves)} of {len(leaves)} leaves")
+    lines[-1] += f": {_some(bad_leaves)}" if bad_leaves else ""
+    name = max(leaves, key=lambda name: np.nan_to_num(leaves[name], nan=-1, posinf=-1))
+    lines.append(f"largest finite entry of the gradient: {leaves[name]:.3g} in {name}")
+    is_finite = not bad_leaves and bool(np.isfinite(loss))
+    return is_finite, "\n".join(f"  {line}" for line in lines)
+
+
+def _state_before(step: int, setup: Setup, config: saving.CheckpointConfig) -> TrainState:
+    """Restore the run's last checkpoint up to `step`; without one, begin as the run did."""
+    saved = [each for each in saving.saved_steps(setup.directory) if each <= step]
+    if saved:
+        source = str(saving.checkpoint_path(setup.directory, saved[-1]))
+        config = saving.CheckpointConfig(restore=saving.RestoreCheckpointConfig(path=source))
+    # A folder that does not exist: it holds no checkpoint that would come first, and stays empty.
+    checkpoints = saving.Checkpoints(setup.directory / "replay", config, {})
+    return checkpoints.restore(setup.program.abstract_state, setup.program.init)[0]
+
+
+def _part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {k.removeprefix(prefix): each for k, each in arrays.items() if k.startswith(prefix)}
+
+
+def _some(names: list[Any]) -> str:
+    more = ", …" if len(names) > _MOST_SHOWN else ""
+    return ", ".join(map(str, names[:_MOST_SHOWN])) + more

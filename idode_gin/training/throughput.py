@@ -5,14 +5,13 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 
 from idode_gin import checks
 from idode_gin.reports.metrics import TIME_PREFIX, Row
 
-T = TypeVar("T")
 PeakTable = Mapping[str, Mapping[str, float]]
 
 PEAK_FLOPS: PeakTable = {
@@ -29,28 +28,31 @@ PEAK_FLOPS: PeakTable = {
     "TPU v6 lite": {"bfloat16": 918e12},
     "TPU v6e": {"bfloat16": 918e12},
 }
-"""Operations a second of one device, by the beginning of its kind and the dtype of the arithmetic:
-the makers' figures for dense matrices. float32 on NVIDIA is TF32, which XLA uses by default."""
+"""Peak operations per second of one device, by the beginning of its `device_kind` and the dtype of
+the arithmetic: the vendors' figures for dense matrices. float32 on NVIDIA is TF32, the default of
+XLA."""
 
 PHASES = ("start", "data", "train", "eval", "checkpoint")
-"""`start` is everything up to the end of the first step, compilation included; `data` is waiting
-for a batch, `train` the steps, as far as the loop waits for them."""
+"""`start` lasts to the end of the first step, compilation included; `data` is waiting for a batch;
+`train` is the steps, as far as the loop waits for them."""
+_TRAINING = ("data", "train", "checkpoint")  # speed is measured over these
+_LOST = "lost"
 
 
 def check_peak_flops(table: PeakTable | None) -> None:
-    """Raises ValueError unless the table holds positive numbers."""
+    """Raise ValueError unless the table holds positive numbers."""
     for kind, row in (table or {}).items():
         for dtype, peak in row.items():
             checks.check_positive(f"peak_flops[{kind!r}][{dtype!r}]", peak)
 
 
 def peak_flops(kind: str, dtype: str, table: PeakTable | None = None) -> float | None:
-    """Operations a second that one device can do at most; None where nobody has told.
+    """Return the peak operations per second of one device; None where it is not known.
 
     Args:
         kind: `device_kind` of the device.
-        dtype: of the arithmetic.
-        table: like `PEAK_FLOPS`, which it is added to. The longest fitting beginning counts.
+        dtype: dtype of the arithmetic.
+        table: entries added to `PEAK_FLOPS`. The longest matching name is used.
     """
     known = {**PEAK_FLOPS, **(table or {})}
     fitting = [name for name in known if kind.startswith(name)]
@@ -58,12 +60,12 @@ def peak_flops(kind: str, dtype: str, table: PeakTable | None = None) -> float |
 
 
 def timed(values: Mapping[str, Any]) -> Row:
-    """The values as fields of a row that may differ between two runs of one command."""
+    """Return the values as fields of a row that may differ between two runs of one command."""
     return {f"{TIME_PREFIX}{name}": each for name, each in values.items()}
 
 
 def peak_bytes() -> Row:
-    """The most memory that was in use: of this process's fullest device, else of the process."""
+    """Return the peak memory of this process's fullest device, else of the process."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     found = [each["peak_bytes_in_use"] for each in stats if each and "peak_bytes_in_use" in each]
     if found:
@@ -73,106 +75,90 @@ def peak_bytes() -> Row:
     return {"peak_host_bytes": used}
 
 
-class Meter:
-    """Turns seconds per step into figures that can be compared between machines.
+def rates(
+    step_seconds: float, batch_size: int, devices: int, flops: float, peak: float | None
+) -> Row:
+    """Return fields of a row that compare the speed of runs and machines.
 
     Args:
+        step_seconds: seconds of one step.
         batch_size: images of one step.
-        devices: how many take part.
-        flops: operations of one step on all of them.
-        peak: operations a second that one device can do; None leaves the share out.
+        devices: number of devices.
+        flops: operations of one step on all devices.
+        peak: peak operations per second of one device; None leaves `flops_share` out.
     """
-
-    def __init__(self, batch_size: int, devices: int, flops: float, peak: float | None) -> None:
-        self._batch_size, self._devices = batch_size, devices
-        self.flops, self._peak = flops, peak
-
-    def rates(self, step_seconds: float | None) -> Row:
-        """Fields of a row; none without a time."""
-        if not step_seconds:
-            return {}
-        steps = 1 / step_seconds
-        row = {
-            "steps_per_second": steps,
-            "images_per_second_per_device": steps * self._batch_size / self._devices,
-            "flops_per_second": steps * self.flops,
-        }
-        share = self.share(steps * self._batch_size)
-        if share is not None:
-            row["flops_share"] = share
-        return timed(row)
-
-    def share(self, images_per_second: float | None) -> float | None:
-        """Of the devices' peak, the fraction that training uses; None where it is not known."""
-        if self._peak is None or not images_per_second:
-            return None
-        steps = images_per_second / self._batch_size
-        return steps * self.flops / (self._peak * self._devices)
+    row = {
+        "images_per_second": batch_size / step_seconds,
+        "step_seconds": step_seconds,
+        "steps_per_second": 1 / step_seconds,
+        "images_per_second_per_device": batch_size / step_seconds / devices,
+        "flops_per_second": flops / step_seconds,
+    }
+    if peak is not None:
+        row["flops_share"] = flops / step_seconds / (peak * devices)
+    return timed(row)
 
 
 class Clock:
-    """Where a process's time goes. Every second belongs to one of `PHASES`.
+    """Where a process's time goes: every second belongs to one of `PHASES`.
 
     Args:
-        began: when the process did, by `time.monotonic`.
-        rows: of the processes before this one, whose time counts in `goodput`.
-        dropped: rows that those had written, and this one will write again: their time is `lost`.
+        began: start of the process, by `time.monotonic`.
+        rows: rows of earlier processes of the run, whose time counts in `goodput`.
+        dropped: rows of earlier processes whose steps are repeated: their time is `lost`.
     """
 
     def __init__(self, began: float, rows: Iterable[Row] = (), dropped: Iterable[Row] = ()) -> None:
         self._phase, self._since = PHASES[0], began
-        self._lap = dict.fromkeys(PHASES, 0.0)
-        self._lost = sum(sum(_seconds(row).values()) for row in dropped)
-        self._totals = dict.fromkeys((*PHASES, "lost"), 0.0)
+        self._spent = dict.fromkeys(PHASES, 0.0)
+        self._at_lap = dict(self._spent)
+        self._totals = dict.fromkeys((*PHASES, _LOST), 0.0)
         for row in rows:
             self._add(_seconds(row))
+        self._lost = sum(sum(_seconds(row).values()) for row in dropped)
 
     def enter(self, phase: str) -> str:
-        """From now on, time belongs to `phase`; returns the one before it."""
+        """Count time to `phase` from now on; return the phase before it."""
         now, before = time.monotonic(), self._phase
-        self._lap[before] += now - self._since
+        self._spent[before] += now - self._since
         self._phase, self._since = phase, now
         return before
 
     @contextlib.contextmanager
     def inside(self, phase: str) -> Iterator[None]:
-        """Time inside belongs to `phase`, after it to the one before."""
+        """Count time inside the context to `phase`, and after it to the phase before."""
         before = self.enter(phase)
         try:
             yield
         finally:
             self.enter(before)
 
-    def waiting_for(self, items: Iterable[T]) -> Iterator[T]:
-        """The same items; the time each takes to come belongs to `data`."""
-        iterator = iter(items)
-        while True:
-            with self.inside("data"):
-                try:
-                    item = next(iterator)
-                except StopIteration:
-                    return
-            yield item
-
     def lap(self) -> Row:
-        """Seconds by phase since the last lap, and `goodput` up to here."""
+        """Return seconds by phase since the last lap, and `goodput` up to now."""
         self.enter(self._phase)
-        lap = {**self._lap, "lost": self._lost} if self._lost else dict(self._lap)
-        self._lap, self._lost = dict.fromkeys(PHASES, 0.0), 0.0
+        lap = {phase: self._spent[phase] - self._at_lap[phase] for phase in PHASES}
+        if self._lost:
+            lap[_LOST] = self._lost
+        self._at_lap, self._lost = dict(self._spent), 0.0
         self._add(lap)
         row = {f"{phase}_seconds": each for phase, each in lap.items()}
         return timed({**row, "goodput": self.goodput})
 
+    def training(self) -> float:
+        """Return this process's seconds so far without `start` and `eval`."""
+        self.enter(self._phase)
+        return sum(self._spent[phase] for phase in _TRAINING)
+
     @property
     def seconds(self) -> dict[str, float]:
-        """Of all laps, those of earlier processes included, by phase."""
+        """Seconds by phase of all laps, those of earlier processes included."""
         return dict(self._totals)
 
     @property
     def goodput(self) -> float | None:
-        """The share of `train` in all laps; None before the first.
+        """Share of `train` in all laps; None before the first.
 
-        What a killed process did after its last row is in no file, and so in neither.
+        No file records what a killed process did after its last row, so that time is left out.
         """
         total = sum(self._totals.values())
         return self._totals["train"] / total if total else None
@@ -183,5 +169,5 @@ class Clock:
 
 
 def _seconds(row: Mapping[str, Any]) -> dict[str, float]:
-    names = {phase: f"{TIME_PREFIX}{phase}_seconds" for phase in (*PHASES, "lost")}
+    names = {phase: f"{TIME_PREFIX}{phase}_seconds" for phase in (*PHASES, _LOST)}
     return {phase: float(row[name]) for phase, name in names.items() if name in row}

@@ -20,13 +20,13 @@ def create(
     metrics: Iterable[str],
     gamma_bins: int = 0,
 ) -> types.TrainState:
-    """The state before the first step.
+    """Return the state before the first step.
 
     Args:
-        params: fresh parameters.
+        params: initial parameters.
         transformation: the optimizer.
-        metrics: names of what `window` sums, next to `count`.
-        gamma_bins: bins of the loss by gamma.
+        metrics: names of the metrics that `window` sums, next to `count`.
+        gamma_bins: number of bins of the loss by gamma.
     """
     by_gamma = (LOSS_BY_GAMMA, GAMMA_SHARE) if gamma_bins else ()
     return types.TrainState(
@@ -44,10 +44,10 @@ def create(
 
 
 def window_means(state: types.TrainState) -> dict[str, Any]:
-    """Means of the metrics since the last log, and the steps left out. Waits for the device.
+    """Return means of the metrics since the last log, and `skipped`. Waits for the device.
 
-    Where the loss is kept by gamma, `loss_by_gamma` is a list with the mean of each bin, None for
-    an empty one, and `gamma_share` the fraction of the images in each.
+    With bins of gamma, `loss_by_gamma` lists the mean loss of each bin, None for an empty one, and
+    `gamma_share` the fraction of the images in each.
     """
     sums = jax.device_get(state.window)
     count, skipped = float(sums.pop(COUNT)), float(sums.pop(SKIPPED))

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, final
 
 import jax
 import jax.numpy as jnp
@@ -20,20 +20,21 @@ LossFn: TypeAlias = Callable[..., tuple[Float[Array, ""], Metrics]]
 
 GRAD_NORM = "grad_norm"
 GAMMA = "gamma"
-"""The one metric that is not averaged: it says which bin an example's loss belongs to."""
+"""The metric that is not averaged: it selects the bin that an example's loss is added to."""
 
 
+@final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GammaBins:
-    """Equal bins of gamma, in which the loss is watched beside its mean.
+    """Equal bins of gamma, in which the loss is logged beside its mean.
 
     Args:
-        number: of bins; 0 for none.
-        low: where the first one begins; nats. What lies below counts to it.
-        high: where the last one ends; nats. What lies above counts to it.
+        number: number of bins; 0 for none.
+        low: lower end of the first bin, nats; smaller gammas count to the first bin.
+        high: upper end of the last bin, nats; larger gammas count to the last bin.
 
     Raises:
-        ValueError: if `number` is no integer, or negative.
+        ValueError: if `number` is not an integer, or is negative.
     """
 
     number: int = 0
@@ -44,11 +45,11 @@ class GammaBins:
         checks.check_integer("gamma_bins", self.number, at_least=0)
 
     def sums(self, gamma: types.PerExample, loss: types.PerExample) -> Metrics:
-        """By bin `[number]`: sum of the losses and number of images, both over the batch size."""
+        """Return, by bin `[number]`, sum of losses and number of images, over the batch size."""
         place = (gamma - self.low) * (self.number / (self.high - self.low))
         place = jnp.clip(jnp.floor(place).astype(jnp.int32), 0, self.number - 1)
         inside = place[:, None] == jnp.arange(self.number)
-        # Not a product: 0 * NaN would carry one bad image into every bin.
+        # Not a product: 0 * NaN would spread one bad image over every bin.
         losses = jnp.where(inside, loss[:, None], 0.0)
         return {
             train_state.LOSS_BY_GAMMA: jnp.mean(losses, axis=0),
@@ -56,83 +57,85 @@ class GammaBins:
         }
 
 
-NO_BINS = GammaBins()
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UpdateConfig:
+    """Settings of one update, beside the loss and the optimizer.
+
+    Args:
+        ema_rate: decay of the moving average of the parameters, in [0, 1).
+        log_period: steps after which the window of metrics starts again.
+        num_microbatches: equal parts that a batch is processed in, to save memory; gradients are
+            averaged. Random numbers follow the position, so the result is that of one batch.
+        update_period: steps between two changes of the parameters, where the optimizer
+            accumulates gradients. As published, their moving average changes as often.
+        rules: rules for bad steps. A skipped step changes only `step`, the count of skipped steps
+            and the memory of the rules.
+        gamma_bins: bins of the loss by gamma.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    ema_rate: float
+    log_period: int
+    num_microbatches: int = 1
+    update_period: int = 1
+    rules: Guards = STOP
+    gamma_bins: GammaBins = GammaBins()
+
+    def __post_init__(self) -> None:
+        for name in ("log_period", "num_microbatches", "update_period"):
+            checks.check_positive(name, getattr(self, name))
+        if not 0 <= self.ema_rate < 1:
+            raise ValueError(f"`ema_rate` must be in [0, 1), got ema_rate={self.ema_rate}.")
 
 
 def make_train_step(
     loss_fn: LossFn,
     transformation: optax.GradientTransformation,
-    *,
     key: types.PRNGKey,
-    ema_rate: float,
-    log_period: int,
-    num_microbatches: int = 1,
-    update_period: int = 1,
-    rules: Guards = STOP,
-    gamma_bins: GammaBins = NO_BINS,
+    config: UpdateConfig,
 ) -> Callable[[TrainState, types.Batch], tuple[TrainState, Health]]:
-    """The update, to be jitted with the state donated.
+    """Return the update, to be jitted with the state donated.
 
         key_step = fold_in(key, step)
-        ema <- ema_rate * ema + (1 - ema_rate) * params      whenever the parameters have moved
+        ema <- ema_rate * ema + (1 - ema_rate) * params      whenever the parameters have changed
 
     Args:
         loss_fn: mean loss and metrics of a batch, keyed by `batch["position"]`.
         transformation: the optimizer.
-        key: of the whole run.
-        ema_rate: in [0, 1).
-        log_period: steps after which the window of metrics starts anew.
-        num_microbatches: equal parts the batch is worked through in, to save memory; gradients
-            are averaged. Randomness follows the position, so the result is that of one batch.
-        update_period: the parameters move every so many steps, because `transformation`
-            accumulates gradients. As published, their moving average then moves no more often.
-        rules: for bad steps. One that is left out moves nothing but `step`, the count of such
-            steps and what the rules remember.
-        gamma_bins: bins of the loss by gamma.
-
-    Raises:
-        ValueError: if a number is out of range; on tracing, if the batch does not divide.
+        key: key of the whole run.
+        config: settings. Tracing raises ValueError if the batch does not divide into microbatches.
     """
-    checks.check_positive("log_period", log_period)
-    checks.check_positive("num_microbatches", num_microbatches)
-    checks.check_positive("update_period", update_period)
-    if not 0 <= ema_rate < 1:
-        raise ValueError(f"`ema_rate` must be in [0, 1), got ema_rate={ema_rate}.")
 
     def train_step(state: TrainState, batch: types.Batch) -> tuple[TrainState, Health]:
         key_step = jax.random.fold_in(key, state.step)
-        loss, metrics, grads = _loss_and_grads(
-            loss_fn, state.params, batch, key_step, num_microbatches, gamma_bins
-        )
+        loss, metrics, grads = _loss_and_grads(loss_fn, state.params, batch, key_step, config)
         grad_norm = optax.global_norm(grads)
-        skip, guard, verdict = guards.judge(rules, state.guard, loss, grad_norm)
+        skip, guard, verdict = guards.judge(config.rules, state.guard, loss, grad_norm)
         updates, opt_state = transformation.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # In this form an average that has arrived stays where it is, bit for bit.
+        # In this form an average equal to the parameters does not change, bit for bit.
         updates_made = state.step + 1 - guards.num_bad(guard)
-        weight = jnp.where(updates_made % update_period == 0, 1 - ema_rate, 0.0)
+        weight = jnp.where(updates_made % config.update_period == 0, 1 - config.ema_rate, 0.0)
         ema = jax.tree.map(lambda e, p: e + weight * (p - e), state.ema, params)
         added = {train_state.COUNT: jnp.ones(()), GRAD_NORM: grad_norm, **metrics}
-        if rules.can_skip:
+        if config.rules.can_skip:
             before = (state.params, state.ema, state.opt_state, jax.tree.map(jnp.zeros_like, added))
+            after = (params, ema, opt_state, added)
             params, ema, opt_state, added = jax.tree.map(
-                lambda old, new: jnp.where(skip, old, new),
-                before,
-                (params, ema, opt_state, added),
+                lambda old, new: jnp.where(skip, old, new), before, after
             )
         added[train_state.SKIPPED] = skip.astype(jnp.float32)
-        is_fresh = state.step % log_period == 0
+        is_fresh = state.step % config.log_period == 0
         window = {
             name: jnp.where(is_fresh, 0.0, state.window[name]) + each
             for name, each in added.items()
         }
-        health = {
-            "loss": loss,
-            "grad_norm": grad_norm,
-            "param_norm": optax.global_norm(params),
-            **verdict,
-        }
-        after = TrainState(
+        param_norm = optax.global_norm(params)
+        health = {"loss": loss, "grad_norm": grad_norm, "param_norm": param_norm, **verdict}
+        after_step = TrainState(
             step=state.step + 1,
             params=params,
             ema=ema,
@@ -140,7 +143,7 @@ def make_train_step(
             window=window,
             guard=guard,
         )
-        return after, health
+        return after_step, health
 
     return train_step
 
@@ -148,7 +151,7 @@ def make_train_step(
 def metric_names(
     loss_fn: LossFn, params: types.Params, batch: types.Batch, key: types.PRNGKey
 ) -> list[str]:
-    """Names of what the update sums in `TrainState.window`; nothing is computed."""
+    """Return the names of what the update sums in `TrainState.window`, from shapes alone."""
     size = batch["image"].shape[0]
     _, metrics = jax.eval_shape(lambda p, b, k: loss_fn(p, b, k, size), params, batch, key)
     return sorted({*metrics, GRAD_NORM} - {GAMMA})
@@ -159,17 +162,16 @@ def _loss_and_grads(
     params: types.Params,
     batch: types.Batch,
     key: types.PRNGKey,
-    parts: int,
-    gamma_bins: GammaBins,
+    config: UpdateConfig,
 ) -> tuple[Float[Array, ""], Metrics, types.Params]:
-    """Means over the batch of the loss, the metrics and the gradient."""
-    size = batch["image"].shape[0]
+    """Return means over the batch of the loss, the metrics and the gradient."""
+    size, parts, bins = batch["image"].shape[0], config.num_microbatches, config.gamma_bins
 
     def one_part(part: types.Batch) -> tuple[Float[Array, ""], Metrics, types.Params]:
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, part, key, size)
         means = {name: jnp.mean(each) for name, each in metrics.items() if name != GAMMA}
-        if gamma_bins.number:
-            means |= gamma_bins.sums(metrics[GAMMA], metrics["loss"])
+        if bins.number:
+            means |= bins.sums(metrics[GAMMA], metrics["loss"])
         return loss, means, grads
 
     if parts == 1:
@@ -184,10 +186,8 @@ def _loss_and_grads(
     split = jax.tree.map(
         lambda each: jnp.swapaxes(each.reshape(size // parts, parts, *each.shape[1:]), 0, 1), batch
     )
-    first = jax.tree.map(lambda each: each[0], split)
-    zeros = jax.tree.map(
-        lambda each: jnp.zeros(each.shape, each.dtype), jax.eval_shape(one_part, first)
-    )
+    shapes = jax.eval_shape(one_part, jax.tree.map(lambda each: each[0], split))
+    zeros = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes)
     # On a CPU the gradient of a convolution inside a loop is some twenty times slower.
     unroll = jax.default_backend() == "cpu"
     sums, _ = jax.lax.scan(add_part, zeros, split, unroll=unroll)

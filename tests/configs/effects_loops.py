@@ -37,7 +37,7 @@ from idode_gin.samplers.ode import ODESampler
 from idode_gin.solvers.divergence import Exact, Hutchinson
 from idode_gin.solvers.fixed_grid import FixedGrid
 from idode_gin.solvers.probes import Gaussian
-from idode_gin.training import bad_steps, guards, profiling, programs, run_outputs
+from idode_gin.training import guards, profiling, programs, replays, reporter
 from idode_gin.training.optimizers import AdamW
 from idode_gin.training.trainer import Trainer
 
@@ -67,13 +67,11 @@ def prepare_run(room: Room) -> None:
     """Data without seqio, no pictures, and a bad step to be examined."""
     stand_in_for_wandb(room)
     room.patch.setattr(loading, "load_split", lambda config: tiny.split())
-    room.patch.setattr(run_outputs.RunDirectory, "plot", lambda *_: None)
+    room.patch.setattr(reporter.Reporter, "plot", lambda *_: None)
     room.patch.setattr(jax.profiler, "start_trace", os.makedirs)
     room.patch.setattr(jax.profiler, "stop_trace", lambda: None)
     batch = batches.train_batch(tiny.split(), tiny.config(), 0)
-    bad_steps.BadStep(step=0, seed=0, batch=batch, health={"loss": 1.0}).write(
-        room.folder / BAD_STEP
-    )
+    replays.BadStep(step=0, seed=0, batch=batch, health={"loss": 1.0}).write(room.folder / BAD_STEP)
 
 
 def run_directory(trainer: Trainer, room: Room) -> Any:

@@ -35,7 +35,9 @@ def passed_on(program: Callable[[], None], room: Room) -> str:
     told: list[str] = []
     for loop in (Trainer, Evaluator, Sampler, Encoder, Interpolator):
         for method in ("run", "dry_run"):
-            room.patch.setattr(loop, method, lambda *given, n=method: told.append(f"{n} {given}"))
+            room.patch.setattr(
+                loop, method, lambda *given, n=method, **_: told.append(f"{n} {given}")
+            )
     room.patch.setattr(programs, "refuse_bindings", lambda *_: None)
     room.patch.setattr(programs, "write_configs", lambda *_: None)
     room.patch.setattr(saving, "find", pathlib.Path)

@@ -1,4 +1,4 @@
-"""The program, killed with SIGKILL and started again, ends where an undisturbed run ends.
+"""A program that is killed with SIGKILL and started again ends as an undisturbed run does.
 
 Bit for bit: parameters, their moving average, and every metric but the timings.
 """
@@ -41,7 +41,7 @@ SETTINGS = [
 
 @dataclasses.dataclass
 class Run:
-    """A run directory and the processes that work in it, one after the other."""
+    """A run directory and the processes that train in it, one after the other."""
 
     folder: pathlib.Path
     more_settings: tuple[str, ...] = ()
@@ -68,12 +68,12 @@ class Run:
         assert code == 0, self.output()
 
     def kill_when(self, is_moment: Callable[[], bool]) -> bool:
-        """Starts a process and kills it at a moment; False if it came to its end before."""
+        """Start a process and kill it when `is_moment`; return False if it ended before."""
         process = self.start()
         try:
             while process.poll() is None:
                 if is_moment():
-                    # Held first: at the moment of the kill, it is still the moment.
+                    # Stopped first, so that `is_moment` still holds when it is killed.
                     process.send_signal(signal.SIGSTOP)
                     if is_moment():
                         process.kill()
@@ -95,14 +95,14 @@ class Run:
         return [metrics.reproducible(row) for row in read]
 
     def being_saved(self) -> list[str]:
-        """Names of checkpoints that are being written."""
+        """Return the names of checkpoints that are being written."""
         if not self.folder.is_dir():
             return []
         names = os.listdir(self.folder)
         return [name for name in names if name.startswith("checkpoint_") and "tmp" in name]
 
     def outcome(self) -> tuple[dict, list[metrics.Row]]:
-        """What must be the same, however often the run was killed."""
+        """Return what must not depend on how often the run was killed."""
         summary = json.loads((self.folder / "summary.json").read_text())
         names = ("exit_reason", "step", "bpd", "bpd_stderr", "params_sha256", "ema_sha256")
         return {name: summary[name] for name in names}, self.rows()
@@ -121,8 +121,8 @@ def undisturbed(tmp_path_factory):
 
 def test_killed_damaged_and_asked_to_stop(undisturbed, tmp_path):
     run = Run(tmp_path / "run")
-    # While a checkpoint is written, with others to fall back on; in mid-window, since those of
-    # steps 4 and 8 lie between logs, which are of every third step.
+    # Killed while a checkpoint is written and older ones exist; between two logs, since the period
+    # of checkpoints is 4 and that of logs is 3.
     assert run.kill_when(lambda: run.being_saved() and len(run.saved_steps()) > 1)
     assert run.rows() != []
     half_written = run.being_saved()
@@ -135,7 +135,7 @@ def test_killed_damaged_and_asked_to_stop(undisturbed, tmp_path):
     with open(run.folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 99, "train/bpd": 1.')
 
-    # Asked to stop as soon as it has restored, before or while it compiles.
+    # Asked to stop once it has restored, before or while it compiles.
     (run.folder / "model-info.txt").unlink()
     process = run.start()
     while not (run.folder / "model-info.txt").exists():
@@ -156,7 +156,7 @@ def test_killed_damaged_and_asked_to_stop(undisturbed, tmp_path):
 @pytest.mark.full
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_at_random_moments(undisturbed, tmp_path, seed):
-    """Moments counted from the first sign of life, so that most fall into training."""
+    """Delays count from when training is announced, so that most kills hit training."""
     moments = random.Random(seed)
     run = Run(tmp_path / "run")
     for _ in range(6):
@@ -177,12 +177,12 @@ def test_killed_at_random_moments(undisturbed, tmp_path, seed):
 
 @pytest.mark.full
 def test_killed_while_an_old_checkpoint_is_deleted(undisturbed, tmp_path):
-    """With every step saved and only one checkpoint kept, there is always one to go on from."""
+    """With every step saved and one checkpoint kept, there is always one to resume from."""
     settings = ("--gin.CHECKPOINT_PERIOD=1", "--gin.SaveCheckpointConfig.keep=1")
     run = Run(tmp_path / "run", settings)
 
     def is_being_deleted() -> bool:
-        # Renamed before anything of it goes; what has its name is whole.
+        # Renamed before any of its files is deleted: under its name it is complete.
         paths = [saving.checkpoint_path(run.folder, step) for step in run.saved_steps()]
         assert all((path / part).exists() or not path.exists() for path in paths for part in PARTS)
         return any(run.folder.glob("deleted_*"))

@@ -106,14 +106,12 @@ def trained(name, dtype):
     start = jax.tree.map(jnp.asarray, cases.params(case, dtype))
     names = train_step.metric_names(loss_fn, start, batch_of(case, 0, dtype), jax.random.key(0))
     state = train_state.create(start, transformation, names)
-    step_fn = train_step.make_train_step(
-        loss_fn,
-        transformation,
-        key=jax.random.key(0),
+    config = train_step.UpdateConfig(
         ema_rate=case.config["opt"]["ema_rate"],
         log_period=1,
         update_period=optimizer.accumulation_steps,
     )
+    step_fn = train_step.make_train_step(loss_fn, transformation, jax.random.key(0), config)
     # A handful of steps: compiling fast matters more than running fast.
     update = jax.jit(step_fn, compiler_options={"xla_backend_optimization_level": 0})
     rows = []

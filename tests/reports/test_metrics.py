@@ -335,19 +335,3 @@ def test_other_processes_show_nothing(clock, capsys):
         bar.update(1, 1.0)
         bar.update(2, 1.0)
     assert capsys.readouterr() == ("", "")
-
-
-def test_stopwatch_leaves_out_compilation_and_evaluations(clock):
-    watch = progress.Stopwatch(batch_size=10)
-    assert watch.images_per_second() is None
-    clock.now = 100.0
-    watch.after_first(1, jnp.ones(()))
-    assert watch.lap(1) == {}
-    clock.now = 102.0
-    watch.after_first(2, jnp.ones(()))
-    assert watch.lap(5) == {"time/images_per_second": 20.0, "time/step_seconds": 0.5}
-    clock.now = 150.0
-    watch.resume(5)
-    clock.now = 152.0
-    watch.lap(7)
-    assert watch.images_per_second() == 60 / 4

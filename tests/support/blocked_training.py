@@ -1,4 +1,4 @@
-"""A tiny run whose compilation of one function does not end: `blocked_training.py NAME FOLDER`."""
+"""A tiny run in which compiling a function never ends: `blocked_training.py NAME FOLDER`."""
 
 import dataclasses
 import hashlib
@@ -19,14 +19,14 @@ def blocked(function):
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)):
             return function(*arguments)
         print("blocked", flush=True)
-        # C code that does not return for minutes, as a compilation is.
+        # C code that runs for minutes, as a compilation does.
         return hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 
     return run
 
 
 def main(name, folder):
-    """Blocks in the function `name` of the program: "step" or "evaluate"."""
+    """Block in the function `name` of the program: "step" or "evaluate"."""
 
     def build_blocked(*arguments, **options):
         program = build(*arguments, **options)

@@ -1,4 +1,4 @@
-"""A model and data that compile in a moment, for the tests of everything around them."""
+"""A model and data that compile quickly, for tests of everything around them."""
 
 import dataclasses
 
@@ -110,7 +110,7 @@ def trainer(model_dir, train_steps=6, *, period=2, keep=3, restore=None, **chang
 
 
 def use_tiny_data(monkeypatch, number=20):
-    """Makes `loading.load_split` answer without seqio."""
+    """Make `loading.load_split` return a tiny split without seqio."""
     monkeypatch.setattr(
         loading, "load_split", lambda config: split(config.mixture_or_task_name, number)
     )

@@ -1,4 +1,4 @@
-"""Bad steps: judged in the update, left out without a trace, or stopping the run; and replayed."""
+"""Bad steps: judged in the update, skipped without a trace, or stopping the run; replays."""
 
 import dataclasses
 import json
@@ -9,12 +9,12 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from tiny_runs import rows
 
 from idode_gin import checks
 from idode_gin.checkpoints import restoring, saving
 from idode_gin.feed import batches
-from idode_gin.reports import metrics, plots
-from idode_gin.training import bad_steps, guards, optimizers, train_state, train_step
+from idode_gin.training import guards, optimizers, replays, train_state, train_step
 from idode_gin.training.guards import Guards, LossSpike, Skip
 
 KEY = jax.random.key(5)
@@ -23,7 +23,7 @@ BINS = train_step.GammaBins(number=4, low=-8.0, high=5.0)
 
 
 def poisonable(params, batch, key, global_batch_size):
-    """The tiny model's loss times `batch["factor"]`, with one number per image."""
+    """Return the tiny model's loss times `batch["factor"]`, with one number per image."""
     loss, parts = tiny.model().loss_fn(params, batch, key, global_batch_size)
     factor = batch["factor"][0]
     scaled = {name: each * factor for name, each in parts.items()}
@@ -31,20 +31,14 @@ def poisonable(params, batch, key, global_batch_size):
 
 
 def make(rules, *, optimizer=None, **changes):
-    """The initial state and the jitted update, not donated so that states can be compared."""
+    """Return the initial state and the jitted update, not donated so that tests compare states."""
     optimizer = optimizer or optimizers.AdamW(learning_rate=1e-2, warmup_steps=0)
     params = tiny.model().init(jax.random.key(0), tiny.SHAPE)
     names = train_step.metric_names(poisonable, params, batch_of(0), KEY)
     state = train_state.create(params, optimizer.build(), names, BINS.number)
     numbers = {"ema_rate": 0.75, "log_period": 8, "update_period": optimizer.accumulation_steps}
-    update = train_step.make_train_step(
-        poisonable,
-        optimizer.build(),
-        key=KEY,
-        rules=rules,
-        gamma_bins=BINS,
-        **(numbers | changes),
-    )
+    config = train_step.UpdateConfig(rules=rules, gamma_bins=BINS, **(numbers | changes))
+    update = train_step.make_train_step(poisonable, optimizer.build(), KEY, config)
     return state, jax.jit(update)
 
 
@@ -59,15 +53,15 @@ def bits(tree):
 
 
 def moved_on(state):
-    """The state as if a step had come and gone: its update is absent."""
+    """Return the state after a step without an update."""
     return dataclasses.replace(state, step=state.step + 1)
 
 
 @pytest.mark.full_cases("1-.*")
 @pytest.mark.parametrize("factor", [np.nan, np.inf, 50.0])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_step_left_out_is_a_step_that_never_was(factor, accumulation):
-    """Bit for bit: parameters, average, optimizer; and the window but for its count of them."""
+def test_a_skipped_step_is_a_step_that_never_was(factor, accumulation):
+    """Bit for bit: parameters, average, optimizer; and the window except its count of skips."""
     rules = Guards(non_finite=Skip(), loss_spike=LossSpike(factor=5.0, warmup_steps=2, then=Skip()))
     optimizer = optimizers.AdamW(
         learning_rate=1e-2, warmup_steps=0, accumulation_steps=accumulation
@@ -81,7 +75,7 @@ def test_a_step_left_out_is_a_step_that_never_was(factor, accumulation):
         assert int(health["verdict"]) == (verdict if is_bad else guards.GOOD)
         if is_bad:
             absent = moved_on(absent)
-            absent.guard["non_finite_total"] += 1  # which the phase of the average goes by
+            absent.guard["non_finite_total"] += 1  # the phase of the average depends on it
         else:
             absent, _ = update(absent, batch_of(step))
         for part in ("params", "ema", "opt_state"):
@@ -95,8 +89,8 @@ def test_a_step_left_out_is_a_step_that_never_was(factor, accumulation):
     assert train_state.window_means(state)["skipped"] == 1
 
 
-def test_the_average_moves_with_the_parameters_after_a_step_left_out():
-    """With accumulation over two steps, a left-out first half shifts the pairs by one."""
+def test_the_average_moves_with_the_parameters_after_a_skipped_step():
+    """With accumulation over two steps, a skipped first half shifts the pairs by one."""
     optimizer = optimizers.AdamW(learning_rate=1e-2, warmup_steps=0, accumulation_steps=2)
     state, update = make(SKIP, optimizer=optimizer)
     for step, factor in enumerate([np.nan, 1.0, 1.0, 1.0, 1.0]):
@@ -117,8 +111,8 @@ def test_counts_are_in_a_row_and_in_all():
     assert int(guards.num_bad(state.guard)) == 3
 
 
-def test_stop_leaves_the_update_as_it_was_without_guards():
-    """No skipping, no selecting: what the rule says is left to the watch."""
+def test_stop_does_not_change_the_update():
+    """The update neither skips nor selects; `Watch` applies the rule."""
     state, update = make(guards.STOP)
     state, health = update(state, batch_of(0, np.nan))
     assert int(health["verdict"]) == guards.NON_FINITE
@@ -174,11 +168,11 @@ def test_too_many_in_a_row_or_in_all_stop_the_run(run, total, limit):
     watch = guards.Watch(SKIP, look_ahead=0, say=said.append)
     watch.push(1, health_of(guards.NON_FINITE, 2, 3, loss=np.nan))
     assert "Step 1 is not finite: loss nan" in said[0]
-    assert "Left out: 2 in a row, 3 ever" in said[0]
+    assert "Skipped: 2 in a row, 3 in all" in said[0]
     assert watch.bad_step is None
-    with pytest.raises(checks.NonFiniteError, match=rf"Step 2 .*left out already \(Skip\.{limit}"):
+    with pytest.raises(checks.NonFiniteError, match=rf"Step 2 .*skipped already \(Skip\.{limit}"):
         watch.push(2, health_of(guards.NON_FINITE, run, total, loss=np.nan))
-    assert (watch.bad_step, watch.would_skip) == (2, False)  # it would have, and has had enough
+    assert (watch.bad_step, watch.would_skip) == (2, False)  # the rule is `Skip` already
 
 
 def test_parameters_that_are_not_finite_stop_the_run_under_any_rule():
@@ -260,24 +254,13 @@ def test_bins_and_microbatches(float64):
 # Whole runs.
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    tiny.use_tiny_data(monkeypatch)
-    for name in ("plot_bpd_curve", "plot_integrand", "plot_loss_by_gamma"):
-        monkeypatch.setattr(plots, name, lambda *_: None)
-
-
 def run(model_dir, train_steps=6, **changes):
     trainer = tiny.trainer(model_dir, train_steps, **({"eval_period": None} | changes))
     return trainer.run(tiny.model(), tiny.config())
 
 
-def rows(model_dir):
-    return [metrics.reproducible(row) for row in metrics.read_rows(model_dir / "metrics.jsonl")]
-
-
 def poison(monkeypatch, *steps):
-    """Makes the batches of these steps, counted from 0, give a NaN."""
+    """Make the losses of these steps, counted from 0, NaN."""
     train_batch = batches.train_batch
 
     def poisoned(split, config, step, rows=None):
@@ -289,8 +272,8 @@ def poison(monkeypatch, *steps):
     monkeypatch.setattr(batches, "train_batch", poisoned)
 
 
-def test_a_run_goes_on_without_a_bad_step_and_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
-    """Stopped in mid-window after the step that was left out: the same rows, the same state."""
+def test_a_run_skips_a_bad_step_and_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
+    """Stopped in mid-window after the skipped step: the same rows, the same state."""
     poison(monkeypatch, 3)
     changes = {"non_finite": Skip(), "log_period": 6, "loss_spike": LossSpike(warmup_steps=1)}
     whole = run(tmp_path / "whole", **changes)
@@ -313,8 +296,8 @@ def test_the_batch_of_a_step_that_stopped_the_run_can_be_replayed(tmp_path, monk
         run(tmp_path / "run", log_period=1)
     path = tmp_path / "run" / "train" / "bad_step_5.npz"
     assert str(path) in str(e.value)
-    assert "have such steps left out" in str(e.value)
-    bad = bad_steps.read(path)
+    assert "Or skip such steps" in str(e.value)
+    bad = replays.read(path)
     assert (bad.step, bad.seed) == (4, 0)
     assert np.isnan(bad.health["loss"])
     np.testing.assert_array_equal(
@@ -322,16 +305,16 @@ def test_the_batch_of_a_step_that_stopped_the_run_can_be_replayed(tmp_path, monk
     )
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.undo()
-    tiny.use_tiny_data(monkeypatch)  # the data is sound again: what is replayed is the file
+    tiny.use_tiny_data(monkeypatch)  # good data again: the replay reads the file
     with pytest.raises(checks.NonFiniteError, match=r"not finite for 4 of 4 images") as e:
         run(tmp_path / "run", replay=str(path))
     assert "gradient is not finite in 4 of 4 leaves: hidden/bias" in str(e.value)
     assert "in the run itself: loss nan, norm of the gradient nan" in str(e.value)
     assert sorted(tmp_path.rglob("*")) == before
 
-    # A step that was sound, and whose loss was logged alone.
+    # A good step, whose row has its loss alone.
     batch = batches.train_batch(tiny.split(), tiny.config(), 3)
-    bad_steps.BadStep(step=3, seed=0, batch=batch, health={}).write(tmp_path / "sound.npz")
+    replays.BadStep(step=3, seed=0, batch=batch, health={}).write(tmp_path / "sound.npz")
     report = run(tmp_path / "run", replay=str(tmp_path / "sound.npz"))["report"]
     assert "gradient is not finite in 0 of 4 leaves" in report
     loss = float(report.split()[1].rstrip(","))
@@ -340,12 +323,12 @@ def test_the_batch_of_a_step_that_stopped_the_run_can_be_replayed(tmp_path, monk
 
 def test_a_file_of_another_run_is_not_replayed(tmp_path):
     batch = batches.train_batch(tiny.split(), tiny.config(), 0)
-    bad_steps.BadStep(step=0, seed=7, batch=batch, health={}).write(tmp_path / "a.npz")
-    with pytest.raises(ValueError, match="seed 7, this one has seed 0"):
+    replays.BadStep(step=0, seed=7, batch=batch, health={}).write(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match="seed 7, this run has seed 0"):
         run(tmp_path / "run", replay=str(tmp_path / "a.npz"))
     np.savez(tmp_path / "b.npz", step=1)
     for name in ("b.npz", "none.npz"):
-        with pytest.raises(ValueError, match=r"no step to replay .*bad_step_"):
+        with pytest.raises(ValueError, match=r"must be the path of a bad_step_<step>.npz .*got"):
             run(tmp_path / "run", replay=str(tmp_path / name))
 
 
@@ -373,7 +356,7 @@ def test_bins_do_not_change_the_run_and_can_change_between_restarts(tmp_path, ca
 
 
 def test_a_checkpoint_without_the_guards_memory_is_restored(tmp_path, caplog, monkeypatch):
-    """As written before there was one."""
+    """As saved by versions without it."""
     parts = restoring.parts
 
     def old(state):

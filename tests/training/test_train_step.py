@@ -19,14 +19,15 @@ KEY = jax.random.key(5)
 
 
 def make(model=None, *, transformation=None, **changes):
-    """The initial state and the jitted update of a tiny model."""
+    """Return the initial state and the jitted update of a tiny model."""
     model = model or tiny.model()
     transformation = transformation or optax.sgd(0.1)
     params = model.init(jax.random.key(0), tiny.SHAPE)
     names = train_step.metric_names(model.loss_fn, params, batch_of(0), KEY)
     state = train_state.create(params, transformation, names)
     numbers = {"ema_rate": 0.75, "log_period": 2} | changes
-    update = train_step.make_train_step(model.loss_fn, transformation, key=KEY, **numbers)
+    config = train_step.UpdateConfig(**numbers)
+    update = train_step.make_train_step(model.loss_fn, transformation, KEY, config)
     return state, jax.jit(update, donate_argnums=0)
 
 
@@ -156,7 +157,7 @@ def test_watch_checks_every_norm_when_drained(name):
 
 
 def test_overflow_of_the_update_is_seen():
-    """Loss and gradient are finite, the parameters are not any more."""
+    """Loss and gradient are finite, the parameters after the update are not."""
     state, update = make(transformation=optax.sgd(1e38))
     state, health = update(state, batch_of(0))
     assert np.isfinite(health["loss"])
@@ -187,9 +188,8 @@ def test_bfloat16_stays_inside_the_network():
     batch, transformation = batch_of(0), optax.adamw(0.1)
     names = train_step.metric_names(model.loss_fn, params, batch, KEY)
     state = jax.eval_shape(lambda p: train_state.create(p, transformation, names), params)
-    update = train_step.make_train_step(
-        model.loss_fn, transformation, key=KEY, ema_rate=0.9, log_period=2
-    )
+    config = train_step.UpdateConfig(ema_rate=0.9, log_period=2)
+    update = train_step.make_train_step(model.loss_fn, transformation, KEY, config)
     made = jax.eval_shape(update, state, batch), jax.eval_shape(jax.grad(loss_of(model)), params)
     floats = {
         leaf.dtype for leaf in jax.tree.leaves(made) if jnp.issubdtype(leaf.dtype, jnp.inexact)
@@ -208,7 +208,7 @@ def loss_of(model):
 
 
 def arrays_of(jaxpr):
-    """Everything that is computed inside, loops and calls included."""
+    """Yield every computed array, inside loops and calls too."""
     for equation in jaxpr.eqns:
         yield from (each.aval for each in equation.outvars)
         for value in equation.params.values():

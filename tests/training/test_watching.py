@@ -1,6 +1,7 @@
-"""Operations counted, rates and shares, where time goes, a profiler window, W&B."""
+"""Counts of operations, speed, time by phase, the profiler window, W&B."""
 
 import contextlib
+import functools
 import json
 import sys
 import types
@@ -13,8 +14,8 @@ import tiny
 
 from idode_gin.devices import flops
 from idode_gin.losses import first_order
-from idode_gin.reports import metrics, plots, wandb_writer
-from idode_gin.training import profiling, throughput
+from idode_gin.reports import metrics, wandb_writer
+from idode_gin.training import meters, profiling, setup, throughput
 from idode_gin.training.profiling import ProfileWindow
 
 
@@ -54,7 +55,7 @@ def convolution(x, kernel, padding="VALID", stride=1):
 
 
 def test_counting_spares_the_first_call_its_tracing(tmp_path):
-    """Of a run's own update: the published sizes take many seconds to trace."""
+    """The update of the published models takes many seconds to trace."""
     traced = []
 
     class Counted(first_order.FirstOrder):
@@ -67,7 +68,7 @@ def test_counting_spares_the_first_call_its_tracing(tmp_path):
 
 
 def test_convolutions_agree_with_the_estimate_of_xla():
-    """Without a border, where the two count the same."""
+    """Without padding, which the two count differently."""
     function = jax.jit(convolution)
     x, kernel = jnp.ones((4, 8, 8, 16)), jnp.ones((3, 3, 16, 32))
     counted = flops.count(function, x, kernel)
@@ -113,23 +114,21 @@ def test_peaks_by_the_longest_beginning(kind, dtype, expected):
 
 
 def test_rates_and_the_share_of_the_peak():
-    meter = throughput.Meter(batch_size=32, devices=4, flops=1e9, peak=5e9)
-    assert meter.rates(0.5) == {
+    rates = functools.partial(throughput.rates, batch_size=32, devices=4, flops=1e9)
+    assert rates(0.5, peak=5e9) == {
+        "time/images_per_second": 64.0,
+        "time/step_seconds": 0.5,
         "time/steps_per_second": 2.0,
         "time/images_per_second_per_device": 16.0,
         "time/flops_per_second": 2e9,
         "time/flops_share": 0.1,
     }
-    assert meter.share(64.0) == 0.1
-    unknown = throughput.Meter(batch_size=32, devices=4, flops=1e9, peak=None)
-    assert "time/flops_share" not in unknown.rates(0.5)
-    assert unknown.share(64.0) is None
-    assert meter.rates(None) == {}
+    assert "time/flops_share" not in rates(0.5, peak=None)
 
 
 @pytest.fixture
 def clock_at(monkeypatch):
-    """Sets the time."""
+    """Return a function that sets the time."""
     now = [0.0]
     monkeypatch.setattr(throughput.time, "monotonic", lambda: now[0])
 
@@ -144,18 +143,16 @@ def test_every_second_belongs_to_one_phase(clock_at):
     clock_at(3)
     clock.enter("train")
 
-    def slow():
+    with clock.inside("data"):
         clock_at(5)
-        yield "batch"
-
-    for _ in clock.waiting_for(slow()):
-        clock_at(11)
-        with clock.inside("eval"):
-            clock_at(12)
-        with contextlib.suppress(KeyError), clock.inside("checkpoint"):
-            clock_at(20)
-            raise KeyError
-        clock_at(24)
+    clock_at(11)
+    with clock.inside("eval"):
+        clock_at(12)
+    with contextlib.suppress(KeyError), clock.inside("checkpoint"):
+        clock_at(20)
+        raise KeyError
+    clock_at(24)
+    assert clock.training() == 2 + 10 + 8
     row = clock.lap()
     seconds = {"start": 3, "data": 2, "train": 10, "eval": 1, "checkpoint": 8}
     assert row == {f"time/{name}_seconds": each for name, each in seconds.items()} | {
@@ -178,6 +175,25 @@ def test_goodput_is_over_all_processes_and_counts_what_was_done_twice(clock_at):
     assert "time/lost_seconds" not in clock.lap()
 
 
+def test_speed_leaves_out_compilation_and_evaluations(tmp_path, clock_at):
+    prepared = tiny.trainer(tmp_path, 6)._setup(tiny.model(), tiny.config(10), None)
+    start = setup.Start(prepared.program.init(), 0, None, False)
+    log = metrics.MetricsLog(None, keep_up_to=-1)
+    with meters.Meters(prepared, start, log, 0.0, None, None) as measured:
+        assert measured.summary()["images_per_second"] is None
+        clock_at(100)
+        measured.after_step(1, ())
+        assert "time/step_seconds" not in measured.lap(1)
+        clock_at(102)
+        row = measured.lap(5)
+        assert (row["time/images_per_second"], row["time/step_seconds"]) == (20.0, 0.5)
+        with measured.clock.inside("eval"):
+            clock_at(150)
+        clock_at(152)
+        measured.lap(7)
+        assert measured.summary()["images_per_second"] == 60 / 4
+
+
 def test_memory_is_the_devices_or_else_the_processs(monkeypatch):
     (host,) = throughput.peak_bytes().items()
     assert host[0] == "peak_host_bytes"
@@ -193,15 +209,8 @@ def test_memory_is_the_devices_or_else_the_processs(monkeypatch):
 # Whole runs.
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    tiny.use_tiny_data(monkeypatch)
-    for name in ("plot_bpd_curve", "plot_integrand", "plot_loss_by_gamma"):
-        monkeypatch.setattr(plots, name, lambda *_: None)
-
-
 class FakeWandB(types.ModuleType):
-    """Keeps what wandb would have been told."""
+    """Records calls of wandb."""
 
     def __init__(self):
         super().__init__("wandb")
@@ -222,7 +231,7 @@ class FakeWandB(types.ModuleType):
 
 
 def test_a_watched_run(tmp_path, monkeypatch, capsys):
-    """Rows, summary, profile and W&B of one run, cut off and continued."""
+    """Rows, summary, profile and W&B of one run, stopped and resumed."""
     fake = FakeWandB()
     monkeypatch.setitem(sys.modules, "wandb", fake)
     traced = []
@@ -245,7 +254,7 @@ def test_a_watched_run(tmp_path, monkeypatch, capsys):
     rows = metrics.read_rows(folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == [3, 4, 6]
     row = rows[0]
-    # The network: [4, 2] @ [2, 8] and [4, 8] @ [8, 32], of whose gradients all but d/dinputs.
+    # The network: [4, 2] @ [2, 8] and [4, 8] @ [8, 32]; gradients of all but the inputs.
     hidden, out = 2 * 4 * 2 * 8, 2 * 4 * 8 * 32
     assert summary["flops_per_step"] == 2 * hidden + 3 * out
     per_second = row["time/steps_per_second"] * summary["flops_per_step"]

@@ -1,0 +1,173 @@
+"""Reports of a run: what it starts from, rows of metrics, summary and plots."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any, NoReturn, final
+
+import jax
+import numpy as np
+
+from idode_gin import checks
+from idode_gin.checkpoints import steps_left
+from idode_gin.feed import batches as batch_lib
+from idode_gin.reports import files, fingerprints, metrics, plots
+from idode_gin.reports.wandb_writer import WandB
+from idode_gin.runs import descriptions
+from idode_gin.training import guards, replays, train_state
+from idode_gin.training.meters import Meters
+from idode_gin.training.optimizers import AdamW
+from idode_gin.training.saver import Saver
+from idode_gin.training.setup import Setup, Start
+from idode_gin.training.validation import Validation
+from idode_gin.types import TrainState
+
+INTEGRAND_POINTS = 41
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reporter:
+    """Reports the state that `saver` holds, in the run directory and on the terminal."""
+
+    setup: Setup
+    log: metrics.MetricsLog
+    writers: Sequence[Any]
+    meters: Meters
+    saver: Saver
+    validation: Validation
+    optimizer: Any
+    log_period: int
+
+    def announce(self, start: Start) -> None:
+        """Print where training starts from, and write the descriptions of model and warm start."""
+        setup, restored, say = self.setup, start.restored, self.meters.bar.say
+        axes = setup.model.logical_axes(setup.train.split.image_shape)
+        text = descriptions.describe(setup.model, start.state.params, axes)
+        self._write("model-info.txt", text)
+        if start.step >= setup.train_steps:
+            say(steps_left.nothing(setup.directory, start.step, setup.train_steps))
+            return
+        source = "scratch" if restored is None else f"{restored.path}, step {start.step},"
+        say(f"Training from {source} to step {setup.train_steps} in {setup.directory}.")
+        if restored is not None and restored.report is not None:
+            say("Of that checkpoint\n" + restored.report.partition("\n\n")[0])
+            text = f"Warm start from {restored.path}.\n{restored.report}"
+            self._write("warm-start.txt", text)
+
+    def report(self, step: int) -> None:
+        """Write the row of a step if one is due and not there yet, unless asked to stop."""
+        log_due = step == self.setup.train_steps or step % self.log_period == 0
+        eval_due = self.validation.is_due(step)
+        if step == 0 or not (log_due or eval_due) or self.log.row(step) is not None:
+            return
+        self.saver.watch.drain()
+        state = self.saver.state
+        row = _train_row(state, self.optimizer) if log_due else {}
+        if eval_due:
+            with self.meters.clock.inside("eval"):
+                evaluated = self.validation.run(state.ema, step, self.save_and_summarize)
+            if evaluated is None:
+                return
+            row |= evaluated
+        written = self.log.write(step, row | self.meters.lap(step))
+        for writer in self.writers:
+            writer.write(step, written)
+
+    def save_and_summarize(self, reason: str) -> str:
+        """Save the state of a run that `reason` stops, write the summary, and return a message."""
+        self.saver.save()
+        summary = self.summarize("preempted")
+        return (
+            f"Stopped by {reason} after step {summary['step']} of {self.setup.train_steps}. Saved "
+            f"{summary['checkpoint']}: the same command resumes from there."
+        )
+
+    def fail(self, error: checks.NonFiniteError, seed: int) -> NoReturn:
+        """Write the summary and the batch of a run that a guard stopped; raise with advice."""
+        is_spike, watch = isinstance(error, checks.LossSpikeError), self.saver.watch
+        reason = "loss_spike" if is_spike else "non_finite"
+        good = self.summarize(reason, str(error))["checkpoint"]
+        found = f"The last good checkpoint is {good}" if good else "No checkpoint had been saved"
+        source = f" from INITIAL_CHECKPOINT_PATH = {good!r}" if good else ""
+        text = (
+            f"{error} {found}. Lower the learning rate, lengthen its warm-up or set clip_norm, and "
+            f"start again in a new MODEL_DIR{source}."
+        )
+        if watch.would_skip:
+            text += " Or skip such steps: --gin_file=gin_configs/guards/skip.gin"
+        if watch.bad_step is not None:  # else it was an evaluation
+            text += f" To examine its batch: {replays.save_bad_step(self.setup, seed, watch)}"
+        raise type(error)(text) from error
+
+    def summarize(self, exit_reason: str, error: str | None = None) -> dict[str, Any]:
+        """Write summary.json and return it: see `Trainer.run`. All processes must call it."""
+        setup, state, images = self.setup, self.saver.state, self.setup.train
+        is_finite, step = exit_reason in ("done", "preempted"), int(state.step)
+        if not is_finite:  # the step that failed, not those already under way
+            step = self.saver.watch.step or step
+        whole, row = images.partitioner.whole, self.log.row(step) or {}
+        good = self.saver.checkpoints.last_good()
+        summary = {
+            "exit_reason": exit_reason,
+            "error": error,
+            "step": step,
+            "train_steps": setup.train_steps,
+            "bpd": row.get("eval/bpd"),
+            "bpd_stderr": row.get("eval/bpd_stderr"),
+            "bpd_of": "variational bound of the EMA parameters on the evaluation split, bits/dim",
+            "params_sha256": fingerprints.sha256(whole(state.params)) if is_finite else None,
+            "ema_sha256": fingerprints.sha256(whole(state.ema)) if is_finite else None,
+            "num_params": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            **self.meters.summary(),
+            "checkpoint": None if good is None else str(good),
+            "data": images.split.facts(),
+            "eval_data": None if setup.eval is None else setup.eval.split.facts(),
+        }
+        self._write("summary.json", json.dumps(summary, indent=2) + "\n")
+        return summary
+
+    def plot(self) -> None:
+        """Plot the bound by step, its integrand on the first images, and the loss by gamma."""
+        params = self.setup.train.partitioner.whole(self.saver.state.ema)
+        if jax.process_index() > 0:
+            return
+        model, folder = self.setup.model, self.setup.directory / "train"
+        plots.plot_bpd_curve(self.log.rows, folder / "bpd.png")
+        low, high = model.time.gamma_min, model.time.gamma_max
+        if any("train/loss_by_gamma" in row for row in self.log.rows):
+            plots.plot_loss_by_gamma(self.log.rows, low, high, folder / "loss_by_gamma.png")
+        # A training batch, which has no padding, of the first images of the split.
+        images = self.setup.eval or self.setup.train
+        split = dataclasses.replace(images.split, augmentation=None)
+        config = dataclasses.replace(images.config, shuffle=False)
+        batch = batch_lib.train_batch(split, config, 0)
+        gammas = np.linspace(low, high, INTEGRAND_POINTS)
+        params, key = jax.device_get(params), jax.random.key(0)
+        values = jax.jit(model.integrand)(params, batch, key, gammas)
+        plots.plot_integrand(gammas, np.asarray(values), folder / "integrand.png")
+
+    def _write(self, name: str, text: str) -> None:
+        if jax.process_index() == 0:
+            files.write_atomically(self.setup.directory / name, text)
+
+
+def open_writers(setup: Setup, *, tensorboard: bool, wandb: WandB | None) -> list[Any]:
+    """Return the writers of rows beside metrics.jsonl; of process 0 alone."""
+    writers: list[Any] = []
+    if jax.process_index() == 0:
+        if tensorboard:
+            name = None if setup.eval is None else setup.eval.split.name
+            writers.append(metrics.TensorBoard(setup.directory, name))
+        if wandb is not None:
+            writers.append(wandb.open(setup.directory, setup.facts))
+    return writers
+
+
+def _train_row(state: TrainState, optimizer: Any) -> metrics.Row:
+    """Return means since the last log, and the learning rate of the last update where known."""
+    row = {f"train/{name}": each for name, each in train_state.window_means(state).items()}
+    if isinstance(optimizer, AdamW):
+        updates = int(state.step) - int(guards.num_bad(state.guard))
+        row["train/learning_rate"] = float(optimizer.learning_rate_at(max(updates - 1, 0)))
+    return row

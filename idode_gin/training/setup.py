@@ -1,0 +1,95 @@
+"""What is fixed before the first step of a run, and the state that it starts from."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator
+from typing import Any, final
+
+import numpy as np
+
+from idode_gin import types
+from idode_gin.checkpoints import steps_left
+from idode_gin.checkpoints.saving import Checkpoints, Restored
+from idode_gin.devices.partitioning import PjitPartitioner
+from idode_gin.feed import batches as batch_lib
+from idode_gin.feed import data
+from idode_gin.models import DiffusionODE
+from idode_gin.runs import resuming
+from idode_gin.training.programs import Program
+from idode_gin.types import TrainState
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """A split, the size and order of its batches, and the devices that they are put on."""
+
+    split: data.ImageSplit
+    config: data.DatasetConfig
+    partitioner: PjitPartitioner
+
+    @functools.cached_property
+    def rows(self) -> np.ndarray:
+        """Places in a global batch that this process's devices hold, integers `[n]`."""
+        return self.partitioner.local_rows(self.config.batch_size)
+
+    def put(self, batch: types.Batch) -> types.Batch:
+        """Return global arrays of a batch, of which this process has `rows`."""
+        return self.partitioner.put_batch(batch, self.config.batch_size)
+
+    def train_batch(self, step: int) -> types.Batch:
+        """Return the batch of a training step, counted from 0, on the devices."""
+        return self.put(batch_lib.train_batch(self.split, self.config, step, self.rows))
+
+    def eval_batches(self) -> Iterator[types.Batch]:
+        """Return every image once, in order: `rows` of each batch, on the host."""
+        return batch_lib.eval_batches(self.split, self.config.batch_size, self.rows)
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What is fixed before the first step.
+
+    `facts`, JSON-able, describe the run in its checkpoints. Training ends at `train_steps`.
+    """
+
+    directory: pathlib.Path
+    model: DiffusionODE
+    train: Images
+    eval: Images | None
+    program: Program
+    facts: dict[str, Any]
+    train_steps: int
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """The state that training starts from, and the checkpoint it was restored from, if any."""
+
+    state: TrainState
+    step: int
+    restored: Restored | None
+    is_resumed: bool
+
+
+def resume_or_begin(setup: Setup, saved: Checkpoints) -> Start:
+    """Restore the newest checkpoint of the run; else begin from another run's, or from scratch.
+
+    Logs a warning for every fact that changed since the checkpoint was saved.
+
+    Raises:
+        ValueError: if a checkpoint does not fit the run, or leaves no steps to train.
+    """
+    program, directory = setup.program, setup.directory
+    state, restored = saved.restore(program.abstract_state, program.init, program.init_optimizer)
+    step = int(state.step)
+    is_resumed = restored is not None and restored.path.parent == directory
+    if restored is not None and is_resumed:
+        resuming.check_resumed(directory, restored.facts, setup.facts)
+    elif restored is not None:  # may be another checkpoint than `Trainer.check_start` saw
+        steps_left.check_step(restored.path, step, setup.train_steps)
+        resuming.warn_of_meaning(restored.path, restored.facts, setup.facts)
+    return Start(state, step, restored, is_resumed)

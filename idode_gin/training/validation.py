@@ -1,0 +1,72 @@
+"""Evaluation of the EMA parameters during training."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any, final
+
+import jax
+
+from idode_gin import types
+from idode_gin.processes.preemption import StopRequest
+from idode_gin.reports import metrics
+from idode_gin.runs import means
+from idode_gin.training.setup import Setup
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """The variational bound of the EMA parameters on the evaluation split.
+
+    `period` is the number of steps between evaluations, None for one at the end only; `batches` is
+    the length of one, None for the whole split.
+    """
+
+    setup: Setup
+    period: int | None
+    batches: int | None
+    stop: StopRequest
+    say: Callable[[str], Any]
+
+    def is_due(self, step: int) -> bool:
+        """Whether to evaluate after `step`."""
+        if self.setup.eval is None:
+            return False
+        is_last = step == self.setup.train_steps
+        return is_last or (self.period is not None and step % self.period == 0)
+
+    def compile(self, ema: types.Params) -> None:
+        """Evaluate one batch, so that no later evaluation compiles."""
+        if (images := self.setup.eval) is not None:
+            batch = images.put(next(images.eval_batches()))
+            jax.block_until_ready(self.setup.program.evaluate(ema, batch))
+
+    def run(
+        self, ema: types.Params, step: int, last_words: Callable[[str], str]
+    ) -> metrics.Row | None:
+        """Return `eval/…` fields of a row; None if asked to stop meanwhile.
+
+        `last_words` saves the run if it is asked to stop while the evaluation compiles.
+
+        Raises:
+            checks.NonFiniteError: if a mean is not finite.
+        """
+        images = self.setup.eval
+        assert images is not None
+        with self.stop.with_last_words(last_words):
+            found = means.over_batches(
+                lambda batch: self.setup.program.evaluate(ema, images.put(batch)),
+                itertools.islice(images.eval_batches(), self.batches),
+                images.split.num_images,
+                lambda: self.stop.requested,
+            )
+        if found is None:
+            return None
+        row = means.row(found, step)
+        self.say(
+            f"step {step}: {row['eval/bpd']:.4f} ± {row.get('eval/bpd_stderr', float('nan')):.4f} "
+            f"bits per dimension on {row['eval/images']} images of {images.split.name}, "
+            f"{images.split.split} (variational bound, EMA parameters)"
+        )
+        return row
