@@ -42,9 +42,13 @@ def write(source: Source, data_dir: pathlib.Path) -> dict[str, ImageFingerprint]
     if source.label_names:
         features["id"] = tfds.features.Text()
         features["label"] = tfds.features.ClassLabel(names=source.label_names)
+
+    class Builder(tfds.dataset_builders.AdhocBuilder, skip_registration=True):  # type: ignore
+        url_infos = None  # nothing is downloaded; TFDS would look for a list of checksums
+
     # TFDS prints that it downloads to the temporary folder.
     with _disk_explained(data_dir), contextlib.redirect_stdout(io.StringIO()):
-        builder = tfds.dataset_builders.store_as_tfds_dataset(
+        builder = Builder(
             name=dataset.name,
             config=dataset.config,
             version=dataset.version,
@@ -53,7 +57,9 @@ def write(source: Source, data_dir: pathlib.Path) -> dict[str, ImageFingerprint]
             features=tfds.features.FeaturesDict(features),
             split_datasets={split: _examples(source, split, read[split]) for split in read},
             disable_shuffling=source.in_order,
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+        )
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
         )
         written = _read_back(tfds.builder_from_directory(builder.data_dir))
         for split, fingerprinter in read.items():
@@ -128,9 +134,10 @@ def _disk_explained(data_dir: pathlib.Path) -> Iterator[None]:
         chain: list[BaseException] = [error]
         while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
             chain.append(cause)
-        for each in reversed(chain):
+        for each in chain:
             if isinstance(each, SourceError | TargetError):
                 raise each from None
+        for each in reversed(chain):
             if isinstance(each, OSError):
                 raise TargetError(explain(each, data_dir)) from error
             if isinstance(each, tf.errors.OpError):

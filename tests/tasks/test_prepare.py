@@ -248,7 +248,7 @@ def test_the_other_variants_number_of_images_is_named(tmp_path, capsys, monkeypa
     prepare("imagenet32_old", sorted(tmp_path.iterdir()), tmp_path / "data", code=2)
     error = capsys.readouterr().err
     assert "has 40 images in split 'train'; the sources hold 53" in error
-    assert "the new variant" in error
+    assert "The new variant" in error
 
 
 def test_published_numbers():
@@ -412,7 +412,10 @@ def one_split_more(folder):
         (changed_info("description", 5), "dataset_info.json is damaged: Failed to parse desc"),
         (changed_info("unknown", 5), "dataset_info.json is damaged: "),
         (changed_info("numBytes", "x"), "dataset_info.json is damaged: Failed to parse splits"),
-        (changed_info("shardLengths", [{}]), "has a shard of length {}"),
+        (
+            changed_info("shardLengths", [{}]),
+            "dataset_info.json is damaged: Failed to parse splits",
+        ),
         (one_split_more, "dataset_info.json is damaged: "),
         (lose_a_shard, "lacks 1 of 3 shards"),
         (cut_a_shard, "its last record is not whole"),
@@ -431,7 +434,7 @@ def test_damaged_tfrecords_are_refused(damage, message, ready, tmp_path, capsys)
     assert not (tmp_path / "data/downsampled_imagenet_new").exists()
 
 
-def test_a_wrong_checksum_is_found_when_the_copy_is_read_back(ready, tmp_path, capsys):
+def test_a_wrong_checksum_is_found(ready, tmp_path, capsys):
     path = ready / "downsampled_imagenet_new-validation.tfrecord-00000-of-00001"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1

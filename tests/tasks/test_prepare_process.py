@@ -89,7 +89,7 @@ def test_a_finished_dataset_is_never_damaged(cifar, tmp_path, capsys, monkeypatc
     folder = prepare("cifar10", sources, tmp_path / "data", "--allow_partial")
     before = tree(tmp_path / "data")
     prepare("cifar10", sources, tmp_path / "data", "--allow_partial", code=2)
-    assert "is a finished dataset; it is left as it is" in capsys.readouterr().err
+    assert "is a finished dataset; it is left unchanged" in capsys.readouterr().err
     assert tree(tmp_path / "data") == before
 
     # Whatever goes wrong while it is being replaced:
