@@ -3,18 +3,15 @@
 import collections
 import dataclasses
 import functools
-import io
 import pathlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import Image
 
-from tasks.prepare import members
+from tasks.prepare import members, png
 from tasks.prepare.datasets import Dataset
 from tasks.prepare.records import Record, Source
 from tasks.prepare.refusals import SourceError
-from tasks.support import depth
 
 SPLITS = ("train", "validation", "test")
 _FORMATS = {
@@ -22,9 +19,7 @@ _FORMATS = {
     **{".ppm": "PPM", ".pgm": "PPM"},
 }
 _OTHER_IMAGES = {".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".jxl", ".tga", ".ico", ".svg"}
-_MODES = ("L", "RGB", "RGBA")
-_MOST_PIXELS = 4096 * 4096
-_MOST_BYTES = 16 * _MOST_PIXELS  # of a file, which is held in memory
+_MOST_BYTES = 256 << 20  # of a file, which is held in memory
 _SHOWN = 10
 
 
@@ -78,41 +73,11 @@ def _decode(path: pathlib.Path) -> np.ndarray:
     """
     try:
         if path.stat().st_size > _MOST_BYTES:
-            raise SourceError(f"{path}: larger than {_MOST_BYTES:,} bytes.")
-        file = io.BytesIO(path.read_bytes())
+            raise SourceError(f"{path} is larger than {_MOST_BYTES:,} bytes.")
+        content = path.read_bytes()
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error.strerror}.") from error
-    formats = tuple(set(_FORMATS.values()))
-    try:
-        with Image.open(file, formats=formats) as image:
-            _check_header(image, file, path)
-            image.verify()  # a PNG's checksums; afterwards it must be opened again
-        with Image.open(file, formats=formats) as image:
-            pixels = np.asarray(image)
-    except SourceError:
-        raise
-    except Exception as error:  # Pillow's parsers and decoders raise many kinds for damage
-        reason = str(error).replace(str(io.BytesIO), "")[:100] or type(error).__name__
-        raise SourceError(f"{path}: cannot be decoded ({reason}).") from error
-    return pixels[..., None] if pixels.ndim == 2 else pixels
-
-
-def _check_header(image: Image.Image, file: io.BytesIO, path: pathlib.Path) -> None:
-    """Raise SourceError unless an image that is not decoded yet is one that may be."""
-    if image.width * image.height > _MOST_PIXELS:
-        raise SourceError(
-            f"{path}: claims {image.width:,} x {image.height:,} pixels; at most "
-            f"{_MOST_PIXELS:,} are read."
-        )
-    if getattr(image, "n_frames", 1) != 1:
-        raise SourceError(f"{path}: an animation. Save one frame.")
-    if image.mode not in _MODES:
-        raise SourceError(
-            f"{path}: colour mode {image.mode}. Convert it, for instance with Pillow's "
-            "`Image.convert('RGB')`."
-        )
-    if found := depth.other_than_8_bits(image, file):
-        raise SourceError(f"{path}: {found}, where 8 bits are read. {depth.WAY_OUT}")
+        raise SourceError(f"{path} cannot be read: {error.strerror}.") from error
+    return png.decode(content, str(path), formats=tuple(sorted(set(_FORMATS.values()))))
 
 
 def _files(source: pathlib.Path, problems: list[str]) -> dict[str, list[pathlib.Path]]:
@@ -122,9 +87,9 @@ def _files(source: pathlib.Path, problems: list[str]) -> dict[str, list[pathlib.
         split, _, rest = name.partition("/")
         suffix = pathlib.PurePosixPath(name).suffix.lower()
         if suffix in _OTHER_IMAGES:
-            problems.append(f"{source / name}: {suffix} is not read. Convert it to PNG.")
+            problems.append(f"{source / name} is not read: {suffix}. Convert it to PNG.")
         elif suffix in _FORMATS and (split not in SPLITS or not rest):
-            problems.append(f"{source / name}: lies in none of {', '.join(SPLITS)}.")
+            problems.append(f"{source / name} lies in none of {', '.join(SPLITS)}.")
         elif suffix in _FORMATS:
             files.setdefault(split, []).append(source / name)
     return {split: files[split] for split in SPLITS if split in files}
@@ -146,7 +111,7 @@ def _common_shape(
     usual = counts.most_common(1)[0][0]
     for file, shape in shapes.items():
         if shape != usual:
-            problems.append(f"{file}: {_by(shape)}, where {counts[usual]:,} are {_by(usual)}.")
+            problems.append(f"{file} is {_by(shape)}; {counts[usual]:,} are {_by(usual)}.")
     return usual
 
 

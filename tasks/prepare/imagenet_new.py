@@ -67,21 +67,16 @@ def read(dataset: Dataset, sources: Sequence[pathlib.Path], *, partial: bool) ->
 
 def is_batches(path: pathlib.Path) -> bool:
     """Return whether a zip file or a folder holds batches of this format, or a file is one."""
-    if path.is_file() and not members.is_zip(path):
-        return _BATCH.fullmatch(path.name) is not None
-    found = members.iterate(path, largest=1 << 62)
+    found = members.iterate(path, largest=1 << 62, alone=_BATCH)
     return any(_BATCH.fullmatch(member.basename) for member in found)
 
 
 def _members(dataset: Dataset, source: pathlib.Path) -> Iterator[members.Member]:
     members.check_source(source)
     most = _most_images(dataset) * math.prod(dataset.image_shape) + _BESIDES
-    if source.is_file() and _BATCH.fullmatch(source.name):
-        yield members.checked(members.file_member(source), most)
-        return
-    if source.is_file() and not members.is_zip(source):
+    if source.is_file() and not _BATCH.fullmatch(source.name) and not members.is_zip(source):
         raise _not_these(dataset, source, [source.name])
-    yield from members.iterate(source, largest=most)
+    return members.iterate(source, largest=most, alone=_BATCH)
 
 
 def _most_images(dataset: Dataset) -> int:

@@ -53,7 +53,7 @@ def _records(dataset: Dataset, split: str, source: pathlib.Path) -> Iterator[Rec
         if (match := _NAME.search(member.name)) and _SPLITS[match[1]] != split:
             raise SourceError(f"{member} is not of split {split!r}, unlike the files before.")
         content = member.read()
-        image = png.decode_rgb(content, dataset.image_shape, str(member))
+        image = png.decode(content, str(member), shape=dataset.image_shape)
         yield Record(key=member.name, image=image, png=content)
 
 

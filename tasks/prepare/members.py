@@ -108,19 +108,25 @@ def is_zip(path: pathlib.Path) -> bool:
     return path.is_file() and _head(path).startswith(b"PK")
 
 
-def iterate(path: pathlib.Path, *, largest: int) -> Iterator[Member]:
+def iterate(
+    path: pathlib.Path, *, largest: int, alone: re.Pattern | None = None
+) -> Iterator[Member]:
     """Yield all files of a source: of a tar in its order, of a folder in the order of their names.
 
     Args:
         path: a zip, tar, tar.gz or folder, recognised by its content.
         largest: bytes; a member that claims more is refused.
+        alone: names of files that may come without an archive.
 
     Raises:
         SourceError: if it is none of these or damaged, or a member is refused.
     """
     check_source(path)
+    found: Iterator[Member]
     if path.is_dir():
-        found = _in_folder(path)
+        found = (_file_member(file, path) for file in sorted(walk(path)))
+    elif alone is not None and alone.fullmatch(path.name):
+        found = iter([_file_member(path, path.parent)])
     elif (head := _head(path)).startswith(b"PK"):
         found = _in_zip(path)
     elif head.startswith(b"\x1f\x8b"):
@@ -135,17 +141,12 @@ def iterate(path: pathlib.Path, *, largest: int) -> Iterator[Member]:
         )
     with damage_named(str(path)):
         for member in found:
-            yield checked(member, largest)
-
-
-def checked(member: Member, largest: int) -> Member:
-    """Return the member; raise SourceError if it claims more than `largest` bytes."""
-    if member.size > largest:
-        raise SourceError(
-            f"{member} claims {member.size:,} bytes; this dataset needs at most {largest:,}. "
-            "This is not the published archive: download it again."
-        )
-    return member
+            if member.size > largest:
+                raise SourceError(
+                    f"{member} claims {member.size:,} bytes; this dataset needs at most "
+                    f"{largest:,}. This is not the published archive: download it again."
+                )
+            yield member
 
 
 def add_once(found: dict[str, Member], name: str, member: Member) -> None:
@@ -156,16 +157,6 @@ def add_once(found: dict[str, Member], name: str, member: Member) -> None:
             "--source."
         )
     found[name] = member
-
-
-def file_member(path: pathlib.Path) -> Member:
-    """Return a file on disk as a member of its folder."""
-    return Member(
-        source=path.parent,
-        name=path.name,
-        size=path.stat().st_size,
-        open=functools.partial(path.open, "rb"),  # type: ignore[arg-type]
-    )
 
 
 @contextlib.contextmanager
@@ -214,7 +205,7 @@ def walk(path: pathlib.Path) -> Iterator[pathlib.Path]:
     seen = set()
     for folder, folders, files in os.walk(path, onerror=refuse, followlinks=True):
         real = os.path.realpath(folder)
-        folders[:] = [] if real in seen else [each for each in folders if each[0] != "."]
+        folders[:] = [each for each in folders if each[0] != "." and real not in seen]
         if real in seen:
             continue
         seen.add(real)
@@ -229,10 +220,13 @@ def _head(path: pathlib.Path) -> bytes:
         return file.read(_BLOCK)
 
 
-def _in_folder(path: pathlib.Path) -> Iterator[Member]:
-    for file in sorted(walk(path)):
-        name = file.relative_to(path).as_posix()
-        yield dataclasses.replace(file_member(file), source=path, name=name)
+def _file_member(path: pathlib.Path, folder: pathlib.Path) -> Member:
+    return Member(
+        source=folder,
+        name=path.relative_to(folder).as_posix(),
+        size=path.stat().st_size,
+        open=functools.partial(path.open, "rb"),  # type: ignore[arg-type]
+    )
 
 
 def _in_zip(path: pathlib.Path) -> Iterator[Member]:

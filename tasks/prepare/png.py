@@ -1,54 +1,55 @@
-"""PNG files of one image: headers are checked before Pillow decodes them."""
+"""Image files of 8 bits per channel: checked by their headers, then decoded by Pillow."""
 
 import io
 import math
-import struct
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from tasks.prepare.refusals import SourceError
+from tasks.support import depth
 
-_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
-_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
+_MOST_PIXELS = 4096 * 4096
+_MODES = ("L", "RGB", "RGBA")
 
 
-def decode_rgb(content: bytes, shape: tuple[int, int, int], what: str) -> np.ndarray:
-    """Return the pixels of an 8-bit RGB PNG file, uint8 `[H, W, 3]`.
+def decode(
+    content: bytes,
+    what: str,
+    *,
+    formats: tuple[str, ...] = ("PNG",),
+    shape: tuple[int, int, int] | None = None,
+) -> np.ndarray:
+    """Return the pixels of an image file, uint8 `[H, W, C]`.
 
-    Pillow turns 16 bits into 8, and decodes 50,000 x 50,000 pixels: the header is read here. It
-    compares checksums in `verify` alone.
+    Pillow itself turns 16 bits into 8, warns of huge images, and compares the checksums of a PNG
+    in `verify` alone.
 
     Args:
         content: the file.
-        shape: required (H, W, 3).
-        what: name of the file, for messages.
+        what: its name, for messages.
+        formats: Pillow's names of those that are accepted.
+        shape: required (H, W, 3); None: any shape of grey, RGB or RGBA.
 
     Raises:
-        SourceError: if it is no PNG, damaged, or of another size, depth or colour type.
+        SourceError: if it is damaged, too large, an animation, or of another kind.
     """
-    if not content.startswith(_START[:8]):
-        raise SourceError(f"{what} must be a PNG file, and starts with {content[:8]!r}.")
-    if not content.startswith(_START) or len(content) < 26:
-        raise SourceError(f"{what} is not a whole PNG file.")
-    width, height, depth, colour = struct.unpack_from(">IIBB", content, len(_START))
-    if (height, width) != shape[:2]:
-        raise SourceError(f"{what} must measure {shape[0]}x{shape[1]}, got {height}x{width}.")
-    if (depth, colour) != (8, 2):
-        raise SourceError(
-            f"{what} must be 8-bit RGB, got {depth}-bit {_COLOURS.get(colour, colour)}. Convert it "
-            "to RGB, for instance with Pillow's `Image.convert('RGB')`."
-        )
+    file = io.BytesIO(content)
     try:
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-            image.verify()
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-            is_as_claimed = (image.mode, image.size) == ("RGB", (width, height))  # a second IHDR
-            if is_as_claimed and (pixels := np.asarray(image)).shape == shape:
-                return pixels
+        with Image.open(file, formats=formats) as image:
+            _check_header(image, file, what, shape)
+            image.verify()  # afterwards it must be opened again
+        with Image.open(file, formats=formats) as image:
+            pixels = np.asarray(image)
+    except SourceError:
+        raise
+    except UnidentifiedImageError as error:
+        raise SourceError(
+            f"{what} cannot be read as {' or '.join(formats)}; it starts with {content[:8]!r}."
+        ) from error
     except Exception as error:  # Pillow's parsers and decoders raise many kinds for damage
-        raise SourceError(f"{what} is damaged and cannot be decoded: {error}.") from error
-    raise SourceError(f"{what} decodes to another image than its header describes.")
+        raise SourceError(f"{what} cannot be decoded ({error!s:.100}).") from error
+    return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def most_bytes(shape: tuple[int, int, int]) -> int:
@@ -61,3 +62,26 @@ def encode(image: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "PNG")
     return file.getvalue()
+
+
+def _check_header(
+    image: Image.Image, file: io.BytesIO, what: str, shape: tuple[int, int, int] | None
+) -> None:
+    """Raise SourceError unless an image that is not decoded yet is one that may be."""
+    width, height = image.size
+    if shape is not None and (height, width) != shape[:2]:
+        raise SourceError(f"{what} must measure {shape[0]}x{shape[1]}, got {height}x{width}.")
+    if width * height > _MOST_PIXELS:
+        raise SourceError(
+            f"{what} claims {width:,} x {height:,} pixels; at most {_MOST_PIXELS:,} are read."
+        )
+    if getattr(image, "n_frames", 1) != 1:
+        raise SourceError(f"{what} is an animation. Save one frame.")
+    modes = _MODES if shape is None else ("RGB",)
+    if image.mode not in modes:
+        raise SourceError(
+            f"{what} has colour mode {image.mode}, not {' or '.join(modes)}. Convert it, for "
+            "instance with Pillow's `Image.convert('RGB')`."
+        )
+    if found := depth.other_than_8_bits(image, file):
+        raise SourceError(f"{what} has {found}; 8 bits are read. {depth.WAY_OUT}")

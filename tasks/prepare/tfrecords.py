@@ -99,7 +99,7 @@ def _records(dataset: Dataset, shards: Mapping[pathlib.Path, int]) -> Iterator[R
             for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
                 what = f"record {found:,} of {path}"
                 content = image_of(record, what)
-                image = png.decode_rgb(content, dataset.image_shape, what)
+                image = png.decode(content, what, shape=dataset.image_shape)
                 yield Record(key=index, image=image, png=content)
                 found, index = found + 1, index + 1
         except tf.errors.OpError as error:

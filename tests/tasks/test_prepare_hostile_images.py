@@ -20,10 +20,10 @@ on_cpu.tfds()  # imported before any test counts memory
 @pytest.mark.parametrize("rounds", ROUNDS)
 def test_fuzzed_images(rounds):
     content = archives.png(archives.photos(1)[0])
-    outcomes = fuzz(content, lambda c: png.decode_rgb(c, (32, 32, 3), "image"), rounds, 0)
+    outcomes = fuzz(content, lambda c: png.decode(c, "image", shape=(32, 32, 3)), rounds, 0)
     assert outcomes["refused"] > rounds // 2
     # With the checksums made right again, so that the decoder itself meets the damage.
-    fuzz(content, lambda c: png.decode_rgb(with_checksums(c), (32, 32, 3), "image"), rounds, 1)
+    fuzz(content, lambda c: png.decode(with_checksums(c), "image", shape=(32, 32, 3)), rounds, 1)
 
 
 @pytest.mark.parametrize("rounds", ROUNDS)
@@ -77,20 +77,23 @@ def claims(width, height, depth=8, colour=2):
 
 GOOD = archives.photos(1)[0]
 BAD_PNGS = {
-    "bomb": (claims(50_000, 50_000), "must measure 32x32, got 50000x50000"),
+    "bomb": (claims(50_000, 50_000), "exceeds limit of"),
     "other size": (archives.png(archives.photos(1, 16)[0]), "must measure 32x32, got 16x16"),
-    "grey": (archives.png(GOOD[..., :1]), "must be 8-bit RGB, got 8-bit grey"),
-    "palette": (claims(32, 32, colour=3), "got 8-bit palette"),
-    "16 bits": (claims(32, 32, depth=16), "got 16-bit RGB"),
-    "alpha": (archives.png(np.concatenate([GOOD, GOOD[..., :1]], -1)), "got 8-bit RGB with alpha"),
+    "grey": (archives.png(GOOD[..., :1]), "has colour mode L, not RGB"),
+    "palette": (claims(32, 32, colour=3), "has colour mode P, not RGB"),
+    "16 bits": (claims(32, 32, depth=16), "has 16 bits per channel"),
+    "alpha": (
+        archives.png(np.concatenate([GOOD, GOOD[..., :1]], -1)),
+        "has colour mode RGBA",
+    ),
     "few pixels": (claims(32, 32), "cannot be decoded"),
     "truncated": (archives.png(GOOD)[:-20], "cannot be decoded"),
     "flipped": (archives.png(GOOD)[:200] + b"x" + archives.png(GOOD)[201:], "checksum in b'IDAT'"),
     "no pixels": (claims(32, 32)[:33] + chunk(b"IEND", b""), "cannot be decoded"),
-    "two headers": (claims(32, 32)[:33] + claims(64, 64)[8:], "another image than its header"),
-    "signature alone": (SIGNATURE, "not a whole PNG"),
-    "jpeg": (b"\xff\xd8\xff\xe0abc", "must be a PNG file"),
-    "empty": (b"", "must be a PNG file"),
+    "two headers": (claims(32, 32)[:33] + claims(64, 64)[8:], "must measure 32x32, got 64x64"),
+    "signature alone": (SIGNATURE, "cannot be read as PNG"),
+    "jpeg": (b"\xff\xd8\xff\xe0abc", "cannot be read as PNG"),
+    "empty": (b"", "cannot be read as PNG"),
 }
 
 
@@ -107,7 +110,7 @@ def test_png_round_trip():
         image = archives.photos(1, 32, channels=channels)[0]
         with Image.open(io.BytesIO(png.encode(image))) as decoded:
             np.testing.assert_array_equal(np.asarray(decoded).reshape(32, 32, channels), image)
-    np.testing.assert_array_equal(png.decode_rgb(png.encode(GOOD), (32, 32, 3), "image"), GOOD)
+    np.testing.assert_array_equal(png.decode(png.encode(GOOD), "image", shape=(32, 32, 3)), GOOD)
 
 
 def test_all_problems_of_a_folder_are_told_at_once(tmp_path):
@@ -138,9 +141,9 @@ def test_all_problems_of_a_folder_are_told_at_once(tmp_path):
     message = str(refusal.value)
     assert "12 files are refused" in message
     assert "and 2 more" in message
-    assert "bomb.png: claims 8,000 x 8,000 pixels" in message
-    assert "deep.png: 16 bits per channel, where 8 bits are read. Convert" in message
-    assert "colours.png: colour mode P" in message
+    assert "bomb.png claims 8,000 x 8,000 pixels" in message
+    assert "deep.png has 16 bits per channel; 8 bits are read. Convert" in message
+    assert "colours.png has colour mode P" in message
     assert sum(name in message for name in [*bad, "lost.png"]) == 10
     assert len(message) < 3000
     for name in [*bad, "lost.png"]:
@@ -157,7 +160,7 @@ def test_an_image_file_of_gigabytes(tmp_path):
     archives.image_folder(tmp_path, {"train": 2})
     with (tmp_path / "train" / "huge.bmp").open("wb") as file:
         file.truncate(TEN_GIGABYTES)
-    with pytest.raises(SourceError, match="huge.bmp: larger than 268,435,456 bytes"):
+    with pytest.raises(SourceError, match="huge.bmp is larger than 268,435,456 bytes"):
         image_folder.read(datasets.image_folder("mine"), [tmp_path], partial=False)
 
 
@@ -168,7 +171,7 @@ def test_depths_that_pillow_would_change(name, tmp_path):
     (tmp_path / "train" / name).write_bytes(content)
     if name.endswith(".tif"):
         found = "is not read"
-    with pytest.raises(SourceError, match=re.escape(f"train/{name}: ") + ".*" + re.escape(found)):
+    with pytest.raises(SourceError, match=re.escape(f"train/{name} ") + ".*" + re.escape(found)):
         image_folder.read(datasets.image_folder("mine"), [tmp_path], partial=False)
 
 

@@ -150,7 +150,7 @@ HOSTILE = {
     "memo of 32 GB": b"\x80\x02}r\xff\xff\xff\x7f.",
     "memo of 2^60": b"}p1152921504606846976\n.",
     "frame of 10 GB": b"\x80\x04\x95" + struct.pack("<Q", TEN_GIGABYTES) + b"}.",
-    "deep tuples": b"}" + b")" + b"\x85" * 100_000 + b"K\x01s.",
+    "deep tuples": b"}" + b")" + b"\x85" * 1_000_000 + b"K\x01s.",
     "deep lists": b"(" * 10_000 + b"l" * 10_000 + b".",
     "persistent": b"Pabc\n.",
     "binary persistent": b"K\x01Q.",
