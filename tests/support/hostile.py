@@ -1,4 +1,4 @@
-"""Archives made to harm, and a bound on the memory that refusing them may take."""
+"""Hostile archives, damage at random, and a bound on the memory that a refusal may take."""
 
 import collections
 import io
@@ -21,7 +21,7 @@ ROUNDS = [300, pytest.param(30_000, marks=pytest.mark.full)]
 
 @pytest.fixture(autouse=True)
 def little_memory():
-    """No refusal may need more than a few megabytes, whatever the archive claims."""
+    """Fail a test whose refusal takes more than 64 MB, whatever the archive claims."""
     tracemalloc.start()
     yield
     _, peak = tracemalloc.get_traced_memory()
@@ -30,12 +30,12 @@ def little_memory():
 
 
 def drain(source):
-    """Reads every record of every split, as the writer would; the number of images."""
+    """Read every record of every split, as the writer would; return the number of images."""
     return sum(1 for records in source.splits.values() for _ in records())
 
 
 class Runs:
-    """Pickles into a call."""
+    """An object that is pickled as a function call."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -49,7 +49,7 @@ def touch(path):
 
 
 def corrupted(content, rng):
-    """One of the ways in which a file goes wrong."""
+    """Return the content with one kind of damage."""
     content = bytearray(content)
     kind = rng.randrange(5)
     at = rng.randrange(len(content))
@@ -68,7 +68,7 @@ def corrupted(content, rng):
 
 
 def fuzz(content, read, rounds, seed):
-    """Feeds damaged copies to a reader: it may read them or refuse them, nothing else."""
+    """Pass damaged copies to a reader, which may read them or raise SourceError; count both."""
     rng = random.Random(seed)
     outcomes = collections.Counter()
     for _ in range(rounds):
@@ -85,7 +85,7 @@ def fuzz(content, read, rounds, seed):
 
 
 def tar_of(path, **fields):
-    """`train_32x32.tar` with one good image and one forged member after it."""
+    """Write a tar with one good image, and after it one whose header is forged by `fields`."""
     with tarfile.open(path, "w", format=fields.pop("format", tarfile.GNU_FORMAT)) as archive:
         good = archives.png(archives.photos(1)[0])
         content = fields.pop("content", good)

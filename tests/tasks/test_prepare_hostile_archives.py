@@ -38,7 +38,7 @@ def write_and(read):
 
 
 def sources(tmp_path):
-    """Per reader, a small archive and a function that reads a file like it."""
+    """Return name of a small archive -> a function that reads a file like it."""
     archives.cifar10_python(tmp_path / "p.tar.gz", 5, 2)
     archives.cifar10_binary(tmp_path / "b.tar.gz", 5, 2)
     archives.imagenet_zip_pickles(tmp_path, 10, 2)
@@ -81,7 +81,7 @@ def test_fuzzed_archives(name, rounds, tmp_path):
 
 @pytest.mark.parametrize("name", ["p.tar.gz", "b.tar.gz"])
 def test_no_flipped_bit_in_a_compressed_tar_goes_unnoticed(name, tmp_path):
-    """The checksum of gzip is at the very end, behind the end mark of the tar."""
+    """The checksum of gzip is at the end of the file, behind the end mark of the tar."""
     read = sources(tmp_path)[name]
     target = tmp_path / f"flipped.{name}"
     content = (tmp_path / name).read_bytes()
@@ -113,7 +113,7 @@ def test_a_tar_that_goes_on_after_its_end_mark(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("rounds", ROUNDS)
 def test_fuzzed_tars_inside_their_compression(rounds, tmp_path):
-    # Damage that the checksum of gzip would have caught.
+    # Without gzip, whose checksum would find the damage first.
     archives.tar(tmp_path / "t.tar", {"a/b.png": b"abc" * 300, "a/" + "c" * 120: b"d"})
     content = (tmp_path / "t.tar").read_bytes()[:4096]
 
@@ -126,7 +126,7 @@ def test_fuzzed_tars_inside_their_compression(rounds, tmp_path):
 
 
 def val_zip(path, name="val_data", content=None, **info):
-    """A zip with one member, forged."""
+    """Write a zip with one member whose header is forged by `info`."""
     if content is None:
         images = archives.photos(3)
         content = pickle.dumps({"data": archives.channel_first(images), "labels": [1, 2, 3]})
@@ -172,7 +172,7 @@ def test_encrypted_members(tmp_path):
 
 
 def forged_size(path, size):
-    """Makes a zip's only member claim another size, wherever the size is written."""
+    """Make a zip's only member claim another size, in both places that state it."""
     content = bytearray(path.read_bytes())
     central = content.index(b"PK\x01\x02")
     content[22:26] = content[central + 24 : central + 28] = struct.pack("<I", size)
@@ -187,7 +187,7 @@ def test_a_zip_that_claims_gigabytes(tmp_path):
 
 
 def test_a_member_as_large_as_the_whole_split(tmp_path):
-    """A batch is a tenth of it, and is held in memory."""
+    """A batch holds a tenth of the split, and is held in memory."""
     largest = int(1.05 * 128_117) * 3072 + 16 * MEGABYTE
     path = forged_size(val_zip(tmp_path / "v.zip"), largest + 1)
     with pytest.raises(SourceError, match=rf"val_data in .* claims {largest + 1:,} bytes"):
@@ -239,12 +239,12 @@ def test_forged_directories_of_a_zip(write, case, tmp_path):
 def test_a_zip_that_claims_another_size(tmp_path):
     with pytest.raises(SourceError, match="val_data"):
         read_val(forged_size(val_zip(tmp_path / "v.zip"), 10))
-    # More than there is, within bounds: nothing is allocated for it, and the images are whole.
+    # A claim above the content but within bounds allocates nothing; the images are complete.
     assert read_val(forged_size(val_zip(tmp_path / "v.zip"), 1_000_000)) == 3
 
 
 def test_a_bomb_of_zeros(tmp_path):
-    # 40 MB of nothing in 40 kB: within the bounds, and no pickle; read no further than needed.
+    # 40 MB of zeros in 40 kB, within bounds: no pickle, so reading stops at the first byte.
     with pytest.raises(SourceError, match="val_data"):
         read_val(val_zip(tmp_path / "v.zip", content=bytes(40 * MEGABYTE)))
 
@@ -257,7 +257,7 @@ def test_a_truncated_zip(tmp_path):
 
 
 def npz(tmp_path, header=None, **arrays):
-    """`val_data.npz`; `header` replaces that of "data"."""
+    """Write `val_data.npz`; `header` replaces that of "data"."""
     fields = {"data": archives.channel_first(archives.photos(3)), "labels": np.arange(3), **arrays}
     path = tmp_path / "val_data.npz"
     with zipfile.ZipFile(path, "w") as archive:

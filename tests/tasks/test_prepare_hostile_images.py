@@ -58,7 +58,7 @@ def chunk(kind, content):
 
 
 def with_checksums(content):
-    """The same chunks with the right checksums."""
+    """Return the same chunks with correct checksums."""
     fixed, position = content[:8], 8
     while position + 12 <= len(content):
         (size,) = struct.unpack_from(">I", content, position)

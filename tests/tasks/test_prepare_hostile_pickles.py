@@ -5,12 +5,13 @@ import io
 import pathlib
 import pickle
 import struct
+import tracemalloc
 import zipfile
 
 import archives
 import numpy as np
 import pytest
-from hostile import ROUNDS, TEN_GIGABYTES, Runs, fuzz, little_memory, touch  # noqa: F401
+from hostile import MEGABYTE, ROUNDS, TEN_GIGABYTES, Runs, fuzz, little_memory, touch  # noqa: F401
 
 from tasks.prepare import members, pickles
 from tasks.prepare.refusals import SourceError
@@ -54,6 +55,17 @@ def test_what_follows_a_pickle_is_read_to_the_checksum(compression, tmp_path):
         pickles.load(member)
 
 
+def test_an_array_is_held_in_memory_once(tmp_path):
+    data = np.random.default_rng(0).integers(0, 9, 16 * MEGABYTE, np.uint8)
+    with zipfile.ZipFile(tmp_path / "v.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("val_data", pickle.dumps({"data": data}))
+    (member,) = members.iterate(tmp_path / "v.zip", largest=1 << 30)
+    tracemalloc.clear_traces()
+    loaded = pickles.load(member)
+    assert tracemalloc.get_traced_memory()[1] < data.nbytes + 8 * MEGABYTE
+    np.testing.assert_array_equal(loaded["data"], data)
+
+
 def test_python_2_pickles_are_read():
     data = np.arange(12, dtype=np.uint8).reshape(2, 6)
     loaded = load(archives.python2_pickle({b"data": data, b"labels": [1, 300], b"names": [b"a"]}))
@@ -67,7 +79,7 @@ def test_python_2_pickles_are_read():
 
 
 def global_call(module, name, argument):
-    """`module.name(argument)` by the opcodes themselves."""
+    """Return the opcodes of `module.name(argument)`."""
     return f"c{module}\n{name}\n(V{argument}\ntR.".encode()
 
 
@@ -106,7 +118,7 @@ def test_other_names_are_refused(module, name):
 
 
 def array_pickle(shape=b"K\x02K\x03\x86", dtype=b"u1", raw=b"C\x06abcdef", start=b"K\x00\x85"):
-    """A dict of one array, with the pieces that a forger would change."""
+    """Return a pickled dict of one array; the arguments replace parts of it."""
     return (
         b"\x80\x03}X\x04\x00\x00\x00datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
         + start
@@ -180,7 +192,7 @@ HOSTILE = {
     ),
     "another codec": b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00zip\x86R.",
 }
-# Each by the check that is meant for it, not by what `pickle` would say later.
+# The check that must refuse each, rather than a later error of `pickle`.
 REASONS = {
     **dict.fromkeys(["array claims 10 GB"], "claims 10,000,000,000 bytes and holds 6"),
     **dict.fromkeys(["negative shape", "shape of texts"], "array of shape"),
