@@ -1,8 +1,8 @@
-"""`python -m tasks.prepare`: from the files that a user downloaded to a TFDS dataset on disk.
+"""`python -m tasks.prepare`: build a TFDS dataset on disk from files that a user downloaded.
 
     sources -> reader -> records -> writer -> <tfds_data_dir>/<dataset>/<version>
 
-One reader per format (`cifar10`, `imagenet_new`, `imagenet_old`, `image_folder`, `tfrecords`), on
-NumPy and Pillow alone, reads archives as a stream, extracts nothing to disk and runs nothing that
-they hold; `writer` alone knows TFDS. Nothing here registers a task.
+There is one reader per format: `cifar10`, `imagenet_new`, `imagenet_old`, `image_folder` and
+`tfrecords`. They read archives as streams, extract nothing to disk and execute nothing that an
+archive holds. Nothing here registers a task.
 """

@@ -1,11 +1,10 @@
 """`python -m tasks.prepare <dataset> --source <files>`: a TFDS dataset from downloaded files.
 
-Exit codes: 0 done, 2 refused, 75 stopped by SIGTERM or Ctrl-C. Whatever the end, no unfinished
-dataset is left where a finished one is looked for.
+Exit codes: 0 done, 2 refused, 75 stopped by SIGTERM or Ctrl-C. In no case is an unfinished dataset
+left where a finished one is expected.
 """
 
 import argparse
-import math
 import pathlib
 import re
 import signal
@@ -22,15 +21,13 @@ from tasks.prepare.refusals import SourceError, TargetError
 if TYPE_CHECKING:
     from idode_gin.feed.image_fingerprints import ImageFingerprint
     from tasks.prepare.records import Source
-    from tasks.prepare.tfrecords import ReadySource
 
 IMAGE_FOLDER = "image_folder"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_IN_MEMORY = 1 << 30  # bytes that TFDS sorts in memory; more goes through files of its own
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program; returns its exit code."""
+    """Run the program; return its exit code."""
     options = _parser().parse_args(arguments)
     before = {number: signal.signal(number, _stop) for number in _SIGNALS}
     try:
@@ -42,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nerror: not enough memory: see README, Data.", file=sys.stderr)
         return checks.EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        print("\nStopped; nothing was left behind. The same command starts again.", file=sys.stderr)
+        print(
+            "\nStopped; nothing was left behind. The same command starts from the beginning.",
+            file=sys.stderr,
+        )
         return checks.EXIT_PREEMPTED
     finally:
         for number, handler in before.items():
@@ -54,26 +54,30 @@ def _parser() -> argparse.ArgumentParser:
     listed = "\n".join(f"  {name:15} {each.title}" for name, each in datasets.DATASETS.items())
     parser = argparse.ArgumentParser(
         prog="python -m tasks.prepare",
-        description="Builds a TFDS dataset on disk from files that you downloaded.",
+        description="Build a TFDS dataset on disk from files that you downloaded.",
         epilog=f"datasets:\n{listed}\n  {IMAGE_FOLDER:15} your own images",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("dataset", choices=[*datasets.DATASETS, IMAGE_FOLDER], metavar="dataset")
+    parser.add_argument(
+        "dataset", choices=[*datasets.DATASETS, IMAGE_FOLDER], metavar="dataset", help="see below"
+    )
     parser.add_argument(
         "--source",
         nargs="+",
         action="extend",
         required=True,
         type=pathlib.Path,
-        help="archives or folders; repeatable",
+        help="downloaded archives or their extracted folders; repeatable",
     )
     parser.add_argument(
         "--tfds_data_dir",
         type=pathlib.Path,
-        help="where datasets lie; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets",
+        help="folder of all TFDS datasets; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets",
     )
-    parser.add_argument("--name", default="my_images", help=f"of an {IMAGE_FOLDER}")
-    parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
+    parser.add_argument(
+        "--name", default="my_images", help=f"name of an {IMAGE_FOLDER} dataset (%(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the dataset if it exists")
     parser.add_argument(
         "--allow_partial",
         action="store_true",
@@ -83,67 +87,42 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
-    if options.dataset == IMAGE_FOLDER:
-        if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", options.name):
-            raise SourceError(
-                f"--name must be lower-case letters, digits and underscores, got {options.name!r}."
-            )
-        dataset = datasets.image_folder(options.name)
-    else:
-        dataset = datasets.DATASETS[options.dataset]
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", options.name):
+        raise SourceError(
+            "--name must be lower-case letters, digits and underscores, starting with a letter, "
+            f"got {options.name!r}."
+        )
+    dataset = datasets.DATASETS.get(options.dataset) or datasets.image_folder(options.name)
     data_dir = (options.tfds_data_dir or targets.default_data_dir()).expanduser().absolute()
     targets.check_unused(data_dir, dataset.folder, overwrite=options.overwrite)
     if options.allow_partial:
         print(
-            "WARNING: --allow_partial: whatever number of images is there is accepted. Bits per "
-            "dim on a part of a dataset cannot be compared with published ones.",
+            "WARNING: --allow_partial accepts any number of images. Bits per dim on a part of a "
+            "dataset cannot be compared with published ones.",
             file=sys.stderr,
         )
-    source = _open(dataset, options)
-    targets.check_free(data_dir, _bytes_needed(source))
+    source = _open(dataset, options.source, partial=options.allow_partial)
+    targets.check_free(data_dir, source.bytes_needed())
     with targets.staged(data_dir, dataset.folder, overwrite=options.overwrite) as aside:
-        fingerprints = _write(source, aside)
+        from tasks.prepare import writer
+
+        fingerprints = writer.write(source, aside)
     _report(options, data_dir, dataset, fingerprints)
 
 
-def _open(dataset: Dataset, options: argparse.Namespace) -> "Source | ReadySource":
+def _open(dataset: Dataset, sources: Sequence[pathlib.Path], *, partial: bool) -> "Source":
     from tasks.prepare import cifar10, image_folder, imagenet_new, imagenet_old, tfrecords
 
-    partial = options.allow_partial
-    if options.dataset == IMAGE_FOLDER:
-        print(f"reading the images in {options.source[0]}", flush=True)
-        return image_folder.read(dataset, options.source, partial=partial)
     if dataset is datasets.CIFAR10:
-        return cifar10.read(options.source, partial=partial)
+        return cifar10.read(sources, partial=partial)
     if dataset.sizes is datasets.OLD_SIZES:
-        return imagenet_old.read(dataset, options.source, partial=partial)
-    if (folder := tfrecords.sources_of(dataset, options.source)) is not None:
+        return imagenet_old.read(dataset, sources, partial=partial)
+    if dataset.sizes is not datasets.NEW_SIZES:
+        print(f"reading the images in {sources[0]}", flush=True)
+        return image_folder.read(dataset, sources, partial=partial)
+    if (folder := tfrecords.find(dataset, sources)) is not None:
         return tfrecords.read(dataset, folder, partial=partial)
-    return imagenet_new.read(dataset, options.source, partial=partial)
-
-
-def _write(source: "Source | ReadySource", data_dir: pathlib.Path) -> dict:
-    from tasks.prepare import writer
-    from tasks.prepare.records import Source
-
-    return (
-        writer.write(source, data_dir)
-        if isinstance(source, Source)
-        else writer.copy(source, data_dir)
-    )
-
-
-def _bytes_needed(source: "Source | ReadySource") -> int:
-    """On disk, at the most: photographs make PNG files no larger than their pixels."""
-    from tasks.prepare.records import Source
-
-    if not isinstance(source, Source):
-        names = [name for shards in source.shards.values() for name in shards]
-        return sum((source.folder / name).stat().st_size for name in names)
-    if source.partial and source.dataset.sizes:
-        return 0  # there is no telling
-    pixels = sum(source.sizes.values()) * math.prod(source.image_shape)
-    return pixels if pixels <= _IN_MEMORY else 2 * pixels
+    return imagenet_new.read(dataset, sources, partial=partial)
 
 
 def _report(
@@ -159,20 +138,20 @@ def _report(
         print(f"  {split:10} {each.num_images:>9,} images of {size}, channel mean {mean}")
     train = f"python -m idode_gin.train --gin_file=gin_configs/experiments/{options.dataset}.gin"
     if options.dataset != IMAGE_FOLDER:
-        print(f"\nNow train:\n  {train} --tfds_data_dir={data_dir}")
+        print(f"\nTrain on it:\n  {train} --tfds_data_dir={data_dir}")
         return
-    # The task of that name reads the images themselves; what was written is for other readers.
+    # The experiment of that name reads the image files; the dataset is for other readers.
     name = f"{dataset.name}/{dataset.config}:{dataset.version}"
     shape = next(iter(fingerprints.values())).image_shape
     own = f"""--gin.DATA_PATH="'{options.source[0]}'" --gin.IMAGE_SHAPE="{shape}\""""
     print(
-        f"\nNow read it:\n  seqio.TfdsDataSource({name!r}, tfds_data_dir={str(data_dir)!r}, "
+        f"\nRead it:\n  seqio.TfdsDataSource({name!r}, tfds_data_dir={str(data_dir)!r}, "
         f"read_only=True)\nor train on the same images:\n  {train} {own}"
     )
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """Unwinds, so that what was begun is cleared away; a second signal ends the process at once."""
+    """Raise, so that unfinished files are removed; a second signal ends the process at once."""
     for each in _SIGNALS:
         signal.signal(each, signal.SIG_DFL)
     raise KeyboardInterrupt
@@ -181,5 +160,5 @@ def _stop(number: int, frame: FrameType | None) -> None:
 if __name__ == "__main__":
     from absl import logging
 
-    logging.set_verbosity(logging.ERROR)  # TFDS tells every step
+    logging.set_verbosity(logging.ERROR)  # TFDS logs every step
     sys.exit(main())

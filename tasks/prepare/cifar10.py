@@ -1,6 +1,6 @@
 """CIFAR-10 as its authors publish it: batches pickled by Python 2, or the plain binary form."""
 
-import io
+import functools
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -18,83 +18,69 @@ _PIXELS = 3 * 32 * 32
 
 
 def read(sources: Sequence[pathlib.Path], *, partial: bool) -> Source:
-    """CIFAR-10 from an archive or its extracted folder; 185 MB are held in memory.
+    """Return CIFAR-10 from an archive or its extracted folder; 185 MB are held in memory.
 
     Raises:
         SourceError: if it is another dataset, incomplete or damaged.
     """
-    found: dict[str, members.Member] = {}
-    contents: dict[str, bytes] = {}
-    for source in sources:
-        names = []
-        for member in members.iterate(source, largest=_LARGEST):
-            names.append(member.name)
-            _refuse_cifar100(member)
-            match = _BATCH.fullmatch(member.basename)
-            if match is None:
-                continue
-            if match[1] in found:
-                raise SourceError(
-                    f"{match[1]} is given twice, as {found[match[1]]} and as {member}. "
-                    "Name one archive with --source."
-                )
-            found[match[1]], contents[match[1]] = member, member.read()
-        if not any(member.source == source for member in found.values()):
-            raise SourceError(
-                f"{source} holds nothing of CIFAR-10, which needs {CIFAR10.sources}. "
-                f"It holds {shown(names)}."
-            )
+    found = _find(sources)
     if "batches.meta" not in found:
         raise SourceError(f"The sources lack batches.meta; CIFAR-10 needs {CIFAR10.sources}.")
-    label_names = _label_names(found["batches.meta"], contents.pop("batches.meta"))
-    batches = {
-        "train": [name for name in sorted(contents) if name != "test_batch"],
-        "test": [name for name in contents if name == "test_batch"],
-    }
-    batches = {split: names for split, names in batches.items() if names}
+    label_names = _label_names(found.pop("batches.meta"))
+    batches: dict[str, list[members.Member]] = {}
+    for name in sorted(found):
+        batches.setdefault("test" if name == "test_batch" else "train", []).append(found[name])
     check_splits(CIFAR10, batches, sources, partial=partial)
     if len(batches.get("train", ())) != 5 and not partial:
         raise SourceError(
             f"CIFAR-10 has data_batch_1 to data_batch_5, the sources hold "
-            f"{shown(batches['train'])}. Download the archive again."
+            f"{shown([each.name for each in batches['train']])}. Download the archive again."
         )
-
-    def records(split: str) -> Iterator[Record]:
-        index = 0
-        for name in batches[split]:
-            images, labels = _batch(found[name], contents[name])
-            for image, label in zip(images, labels, strict=True):
-                fields: dict[str, int | str] = {}
-                fields |= {"id": f"{split}_{index:05d}", "label": int(label)}
-                yield Record(key=index, image=image, fields=fields)
-                index += 1
-
     return Source(
         dataset=CIFAR10,
-        splits={split: (lambda split=split: records(split)) for split in batches},  # type: ignore[misc]
-        sizes=CIFAR10.sizes,
-        image_shape=(32, 32, 3),
+        splits={split: functools.partial(_records, split, each) for split, each in batches.items()},
+        sizes={} if partial else CIFAR10.sizes,
         label_names=label_names,
         partial=partial,
     )
 
 
-def _refuse_cifar100(member: members.Member) -> None:
-    first = member.name.split("/")[0]
-    if first.startswith("cifar-100") or member.basename in (
-        *("fine_label_names.txt", "coarse_label_names.txt"),
-    ):
-        raise SourceError(
-            f"{member.source} is CIFAR-100, of which {member.name} is a part; CIFAR-10 needs "
-            f"{CIFAR10.sources}."
-        )
+def _find(sources: Sequence[pathlib.Path]) -> dict[str, members.Member]:
+    found: dict[str, members.Member] = {}
+    for source in sources:
+        names = []
+        for member in members.iterate(source, largest=_LARGEST):
+            names.append(member.name)
+            if member.name.startswith("cifar-100") or re.fullmatch(
+                r"(fine|coarse)_label_names\.txt", member.basename
+            ):
+                raise _is_cifar100(member)
+            match = _BATCH.fullmatch(member.basename)
+            if match is not None:
+                members.add_once(found, match[1], member)
+                found[match[1]] = member.in_memory()
+        if not any(member.source == source for member in found.values()):
+            raise SourceError(
+                f"{source} holds nothing of CIFAR-10, which needs {CIFAR10.sources}. "
+                f"It holds {shown(names)}."
+            )
+    return found
 
 
-def _label_names(member: members.Member, content: bytes) -> tuple[str, ...]:
+def _records(split: str, batches: Sequence[members.Member]) -> Iterator[Record]:
+    index = 0
+    for batch in batches:
+        for image, label in zip(*_images(batch), strict=True):
+            fields: dict[str, int | str] = {"id": f"{split}_{index:05d}", "label": int(label)}
+            yield Record(key=index, image=image, fields=fields)
+            index += 1
+
+
+def _label_names(member: members.Member) -> tuple[str, ...]:
     if member.basename.endswith(".txt"):
-        names = [name for name in content.decode("ascii", "replace").split("\n") if name]
+        names = [name for name in member.read().decode("ascii", "replace").split("\n") if name]
     else:
-        listed = _unpickled(member, content).get("label_names")
+        listed = _unpickled(member).get("label_names")
         if not isinstance(listed, list) or not all(isinstance(n, bytes | str) for n in listed):
             raise SourceError(f"{member} lists no label_names. Download the archive again.")
         names = [n.decode("ascii", "replace") if isinstance(n, bytes) else n for n in listed]
@@ -103,10 +89,9 @@ def _label_names(member: members.Member, content: bytes) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _batch(member: members.Member, content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 `[n, 32, 32, 3]` and labels `[n]`."""
-    is_binary = member.basename.endswith(".bin")
-    rows, labels = _binary(member, content) if is_binary else _pickled(member, content)
+def _images(member: members.Member) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images of a batch, uint8 `[n, 32, 32, 3]`, and labels `[n]`."""
+    rows, labels = _binary(member) if member.basename.endswith(".bin") else _pickled(member)
     if len(labels) != len(rows) or (labels >= 10).any():
         raise SourceError(
             f"{member} must have a label 0 to 9 for each image, got {len(labels)} labels up to "
@@ -115,18 +100,18 @@ def _batch(member: members.Member, content: bytes) -> tuple[np.ndarray, np.ndarr
     return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
 
 
-def _binary(member: members.Member, content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    if len(content) % (1 + _PIXELS):
+def _binary(member: members.Member) -> tuple[np.ndarray, np.ndarray]:
+    if member.size % (1 + _PIXELS):
         raise SourceError(
-            f"{member} must have {1 + _PIXELS:,} bytes per image, got {len(content):,} bytes: "
+            f"{member} must have {1 + _PIXELS:,} bytes per image, got {member.size:,} bytes: "
             "it is cut short or damaged. Download the archive again."
         )
-    table = np.frombuffer(content, np.uint8).reshape(-1, 1 + _PIXELS)
+    table = np.frombuffer(member.read(), np.uint8).reshape(-1, 1 + _PIXELS)
     return table[:, 1:], table[:, 0]
 
 
-def _pickled(member: members.Member, content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    fields = _unpickled(member, content)
+def _pickled(member: members.Member) -> tuple[np.ndarray, np.ndarray]:
+    fields = _unpickled(member)
     rows, labels = fields.get("data"), fields.get("labels")
     if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.shape[1:] != (_PIXELS,):
         got = f"{rows.dtype} {rows.shape}" if isinstance(rows, np.ndarray) else shown([*fields])
@@ -136,8 +121,12 @@ def _pickled(member: members.Member, content: bytes) -> tuple[np.ndarray, np.nda
     return rows, np.array(labels, np.int64)
 
 
-def _unpickled(member: members.Member, content: bytes) -> dict:
-    fields = pickles.load(lambda: io.BytesIO(content), len(content), str(member))
+def _unpickled(member: members.Member) -> dict:
+    fields = pickles.load(member)
     if "fine_labels" in fields or "fine_label_names" in fields:
-        raise SourceError(f"{member} is of CIFAR-100; CIFAR-10 needs {CIFAR10.sources}.")
+        raise _is_cifar100(member)
     return fields
+
+
+def _is_cifar100(member: members.Member) -> SourceError:
+    return SourceError(f"{member} belongs to CIFAR-100; CIFAR-10 needs {CIFAR10.sources}.")

@@ -1,4 +1,4 @@
-"""The datasets that can be prepared: where each goes, and what it must hold."""
+"""Datasets that can be prepared: their places on disk, and their published contents."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,24 +13,24 @@ class Dataset:
     Attributes:
         title: for messages.
         name: TFDS's name, the first folder.
-        config: the second folder, or none.
+        config: the second folder, or None.
         version: the last folder.
-        image_shape: (H, W, C), or None: as the user's images are.
-        sizes: images of each split; empty: as many as there are.
+        image_shape: (H, W, C); zeros until a user's own images are read.
+        sizes: number of images of each split; empty where any number is right.
         sources: the files to download, for messages.
     """
 
     title: str
     name: str
-    config: str | None
-    version: str
-    image_shape: tuple[int, int, int] | None
+    config: str | None = None
+    version: str = "2.0.0"
+    image_shape: tuple[int, int, int]
     sizes: Mapping[str, int]
     sources: str
 
     @property
     def folder(self) -> str:
-        """Where it lies below the data directory."""
+        """Place below the data directory."""
         return "/".join(filter(None, (self.name, self.config, self.version)))
 
 
@@ -43,7 +43,6 @@ def _old(size: int) -> Dataset:
         title=f"the old downsampled ImageNet {size}x{size} (van den Oord et al.)",
         name="downsampled_imagenet",
         config=f"{size}x{size}",
-        version="2.0.0",
         image_shape=(size, size, 3),
         sizes=OLD_SIZES,
         sources=f"train_{size}x{size}.tar and valid_{size}x{size}.tar, PNG files in a folder",
@@ -56,7 +55,6 @@ def _new(size: int) -> Dataset:
         title=f"the new downsampled ImageNet {size}x{size} (Chrabaszcz et al.)",
         name="downsampled_imagenet_new",
         config=f"{size}x{size}",
-        version="2.0.0",
         image_shape=(size, size, 3),
         sizes=NEW_SIZES,
         sources=(
@@ -70,7 +68,6 @@ def _new(size: int) -> Dataset:
 CIFAR10 = Dataset(
     title="CIFAR-10",
     name="cifar10",
-    config=None,
     version="3.0.2",
     image_shape=(32, 32, 3),
     sizes={"train": 50_000, "test": 10_000},
@@ -90,13 +87,13 @@ DATASETS: dict[str, Dataset] = {
 
 
 def image_folder(name: str) -> Dataset:
-    """A user's own images, under a name of their choice."""
+    """Return the dataset of a user's own images, under a name of their choice."""
     return Dataset(
         title=f"the images {name!r}",
         name="image_folder",
         config=name,
         version="1.0.0",
-        image_shape=None,
+        image_shape=(0, 0, 0),
         sizes={},
-        sources="a folder with sub-folders train, validation, test (train or test at the least)",
+        sources="a folder with sub-folders train, validation, test (at least train or test)",
     )

@@ -4,6 +4,7 @@ A batch is a dict of "data", uint8 `[N, 3 * H * W]` with the red plane first, th
 blue; "labels", 1 to 1000; and, for training, the "mean". Refs: https://arxiv.org/abs/1707.08819.
 """
 
+import functools
 import math
 import pathlib
 import re
@@ -18,88 +19,68 @@ from tasks.prepare.refusals import SourceError, shown
 
 _BATCH = re.compile(r"(train_data_batch_([1-9]|10)|val_data)(\.npz)?")
 _NUM_BATCHES = 10
-_CHUNK = 1024  # images turned at one time
-_MARGIN = 1.05  # of the images that the largest batch holds
+_CHUNK = 1024  # images transposed at one time
+_MARGIN = 1.05  # over the images of the largest published batch
 _BESIDES = 16 << 20  # bytes of a batch that are not images: its labels and its mean
 
 
 def read(dataset: Dataset, sources: Sequence[pathlib.Path], *, partial: bool) -> Source:
-    """The dataset from its archives, their extracted folders, or single batches.
+    """Return the dataset from its archives, their extracted folders, or single batches.
 
     A batch is held in memory: 0.4 GB at 32 x 32, 1.6 GB at 64 x 64.
 
     Raises:
-        SourceError: if it is another dataset, incomplete or damaged; damage inside a batch shows
-            only when that batch is read.
+        SourceError: if it is another dataset, incomplete or damaged. Damage inside a batch is found
+            when that batch is read.
     """
-    assert dataset.image_shape is not None
     found: dict[str, members.Member] = {}
     for source in sources:
         names = []
         for member in _members(dataset, source):
             names.append(member.name)
-            match = _BATCH.fullmatch(member.basename)
-            if match is None:
-                continue
-            if match[1] in found:
-                raise SourceError(
-                    f"{match[1]} is given twice, as {found[match[1]]} and as {member}. "
-                    "Name one of them with --source."
-                )
-            found[match[1]] = member
+            if match := _BATCH.fullmatch(member.basename):
+                members.add_once(found, match[1], member)
         if not any(_BATCH.fullmatch(name.rsplit("/", 1)[-1]) for name in names):
             raise _not_these(dataset, source, names)
-    batches: dict[str, list[members.Member]] = {}
-    for number in range(1, _NUM_BATCHES + 1):
-        if (batch := found.get(f"train_data_batch_{number}")) is not None:
-            batches.setdefault("train", []).append(batch)
-    if "val_data" in found:
-        batches["validation"] = [found["val_data"]]
+    train = [f"train_data_batch_{number}" for number in range(1, _NUM_BATCHES + 1)]
+    wanted = {"train": train, "validation": ["val_data"]}
+    batches = {
+        split: [found[name] for name in names if name in found]
+        for split, names in wanted.items()
+        if found.keys() & set(names)
+    }
     check_splits(dataset, batches, sources, partial=partial)
     if len(batches.get("train", ())) != _NUM_BATCHES and not partial:
         raise SourceError(
             f"{dataset.title} has train_data_batch_1 to _10; the sources hold "
             f"{shown([str(each) for each in batches['train']])}. Name the other archive too."
         )
-
-    def records(split: str) -> Iterator[Record]:
-        index = 0
-        for member in batches[split]:
-            for rows in _rows(member, dataset):
-                for image in _images(rows, dataset.image_shape):
-                    yield Record(key=index, image=image)
-                    index += 1
-
     return Source(
         dataset=dataset,
-        splits={split: (lambda split=split: records(split)) for split in batches},  # type: ignore[misc]
-        sizes=dataset.sizes,
-        image_shape=dataset.image_shape,
+        splits={
+            split: functools.partial(_records, dataset, each) for split, each in batches.items()
+        },
+        sizes={} if partial else dataset.sizes,
         partial=partial,
     )
 
 
 def is_batches(path: pathlib.Path) -> bool:
-    """Whether a zip file or a folder holds batches of this format, or a file is one."""
-    if path.is_file() and not members.is_zip(path):
-        return _BATCH.fullmatch(path.name) is not None
-    found = members.iterate(path, largest=1 << 62)
+    """Return whether a zip file or a folder holds batches of this format, or a file is one."""
+    found = members.iterate(path, largest=1 << 62, alone=_BATCH)
     return any(_BATCH.fullmatch(member.basename) for member in found)
 
 
 def _members(dataset: Dataset, source: pathlib.Path) -> Iterator[members.Member]:
     members.check_source(source)
-    most = _most_images(dataset) * math.prod(dataset.image_shape or ()) + _BESIDES
-    if source.is_file() and _BATCH.fullmatch(source.name):
-        yield members.checked(members.file_member(source), most)
-        return
-    if source.is_file() and not members.is_zip(source):
+    most = _most_images(dataset) * math.prod(dataset.image_shape) + _BESIDES
+    if source.is_file() and not _BATCH.fullmatch(source.name) and not members.is_zip(source):
         raise _not_these(dataset, source, [source.name])
-    yield from members.iterate(source, largest=most)
+    return members.iterate(source, largest=most, alone=_BATCH)
 
 
 def _most_images(dataset: Dataset) -> int:
-    """More than any batch file holds: a tenth of the training images, or all for validation."""
+    """Bound the images of a batch: a tenth of the training images, or all for validation."""
     sizes = dataset.sizes
     return int(_MARGIN * max(-(-sizes["train"] // _NUM_BATCHES), sizes["validation"]))
 
@@ -113,17 +94,27 @@ def _not_these(dataset: Dataset, source: pathlib.Path, names: list[str]) -> Sour
     )
 
 
+def _records(dataset: Dataset, batches: Sequence[members.Member]) -> Iterator[Record]:
+    height, width, channels = dataset.image_shape
+    index = 0
+    for member in batches:
+        for rows in _rows(member, dataset):
+            planes = rows.reshape(-1, channels, height, width)
+            for image in np.ascontiguousarray(planes.transpose(0, 2, 3, 1)):
+                yield Record(key=index, image=image)
+                index += 1
+
+
 def _rows(member: members.Member, dataset: Dataset) -> Iterator[np.ndarray]:
-    """The batch's images, uint8 `[n, 3 * H * W]`, some at a time."""
+    """Yield the batch's images, uint8 `[n, 3 * H * W]`, some at a time."""
     if member.basename.endswith(".npz"):
-        archive = npz.open_npz(member)
-        data_shape, dtype = npz.shape_of(archive, "data", str(member))
-        labels_shape, _ = npz.shape_of(archive, "labels", str(member))
+        archive, what = npz.open_npz(member), str(member)
+        _, labels_shape, _ = npz.open_array(archive, "labels", what)
+        stream, data_shape, dtype = npz.open_array(archive, "data", what)
         _check_batch(member, data_shape, dtype, labels_shape, dataset)
-        yield from npz.rows(archive, "data", str(member), _CHUNK)
+        yield from npz.rows(stream, data_shape, what, _CHUNK)
         return
-    with members.damage_named(str(member)):
-        fields = pickles.load(member.open, member.size, str(member))
+    fields = pickles.load(member)
     data, labels = fields.get("data"), fields.get("labels")
     if not isinstance(data, np.ndarray) or not isinstance(labels, list | np.ndarray):
         raise SourceError(
@@ -141,14 +132,11 @@ def _check_batch(
     labels_shape: tuple[int, ...],
     dataset: Dataset,
 ) -> None:
-    width = math.prod(dataset.image_shape or ())
-    if dtype != np.uint8 or len(data_shape) != 2 or data_shape[1] != width:
-        other = {3 * 8**2: "8x8", 3 * 16**2: "16x16", 3 * 32**2: "32x32", 3 * 64**2: "64x64"}
-        hint = (
-            f" These are {other[data_shape[-1]]} images."
-            if data_shape[-1:] and (data_shape[-1] in other and data_shape[-1] != width)
-            else ""
-        )
+    width = math.prod(dataset.image_shape)
+    if dtype != np.uint8 or data_shape[1:] != (width,):
+        other = {3 * size**2: f" These are {size}x{size} images." for size in (8, 16, 32, 64)}
+        del other[width]
+        hint = other.get(data_shape[-1], "") if data_shape else ""
         raise SourceError(
             f"{member} must hold uint8 'data' [N, {width:,}], got {dtype} {list(data_shape)}.{hint}"
         )
@@ -163,10 +151,3 @@ def _check_batch(
             f"{member} holds {data_shape[0]:,} images, more than any batch of {dataset.title}. "
             "This is not the published archive: download it again."
         )
-
-
-def _images(rows: np.ndarray, shape: tuple[int, int, int] | None) -> np.ndarray:
-    assert shape is not None
-    height, width, channels = shape
-    planes = rows.reshape(-1, channels, height, width)
-    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1))

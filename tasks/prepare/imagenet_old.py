@@ -3,6 +3,8 @@
 Refs: https://arxiv.org/abs/1601.06759.
 """
 
+import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -17,11 +19,11 @@ _SPLITS = {"train": "train", "valid": "validation"}
 
 
 def read(dataset: Dataset, sources: Sequence[pathlib.Path], *, partial: bool) -> Source:
-    """The dataset from its two tar files, or their extracted folders; a key is a file's name.
+    """Return the dataset from its two tar files, or their extracted folders; keys are file names.
 
     Raises:
-        SourceError: if it is another dataset or the other size; what is wrong with a single file
-            shows only when it is read.
+        SourceError: if it is another dataset or the other size. A damaged file is found when it is
+            read.
     """
     found: dict[str, pathlib.Path] = {}
     for source in _opened(sources, dataset):
@@ -30,33 +32,33 @@ def read(dataset: Dataset, sources: Sequence[pathlib.Path], *, partial: bool) ->
             raise SourceError(f"{found[split]} and {source} both hold split {split!r}.")
         found[split] = source
     check_splits(dataset, found, sources, partial=partial)
-    order = [split for split in dataset.sizes if split in found]
-
-    def records(split: str) -> Iterator[Record]:
-        assert dataset.image_shape is not None
-        names = set()
-        for member in _pngs(dataset, found[split]):
-            if member.name in names:
-                raise SourceError(f"{member} is there twice. Download the archive again.")
-            names.add(member.name)
-            if (match := _NAME.search(member.name)) and _SPLITS[match[1]] != split:
-                raise SourceError(f"{member} is not of split {split!r}, unlike the files before.")
-            content = member.read()
-            image = png.decode_rgb(content, dataset.image_shape, str(member))
-            yield Record(key=member.name, image=image, png=content)
-
-    assert dataset.image_shape is not None
     return Source(
         dataset=dataset,
-        splits={split: (lambda split=split: records(split)) for split in order},  # type: ignore[misc]
-        sizes=dataset.sizes,
-        image_shape=dataset.image_shape,
+        splits={
+            split: functools.partial(_records, dataset, split, found[split])
+            for split in dataset.sizes
+            if split in found
+        },
+        sizes={} if partial else dataset.sizes,
         partial=partial,
     )
 
 
+def _records(dataset: Dataset, split: str, source: pathlib.Path) -> Iterator[Record]:
+    names = set()
+    for member in _pngs(dataset, source):
+        if member.name in names:
+            raise SourceError(f"{member} is there twice. Download the archive again.")
+        names.add(member.name)
+        if (match := _NAME.search(member.name)) and _SPLITS[match[1]] != split:
+            raise SourceError(f"{member} is not of split {split!r}, unlike the files before.")
+        content = member.read()
+        image = png.decode(content, str(member), shape=dataset.image_shape)
+        yield Record(key=member.name, image=image, png=content)
+
+
 def _opened(sources: Sequence[pathlib.Path], dataset: Dataset) -> Iterator[pathlib.Path]:
-    """The sources, a folder that holds extracted archives replaced by what it holds."""
+    """Yield the sources; a folder that holds extracted archives is replaced by these."""
     for source in sources:
         names = [f"{name}_{dataset.config}" for name in _SPLITS]
         inside = [source / name for name in names if (source / name).is_dir()]
@@ -64,17 +66,16 @@ def _opened(sources: Sequence[pathlib.Path], dataset: Dataset) -> Iterator[pathl
 
 
 def _pngs(dataset: Dataset, source: pathlib.Path) -> Iterator[members.Member]:
-    assert dataset.image_shape is not None
     largest = png.most_bytes(dataset.image_shape)
     root = f"{source.name}/" if source.is_dir() else ""
     for member in members.iterate(source, largest=largest):
-        # Left out as TFDS does: what macOS and editors add.
+        # Files that macOS and editors add; TFDS skips them too.
         if member.basename.startswith(".") or member.name.endswith("~"):
             continue
         if not member.basename.lower().endswith(".png"):
             raise SourceError(f"{member} is no PNG file; {dataset.title} needs {dataset.sources}.")
         if root and not _NAME.search(member.name):
-            member = members.file_member(source / member.name, root + member.name)
+            member = dataclasses.replace(member, name=root + member.name)
         yield member
 
 
@@ -85,8 +86,8 @@ def _split(dataset: Dataset, source: pathlib.Path) -> str:
     ):
         raise SourceError(
             f"{source} is the new variant (Chrabaszcz et al.); {dataset.title} needs "
-            f"{dataset.sources}. Prepare it as `imagenet{dataset.config[:2]}_new`, if that is the "  # type: ignore[index]
-            "one you want: bits per dim of the two cannot be compared."
+            f"{dataset.sources}. Prepare it as `imagenet{dataset.image_shape[0]}_new`, if that is "
+            "the one you want: bits per dim of the two cannot be compared."
         )
     first = next(_pngs(dataset, source), None)
     if first is None:

@@ -1,18 +1,22 @@
-"""Arrays of an npz file, read some rows at a time; a header's claim is checked before."""
+"""Arrays of an npz file, read some rows at a time.
 
-import contextlib
+`numpy.load` allocates what the header of an array claims, and holds the array beside the archive.
+Here the claim is compared with the archive first, and rows are read as they are needed.
+"""
+
 import io
 import math
 import tokenize
 import zipfile
 from collections.abc import Iterator
+from typing import IO
 
 import numpy as np
 
 from tasks.prepare.members import Member, damage_named
 from tasks.prepare.refusals import SourceError
 
-# What NumPy's reader of headers raises, which parses the text of a Python dict.
+# Raised by NumPy's reader of headers, which parses the text of a Python dict.
 _NO_HEADER = (
     *(ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError),
     tokenize.TokenError,
@@ -20,64 +24,56 @@ _NO_HEADER = (
 
 
 def open_npz(member: Member) -> zipfile.ZipFile:
-    """The archive, held in memory: a zip is read from its end, which a stream does not offer."""
+    """Return the archive, held in memory: a zip is read from its end, unlike a stream."""
     with damage_named(str(member)):
         return zipfile.ZipFile(io.BytesIO(member.read()))
 
 
-def shape_of(archive: zipfile.ZipFile, name: str, what: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of an array.
+def open_array(
+    archive: zipfile.ZipFile, name: str, what: str
+) -> tuple[IO[bytes], tuple[int, ...], np.dtype]:
+    """Return a stream of an array's values, its shape and its dtype.
 
     Raises:
         SourceError: if there is no such array, it holds objects, or claims more than is there.
     """
-    with damage_named(what), contextlib.closing(_stream(archive, name, what)) as stream:
-        return _header(stream, archive.getinfo(f"{name}.npy").file_size, f"{name} in {what}")
+    with damage_named(what):
+        if f"{name}.npy" not in archive.namelist():
+            names = ", ".join(archive.namelist()[:10])
+            raise SourceError(f"{what} must hold an array {name!r}, and holds {names}.")
+        stream = archive.open(f"{name}.npy")
+        size = archive.getinfo(f"{name}.npy").file_size
+        readers = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        try:
+            shape, is_fortran, dtype = readers[np.lib.format.read_magic(stream)](stream)
+        except _NO_HEADER as error:
+            raise SourceError(f"{name} in {what} is not an array: {error!s:.200}.") from error
+    if dtype.hasobject or (is_fortran and len(shape) > 1):
+        raise SourceError(
+            f"{name} in {what} must hold numbers row by row, got {dtype}, column by column."
+        )
+    held, claimed = size - stream.tell(), math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or claimed != held:
+        raise SourceError(
+            f"{name} in {what} claims {shape} of {dtype}, {claimed:,} bytes, and holds {held:,}. "
+            "Download the archive again."
+        )
+    return stream, shape, dtype
 
 
-def rows(archive: zipfile.ZipFile, name: str, what: str, chunk: int) -> Iterator[np.ndarray]:
-    """A matrix `[N, D]`, up to `chunk` rows at a time.
+def rows(stream: IO[bytes], shape: tuple[int, ...], what: str, chunk: int) -> Iterator[np.ndarray]:
+    """Yield a matrix uint8 `[N, D]` that was opened, up to `chunk` rows at a time.
 
     Raises:
-        SourceError: like `shape_of`, and if it is cut short.
+        SourceError: if it is damaged or cut short.
     """
-    with damage_named(what), contextlib.closing(_stream(archive, name, what)) as stream:
-        size = archive.getinfo(f"{name}.npy").file_size
-        (num_rows, width), dtype = _header(stream, size, f"{name} in {what}")
-        for start in range(0, num_rows, chunk):
-            wanted = min(chunk, num_rows - start) * width * dtype.itemsize
-            content = stream.read(wanted)
-            if len(content) != wanted:
-                raise SourceError(f"{name} in {what} is cut short. Download it again.")
-            yield np.frombuffer(content, dtype).reshape(-1, width)
-        stream.read(1)  # the end, where the checksum of the whole is compared
-
-
-def _stream(archive: zipfile.ZipFile, name: str, what: str) -> zipfile.ZipExtFile:
-    try:
-        return archive.open(f"{name}.npy")  # type: ignore[return-value]
-    except KeyError as error:
-        raise SourceError(
-            f"{what} must hold an array {name!r}, and holds {', '.join(archive.namelist()[:10])}."
-        ) from error
-
-
-def _header(stream: zipfile.ZipExtFile, size: int, what: str) -> tuple[tuple[int, ...], np.dtype]:
-    read = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    try:
-        version = np.lib.format.read_magic(stream)
-        shape, fortran, dtype = read[version](stream)
-    except _NO_HEADER as error:
-        raise SourceError(f"{what} is not an array: {str(error)[:200]}.") from error
-    if dtype.hasobject or (fortran and len(shape) > 1):
-        raise SourceError(f"{what} must hold numbers row by row, got {dtype}, column by column.")
-    claimed = math.prod(shape) * dtype.itemsize
-    if min(shape, default=0) < 0 or claimed != size - stream.tell():
-        raise SourceError(
-            f"{what} claims {shape} of {dtype}, {claimed:,} bytes, and holds "
-            f"{size - stream.tell():,}. Download the archive again."
-        )
-    return shape, dtype
+    left, width = shape
+    with damage_named(what), stream:
+        while content := stream.read(chunk * width):
+            yield (part := np.frombuffer(content, np.uint8).reshape(-1, width))
+            left -= len(part)
+    if left:
+        raise SourceError(f"{what} is cut short. Download it again.")

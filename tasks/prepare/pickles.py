@@ -1,235 +1,166 @@
-"""Pickled dicts of numbers, strings and arrays; anything else is refused before it is executed.
+"""Pickled dicts of numbers, strings and arrays; a pickle that calls for anything else is refused.
 
-A pickle is a program. This one may name a handful of NumPy's functions, and even those are not
-NumPy's own but stand-ins that only keep their arguments. Every claim is checked first, in a pass
-over the opcodes that builds nothing: `pickle` allocates what a length says before it reads.
+A pickle is a program. `pickle.Unpickler` with a `find_class` that allows a few names stops it from
+running others, and not even these run: stand-ins keep their arguments, and arrays are built
+afterwards. That leaves what the opcodes themselves do. Measured with `find_class` alone: 9 bytes
+ask for a memo of 32 GB, 15 bytes for a byte string of 10 GB, and 1 MB of nested tuples ends the
+process with a segmentation fault. So `pickletools` reads the opcodes first, building nothing: it
+compares every length with the bytes that are there, and numbers and nesting are bounded.
 """
 
-import contextlib
+import functools
+import io
 import pickle
 import pickletools
 import re
-from collections.abc import Callable
 from typing import IO, Any
 
 import numpy as np
 
+from tasks.prepare import members
 from tasks.prepare.refusals import SourceError
 
-_OPCODE_NAMES = (
-    "PROTO FRAME STOP MARK POP POP_MARK EMPTY_DICT DICT EMPTY_LIST LIST APPEND APPENDS SETITEM "
-    "SETITEMS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 NONE NEWTRUE NEWFALSE INT BININT BININT1 "
-    "BININT2 LONG LONG1 FLOAT BINFLOAT BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
-    "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 PUT BINPUT "
-    "LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD"
-)
-_OPCODES = frozenset(_OPCODE_NAMES.split())
 # A published batch has two opcodes per label and two per file name, and a hundred others.
-_MOST_OPCODES = 4_000_000
-# Hashing or comparing a deeply nested tuple overflows the C stack.
-_MOST_TUPLES = 1_000
+_MOST_OPCODES = 1_000_000
+_MOST_TUPLES = 1_000  # hashing a deeply nested tuple overflows the C stack
+_MOST_BITS = 64  # of an integer: larger ones can be made to collide as the keys of a dict
+_PIECE = 1 << 20
 
 
-def load(open_stream: Callable[[], IO[bytes]], size: int, what: str) -> dict[str, Any]:
-    """A pickled dict; arrays come as NumPy arrays, Python 2's strings as bytes.
+def load(member: members.Member) -> dict[str, Any]:
+    """Return a pickled dict; arrays come as NumPy arrays, strings of Python 2 as bytes.
 
     Args:
-        open_stream: the pickle; opened twice.
-        size: its length, bytes.
-        what: its name, for messages.
+        member: the pickle; opened twice. What is loaded takes little more than its size.
 
     Raises:
-        SourceError: for anything that no pickle of arrays needs, by name, and for a damaged one.
+        SourceError: if it is damaged, or holds anything that a dict of arrays does not need.
     """
-    with contextlib.closing(open_stream()) as stream:
-        _check_opcodes(_Limited(stream, size, what), what)
+    what = str(member)
     try:
-        with contextlib.closing(open_stream()) as stream:
-            loaded = _Unpickler(_Limited(stream, size, what), size, what).load()
-            while stream.read(1 << 20):  # to the end, where a zip compares its checksum
-                pass
-        if type(loaded) is not dict:
-            raise SourceError(f"{what} must be a pickled dict, and is a {type(loaded).__name__}.")
-        return {_text(key, what): _plain(value, what) for key, value in loaded.items()}
-    except (pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError) as error:
-        _raise_refusal(error, what)
-    except (AttributeError, EOFError, OverflowError, MemoryError, RecursionError) as error:
-        _raise_refusal(error, what)
-    raise AssertionError
-
-
-def _raise_refusal(error: Exception, what: str) -> None:
-    if isinstance(error, SourceError):
-        raise error
-    raise SourceError(
-        f"{what} is not a whole pickle of arrays ({type(error).__name__}: {str(error)[:200]}). "
-        "Download the archive again."
-    ) from error
+        with members.damage_named(what):
+            with member.open() as stream:
+                _check_opcodes(_InPieces(stream), what)
+            with member.open() as stream:
+                loaded = _Unpickler(_InPieces(stream), what).load()
+                while stream.read(_PIECE):  # to the end, where a zip compares its checksum
+                    pass
+            if type(loaded) is not dict:
+                raise SourceError(f"{what} must be a pickled dict, and is a {type(loaded)}.")
+            return {
+                _text(key, what): _array(value, what) if type(value) is _Object else value
+                for key, value in loaded.items()
+            }
+    except (pickle.UnpicklingError, TypeError, AttributeError, MemoryError) as error:
+        raise SourceError(
+            f"{what} is not a whole pickle of arrays ({type(error).__name__}: {error!s:.200}). "
+            "Download the archive again."
+        ) from error
 
 
 def _check_opcodes(stream: Any, what: str) -> None:
+    """Raise SourceError or ValueError for a pickle that would take more than its own size."""
     tuples = 0
-    try:
-        for number, (opcode, given, _) in enumerate(pickletools.genops(stream)):
-            name: str = opcode.name
-            argument: Any = given
-            if name not in _OPCODES or number > _MOST_OPCODES:
-                raise SourceError(
-                    f"{what} is no pickle of arrays: opcode {name} at {number:,}. "
-                    "Nothing of it was executed. Download the archive again."
-                )
-            if name == "GLOBAL":
-                module, _, attribute = argument.partition(" ")
-                _check_global(module, attribute, what)
-            elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-                # The unpickler allocates a table as long as the largest index.
-                if not 0 <= argument <= _MOST_OPCODES:
-                    raise SourceError(f"{what} numbers one of its parts {argument:,}.")
-            elif name.startswith("TUPLE"):
-                tuples += 1
-                if tuples > _MOST_TUPLES:
-                    raise SourceError(f"{what} has more than {_MOST_TUPLES:,} tuples.")
-            elif isinstance(argument, int) and argument.bit_length() > 64:
-                raise SourceError(f"{what} has a number of {argument.bit_length():,} bits.")
-    except (ValueError, OverflowError, MemoryError, RecursionError) as error:
-        _raise_refusal(error, what)
+    argument: Any
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if number > _MOST_OPCODES:
+            raise SourceError(f"{what} has more than {_MOST_OPCODES:,} opcodes.")
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            # The unpickler allocates a table as long as the largest index.
+            if not 0 <= argument <= number:
+                raise SourceError(f"{what} numbers one of its parts {argument:,}.")
+        elif opcode.name.startswith("TUPLE"):
+            tuples += 1
+            if tuples > _MOST_TUPLES:
+                raise SourceError(f"{what} has more than {_MOST_TUPLES:,} tuples.")
+        elif isinstance(argument, int) and argument.bit_length() > _MOST_BITS:
+            raise SourceError(f"{what} has a number of {argument.bit_length():,} bits.")
 
 
-class _Limited:
-    """A stream that refuses to be asked for more than it can hold."""
+class _Object:
+    """Stand-in for an array or a dtype: its arguments, and the state that a pickle gives it."""
 
-    def __init__(self, stream: IO[bytes], size: int, what: str) -> None:
-        self._stream, self._left, self._what = stream, size, what
+    __slots__ = ("arguments", "state")
 
-    def read(self, size: int) -> bytes:
-        self._check(size)
-        content = self._stream.read(size)
-        self._left -= len(content)
-        return content
-
-    def _check(self, size: int) -> None:
-        if not 0 <= size <= self._left:
-            # Both readers of pickles ask for what a length claims, and read ahead no further.
-            raise SourceError(
-                f"{self._what} claims a part of {size:,} bytes where {self._left:,} are left. "
-                "It is cut short or forged: download the archive again."
-            )
-
-    def readinto(self, buffer: memoryview) -> int:
-        done = 0
-        self._check(len(buffer))
-        while done < len(buffer):  # in pieces: an array is held once, not twice
-            content = self.read(min(len(buffer) - done, 1 << 20))
-            if not content:
-                break
-            buffer[done : done + len(content)] = content
-            done += len(content)
-        return done
-
-    def readline(self) -> bytes:
-        content = self._stream.readline(self._left)
-        self._left -= len(content)
-        return content
-
-
-def _check_global(module: str, name: str, what: str) -> None:
-    if (module, name) not in _STAND_INS:
-        raise SourceError(
-            f"{what} is no pickle of arrays: it calls for {module}.{name}. Nothing of it was "
-            "executed. Do not open this file with Python's pickle; download the archive again."
-        )
-
-
-class _Array:
-    """What the pickle says of an array."""
-
-    __slots__ = ("state",)
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+        self.state: Any = (None, "|")
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
 
-class _DataType:
-    """What the pickle says of a dtype."""
+class _Unpickler(pickle.Unpickler):
+    """Reads a pickle whose functions are stand-ins, made for it alone: it could change them."""
 
-    __slots__ = ("byte_order", "name")
+    def __init__(self, stream: Any, what: str) -> None:
+        super().__init__(stream, encoding="bytes")
+        self._what, self._stand_ins = what, _stand_ins()
 
-    def __init__(self, name: Any) -> None:
-        self.name, self.byte_order = name, "|"
-
-    def __setstate__(self, state: Any) -> None:
-        self.byte_order = state[1]
-
-
-class _Reconstruct:
-    """For NumPy's `_reconstruct(type, shape, typecode)`, which would allocate `shape`."""
-
-    __slots__ = ()
-
-    def __call__(self, kind: Any, shape: Any, typecode: Any) -> _Array:
-        return _Array()
+    def find_class(self, module: str, name: str) -> Any:
+        """Return the stand-in of a name; raise SourceError if there is none."""
+        if (module, name) not in self._stand_ins:
+            raise SourceError(
+                f"{self._what} is no pickle of arrays: it calls for {module}.{name}. Nothing of it "
+                "was executed. Do not open this file with Python's pickle; download it again."
+            )
+        return self._stand_ins[module, name]
 
 
-class _FromBuffer:
-    """For NumPy's `_frombuffer(buffer, dtype, shape, order)`, of protocol 5."""
+def _stand_ins() -> dict[tuple[str, str], Any]:
+    """Return the names that pickles of arrays call for: those of NumPy 1 and 2, protocols 0 to 5.
 
-    __slots__ = ()
+    NumPy's own `_reconstruct` would allocate the shape that it is given.
+    """
 
-    def __call__(self, buffer: Any, dtype: Any, shape: Any, order: Any) -> _Array:
-        array = _Array()
+    def reconstruct(kind: Any, shape: Any, typecode: Any) -> _Object:
+        return _Object()
+
+    def from_buffer(buffer: Any, dtype: Any, shape: Any, order: Any) -> _Object:
+        array = _Object()
         array.state = (1, shape, dtype, order == "F", buffer)
         return array
 
-
-class _MakeDataType:
-    """For `numpy.dtype(name, align, copy)`."""
-
-    __slots__ = ()
-
-    def __call__(self, name: Any, *flags: Any) -> _DataType:
-        return _DataType(name)
-
-
-def _encoder(budget: int) -> Callable[[Any, Any], bytes]:
-    """For `_codecs.encode(text, "latin1")`: how Python 3 writes bytes in protocol 2.
-
-    A function, whose budget a pickle cannot reach: it can set attributes of objects.
-    """
-    left = budget
-
-    def encode(text: Any, encoding: Any) -> bytes:
-        nonlocal left
-        if type(text) is not str or encoding not in ("latin1", "latin-1"):
+    @functools.cache  # else a few opcodes could encode a long text again and again
+    def encode(text: str, encoding: str) -> bytes:
+        """How Python 3 writes bytes in protocol 2."""
+        if encoding not in ("latin1", "latin-1"):
             raise ValueError(f"bytes written as {encoding!r:.50}")
-        left -= len(text)
-        if left < 0:
-            raise ValueError("one string is made into bytes again and again")
         return text.encode("latin-1")
 
-    return encode
+    stand_ins: dict[tuple[str, str], Any] = {
+        ("numpy", "ndarray"): "ndarray",
+        ("numpy", "dtype"): lambda name, *flags: _Object(name),
+        ("_codecs", "encode"): encode,
+    }
+    for core in ("numpy.core", "numpy._core"):
+        stand_ins[f"{core}.multiarray", "_reconstruct"] = reconstruct
+        stand_ins[f"{core}.numeric", "_frombuffer"] = from_buffer
+    return stand_ins
 
 
-_MODULES = ("numpy.core", "numpy._core")
-_STAND_INS: dict[tuple[str, str], Callable[..., Any] | str] = {
-    ("numpy", "ndarray"): "ndarray",
-    ("numpy", "dtype"): _MakeDataType(),
-    ("_codecs", "encode"): "encode",
-    **{(f"{module}.multiarray", "_reconstruct"): _Reconstruct() for module in _MODULES},
-    **{(f"{module}.numeric", "_frombuffer"): _FromBuffer() for module in _MODULES},
-}
+class _InPieces:
+    """A stream read in pieces: `zipfile` takes 2.7 times the memory of an array read at once."""
 
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self.readline = stream, stream.readline
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, stream: _Limited, size: int, what: str) -> None:
-        super().__init__(stream, encoding="bytes")  # type: ignore[arg-type]
-        self._what, self._encode = what, _encoder(size)
+    def read(self, size: int) -> bytes:
+        """Return the next `size` bytes, or as many as there are: the size is only a claim."""
+        if size <= _PIECE:
+            return self._stream.read(size)
+        content = io.BytesIO()
+        while piece := self._stream.read(min(size - content.tell(), _PIECE)):
+            content.write(piece)
+        return content.getvalue()
 
-    def find_class(self, module: str, name: str) -> Any:
-        _check_global(module, name, self._what)
-        return self._encode if module == "_codecs" else _STAND_INS[module, name]
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise SourceError(f"{self._what} refers to something outside itself.")
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill the buffer as far as the stream goes; return the number of bytes."""
+        done = 0
+        while piece := self._stream.read(min(len(buffer) - done, _PIECE)):
+            buffer[done : done + len(piece)] = piece
+            done += len(piece)
+        return done
 
 
 def _text(value: Any, what: str) -> str:
@@ -240,27 +171,20 @@ def _text(value: Any, what: str) -> str:
     return value
 
 
-def _plain(value: Any, what: str) -> Any:
-    return _to_numpy(value, what) if type(value) is _Array else value
-
-
-def _to_numpy(array: _Array, what: str) -> np.ndarray:
-    """The array, on the bytes of the pickle: nothing is copied."""
-    _, shape, dtype, fortran, raw = array.state[-5:]
-    name = _text(dtype.name, what)
+def _array(array: _Object, what: str) -> np.ndarray:
+    """Return the array, on the bytes of the pickle: nothing is copied."""
+    _, shape, dtype, is_fortran, raw = array.state[-5:]
+    name, order = _text(dtype.arguments[0], what), _text(dtype.state[1], what)
     if not re.fullmatch(r"[|<>=]?([iu][1248]|f[248])", name):
         raise SourceError(f"{what} has an array of {name!r}, which is no plain number.")
     if not all(type(size) is int and size >= 0 for size in shape):
         raise SourceError(f"{what} has an array of shape {shape!r:.80}.")
-    order = _text(dtype.byte_order, what)
-    kind = np.dtype((order if order in ("<", ">") else "=") + name[-2:])
     if not isinstance(raw, bytes | bytearray):
         raise SourceError(f"{what} has an array without bytes.")
-    claimed = kind.itemsize
-    for size in shape:
-        claimed *= size
+    kind = np.dtype((order if order in ("<", ">") else "=") + name[-2:])
+    claimed = functools.reduce(lambda a, b: a * b, shape, kind.itemsize)
     if claimed != len(raw):
         raise SourceError(
             f"{what} has an array that claims {claimed:,} bytes and holds {len(raw):,}."
         )
-    return np.frombuffer(raw, kind).reshape(shape, order="F" if fortran else "C")
+    return np.frombuffer(raw, kind).reshape(shape, order="F" if is_fortran else "C")

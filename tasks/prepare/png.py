@@ -1,83 +1,87 @@
-"""One image at a time: a PNG's claims checked before it is decoded, and pixels made into a PNG."""
+"""Image files of 8 bits per channel: checked by their headers, then decoded by Pillow."""
 
 import io
 import math
-import struct
-import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from tasks.prepare.refusals import SourceError
+from tasks.support import depth
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
+_MOST_PIXELS = 4096 * 4096
+_MODES = ("L", "RGB", "RGBA")
 
 
-def decode_rgb(content: bytes, shape: tuple[int, int, int], what: str) -> np.ndarray:
-    """Pixels of an 8-bit RGB PNG file, uint8 `[H, W, 3]`.
+def decode(
+    content: bytes,
+    what: str,
+    *,
+    formats: tuple[str, ...] = ("PNG",),
+    shape: tuple[int, int, int] | None = None,
+) -> np.ndarray:
+    """Return the pixels of an image file, uint8 `[H, W, C]`.
+
+    Pillow itself turns 16 bits into 8, warns of huge images, and compares the checksums of a PNG
+    in `verify` alone.
 
     Args:
         content: the file.
-        shape: (H, W, 3) that it must have.
         what: its name, for messages.
+        formats: Pillow's names of those that are accepted.
+        shape: required (H, W, 3); None: any shape of grey, RGB or RGBA.
 
     Raises:
-        SourceError: if it is no PNG, damaged, or of another size, depth or colour type; that is
-            seen from the header, before anything is decoded.
+        SourceError: if it is damaged, too large, an animation, or of another kind.
     """
-    width, height, depth, colour = header(content, what)
-    if (height, width) != shape[:2]:
-        raise SourceError(f"{what} must measure {shape[0]}x{shape[1]}, got {height}x{width}.")
-    if (depth, colour) != (8, 2):
-        raise SourceError(
-            f"{what} must be 8-bit RGB, got {depth}-bit {_COLOURS.get(colour, colour)}. Convert it "
-            "to RGB, for instance with Pillow's `Image.convert('RGB')`."
-        )
+    file = io.BytesIO(content)
     try:
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+        with Image.open(file, formats=formats) as image:
+            _check_header(image, file, what, shape)
+            image.verify()  # afterwards it must be opened again
+        with Image.open(file, formats=formats) as image:
             pixels = np.asarray(image)
-    except (OSError, ValueError, SyntaxError, zlib.error, struct.error) as error:
-        raise SourceError(f"{what} cannot be decoded: {error}.") from error
-    if pixels.dtype != np.uint8 or pixels.shape != shape:
-        raise SourceError(f"{what} decodes to {pixels.dtype} {pixels.shape}, not uint8 {shape}.")
-    return pixels
+    except SourceError:
+        raise
+    except UnidentifiedImageError as error:
+        raise SourceError(
+            f"{what} cannot be read as {' or '.join(formats)}; it starts with {content[:8]!r}."
+        ) from error
+    except Exception as error:  # Pillow's parsers and decoders raise many kinds for damage
+        raise SourceError(f"{what} cannot be decoded ({error!s:.100}).") from error
+    return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def most_bytes(shape: tuple[int, int, int]) -> int:
-    """Of a file: an incompressible image (H, W, C), twice, and room for what else it may carry."""
+    """Bound the bytes of a file: twice an incompressible image (H, W, C), and room for texts."""
     return 2 * math.prod(shape) + (64 << 10)
 
 
-def header(content: bytes, what: str) -> tuple[int, int, int, int]:
-    """Width, height, bits per channel and colour type of a PNG file whose chunks are all whole.
-
-    Raises:
-        SourceError: if it is no PNG, or a chunk is missing or damaged.
-    """
-    if not content.startswith(SIGNATURE):
-        raise SourceError(f"{what} must be a PNG file, and starts with {content[:8]!r}.")
-    position, kinds = len(SIGNATURE), []
-    while position < len(content) and b"IEND" not in kinds:
-        size, kind = struct.unpack_from(">I4s", content[position : position + 8].ljust(8, b"\0"))
-        end = position + 12 + size
-        if end > len(content):
-            raise SourceError(f"{what} is cut short at byte {len(content):,}.")
-        (checksum,) = struct.unpack_from(">I", content, end - 4)
-        if zlib.crc32(memoryview(content)[position + 4 : end - 4]) != checksum:
-            raise SourceError(f"{what} is damaged: wrong checksum at byte {position:,}.")
-        kinds.append(kind)
-        position = end
-    if kinds[:1] != [b"IHDR"] or kinds[-1] != b"IEND" or b"IDAT" not in kinds:
-        raise SourceError(f"{what} is not a whole PNG file: it lacks its first or last chunk.")
-    if len(content) < 33:
-        raise SourceError(f"{what} is not a whole PNG file.")
-    width, height, depth, colour = struct.unpack_from(">IIBB", content, 16)
-    return width, height, depth, colour
-
-
 def encode(image: np.ndarray) -> bytes:
-    """A PNG file of uint8 `[H, W, C]`, C one of 1, 3, 4; no pixel is changed."""
+    """Return uint8 `[H, W, C]` with C one of 1, 3, 4 as a PNG file; no pixel is changed."""
     file = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "PNG")
     return file.getvalue()
+
+
+def _check_header(
+    image: Image.Image, file: io.BytesIO, what: str, shape: tuple[int, int, int] | None
+) -> None:
+    """Raise SourceError unless an image that is not decoded yet is one that may be."""
+    width, height = image.size
+    if shape is not None and (height, width) != shape[:2]:
+        raise SourceError(f"{what} must measure {shape[0]}x{shape[1]}, got {height}x{width}.")
+    if width * height > _MOST_PIXELS:
+        raise SourceError(
+            f"{what} claims {width:,} x {height:,} pixels; at most {_MOST_PIXELS:,} are read."
+        )
+    if getattr(image, "n_frames", 1) != 1:
+        raise SourceError(f"{what} is an animation. Save one frame.")
+    modes = _MODES if shape is None else ("RGB",)
+    if image.mode not in modes:
+        raise SourceError(
+            f"{what} has colour mode {image.mode}, not {' or '.join(modes)}. Convert it, for "
+            "instance with Pillow's `Image.convert('RGB')`."
+        )
+    if found := depth.other_than_8_bits(image, file):
+        raise SourceError(f"{what} has {found}; 8 bits are read. {depth.WAY_OUT}")

@@ -1,6 +1,7 @@
-"""What a reader hands to the writer."""
+"""What a reader hands to the writer: a source with the records of its splits."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import final
@@ -10,6 +11,8 @@ import numpy as np
 from tasks.prepare.datasets import NEW_SIZES, OLD_SIZES, Dataset
 from tasks.prepare.refusals import SourceError, shown
 
+_IN_MEMORY = 1 << 30  # bytes that TFDS sorts in memory; more goes through temporary files
+
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,9 +20,9 @@ class Record:
     """One image.
 
     Attributes:
-        key: what TFDS hashes into the image's place on disk.
+        key: TFDS hashes it into the image's place on disk.
         image: uint8 `[H, W, C]`.
-        png: the publisher's own PNG file of this image, stored as it is; None: make one.
+        png: the publisher's own PNG file of this image, stored unchanged; None: make one.
         fields: the record's other features.
     """
 
@@ -35,10 +38,10 @@ class Source:
     """A dataset ready to be read, once.
 
     Attributes:
-        dataset: which.
-        splits: per split, its records; raises SourceError at the first that is no good.
-        sizes: how many records each split is expected to hold, or may hold when `partial`.
-        image_shape: (H, W, C) of every image.
+        dataset: its description.
+        splits: per split, a function that yields its records; raises SourceError at the first that
+            is refused.
+        sizes: expected number of records of each split; empty where any number is accepted.
         label_names: names of the field "label"; empty: there are no fields "id" and "label".
         partial: any number of images is accepted.
         in_order: store in the order of reading, rather than of the hashed keys.
@@ -47,10 +50,14 @@ class Source:
     dataset: Dataset
     splits: Mapping[str, Callable[[], Iterator[Record]]]
     sizes: Mapping[str, int]
-    image_shape: tuple[int, int, int]
     label_names: tuple[str, ...] = ()
     partial: bool = False
     in_order: bool = False
+
+    def bytes_needed(self) -> int:
+        """Bound the bytes on disk: photographs make PNG files no larger than their pixels."""
+        pixels = sum(self.sizes.values()) * math.prod(self.dataset.image_shape)
+        return pixels if pixels <= _IN_MEMORY else 2 * pixels
 
 
 def check_splits(
@@ -60,19 +67,19 @@ def check_splits(
     *,
     partial: bool,
 ) -> None:
-    """Raises SourceError unless the sources hold every split; any will do when `partial`."""
+    """Raise SourceError unless the sources hold every split; `partial` needs only one."""
     missing = [split for split in dataset.sizes if split not in found]
     if not found or (missing and not partial):
         given = shown([str(each) for each in sources])
         raise SourceError(
             f"{dataset.title} needs {dataset.sources}. There are no "
             f"{' and no '.join(missing)} images in {given}. Name every archive with --source, or "
-            "take what is there with --allow_partial."
+            "accept a part of the dataset with --allow_partial."
         )
 
 
 def check_size(dataset: Dataset, split: str, num_images: int, *, partial: bool) -> None:
-    """Raises SourceError unless a split is whole; when `partial`, unless it has an image."""
+    """Raise SourceError unless a split has its published size; `partial` needs one image."""
     expected = dataset.sizes.get(split)
     if num_images == 0:
         raise SourceError(f"{dataset.title}: the sources hold no image of split {split!r}.")
@@ -81,9 +88,9 @@ def check_size(dataset: Dataset, split: str, num_images: int, *, partial: bool) 
     other = ""
     for sizes, variant in ((OLD_SIZES, "old"), (NEW_SIZES, "new")):
         if dataset.sizes in (OLD_SIZES, NEW_SIZES) and sizes[split] == num_images:
-            other = f" That is the number of the {variant} variant's images."
+            other = f" The {variant} variant has that number of images."
     raise SourceError(
         f"{dataset.title} has {expected:,} images in split {split!r}; the sources hold "
-        f"{num_images:,}.{other} Download the archives again, or keep a subset with "
-        "--allow_partial."
+        f"{num_images:,}.{other} Download the archives again, or accept a part of the dataset "
+        "with --allow_partial."
     )

@@ -27,7 +27,7 @@ SMALL = (
 
 
 def run(program, function, *arguments):
-    """A program as a shell would run it, but in this process: its imports take seconds."""
+    """Run a program like a shell, but in this process: its imports take seconds."""
     return programs.run(f"idode_gin.{program}", function, program, [*arguments])
 
 
@@ -77,7 +77,7 @@ def test_prepared_trained_and_scored(name, tmp_path, capsys):
     data_dir = f"--tfds_data_dir={tmp_path / 'data'}"
     experiments = ROOT / "gin_configs" / "experiments"
 
-    # A part of a dataset is not taken for the whole.
+    # A part of a dataset is refused by default.
     assert prepare.main([dataset, "--source", *sources, data_dir]) == checks.EXIT_BAD_INPUT
     assert not list((tmp_path / "data").glob("*/dataset_info.json"))
     allowed = [dataset, "--source", *sources, data_dir, "--allow_partial"]

@@ -26,7 +26,7 @@ Splits = dict[str, np.ndarray]
 
 
 def photos(num: int, size: int = 32, seed: int = 0, channels: int = 3) -> np.ndarray:
-    """Smooth colours and a little noise, which compress like photographs; all different."""
+    """Return different images of smooth colours and a little noise: they compress like photos."""
     rng = np.random.default_rng([seed, num, size, channels])
     coarse = rng.integers(0, 256, (num, 4, 4, channels)).repeat(-(-size // 4), 1)
     coarse = coarse.repeat(-(-size // 4), 2)[:, :size, :size]
@@ -34,17 +34,17 @@ def photos(num: int, size: int = 32, seed: int = 0, channels: int = 3) -> np.nda
 
 
 def labels(num: int, num_classes: int = 10) -> np.ndarray:
-    """The labels of every archive here, from 0, int `[num]`."""
+    """Return the labels of every archive here, from 0, int `[num]`."""
     return np.arange(num) * 7 % num_classes
 
 
 def channel_first(images: np.ndarray) -> np.ndarray:
-    """A row per image, the red plane, then the green, then the blue: uint8 `[N, 3 * H * W]`."""
+    """Return uint8 `[N, 3 * H * W]`: per image the red plane, then the green, then the blue."""
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(len(images), -1)
 
 
 def png(image: np.ndarray, **options) -> bytes:
-    """One image `[H, W, C]` as a PNG file."""
+    """Return an image `[H, W, C]` as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
         file, "PNG", **options
@@ -53,7 +53,7 @@ def png(image: np.ndarray, **options) -> bytes:
 
 
 def tar(path: pathlib.Path, files: Mapping[str, bytes], mode: str = "w") -> None:
-    """A tar file of `files`; a name that ends in a slash is a folder."""
+    """Write a tar file of `files`; a name that ends in a slash is a folder."""
     with tarfile.open(path, mode, format=tarfile.GNU_FORMAT) as archive:
         for name, content in files.items():
             member = tarfile.TarInfo(name.rstrip("/"))
@@ -64,7 +64,7 @@ def tar(path: pathlib.Path, files: Mapping[str, bytes], mode: str = "w") -> None
 
 
 def zipped(path: pathlib.Path, files: Mapping[str, bytes]) -> None:
-    """A zip file of `files`."""
+    """Write a zip file of `files`."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
@@ -74,7 +74,7 @@ def zipped(path: pathlib.Path, files: Mapping[str, bytes]) -> None:
 
 
 def cifar10_python(path: pathlib.Path, n_train: int, n_test: int, seed: int = 0) -> Splits:
-    """`cifar-10-python.tar.gz`: batches pickled by Python 2, in the order the real archive has."""
+    """Write `cifar-10-python.tar.gz`: batches pickled by Python 2, in the real archive's order."""
     images, batches = _cifar_batches(n_train, n_test, seed)
     meta = {b"num_cases_per_batch": 10000, b"label_names": _bytes(CIFAR10_LABELS), b"num_vis": 3072}
     files = {"batches.meta": python2_pickle(meta), "readme.html": b"<html></html>"}
@@ -94,7 +94,7 @@ def cifar10_python(path: pathlib.Path, n_train: int, n_test: int, seed: int = 0)
 
 
 def cifar10_binary(path: pathlib.Path, n_train: int, n_test: int, seed: int = 0) -> Splits:
-    """`cifar-10-binary.tar.gz`: a label's byte, then the three planes, image after image."""
+    """Write `cifar-10-binary.tar.gz`: per image a byte of its label, then the three planes."""
     images, batches = _cifar_batches(n_train, n_test, seed)
     files = {"batches.meta.txt": "".join(f"{n}\n" for n in CIFAR10_LABELS).encode() + b"\n"}
     for name, (rows, batch_labels) in batches.items():
@@ -107,7 +107,7 @@ def cifar10_binary(path: pathlib.Path, n_train: int, n_test: int, seed: int = 0)
 
 
 def cifar100_python(path: pathlib.Path, n_train: int, n_test: int, seed: int = 0) -> Splits:
-    """`cifar-100-python.tar.gz`, which is not CIFAR-10."""
+    """Write `cifar-100-python.tar.gz`, which is not CIFAR-10."""
     images = {"train": photos(n_train, seed=seed), "test": photos(n_test, seed=seed + 1)}
     files = {"cifar-100-python/meta": python2_pickle({b"fine_label_names": [b"apple"]})}
     for split, each in images.items():
@@ -139,7 +139,7 @@ def _bytes(names: Sequence[str]) -> list[bytes]:
 def imagenet_zip_pickles(
     folder: pathlib.Path, n_train: int, n_val: int, seed: int = 0, size: int = 32
 ) -> Splits:
-    """`Imagenet32_train.zip` and `_val.zip`; 64 x 64 has its training batches in two parts."""
+    """Write `Imagenet32_train.zip` and `_val.zip`; 64 x 64 has two parts for training."""
     images, batches = _imagenet_batches(n_train, n_val, seed, size)
     contents = {}
     for name, fields in batches.items():
@@ -155,7 +155,7 @@ def imagenet_zip_pickles(
 def imagenet_npz(
     folder: pathlib.Path, n_train: int, n_val: int, seed: int = 0, size: int = 32
 ) -> Splits:
-    """`Imagenet32_train_npz.zip` and `_val_npz.zip`: NumPy's own archives in a folder in a zip."""
+    """Write `Imagenet32_train_npz.zip` and `_val_npz.zip`: npz files in a folder in a zip."""
     images, batches = _imagenet_batches(n_train, n_val, seed, size)
     for archive, names in _imagenet_archives(size).items():
         files = {f"{archive}_npz/": b""}
@@ -202,7 +202,7 @@ def _imagenet_archives(size: int) -> dict[str, list[str]]:
 def imagenet_old_tars(
     folder: pathlib.Path, n_train: int, n_val: int, seed: int = 0, size: int = 32
 ) -> Splits:
-    """`train_32x32.tar` and `valid_32x32.tar`: PNG files in a folder."""
+    """Write `train_32x32.tar` and `valid_32x32.tar`: PNG files in a folder."""
     images = {
         "train": photos(n_train, size, seed=seed),
         "validation": photos(n_val, size, seed=seed + 1),
@@ -224,7 +224,7 @@ def authors_tfrecords(
     num_shards: int = 3,
     size: int = 32,
 ) -> Splits:
-    """`folder/downsampled_imagenet_new/32x32/2.0.0`: shards, dataset_info.json."""
+    """Write `folder/downsampled_imagenet_new/32x32/2.0.0`: shards, dataset_info.json."""
     import tensorflow as tf
 
     name = "downsampled_imagenet_new"
@@ -266,7 +266,7 @@ def authors_tfrecords(
 
 
 def example(image: bytes, name: bytes = b"image") -> bytes:
-    """A serialized `tf.train.Example` of one encoded image, by the wire format."""
+    """Return a serialized `tf.train.Example` of one encoded image, made by hand."""
 
     def field(number: int, content: bytes) -> bytes:
         return bytes([number << 3 | 2]) + _varint(len(content)) + content
@@ -291,7 +291,7 @@ def image_folder(
     seed: int = 0,
     shape: tuple[int, int, int] = (8, 12, 3),
 ) -> Splits:
-    """`folder/<split>/<letter>/<number>.png`; images in the order of their sorted paths."""
+    """Write `folder/<split>/<letter>/<number>.png`; images in the order of their sorted paths."""
     images = {}
     for number, (split, size) in enumerate(sizes.items()):
         height, width, channels = shape
@@ -305,7 +305,7 @@ def image_folder(
 
 
 def not_8_bits() -> dict[str, tuple[bytes, str]]:
-    """Files of 6 x 5 pixels that Pillow opens as 8 bits: name -> content, what it has instead."""
+    """Return files that Pillow opens as 8 bits: name -> content and its true depth, in words."""
     rgb = np.random.default_rng(0).integers(0, 1 << 16, (6, 5, 3)).astype(">u2")
     grey, alpha = rgb[..., :1], np.concatenate([rgb, rgb[..., :1]], axis=-1)
     ten_bits, coarse = rgb % 1024, (rgb % 16).astype(np.uint8)
@@ -337,7 +337,7 @@ def _deep_png(image: np.ndarray, colour: int) -> bytes:
 
 
 def _deep_tiff(image: np.ndarray) -> bytes:
-    """Big-endian, uncompressed, in one strip: 9 entries, then the three depths, then the pixels."""
+    """Return a TIFF: big-endian, one strip; 9 entries, the three depths, the pixels."""
     height, width, channels = image.shape
     depths_at = 8 + 2 + 9 * 12 + 4
     short, long = 3, 4
@@ -356,7 +356,7 @@ def _deep_tiff(image: np.ndarray) -> bytes:
 
 
 def python2_pickle(fields: Mapping[bytes, object]) -> bytes:
-    """Protocol 2 by hand: a dict of byte strings, ints, lists of these, and uint8 arrays.
+    """Return a pickle of protocol 2: a dict of byte strings, ints, lists and uint8 arrays.
 
     Python 3 cannot write Python 2's strings, and those are what the published files hold.
     """

@@ -1,4 +1,4 @@
-"""The program as a process: fast refusals, kills, signals, full disks, datasets that are there."""
+"""The program as a process: early refusals, kills, signals, full disks, existing datasets."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ def run(*arguments, **options):
 
 
 def tree(folder):
-    """Every file below a folder, with its content."""
+    """Return path -> content of every file below a folder."""
     return {
         path.relative_to(folder): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -81,7 +81,7 @@ def test_the_default_data_dir_is_that_of_tfds(monkeypatch):
     assert targets.default_data_dir() == pathlib.Path.home() / "tensorflow_datasets"
 
 
-# A dataset that is there
+# A dataset that exists
 
 
 def test_a_finished_dataset_is_never_damaged(cifar, tmp_path, capsys, monkeypatch):
@@ -89,7 +89,7 @@ def test_a_finished_dataset_is_never_damaged(cifar, tmp_path, capsys, monkeypatc
     folder = prepare("cifar10", sources, tmp_path / "data", "--allow_partial")
     before = tree(tmp_path / "data")
     prepare("cifar10", sources, tmp_path / "data", "--allow_partial", code=2)
-    assert "is a finished dataset; it is left as it is" in capsys.readouterr().err
+    assert "is a finished dataset; it is left unchanged" in capsys.readouterr().err
     assert tree(tmp_path / "data") == before
 
     # Whatever goes wrong while it is being replaced:
@@ -217,7 +217,7 @@ def test_a_disk_that_is_really_full(cifar, tmp_path, capsys):
 
 
 def test_no_permission(cifar, tmp_path, capsys, monkeypatch):
-    # Root may do everything, so the answers of the operating system are staged.
+    # Root may do everything, so the errors of the operating system are simulated.
     def fail(*arguments, **options):
         raise PermissionError(errno.EACCES, "Permission denied")
 
