@@ -12,6 +12,7 @@ VERSION = re.search(
 
 REQUIREMENTS = [
     "absl-py>=2.1",
+    "beartype>=0.20",
     "clu>=0.0.12",
     "flax>=0.10.6",
     "gin-config>=0.5",
@@ -38,7 +39,6 @@ EXTRAS = {
     "cuda13": ["jax[cuda13]>=0.7"],
     "tpu": ["jax[tpu]>=0.6"],
     "test": [
-        "beartype>=0.20",
         "hypothesis>=6.100",
         "import-linter>=2.1",
         "mypy>=1.11",
