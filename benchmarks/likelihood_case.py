@@ -10,7 +10,7 @@ import numpy as np
 
 from idode_gin import eval as eval_program
 from idode_gin import numerics, ode
-from idode_gin.configs import programs
+from idode_gin.configs import building
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.models import DiffusionODE
 from idode_gin.runs import run_inputs
@@ -80,8 +80,8 @@ def load(
     file = f"gin_configs/experiments/{experiment}.gin"
     root = eval_program.evaluate
     here = [f"CHECKPOINT_PATH = {checkpoint!r}", "EVAL_OUTPUT_DIR = 'unused'"]
-    programs.load_and_check(root, [file], [*here, *bindings])
-    built = programs.build(root)
+    building.load_and_check(root, [file], [*here, *bindings])
+    built = building.build(root)
     model = built["model"]
     split = run_inputs.load(built["dataset_cfg"], model)
     restored = run_inputs.load_params(model, split.image_shape, checkpoint, use_ema=True)

@@ -10,19 +10,12 @@ and add --gin_file=gin_configs/checkpoints/all.gin for every checkpoint of the r
 there for those to come as well.
 """
 
-if __name__ == "__main__":
-    # Above the imports, so that --help and a misspelt flag answer at once; and what runs is the
-    # module that gin files import, not this second copy of it.
-    import sys
+if __name__ == "__main__":  # above the imports, so that --help answers at once
+    from idode_gin.configs import programs
 
-    from idode_gin.processes import preemption
+    programs.main("idode_gin.eval", "evaluate", __doc__)
 
-    with preemption.starting():
-        from idode_gin.configs import programs
-
-        sys.exit(programs.run("idode_gin.eval", "evaluate", __doc__))
-
-from idode_gin.configs import programs
+from idode_gin.configs import outputs
 from idode_gin.devices import compilation_cache
 from idode_gin.evaluation.evaluator import Evaluator
 from idode_gin.feed.data import DatasetConfig
@@ -46,11 +39,11 @@ def evaluate(
         compilation_cache_dir: see `compilation_cache.use`.
         dry_run: only say what would be done. Set by the flag --dry_run.
     """
-    programs.check_folder(evaluator.output_dir, "eval", "EVAL_OUTPUT_DIR")
+    outputs.check_folder(evaluator.output_dir, "eval", "EVAL_OUTPUT_DIR")
     if dry_run:
         print(evaluator.dry_run(model, dataset_cfg))
         return
     compilation_cache.use(compilation_cache_dir)
     evaluator.check_path()
-    digest = programs.write_configs(evaluator.output_dir, "EVAL_OUTPUT_DIR")
+    digest = outputs.write_configs(evaluator.output_dir, "EVAL_OUTPUT_DIR")
     evaluator.run(model, dataset_cfg, digest)

@@ -7,20 +7,13 @@ Set the checkpoint and where results go with
     --gin.CHECKPOINT_PATH="'runs/a'" --gin.INTERPOLATE_OUTPUT_DIR="'runs/a/interpolate'"
 """
 
-if __name__ == "__main__":
-    # Above the imports, so that --help and a misspelt flag answer at once; and what runs is the
-    # module that gin files import, not this second copy of it.
-    import sys
+if __name__ == "__main__":  # above the imports, so that --help answers at once
+    from idode_gin.configs import programs
 
-    from idode_gin.processes import preemption
-
-    with preemption.starting():
-        from idode_gin.configs import programs
-
-        sys.exit(programs.run("idode_gin.interpolate", "interpolate", __doc__))
+    programs.main("idode_gin.interpolate", "interpolate", __doc__)
 
 from idode_gin.checkpoints import saving
-from idode_gin.configs import programs
+from idode_gin.configs import outputs
 from idode_gin.devices import compilation_cache
 from idode_gin.feed.data import DatasetConfig
 from idode_gin.generation.interpolator import Interpolator
@@ -44,11 +37,11 @@ def interpolate(
         compilation_cache_dir: see `compilation_cache.use`.
         dry_run: only say what would be done. Set by the flag --dry_run.
     """
-    programs.check_folder(interpolator.output_dir, "interpolate", "INTERPOLATE_OUTPUT_DIR")
+    outputs.check_folder(interpolator.output_dir, "interpolate", "INTERPOLATE_OUTPUT_DIR")
     if dry_run:
         print(interpolator.dry_run(model, dataset_cfg))
         return
     compilation_cache.use(compilation_cache_dir)
     saving.find(interpolator.checkpoint_path)
-    programs.write_configs(interpolator.output_dir, "INTERPOLATE_OUTPUT_DIR")
+    outputs.write_configs(interpolator.output_dir, "INTERPOLATE_OUTPUT_DIR")
     interpolator.run(model, dataset_cfg)

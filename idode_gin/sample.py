@@ -7,20 +7,13 @@ Set the checkpoint and where images go with
     --gin.CHECKPOINT_PATH="'runs/a'" --gin.SAMPLE_OUTPUT_DIR="'runs/a/samples'"
 """
 
-if __name__ == "__main__":
-    # Above the imports, so that --help and a misspelt flag answer at once; and what runs is the
-    # module that gin files import, not this second copy of it.
-    import sys
+if __name__ == "__main__":  # above the imports, so that --help answers at once
+    from idode_gin.configs import programs
 
-    from idode_gin.processes import preemption
-
-    with preemption.starting():
-        from idode_gin.configs import programs
-
-        sys.exit(programs.run("idode_gin.sample", "sample", __doc__))
+    programs.main("idode_gin.sample", "sample", __doc__)
 
 from idode_gin.checkpoints import saving
-from idode_gin.configs import programs
+from idode_gin.configs import outputs
 from idode_gin.devices import compilation_cache
 from idode_gin.generation.sampler import Sampler
 from idode_gin.models import DiffusionODE
@@ -41,11 +34,11 @@ def sample(
         compilation_cache_dir: see `compilation_cache.use`.
         dry_run: only say what would be done. Set by the flag --dry_run.
     """
-    programs.check_folder(sampler.output_dir, "sample", "SAMPLE_OUTPUT_DIR")
+    outputs.check_folder(sampler.output_dir, "sample", "SAMPLE_OUTPUT_DIR")
     if dry_run:
         print(sampler.dry_run(model))
         return
     compilation_cache.use(compilation_cache_dir)
     saving.find(sampler.checkpoint_path)
-    programs.write_configs(sampler.output_dir, "SAMPLE_OUTPUT_DIR")
+    outputs.write_configs(sampler.output_dir, "SAMPLE_OUTPUT_DIR")
     sampler.run(model)

@@ -7,17 +7,10 @@ The command line can set any macro or parameter of the gin files; text needs quo
     --gin.TRAIN_STEPS=100 --gin.MODEL_DIR="'runs/a'" --gin.Trainer.num_microbatches=2
 """
 
-if __name__ == "__main__":
-    # Above the imports, so that --help and a misspelt flag respond at once. `programs.run` imports
-    # this module again, under the name by which gin files know it.
-    import sys
+if __name__ == "__main__":  # above the imports, so that --help answers at once
+    from idode_gin.configs import programs
 
-    from idode_gin.processes import preemption
-
-    with preemption.starting():
-        from idode_gin.configs import programs
-
-        sys.exit(programs.run("idode_gin.train", "train", __doc__))
+    programs.main("idode_gin.train", "train", __doc__)
 
 import contextlib
 import pathlib
@@ -26,7 +19,7 @@ from collections.abc import Callable, Iterator
 import optax
 
 from idode_gin.checkpoints.saving import CheckpointConfig
-from idode_gin.configs import programs
+from idode_gin.configs import building, outputs
 from idode_gin.devices import compilation_cache
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.feed.data import DatasetConfig
@@ -82,14 +75,14 @@ def train(
         "eval_steps": eval_steps,
         "seed": random_seed,
     }
-    programs.refuse_bindings(Trainer, passed_on, "`train` passes its own value of it")
+    building.refuse_bindings(Trainer, passed_on, "`train` passes its own value of it")
     trainer = trainer_cls(**passed_on)
-    programs.check_folder(model_dir, "train", "MODEL_DIR")
+    outputs.check_folder(model_dir, "train", "MODEL_DIR")
     if dry_run:
         print(trainer.dry_run(model, train_dataset_cfg, train_eval_dataset_cfg))
         return
     compilation_cache.use(compilation_cache_dir)
-    programs.check_agreement()  # before anything is written
+    outputs.check_agreement()  # before anything is written
     trainer.run(model, train_dataset_cfg, train_eval_dataset_cfg, begin=lambda: _held(model_dir))
 
 
@@ -98,8 +91,8 @@ def _held(model_dir: str) -> Iterator[None]:
     """Make the run directory, hold its lock, and write the configuration into it."""
     is_first = joining.index() == 0
     if is_first:
-        programs.make_folder(model_dir, "MODEL_DIR")
+        outputs.make_folder(model_dir, "MODEL_DIR")
     with run_lock.held(model_dir, is_first=is_first):
-        programs.write_configs(model_dir, "MODEL_DIR")
+        outputs.write_configs(model_dir, "MODEL_DIR")
         agreement.check_shared(pathlib.Path(model_dir) / "config.gin", "MODEL_DIR")
         yield

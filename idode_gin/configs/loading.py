@@ -1,8 +1,8 @@
-"""Reads gin files and command-line bindings, and remembers where every value was written.
+"""Read gin files and command-line bindings, and record where every value was written.
 
-A replacement for `gin.parse_config_files_and_bindings`: the same statements with the same effect
-on gin's configuration. It exists because gin 0.5 keeps no record of where a value came from,
-looks for missing files in Python packages, and names no near misses.
+Replaces `gin.parse_config_files_and_bindings`: the same statements have the same effect on gin's
+configuration. gin 0.5 itself does not record where a value came from, looks for missing files in
+Python packages, and does not suggest similar names.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ from gin import config, config_parser
 from gin import utils as gin_errors
 
 from idode_gin import checks
-from idode_gin.configs import readers, value_types
+from idode_gin.configs import gin_internals, readers, value_types
 
 MACRO = "gin.macro"
 _BINDINGS_LOCATION = re.compile(r"\n  In bindings string line \d+\n.*(\n *\^)?")
@@ -26,14 +26,6 @@ _BINDINGS_LOCATION = re.compile(r"\n  In bindings string line \d+\n.*(\n *\^)?")
 
 class ConfigError(ValueError):
     """A gin file, a binding or a flag is wrong; the message says where and what to write."""
-
-
-class _NotImportedError(ConfigError):
-    """A reference to a class or function of idode_gin that no gin file has imported."""
-
-    def __init__(self, selector: str, modules: Sequence[str]) -> None:
-        super().__init__(f"No gin file uses a function or class named {selector!r}.")
-        self.selector, self.modules = selector, modules
 
 
 class _UnknownError(ConfigError):
@@ -46,7 +38,10 @@ class _UnknownError(ConfigError):
 
 
 class Key(NamedTuple):
-    """What is bound: a parameter of a configurable, in a scope. A macro is its scope's name."""
+    """The name of a binding: a parameter of a function or class, in a scope.
+
+    A macro `M` is the parameter `value` of `gin.macro` in scope `M`.
+    """
 
     scope: str
     selector: str
@@ -56,36 +51,37 @@ class Key(NamedTuple):
         if self.selector == MACRO:
             return self.scope
         scope = f"{self.scope}/" if self.scope else ""
-        return f"{scope}{config._REGISTRY.minimal_selector(self.selector)}.{self.parameter}"
+        return f"{scope}{gin_internals.short_name(self.selector)}.{self.parameter}"
 
 
 class Binding(NamedTuple):
-    """One `NAME = value`, in the order they were read; a later one with the same key wins."""
+    """One `NAME = value`; of two with the same key, the one that is read later wins."""
 
     key: Key
     value: Any
     where: str
+    """`file:line`, or the flag."""
     is_part: bool
-    """Written in a building block: in an included file, or in a shipped one but an experiment."""
+    """True in a building block: an included file, or a file of `gin_configs/*/` but experiments."""
     named: str
-    """What stands on the command line: the file, or that which includes it, or the flag."""
+    """The argument on the command line that led here: a file or a flag."""
 
 
 def load(
     files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ("",)
 ) -> list[Binding]:
-    """Reads `files` in order, then the command-line `bindings`, into gin's configuration.
+    """Read `files` in order, then the command-line `bindings`, into gin's configuration.
 
     Args:
         files: gin files, absolute or relative to a search path.
         bindings: texts like `TRAIN_STEPS = 100`.
-        search_paths: folders that hold gin files and what they include, first match wins.
+        search_paths: folders to look for `files` and included files in; the first match wins.
 
     Returns:
-        Every binding that was read, the overridden ones too.
+        Every binding in the order it was read, overridden ones too.
 
     Raises:
-        ConfigError: naming the file and line, and the nearest name where one is unknown.
+        ConfigError: with the file and line, and the nearest name where one is unknown.
     """
     loader = _Loader(search_paths)
     for name in files:
@@ -96,10 +92,10 @@ def load(
 
 
 def find_file(name: str, search_paths: Sequence[str]) -> pathlib.Path:
-    """The first `search_path/name` that is a file.
+    """Return the first `search_path/name` that is a file.
 
     Raises:
-        ConfigError: if there is none, with the folders searched and the nearest file names.
+        ConfigError: if there is none, with the folders searched and the nearest file name.
     """
     for folder in search_paths:
         path = pathlib.Path(folder) / name
@@ -112,11 +108,10 @@ def find_file(name: str, search_paths: Sequence[str]) -> pathlib.Path:
 
 
 def modules_that_define(selector: str) -> list[str]:
-    """Modules of idode_gin that define what `selector` ends in; imports none of them.
+    """Return the modules of idode_gin that define a class or function, without importing them.
 
     Args:
-        selector: a class or function, maybe after the module's name: `FixedGrid` or
-            `fixed_grid.FixedGrid`.
+        selector: its name, with or without the module's: `FixedGrid`, `fixed_grid.FixedGrid`.
     """
     module, _, name = selector.rpartition(".")
     package = pathlib.Path(__file__).parents[1]
@@ -130,9 +125,9 @@ def modules_that_define(selector: str) -> list[str]:
 
 
 def registered_names() -> set[str]:
-    """The shortest unambiguous name of everything that gin files have mentioned so far."""
-    names = (selector for selector, _ in config._REGISTRY.items())
-    return {config._REGISTRY.minimal_selector(each) for each in names if each[:4] != "gin."}
+    """Return the shortest unambiguous names of everything that gin files have mentioned so far."""
+    names = gin_internals.selectors()
+    return {gin_internals.short_name(each) for each in names if not each.startswith("gin.")}
 
 
 def _gin_files_near(name: str, search_paths: Sequence[str]) -> Iterator[str]:
@@ -149,7 +144,7 @@ class _Loader:
     def __init__(self, search_paths: Sequence[str]) -> None:
         self.bindings: list[Binding] = []
         self._search_paths = search_paths
-        self._open: dict[pathlib.Path, str] = {}  # with the names they were asked for by
+        self._open: dict[pathlib.Path, str] = {}  # resolved path: the name it was included by
 
     def read_file(self, name: str) -> None:
         path = find_file(name, self._search_paths)
@@ -161,38 +156,38 @@ class _Loader:
         self._open.popitem()
 
     def read_command_line(self, text: str) -> None:
-        name, _, value = text.partition("=")
-        flag = f"--gin.{name.strip()}={value.strip()}"
+        name, _, value = map(str.strip, text.partition("="))
+        flag = f"--gin.{name}={value}"
         try:
             self._read(text, flag)
-        except SyntaxError as error:
-            advice = _advice(name.strip(), value.strip(), error.msg)
-            raise ConfigError(f"{flag}: {advice}") from error
-        except _NotImportedError as error:
-            lines = _lines_for_a_file(name.strip(), value.strip(), error)
-            raise ConfigError(f"{flag}: {error}{lines}") from error
-        except _UnknownError as error:
-            if not (files := readers.builders(error.selector, self._search_paths)):
-                raise ConfigError(f"{flag}: {_BINDINGS_LOCATION.sub('', str(error))}") from error
-            said = readers.none_uses(error.selector, files)
-            raise ConfigError(f"{flag}: {said}") from error
-        except ConfigError as error:
-            raise ConfigError(f"{flag}: {_BINDINGS_LOCATION.sub('', str(error))}") from error
+        except (SyntaxError, ConfigError) as error:
+            raise ConfigError(f"{flag}: {self._advice(error, name, value)}") from error
+
+    def _advice(self, error: Exception, name: str, value: str) -> str:
+        if isinstance(error, SyntaxError):
+            return _syntax_advice(name, value, error.msg)
+        if isinstance(error, _UnknownError):
+            selector = error.selector
+            is_reference = re.search(rf"@([\w/]+/)?{re.escape(selector)}\b", value)
+            if is_reference and (modules := modules_that_define(selector)):
+                return _lines_for_a_file(name, value, selector, modules)
+            if files := readers.builders(selector, self._search_paths):
+                return readers.none_uses(selector, files)
+        return _BINDINGS_LOCATION.sub("", str(error))
 
     def _read(self, source: Any, name: str) -> None:
-        with config._parse_scope() as context:
+        with gin_internals.file_scope() as context:
             try:
-                for statement in config_parser.ConfigParser(source, _Delegate()):
+                for statement in config_parser.ConfigParser(source, _Delegate(context)):
                     with gin_errors.try_with_location(statement.location):
                         self._execute(statement, context, name)
             except tokenize.TokenError as error:
                 raise SyntaxError(f"{name}: {error.args[0]}") from error
-            config._IMPORTS.update(context.imports)
 
     def _execute(self, statement: Any, context: Any, name: str) -> None:
         if isinstance(statement, config_parser.BindingStatement):
             line = "" if name.startswith("--") else f":{statement.location.line_num}"
-            key = _key(statement)
+            key = _key(statement, context)
             selector = statement.selector if statement.arg_name else MACRO
             config.bind_parameter((key.scope, selector, key.parameter), statement.value)
             is_part = len(self._open) > 1 or re.search(r"gin_configs/(?!experiments/)", name)
@@ -200,7 +195,7 @@ class _Loader:
             binding = Binding(key, statement.value, f"{name}{line}", bool(is_part), named)
             self.bindings.append(binding)
         elif isinstance(statement, config_parser.BlockDeclaration):
-            _configurable(statement.selector)
+            _selector(statement.selector, context)
         elif isinstance(statement, config_parser.ImportStatement):
             _import(statement, context)
         elif isinstance(statement, config_parser.IncludeStatement):
@@ -208,52 +203,53 @@ class _Loader:
 
 
 class _Delegate(config.ParserDelegate):
-    """Makes references, naming the nearest configurable where one is unknown."""
+    """Makes references; an unknown one is an error with the nearest name."""
+
+    def __init__(self, context: Any) -> None:
+        super().__init__()
+        self._context = context
 
     def configurable_reference(self, scoped_selector: str, evaluate: bool) -> Any:
-        selector = scoped_selector.rsplit("/", 1)[-1]
-        try:
-            _configurable(selector)
-        except ConfigError as error:
-            is_command_line = not config._parse_context()._dynamic_registration
-            if is_command_line and (modules := modules_that_define(selector)):
-                raise _NotImportedError(selector, modules) from error
-            raise
+        _selector(scoped_selector.rsplit("/", 1)[-1], self._context)
         return super().configurable_reference(scoped_selector, evaluate)
 
 
-def _key(statement: config_parser.BindingStatement) -> Key:
-    scope, selector, parameter = statement.scope, statement.selector, statement.arg_name
+def _key(statement: config_parser.BindingStatement, context: Any) -> Key:
+    scope, written, parameter = statement.scope, statement.selector, statement.arg_name
     if not parameter:
-        return Key(f"{scope}/{selector}" if scope else selector, MACRO, "value")
-    configurable = _configurable(selector)
-    known = value_types.parameters(configurable.wrapped)
-    if parameter not in known and not value_types.takes_any_keyword(configurable.wrapped):
+        return Key(f"{scope}/{written}" if scope else written, MACRO, "value")
+    selector = _selector(written, context)
+    target = gin_internals.registered(selector)
+    known = value_types.parameters(target)
+    if parameter not in known and not value_types.takes_any_keyword(target):
         near = checks.nearest(parameter, known)
-        raise ConfigError(f"{selector!r} has no parameter {parameter!r}. {near}")
-    return Key(scope, configurable.selector, parameter)
+        raise ConfigError(f"{written!r} has no parameter {parameter!r}. {near}")
+    return Key(scope, selector, parameter)
 
 
-def _configurable(selector: str) -> Any:
-    """What a file or binding means by `selector`; ConfigError, with the nearest name, if nothing.
+def _selector(written: str, context: Any) -> str:
+    """Return the whole name of the function or class that `written` means here.
 
-    Files see what they import themselves; the command line, whatever the files have mentioned.
+    In files that is what the file imports; on the command line, whatever the files have mentioned.
+
+    Raises:
+        ConfigError: if there is none, with the nearest name.
     """
-    context = config._parse_context()
-    first, *rest = selector.split(".")
-    if context._dynamic_registration:
-        if first not in context._symbol_table:
-            near = checks.nearest(first, set(context._symbol_table) - {"gin"})
-            raise ConfigError(f"{first!r} in {selector!r} is not imported in this file. {near}")
-        _check_attributes(context._symbol_table[first], first, rest)
-        return context.get_configurable(selector)
-    matches = config._REGISTRY.matching_selectors(selector)
+    imports = gin_internals.imported(context)
+    if imports is not None:
+        first, *rest = written.split(".")
+        if first not in imports:
+            near = checks.nearest(first, set(imports) - {"gin"})
+            raise ConfigError(f"{first!r} in {written!r} is not imported in this file. {near}")
+        _check_attributes(imports[first], first, rest)
+        return context.get_configurable(written).selector
+    matches = gin_internals.matching(written)
     if len(matches) > 1:
-        names = " or ".join(sorted(config._REGISTRY.minimal_selector(each) for each in matches))
-        raise ConfigError(f"{selector!r} means more than one thing. Write {names}.")
+        names = " or ".join(sorted(map(gin_internals.short_name, matches)))
+        raise ConfigError(f"{written!r} means more than one thing. Write {names}.")
     if not matches:
-        raise _UnknownError(selector)
-    return config._REGISTRY[matches[0]]
+        raise _UnknownError(written)
+    return matches[0]
 
 
 def _check_attributes(value: Any, name: str, attributes: Sequence[str]) -> None:
@@ -277,8 +273,8 @@ def _import(statement: config_parser.ImportStatement, context: Any) -> None:
             parent, _, module = package.rpartition(".")
             written = f"from {parent} import {module}" if parent else f"import {module}"
             raise ConfigError(
-                "Gin files import modules, not what is in them: write "
-                f"`{written}` and then `{module}.{missing}`."
+                f"Gin files import modules, not single names from them. Write `{written}`, and "
+                f"then `{module}.{missing}`."
             ) from error
         near = checks.nearest(missing, _modules_of(package)) if package else "Is it on PYTHONPATH?"
         raise ConfigError(f"There is no module {statement.module!r}. {near}") from error
@@ -290,32 +286,29 @@ def _modules_of(package: str) -> list[str]:
     return [each.name for each in pkgutil.iter_modules(folders)] if folders else []
 
 
-def _lines_for_a_file(name: str, value: str, error: _NotImportedError) -> str:
-    """What to write into a gin file, which can import, instead of on the command line."""
-    package, _, module = error.modules[0].rpartition(".")
-    reference = f"{module}.{error.selector.rpartition('.')[2]}"
-    others = f" (or: {', '.join(error.modules[1:])})" if error.modules[1:] else ""
+def _lines_for_a_file(name: str, value: str, selector: str, modules: Sequence[str]) -> str:
+    """Return the lines of a gin file that import and bind what the command line cannot import."""
+    package, _, module = modules[0].rpartition(".")
+    reference = f"{module}.{selector.rpartition('.')[2]}"
+    others = f" (or: {', '.join(modules[1:])})" if modules[1:] else ""
     return (
-        " The command line cannot import it; a gin file with these lines, given by one more "
-        f"--gin_file, can{others}:\n"
+        f"No gin file uses a function or class named {selector!r}. The command line cannot import "
+        f"it. Write these lines into a gin file{others} and add it with one more --gin_file:\n"
         "  from __gin__ import dynamic_registration\n"
         f"  from {package} import {module}\n"
-        f"  {name} = {value.replace(error.selector, reference)}"
+        f"  {name} = {value.replace(selector, reference)}"
     )
 
 
-def _advice(name: str, value: str, message: str) -> str:
-    """What to write where a command-line binding cannot be parsed."""
-    if (
-        not config_parser.MODULE_RE.match(name.replace("/", "."))
-        or not value
-        or value[0] in "@%[({"
-    ):
+def _syntax_advice(name: str, value: str, message: str) -> str:
+    """Return how to write a command-line binding that gin cannot parse."""
+    is_name = config_parser.MODULE_RE.match(name.replace("/", "."))
+    if not is_name or not value or value[0] in "@%[({":
         return f"{message} Write --gin.NAME=VALUE, or --gin.scope/function.parameter=VALUE"
     if value.lower() in ("true", "false", "none"):
         return f"{value!r} is no Python literal. Write --gin.{name}={value.capitalize()}"
     quoted = value.strip("'\"")
     return (
-        f"{value!r} is no Python literal. Text needs quotes of its own inside the shell's: "
+        f"{value!r} is no Python literal. Text needs Python's quotes inside the shell's: "
         f"--gin.{name}=\"'{quoted}'\""
     )

@@ -15,7 +15,7 @@ from idode_gin import sample as sample_program
 from idode_gin import train as train_program
 from idode_gin.checkpoints import saving
 from idode_gin.checkpoints.saving import CheckpointConfig, SaveCheckpointConfig
-from idode_gin.configs import programs
+from idode_gin.configs import building, outputs
 from idode_gin.devices import compilation_cache
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.evaluation.evaluator import Evaluator
@@ -38,8 +38,8 @@ def passed_on(program: Callable[[], None], room: Room) -> str:
             room.patch.setattr(
                 loop, method, lambda *given, n=method, **_: told.append(f"{n} {given}")
             )
-    room.patch.setattr(programs, "refuse_bindings", lambda *_: None)
-    room.patch.setattr(programs, "write_configs", lambda *_: None)
+    room.patch.setattr(building, "refuse_bindings", lambda *_: None)
+    room.patch.setattr(outputs, "write_configs", lambda *_: None)
     room.patch.setattr(saving, "find", pathlib.Path)
     room.patch.setattr(agreement, "check_shared", lambda *_: None)
     room.patch.setattr(compilation_cache, "use", lambda folder: told.append(f"cache {folder}"))

@@ -11,7 +11,7 @@ from idode_gin import eval as eval_program
 from idode_gin import interpolate as interpolate_program
 from idode_gin import sample as sample_program
 from idode_gin import train as train_program
-from idode_gin.configs import programs
+from idode_gin.configs import building
 from idode_gin.feed import loading
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -47,7 +47,7 @@ def test_a_checkpoint_that_is_not_there_yet_is_no_error(
     files = [f"gin_configs/experiments/digits_{name}.gin"]
     files += [f"gin_configs/checkpoints/{more}.gin"] if more else []
     bindings = ["MESH_SHAPE = (2, 1, 1)", "BATCH_SIZE = 4"]
-    programs.load_and_check(ROOTS[name], files, bindings)
+    building.load_and_check(ROOTS[name], files, bindings)
     config.get_configurable(ROOTS[name])(dry_run=True)
     text = capsys.readouterr().out
     assert "Mesh: data=2 x fsdp=1 x model=1, 2 devices." in text
@@ -65,7 +65,7 @@ def test_published_experiment(name, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     root = ROOTS.get(name.rpartition("_")[2], train_program.train)
     file = f"gin_configs/experiments/{name}.gin"
-    programs.load_and_check(root, [file], ["MESH_SHAPE = {'data': 2, 'fsdp': 16}"])
+    building.load_and_check(root, [file], ["MESH_SHAPE = {'data': 2, 'fsdp': 16}"])
     config.get_configurable(root)(dry_run=True)
     text = capsys.readouterr().out
     assert "Mesh: data=2 x fsdp=16 x model=1, 32 devices." in text

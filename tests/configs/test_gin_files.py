@@ -17,8 +17,9 @@ from idode_gin import interpolate as interpolate_program
 from idode_gin import sample as sample_program
 from idode_gin import train as train_program
 from idode_gin.checkpoints.series import All, Watch
-from idode_gin.configs import binding_checks, programs, value_types
+from idode_gin.configs import building, value_types
 from idode_gin.configs.loading import MACRO, ConfigError
+from idode_gin.configs.reach import Reach
 from idode_gin.networks.unet import UNet
 from idode_gin.reports.wandb_writer import WandB
 from idode_gin.samplers.ancestral import Ancestral
@@ -92,17 +93,17 @@ COMBINATIONS = [
 ]
 
 
-def load_experiment(name: str, *bindings: str) -> tuple[binding_checks.Reach, Callable[..., Any]]:
+def load_experiment(name: str, *bindings: str) -> tuple[Reach, Callable[..., Any]]:
     root = PROGRAMS[EXPERIMENTS[name]]
     file = f"gin_configs/experiments/{name}.gin"
-    return programs.load_and_check(root, [file], bindings), root
+    return building.load_and_check(root, [file], bindings), root
 
 
-def assert_static_equals_dynamic(reach: binding_checks.Reach, root: Callable[..., Any]) -> None:
+def assert_static_equals_dynamic(reach: Reach, root: Callable[..., Any]) -> None:
     """Builds, and compares every call and every bound parameter with gin's own books."""
     with config._OPERATIVE_CONFIG_LOCK:
         config._OPERATIVE_CONFIG.clear()
-    arguments = programs.build(root)
+    arguments = building.build(root)
     if "trainer_cls" in arguments:
         arguments["trainer_cls"](model_dir="m", train_steps=1)
     found = {
@@ -133,7 +134,7 @@ def test_combination_passes_and_static_analysis_agrees_with_gin(
     for macro in REQUIRES.get(task, set()) - ({"DATA_PATH"} if run == "sample" else set()):
         lines.append(f"{macro} = {ANSWERS[macro]}\n")
     (tmp_path / "whole.gin").write_text("".join(lines) + SETTINGS[run])
-    reach = programs.load_and_check(PROGRAMS[run], [str(tmp_path / "whole.gin")])
+    reach = building.load_and_check(PROGRAMS[run], [str(tmp_path / "whole.gin")])
     assert_static_equals_dynamic(reach, PROGRAMS[run])
 
 
@@ -153,10 +154,10 @@ def test_every_bound_parameter_has_an_annotation_to_check(name: str) -> None:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_config_text_repeats_the_experiment(name: str, tmp_path: pathlib.Path) -> None:
     _, root = load_experiment(name)
-    expected = programs.build(root)
+    expected = building.build(root)
     (tmp_path / "config.gin").write_text(config.config_str())
-    programs.load_and_check(root, [str(tmp_path / "config.gin")])
-    found = programs.build(root)
+    building.load_and_check(root, [str(tmp_path / "config.gin")])
+    found = building.build(root)
     for each in (expected, found):
         each.pop("trainer_cls", None)
     assert found == expected
@@ -188,7 +189,7 @@ def test_several_ways_to_bind_on_the_command_line() -> None:
         "OPTIMIZER = @AdamW()",
     ]
     load_experiment("digits", *bindings)
-    arguments = programs.build(train_program.train)
+    arguments = building.build(train_program.train)
     assert arguments["model"].network.channels == 16
     assert arguments["train_dataset_cfg"].shuffle is False
     assert arguments["train_eval_dataset_cfg"].shuffle is True
@@ -240,8 +241,8 @@ def test_objective_and_task_can_be_swapped_by_a_later_file() -> None:
     files = [
         f"gin_configs/{each}.gin" for each in ("experiments/digits", "objectives/sp_noise_uniform")
     ]
-    programs.load_and_check(train_program.train, files)
-    model = programs.build(train_program.train)["model"]
+    building.load_and_check(train_program.train, files)
+    model = building.build(train_program.train)["model"]
     assert type(model.schedule).__name__ == "StraightPath"
     assert type(model.parameterization).__name__ == "Noise"
 
@@ -259,9 +260,9 @@ def test_solver_can_be_swapped_by_a_later_file(experiment: str, solver: str) -> 
     parts = [f"experiments/{experiment}", f"solvers/{solver}"]
     root = PROGRAMS[EXPERIMENTS[experiment]]
     files = [f"gin_configs/{each}.gin" for each in parts]
-    reach = programs.load_and_check(root, files)
+    reach = building.load_and_check(root, files)
     assert_static_equals_dynamic(reach, root)
-    arguments = programs.build(root)
+    arguments = building.build(root)
     if experiment == "digits_eval":
         found = {each.solver for each in arguments["evaluator"].likelihoods.values()}
     else:
@@ -288,9 +289,9 @@ def test_sampler_can_be_swapped_by_a_later_file(name: str, expected: object) -> 
     files = [
         f"gin_configs/{each}.gin" for each in ("experiments/digits_sample", f"samplers/{name}")
     ]
-    reach = programs.load_and_check(sample_program.sample, files)
+    reach = building.load_and_check(sample_program.sample, files)
     assert_static_equals_dynamic(reach, sample_program.sample)
-    assert programs.build(sample_program.sample)["sampler"].method == expected
+    assert building.build(sample_program.sample)["sampler"].method == expected
 
 
 @pytest.mark.parametrize(("name", "expected"), [("exact", Exact()), ("hutchinson", Hutchinson())])
@@ -298,9 +299,9 @@ def test_divergence_can_be_swapped_by_a_later_file(name: str, expected: object) 
     files = [
         f"gin_configs/{each}.gin" for each in ("experiments/digits_eval", f"divergences/{name}")
     ]
-    reach = programs.load_and_check(eval_program.evaluate, files)
+    reach = building.load_and_check(eval_program.evaluate, files)
     assert_static_equals_dynamic(reach, eval_program.evaluate)
-    evaluator = programs.build(eval_program.evaluate)["evaluator"]
+    evaluator = building.build(eval_program.evaluate)["evaluator"]
     assert {each.divergence for each in evaluator.likelihoods.values()} == {expected}
 
 
@@ -309,11 +310,11 @@ def test_divergence_can_be_swapped_by_a_later_file(name: str, expected: object) 
 )
 def test_checkpoints_can_be_chosen_by_a_later_file(files: list[str], expected: object) -> None:
     parts = ["experiments/digits_eval", *(f"checkpoints/{each}" for each in files)]
-    reach = programs.load_and_check(
+    reach = building.load_and_check(
         eval_program.evaluate, [f"gin_configs/{each}.gin" for each in parts]
     )
     assert_static_equals_dynamic(reach, eval_program.evaluate)
-    assert programs.build(eval_program.evaluate)["evaluator"].checkpoints == expected
+    assert building.build(eval_program.evaluate)["evaluator"].checkpoints == expected
 
 
 @pytest.mark.parametrize(
@@ -327,8 +328,8 @@ def test_checkpoints_can_be_chosen_by_a_later_file(files: list[str], expected: o
 )
 def test_guards_and_watching_by_a_later_file(file: str, field: str, expected: object) -> None:
     files = ["gin_configs/experiments/digits.gin", f"gin_configs/{file}.gin"]
-    reach = programs.load_and_check(train_program.train, files)
-    trainer = programs.build(train_program.train)["trainer_cls"](model_dir="m", train_steps=20)
+    reach = building.load_and_check(train_program.train, files)
+    trainer = building.build(train_program.train)["trainer_cls"](model_dir="m", train_steps=20)
     assert getattr(trainer, field) == expected
     assert {key.selector.split(".")[-1] for key in reach.used} >= {"Trainer"}
 
@@ -337,10 +338,10 @@ def test_watching_with_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))
     files = ["gin_configs/experiments/digits.gin", "gin_configs/watching/wandb.gin"]
     with pytest.raises(ConfigError, match="WANDB_PROJECT"):
-        programs.load_and_check(train_program.train, files)
+        building.load_and_check(train_program.train, files)
     bindings = ["WANDB_PROJECT = 'mine'", "Trainer.peak_flops = {'cpu': {'float32': 1e11}}"]
-    programs.load_and_check(train_program.train, files, [*bindings, "WandB.name = 'first'"])
-    trainer = programs.build(train_program.train)["trainer_cls"](model_dir="m", train_steps=20)
+    building.load_and_check(train_program.train, files, [*bindings, "WandB.name = 'first'"])
+    trainer = building.build(train_program.train)["trainer_cls"](model_dir="m", train_steps=20)
     assert trainer.wandb == WandB(project="mine", name="first")
     assert trainer.peak_flops == {"cpu": {"float32": 1e11}}
 
@@ -348,7 +349,7 @@ def test_watching_with_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("run", PROGRAMS)
 def test_run_alone_lists_what_it_needs(run: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        programs.load_and_check(PROGRAMS[run], [f"gin_configs/runs/{run}.gin"])
+        building.load_and_check(PROGRAMS[run], [f"gin_configs/runs/{run}.gin"])
     message = str(caught.value)
     assert message.startswith("These need a value: ")
     needed = {"NETWORK", "NUM_LEVELS", "SCHEDULE", "PARAMETERIZATION", "TIME_SAMPLER", "LOSS"}
@@ -388,14 +389,14 @@ def test_files_of_a_folder_define_the_same_macros(folder: str) -> None:
         run = "gin_configs/runs/train.gin"
         part = f"gin_configs/{folder}/{name}.gin"
         with pytest.raises(ConfigError) as caught:
-            programs.load_and_check(train_program.train, [run, part])
+            building.load_and_check(train_program.train, [run, part])
         missing = set(re.findall(r"[A-Z_]{4,}", str(caught.value)))
         assert missing & (DEFINES[folder] | {"DATA_PATH"}) == REQUIRES.get(name, set())
 
 
 def test_published_numbers() -> None:
     load_experiment("digits", "LEARNING_RATE = 2e-4", "EMA_RATE = 0.9999")
-    arguments = programs.build(train_program.train)
+    arguments = building.build(train_program.train)
     assert arguments["optimizer"] == AdamW(
         learning_rate=2e-4, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.01, warmup_steps=100
     )
@@ -413,5 +414,5 @@ def test_published_numbers() -> None:
         ),
     }.items():
         files = ["gin_configs/experiments/digits.gin", f"gin_configs/models/{name}.gin"]
-        programs.load_and_check(train_program.train, files)
-        assert programs.build(train_program.train)["model"].network == expected
+        building.load_and_check(train_program.train, files)
+        assert building.build(train_program.train)["model"].network == expected

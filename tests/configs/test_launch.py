@@ -14,8 +14,9 @@ import time
 
 import pytest
 import yaml
+from absl.flags import FlagValues
 
-from idode_gin.configs import programs as gin_utils
+from idode_gin.configs import building, flags
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
@@ -92,14 +93,14 @@ def calls(tmp_path: pathlib.Path) -> Calls:
     return Calls(tmp_path)
 
 
-def accepted(arguments: list[str]) -> tuple[str, gin_utils.flags.FlagValues]:
+def accepted(arguments: list[str]) -> tuple[str, FlagValues]:
     """The program that Python is told to run, and its flags, which pass its own checks."""
     option, module, *rest = arguments
     assert option == "-m"
-    options = gin_utils.parse_flags(rest)
+    options = flags.parse(rest)
     name = module.removeprefix("idode_gin.")
     root = getattr(importlib.import_module(module), FUNCTIONS[name])
-    gin_utils.load_and_check(root, options.gin_file, options.gin_bindings)
+    building.load_and_check(root, options.gin_file, options.gin_bindings)
     return name, options
 
 

@@ -164,7 +164,7 @@ MISUSE = {
     "a file of which nothing is used": (
         "sample",
         [DRY, f"{SAMPLERS}/heun.gin", "--gin_file=gin_configs/solvers/adams.gin"],
-        "solvers/adams.gin has no effect: as it is set up, this program reads nothing of what "
+        "solvers/adams.gin has no effect: as configured, this program reads nothing of what "
         "the file binds (SOLVER, Adams.steps). Leave it out",
     ),
     "tolerance of steps where a pilot chooses": (

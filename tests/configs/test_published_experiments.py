@@ -6,7 +6,7 @@ import pytest
 
 from idode_gin import eval as eval_program
 from idode_gin import train as train_program
-from idode_gin.configs import programs
+from idode_gin.configs import building
 from idode_gin.networks.unet import UNet
 from idode_gin.training.optimizers import AdamW
 
@@ -26,8 +26,8 @@ PUBLISHED = {
 
 
 def build(program, name):
-    programs.load_and_check(program, [f"gin_configs/experiments/{name}.gin"])
-    return programs.build(program)
+    building.load_and_check(program, [f"gin_configs/experiments/{name}.gin"])
+    return building.build(program)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import toy_program
 
-from idode_gin.configs import binding_checks, programs
+from idode_gin.configs import building
+from idode_gin.configs.reach import Reach
 
 HEADER = """
 from __gin__ import dynamic_registration
@@ -37,10 +38,8 @@ def write(folder: pathlib.Path, more: str = "") -> None:
     (folder / "experiment.gin").write_text(EXPERIMENT + more)
 
 
-def load(
-    folder: pathlib.Path, more: str = "", bindings: Sequence[str] = ()
-) -> binding_checks.Reach:
+def load(folder: pathlib.Path, more: str = "", bindings: Sequence[str] = ()) -> Reach:
     """Loads and checks the toy experiment with `more` lines and command-line `bindings`."""
     write(folder, more)
     files, paths = ["experiment.gin"], [str(folder)]
-    return programs.load_and_check(toy_program.main, files, bindings, paths)
+    return building.load_and_check(toy_program.main, files, bindings, paths)

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 
-from idode_gin.configs import programs
+from idode_gin.configs import execution, flags
 from idode_gin.devices import partitioning
 from idode_gin.feed import augmentation, batches, data
 
@@ -36,7 +36,7 @@ def digest(rows: dict[str, np.ndarray], place: int) -> str:
 
 
 def main() -> None:
-    programs.initialize_processes(programs.parse_flags(sys.argv[1:]))
+    execution.initialize_processes(flags.parse(sys.argv[1:]))
     split, config = dataset()
     partitioner = partitioning.PjitPartitioner()
     rows = partitioner.local_rows(BATCH_SIZE)

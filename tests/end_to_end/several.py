@@ -16,7 +16,7 @@ import numpy as np
 
 from idode_gin import train as train_program
 from idode_gin.checkpoints import meta, saving
-from idode_gin.configs import programs
+from idode_gin.configs import building
 from idode_gin.reports import metrics
 from idode_gin.training import train_state
 
@@ -145,12 +145,12 @@ def made(folder: pathlib.Path, steps: Sequence[int] = (1,), **changes: int) -> p
         changes: to a UNet of a few parameters.
     """
     unet = {"channels": 8, "levels": 1, "groups": 2} | changes
-    programs.load_and_check(
+    building.load_and_check(
         train_program.train,
         ["gin_configs/experiments/digits.gin"],
         [f"UNet.{name} = {value}" for name, value in unet.items()],
     )
-    built = programs.build(train_program.train)
+    built = building.build(train_program.train)
     shapes = jax.eval_shape(lambda key: built["model"].init(key, (8, 8, 1)), jax.random.key(0))
     keep = saving.SaveCheckpointConfig(keep=len(steps))
     config = saving.CheckpointConfig(save=keep)

@@ -96,9 +96,9 @@ def test_file_that_includes_itself(tmp_path: pathlib.Path) -> None:
         ),
         (
             "from toy_program import Wheel",
-            "write `import toy_program` and then `toy_program.Wheel`",
+            "Write `import toy_program`, and then `toy_program.Wheel`",
         ),
-        ("from idode_gin.encoding import Encoding", "write `from idode_gin import encoding` and"),
+        ("from idode_gin.encoding import Encoding", "Write `from idode_gin import encoding`, and"),
         (
             "toi.Wheel.size = 3",
             "'toi' in 'toi.Wheel' is not imported in this file. Did you mean 'toy'?",
@@ -119,7 +119,7 @@ def test_wrong_line_is_named(tmp_path: pathlib.Path, lines: str, expected: str) 
     [
         (
             "FOLDER=runs/a",
-            "Text needs quotes of its own inside the shell's: --gin.FOLDER=\"'runs/a'\"",
+            "Text needs Python's quotes inside the shell's: --gin.FOLDER=\"'runs/a'\"",
         ),
         ("FOLDER=digits", "--gin.FOLDER=\"'digits'\""),
         ("FOLDER=/tmp/a b", "--gin.FOLDER=\"'/tmp/a b'\""),

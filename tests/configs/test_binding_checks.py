@@ -11,10 +11,11 @@ import toy_files
 import toy_program
 from gin import config
 
-from idode_gin.configs import binding_checks, programs
+from idode_gin.configs import building
 from idode_gin.configs.loading import ConfigError, Key
+from idode_gin.configs.reach import Reach
 
-Load = Callable[..., binding_checks.Reach]
+Load = Callable[..., Reach]
 H = toy_files.HEADER
 
 
@@ -32,7 +33,7 @@ def error(load: Load, more: str = "", *bindings: str) -> list[str]:
 
 def test_right_configuration_passes_and_is_what_gin_uses(load: Load) -> None:
     reach = load()
-    arguments = programs.build(toy_program.main)
+    arguments = building.build(toy_program.main)
     assert arguments["steps"] == 10
     assert arguments["wheel"] == toy_program.Wheel(size=4)
     assert {str(key) for key in reach.used} == {
@@ -82,7 +83,7 @@ def test_class_that_nothing_builds(load: Load) -> None:
 def test_all_missing_values_at_once(tmp_path: pathlib.Path) -> None:
     toy_files.write(tmp_path)
     with pytest.raises(ConfigError) as caught:
-        programs.load_and_check(toy_program.main, ["run.gin"], [], [str(tmp_path)])
+        building.load_and_check(toy_program.main, ["run.gin"], [], [str(tmp_path)])
     assert str(caught.value) == (
         "These need a value: STEPS [run.gin:5], FOLDER [run.gin:6], WHEEL [run.gin:7]."
     )
@@ -91,7 +92,7 @@ def test_all_missing_values_at_once(tmp_path: pathlib.Path) -> None:
 def test_a_value_that_a_later_file_took_back(tmp_path: pathlib.Path) -> None:
     toy_files.write(tmp_path)
     with pytest.raises(ConfigError) as caught:
-        programs.load_and_check(
+        building.load_and_check(
             toy_program.main, ["experiment.gin", "run.gin"], [], [str(tmp_path)]
         )
     (found,) = str(caught.value).splitlines()
@@ -118,7 +119,7 @@ def test_missing_parameters_of_what_is_built(load: Load) -> None:
 def test_parameter_without_default_or_binding(tmp_path: pathlib.Path) -> None:
     (tmp_path / "bare.gin").write_text(f"{H}toy.main.engine = @toy.Engine()")
     with pytest.raises(ConfigError) as caught:
-        programs.load_and_check(toy_program.main, ["bare.gin"], [], [str(tmp_path)])
+        building.load_and_check(toy_program.main, ["bare.gin"], [], [str(tmp_path)])
     assert str(caught.value) == (
         "These need a value: main.steps, main.folder, main.wheel, Engine.power."
     )
@@ -126,7 +127,7 @@ def test_parameter_without_default_or_binding(tmp_path: pathlib.Path) -> None:
 
 def test_uncalled_reference_needs_no_arguments_yet(load: Load) -> None:
     load("toy.Engine.governor = @toy.limited")
-    assert programs.build(toy_program.main)["engine"].governor(0.5) == 0.5
+    assert building.build(toy_program.main)["engine"].governor(0.5) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_right_types_of_references(load: Load) -> None:
         "toy.Engine.governor = @toy.limited\ntoy.limited.limit = 0.25\n"
         "toy.main.parts = {'a': %WHEEL, 'b': @toy.Engine()}\n"
     )
-    arguments = programs.build(toy_program.main)
+    arguments = building.build(toy_program.main)
     assert arguments["steps"] == 3
     assert arguments["engine"].power == 1.0
     assert arguments["engine"].governor(1.0) == 0.25
@@ -231,7 +232,7 @@ def test_included_files_may_bind_what_other_programs_use(tmp_path: pathlib.Path)
             )
         toy_files.write(tmp_path)
         with outcome:
-            programs.load_and_check(toy_program.main, files, [], [str(tmp_path)])
+            building.load_and_check(toy_program.main, files, [], [str(tmp_path)])
     (tmp_path / "gin_configs" / "other.gin").write_text("# %GEARS")
     with pytest.raises(ConfigError, match=r"GEAR is not used by anything \[task"):
         toy_files.load(tmp_path, "include 'task.gin'\n")
@@ -276,7 +277,7 @@ def test_reach_is_what_gin_uses(load: Load, name: str) -> None:
     reachable_only = lines.replace("a/toy.Wheel.size = 2", "") if "inner" in name else lines
     reach = load(f"toy.main.spare = {spare}\n{reachable_only}\n")
     assert _calls(reach, deferred=False) <= _dynamic() <= _calls(reach, deferred=True)
-    assert programs.build(toy_program.main)["spare"] != toy_program.Wheel()
+    assert building.build(toy_program.main)["spare"] != toy_program.Wheel()
 
 
 def test_shadowed_in_every_scope_is_an_error(load: Load) -> None:
@@ -301,7 +302,7 @@ def test_deferred_call_by_the_consumer_of_its_consumer(load: Load) -> None:
     )
     reach = load(more)
     assert "out/limited.limit" in {str(key) for key in reach.used}
-    programs.build(toy_program.main)
+    building.build(toy_program.main)
     assert config._OPERATIVE_CONFIG["out", "toy.limited"]["limit"] == 0.5
 
 
@@ -323,7 +324,7 @@ def test_required_in_a_container(load: Load) -> None:
 def _decorated(amount: int) -> None: ...
 
 
-def _calls(reach: binding_checks.Reach, *, deferred: bool) -> set[tuple[str, str, frozenset[str]]]:
+def _calls(reach: Reach, *, deferred: bool) -> set[tuple[str, str, frozenset[str]]]:
     """Every call that building makes, perhaps also those it may make, with what gin binds."""
     return {
         ("/".join(call.scope), call.selector, frozenset(keys))
@@ -334,7 +335,7 @@ def _calls(reach: binding_checks.Reach, *, deferred: bool) -> set[tuple[str, str
 
 def _dynamic() -> set[tuple[str, str, frozenset[str]]]:
     """The same from gin's own books, after building."""
-    programs.build(toy_program.main)
+    building.build(toy_program.main)
     found = set()
     for (scope, selector), values in config._OPERATIVE_CONFIG.items():
         bound = config._get_bindings(selector, scope.split("/") if scope else [])

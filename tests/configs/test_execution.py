@@ -15,7 +15,7 @@ import toy_program
 from gin import config
 
 from idode_gin import checks
-from idode_gin.configs import programs
+from idode_gin.configs import building, execution, exit_codes, flags, outputs, programs
 from idode_gin.configs.loading import ConfigError
 from idode_gin.processes import preemption
 
@@ -177,14 +177,16 @@ def test_help(run) -> None:
         *("process_count", "process_index", "initialization_timeout", "local_device_ids"),
     ):
         assert f"  --{name}\n" in output
-    assert "A gin file; repeatable, later ones win.\n" in output
-    assert "One of several processes; any device.\n" in output
+    assert "A gin file; repeatable, later files win.\n" in output
+    assert "This is one of several processes, on any device.\n" in output
     assert "specify a list" not in output
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("moment", ["load_and_check", "first_screen"])
-def test_asked_to_stop_outside_a_loop(run, monkeypatch, number: int, moment: str) -> None:
+@pytest.mark.parametrize(
+    "moment", [(building, "load_and_check"), (execution, "first_screen")], ids=["load", "screen"]
+)
+def test_asked_to_stop_outside_a_loop(run, monkeypatch, number: int, moment: tuple) -> None:
     """No `except Exception` on the way takes the request for an error of its own."""
     before = [signal.getsignal(each) for each in preemption.SIGNALS]
 
@@ -193,7 +195,7 @@ def test_asked_to_stop_outside_a_loop(run, monkeypatch, number: int, moment: str
             os.kill(os.getpid(), number)
             time.sleep(10)
 
-    monkeypatch.setattr(programs, moment, signalled)
+    monkeypatch.setattr(*moment, signalled)
     code, _, errors = run()
     assert code == checks.EXIT_PREEMPTED
     name = signal.Signals(number).name
@@ -205,43 +207,43 @@ def test_asked_to_stop_outside_a_loop(run, monkeypatch, number: int, moment: str
 def test_output_directory_that_cannot_be_one(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"FOLDER = '.*/file' cannot be .*: it is a file\. Bind"):
-        programs.write_configs(tmp_path / "file", "FOLDER")
+        outputs.write_configs(tmp_path / "file", "FOLDER")
     with pytest.raises(ConfigError, match=r"FOLDER = '.*/file/run' cannot be .*: Not a directory"):
-        programs.write_configs(tmp_path / "file" / "run", "FOLDER")
+        outputs.write_configs(tmp_path / "file" / "run", "FOLDER")
 
 
 def test_absl_flags_are_known() -> None:
-    assert not programs.parse_flags(["--verbosity=-1"]).help
+    assert not flags.parse(["--verbosity=-1"]).help
     with pytest.raises(ConfigError, match="Did you mean --verbosity"):
-        programs.parse_flags(["--verbositi=1"])
+        flags.parse(["--verbositi=1"])
 
 
 def test_exit_codes_are_those_of_checks() -> None:
-    assert programs.exit_code(ConfigError("")) == checks.EXIT_BAD_INPUT
-    assert programs.exit_code(checks.NonFiniteError("")) == checks.EXIT_NON_FINITE
-    assert programs.exit_code(checks.Preempted("")) == checks.EXIT_PREEMPTED
+    assert exit_codes.exit_code(ConfigError("")) == checks.EXIT_BAD_INPUT
+    assert exit_codes.exit_code(checks.NonFiniteError("")) == checks.EXIT_NON_FINITE
+    assert exit_codes.exit_code(checks.Preempted("")) == checks.EXIT_PREEMPTED
     for number in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EACCES):
-        assert programs.exit_code(OSError(number, "")) == checks.EXIT_BAD_INPUT
-    assert programs.exit_code(RuntimeError("")) is None
-    assert programs.exit_code(TypeError("")) is None
+        assert exit_codes.exit_code(OSError(number, "")) == checks.EXIT_BAD_INPUT
+    assert exit_codes.exit_code(RuntimeError("")) is None
+    assert exit_codes.exit_code(TypeError("")) is None
 
 
 def test_refuses_what_a_caller_overrides(tmp_path: pathlib.Path) -> None:
     toy_files.load(tmp_path)
-    programs.refuse_bindings(toy_program.Wheel, ["grip"], "")
-    programs.refuse_bindings(toy_program.Crate, ["size"], "")
+    building.refuse_bindings(toy_program.Wheel, ["grip"], "")
+    building.refuse_bindings(toy_program.Crate, ["size"], "")
     with pytest.raises(ConfigError, match=r"WHEEL/Wheel.size has no effect: because\."):
-        programs.refuse_bindings(toy_program.Wheel, ["size", "grip"], "because")
+        building.refuse_bindings(toy_program.Wheel, ["size", "grip"], "because")
 
 
 def test_written_configs_repeat_the_run(tmp_path: pathlib.Path) -> None:
     toy_files.load(tmp_path, "", ["STEPS = 11", "WHEEL = @Engine()", "WHEEL/Engine.fuel = 'oil'"])
-    expected = programs.build(toy_program.main)
+    expected = building.build(toy_program.main)
     config.get_configurable(toy_program.main)()
-    programs.write_configs(tmp_path / "out", "FOLDER")
+    outputs.write_configs(tmp_path / "out", "FOLDER")
     for name in ("config.gin", "operative_config.gin"):
-        programs.load_and_check(toy_program.main, [str(tmp_path / "out" / name)])
-        found = programs.build(toy_program.main)
+        building.load_and_check(toy_program.main, [str(tmp_path / "out" / name)])
+        found = building.build(toy_program.main)
         assert {key: found[key] for key in expected} == expected
     assert "Wheel.size" not in (tmp_path / "out" / "config.gin").read_text()
 
@@ -249,14 +251,14 @@ def test_written_configs_repeat_the_run(tmp_path: pathlib.Path) -> None:
 def test_used_bindings_are_compared_whole(tmp_path: pathlib.Path) -> None:
     folder = repr("long " * 40)
     toy_files.load(tmp_path, "", ["STEPS = 11", f"FOLDER = {folder}"])
-    programs.build(toy_program.main)
-    used = programs.used_bindings()
+    building.build(toy_program.main)
+    used = outputs.used_bindings()
     assert used["STEPS"] == "11"
     assert re.sub("['()]", "", used["FOLDER"]).split() == ["long"] * 40
 
 
 def test_search_paths_put_the_users_first_and_ours_last() -> None:
-    first, *_, last = programs.search_paths(["mine"])
+    first, *_, last = building.search_paths(["mine"])
     assert first == "mine"
     assert (pathlib.Path(last) / "gin_configs" / "__init__.py").exists()
 
@@ -272,11 +274,11 @@ def test_processes_join_as_the_flags_say(monkeypatch: pytest.MonkeyPatch, platfo
     monkeypatch.setattr("idode_gin.processes.voices.only_errors", quiet.append)
     monkeypatch.setattr(type(jax.config), "jax_platforms", property(lambda _: platforms))
     monkeypatch.setattr("jax.config.update", updated.__setitem__)
-    programs.initialize_processes(programs.parse_flags([]))
+    execution.initialize_processes(flags.parse([]))
     assert joined == {}
-    flags = ["--multiprocess_gpu", "--coordinator_address=host:1", "--process_count=2"]
-    flags += ["--process_index=1", "--local_device_ids=2,3", "--initialization_timeout=5"]
-    programs.initialize_processes(programs.parse_flags(flags))
+    given = ["--multiprocess_gpu", "--coordinator_address=host:1", "--process_count=2"]
+    given += ["--process_index=1", "--local_device_ids=2,3", "--initialization_timeout=5"]
+    execution.initialize_processes(flags.parse(given))
     assert joined == {
         "coordinator_address": "host:1",
         "num_processes": 2,
@@ -295,9 +297,9 @@ def test_all_local_devices_are_not_for_jax_to_choose(monkeypatch: pytest.MonkeyP
     joined: dict[str, object] = {}
     monkeypatch.setattr("jax.distributed.initialize", lambda **given: joined.update(given))
     monkeypatch.setattr("idode_gin.processes.rendezvous.meet", lambda *_: None)
-    flags = ["--multiprocess_gpu", "--coordinator_address=host:1", "--process_count=2"]
-    flags += ["--process_index=0", "--local_device_ids=all"]
-    programs.initialize_processes(programs.parse_flags(flags))
+    given = ["--multiprocess_gpu", "--coordinator_address=host:1", "--process_count=2"]
+    given += ["--process_index=0", "--local_device_ids=all"]
+    execution.initialize_processes(flags.parse(given))
     assert joined["local_device_ids"] == []
 
 

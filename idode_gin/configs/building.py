@@ -1,0 +1,90 @@
+"""Load a program's configuration, check it, and build the arguments of the program's function."""
+
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from gin import config
+
+import idode_gin
+from idode_gin.configs import binding_checks, gin_internals, loading
+from idode_gin.configs.loading import ConfigError, Key
+from idode_gin.configs.reach import Reach, macro_name
+
+_PROGRAMS = ("train", "eval", "sample", "encode", "interpolate")
+
+
+def load_and_check(
+    root: Callable[..., Any],
+    gin_files: Sequence[str],
+    gin_bindings: Sequence[str] = (),
+    gin_search_paths: Sequence[str] = (),
+) -> Reach:
+    """Replace gin's configuration by the given files and bindings, and check it for `root`.
+
+    Bindings that later lines put out of use are dropped, so that config.gin holds what is used.
+
+    Args:
+        root: the function that the program runs.
+        gin_files: see `loading.load`.
+        gin_bindings: likewise.
+        gin_search_paths: folders that are searched first.
+
+    Raises:
+        ConfigError: with everything that is wrong, before anything has been built.
+    """
+    config.clear_config()
+    paths = search_paths(gin_search_paths)
+    bindings = loading.load(gin_files, gin_bindings, paths)
+    _check_program(root, bindings)
+    reach = binding_checks.check(root, bindings, paths)
+    table = gin_internals.bindings()
+    for key in {each.key for each in bindings} - reach.used:
+        bound = table[key.scope, key.selector]
+        del bound[key.parameter]
+        if not bound:
+            del table[key.scope, key.selector]
+    return reach
+
+
+def build(root: Callable[..., Any]) -> dict[str, Any]:
+    """Return the arguments that gin gives to `root`: constructors run, `root` does not."""
+    return config.get_bindings(root)
+
+
+def search_paths(users: Sequence[str] = ()) -> list[str]:
+    """Return the folders to look for gin files in: the user's, the current one, the package's.
+
+    The package's is the folder that holds `gin_configs`, in a checkout as in an installed wheel.
+    """
+    package = pathlib.Path(idode_gin.__file__).resolve().parent.parent
+    return [*users, "", str(package)]
+
+
+def refuse_bindings(target: Callable[..., Any], parameters: Iterable[str], reason: str) -> None:
+    """Raise ConfigError if gin binds one of `parameters` of `target`, which its caller sets."""
+    for (scope, selector), bound in gin_internals.bindings().items():
+        wasted = sorted(set(bound) & set(parameters))
+        if wasted and gin_internals.registered(selector) is target:
+            raise ConfigError(f"{Key(scope, selector, wasted[0])} has no effect: {reason}.")
+
+
+def macros_bound_to(owner: str, parameter: str) -> list[str]:
+    """Return the macros `M` of bindings `owner.parameter = %M`; an empty `owner` is any."""
+    return [
+        macro
+        for (_, selector), bound in gin_internals.bindings().items()
+        if owner in ("", selector.rpartition(".")[2])
+        and (macro := macro_name(bound.get(parameter))) is not None
+    ]
+
+
+def _check_program(root: Callable[..., Any], bindings: Sequence[loading.Binding]) -> None:
+    """Raise ConfigError if the files were written for another program."""
+    targets = [gin_internals.registered(each.key.selector) for each in bindings]
+    if root in targets:
+        return
+    modules = {each.__module__ for each in targets}
+    others = [f"idode_gin.{name}" for name in _PROGRAMS if f"idode_gin.{name}" in modules]
+    near = f" They are files of {others[0]}: run `python -m {others[0]} …`." if others else ""
+    raise ConfigError(f"The gin files bind nothing of `{root.__module__}.{root.__name__}`.{near}")

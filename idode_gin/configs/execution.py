@@ -1,0 +1,86 @@
+"""What a program does between its flags and its function."""
+
+import importlib
+import re
+from collections.abc import Sequence
+
+from absl.flags import FlagValues
+from gin import config
+
+import idode_gin
+from idode_gin.configs import building, flags, gin_internals, quiet
+from idode_gin.configs.loading import MACRO, ConfigError
+from idode_gin.processes import joining, preemption, shared_fate, voices
+
+
+def execute(program: str, function: str, about: str, arguments: Sequence[str]) -> None:
+    """Run a program to its end; see `programs.run` for the arguments."""
+    options = flags.parse(arguments)
+    if options.help:
+        print(flags.usage(about))
+        return
+    if not options.gin_file:
+        example = re.search(r"python -m [^`\n]*", about)
+        raise ConfigError(
+            f"No --gin_file. For example:\n  {example[0].strip() if example else about}"
+        )
+    quiet.silence_tensorflow()
+    root = getattr(importlib.import_module(program), function)
+    building.load_and_check(root, options.gin_file, options.gin_bindings, options.gin_search_paths)
+    building.refuse_bindings(root, ["dry_run"], "use the flag --dry_run")
+    preemption.started()
+    if options.dry_run:
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")  # accelerators may be in use
+    else:
+        initialize_processes(options)
+    with shared_fate.Watch():
+        _set_data_dirs(options)
+        print(first_screen(program, options.gin_file), flush=True)
+        if options.dry_run:
+            print(f"\n{config.config_str()}", flush=True)
+        config.get_configurable(root)(dry_run=options.dry_run)
+
+
+def first_screen(program: str, gin_files: Sequence[str]) -> str:
+    """Return what is about to run: the gin files, and every macro with its value."""
+    macros = {
+        scope: repr(bound["value"]).removeprefix("@")
+        for (scope, selector), bound in gin_internals.bindings().items()
+        if selector == MACRO
+    }
+    rows = {"gin files": ", ".join(gin_files), **dict(sorted(macros.items()))}
+    width = max(map(len, rows))
+    title = f"{program} (idode_gin {idode_gin.__version__})"
+    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows.items())])
+
+
+def initialize_processes(options: FlagValues) -> None:
+    """Connect this process to the others, if --multiprocess_gpu is given.
+
+    Raises:
+        ConfigError: if another flag of several processes is given without --multiprocess_gpu.
+        ValueError: if the flags describe no set of processes, or the others do not connect.
+    """
+    others = ("coordinator_address", "process_count", "process_index", "local_device_ids")
+    given = [f"--{name}" for name in others if options[name].value is not None]
+    if not options.multiprocess_gpu:
+        if given:
+            raise ConfigError(f"{', '.join(given)} without --multiprocess_gpu. Add it.")
+        return
+    timeout = options.initialization_timeout
+    place = joining.find_place(*(options[name].value for name in others), timeout=timeout)
+    if place.index > 0:
+        voices.only_errors(place.index)
+    joining.join(place, timeout)
+
+
+def _set_data_dirs(options: FlagValues) -> None:
+    if options.tfds_data_dir or options.seqio_additional_cache_dirs:
+        from idode_gin.feed import loading
+
+        loading.set_data_dirs(
+            tfds_data_dir=options.tfds_data_dir,
+            seqio_cache_dirs=options.seqio_additional_cache_dirs,
+        )

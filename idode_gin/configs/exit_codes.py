@@ -1,0 +1,102 @@
+"""Exit codes of the programs, and the error messages that they print."""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+
+from idode_gin import checks
+from idode_gin.configs import building
+from idode_gin.configs.loading import ConfigError
+from idode_gin.processes import joining, shared_fate
+
+EXIT_DEFECT = 1
+EXIT_BROKEN_PIPE = 141
+_BAD_INPUT = (ValueError, SyntaxError, OSError)
+_IN_CALL = re.compile(r"\n  In call to configurable '([^']*)' \([^\n]*\)( in scope '[^']*')?")
+_ARGUMENT = re.compile(r"`(?:(\w+)\.)?(\w+)`")
+
+
+def of(program: Callable[[], None], function: str, *, print_traceback: bool) -> int:
+    """Call `program`, print the error that it ends in, and return the exit code.
+
+    Args:
+        program: the whole program.
+        function: the name of the function that gin binds; error messages leave it out.
+        print_traceback: also print where an error was raised.
+
+    Raises:
+        Exception: anything that has no exit code, which is a bug.
+    """
+    try:
+        program()
+        sys.stdout.flush()
+        return checks.EXIT_DONE
+    except checks.Preempted as error:  # all processes have agreed to stop
+        _print(error, "stopped", message(error, function), print_traceback)
+        return checks.EXIT_PREEMPTED
+    except KeyboardInterrupt as error:
+        code, text = checks.EXIT_PREEMPTED, str(error) or "interrupted."
+        print(f"stopped: {text}", file=sys.stderr, flush=True)
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code, text = EXIT_BROKEN_PIPE, "the reader of its output has closed it."
+    except Exception as error:
+        found = exit_code(error)
+        if found is None:
+            if joining.client() is not None:
+                shared_fate.give_way(error)
+                traceback.print_exc()
+                shared_fate.fail(EXIT_DEFECT, f"{type(error).__name__}: {error}")
+            raise
+        code, text = found, message(error, function)
+        _print(error, "error", text, print_traceback)
+    shared_fate.fail(code, text)
+    return code
+
+
+def exit_code(error: BaseException) -> int | None:
+    """Return the exit code of a program that ends in `error`; None for a bug."""
+    if isinstance(error, checks.Preempted):
+        return checks.EXIT_PREEMPTED
+    if isinstance(error, checks.NonFiniteError):
+        return checks.EXIT_NON_FINITE
+    return checks.EXIT_BAD_INPUT if isinstance(error, _BAD_INPUT) else None
+
+
+def message(error: BaseException, function: str) -> str:
+    """Return the message of an exception, in the words of gin files.
+
+    gin's list of the calls that led to a ValueError is reduced to the innermost object built. If
+    the message names an argument, such as `lanes` or `Pilot.tolerance`, the macros bound to it are
+    added.
+    """
+    if isinstance(error, SyntaxError) and error.filename:
+        line = (error.text or "").strip()
+        return f"{error.msg} [{error.filename}:{error.lineno}]  {line}"
+    text = str(error) or type(error).__name__
+    calls = [(name, scope) for name, scope in _IN_CALL.findall(text) if name != function]
+    text = _IN_CALL.sub("", text)
+    if not isinstance(error, ConfigError):
+        text += _macros_of_arguments(text)
+    if not calls or not isinstance(error, ValueError):
+        return text
+    return f"{text} [{calls[0][0]}{calls[0][1]}]"
+
+
+def _macros_of_arguments(text: str) -> str:
+    macros: dict[str, None] = {}
+    for owner, parameter in _ARGUMENT.findall(text):
+        macros |= dict.fromkeys(building.macros_bound_to(owner, parameter))
+    missing = [each for each in macros if not re.search(rf"\b{each}\b", text)]
+    return f" In gin: {', '.join(missing)}." if missing else ""
+
+
+def _print(error: BaseException, label: str, text: str, print_traceback: bool) -> None:
+    hint = ""
+    if print_traceback:
+        traceback.print_exc()
+    elif isinstance(error, ValueError) and not isinstance(error, ConfigError):
+        hint = "\n(--debug prints where it was raised)"
+    print(f"{label}: {text}{hint}", file=sys.stderr, flush=True)

@@ -1,0 +1,93 @@
+"""Output folders of the programs, and the configuration files written there."""
+
+import hashlib
+import os
+import pathlib
+import re
+from typing import Any
+
+from gin import config
+
+from idode_gin.configs.loading import ConfigError
+from idode_gin.processes import agreement, joining
+from idode_gin.reports import files
+from idode_gin.runs import output_folders
+
+
+def write_configs(directory: str | os.PathLike[str], macro: str) -> str:
+    """Write `config.gin` (what is bound) and `operative_config.gin` (what is used, with defaults).
+
+    Call it in a program's function, when gin has built the arguments. Either file, given as the
+    only --gin_file, repeats the run. Of several processes the first one writes, and only if all of
+    them have the same configuration and code.
+
+    Args:
+        directory: where to write; made if missing.
+        macro: its name in the gin files.
+
+    Returns:
+        SHA-256 of `operative_config.gin`.
+
+    Raises:
+        ConfigError: if the directory cannot be made or written to.
+        ValueError: if the processes differ.
+    """
+    check_agreement()
+    used = config.operative_config_str()
+    if joining.index() == 0:
+        folder = make_folder(directory, macro)
+        try:
+            files.write_atomically(folder / "config.gin", config.config_str())
+            files.write_atomically(folder / "operative_config.gin", used)
+        except OSError as error:
+            raise _unusable(directory, macro, "written to", error.strerror) from error
+    return hashlib.sha256(used.encode()).hexdigest()
+
+
+def check_agreement() -> None:
+    """Raise ValueError on every process unless all have the same configuration and code."""
+    agreement.check("configuration and code", lambda: {**used_bindings(), **agreement.of_code()})
+
+
+def used_bindings() -> dict[str, str]:
+    """Return the macros and parameters that have been used so far, with values as gin writes them.
+
+    Long values are joined to one line.
+    """
+    text = re.sub(r"( \\)?\n +", " ", config.operative_config_str())
+    pairs = (line.split(" = ", 1) for line in text.splitlines() if " = " in line)
+    return {name: value for name, value in pairs if not name.startswith("#")}
+
+
+def check_folder(directory: str | os.PathLike[str], program: str, macro: str) -> None:
+    """Raise ConfigError if a directory holds the output of another program; change nothing.
+
+    Args:
+        directory: the output directory.
+        program: the program's module, such as `train`.
+        macro: the directory's name in the gin files.
+    """
+    if refusal := output_folders.refusal(os.fspath(directory), program, macro):
+        raise ConfigError(refusal)
+
+
+def make_folder(directory: str | os.PathLike[str], macro: str) -> pathlib.Path:
+    """Make a directory, which the gin files call `macro`, unless it exists.
+
+    Raises:
+        ConfigError: if it cannot be made.
+    """
+    folder = pathlib.Path(directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise _unusable(directory, macro, "made a directory", reason) from error
+    return folder
+
+
+def _unusable(directory: Any, macro: str, use: str, reason: str | None) -> ConfigError:
+    return ConfigError(
+        f"{macro} = {str(directory)!r} cannot be {use}: {reason}. Bind another: "
+        f"--gin.{macro}=\"'…'\""
+    )

@@ -1,0 +1,142 @@
+"""Find the bindings that a program reads, without calling anything.
+
+References in bound values are followed from the program's function, as gin would follow them:
+
+- a call in scope `a/b` reads the bindings of scope "", `a` and `a/b`; the innermost wins;
+- `@s/f()` is called in scope `s`, whatever the scope around it; `@f()` in the scope around it;
+- a macro `%M` is a call of `gin.macro` in scope `M`, so what its value builds is built in `M`;
+- an uncalled `@f` may be called later, in any scope on the way from the root to its binding;
+- what a decorator made configurable (`@gin.configurable`) may be called anywhere.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from gin import config
+
+from idode_gin.configs import gin_internals
+from idode_gin.configs.loading import MACRO, Binding, Key
+
+Scope: TypeAlias = tuple[str, ...]
+CONSTANT = "gin.constant"
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A call of a function or class in `scope`; `deferred` if it is only passed on uncalled."""
+
+    selector: str
+    scope: Scope
+    deferred: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Reach:
+    """The calls that a program makes, each with the bindings it reads, by parameter."""
+
+    calls: Mapping[Call, Mapping[str, Key]]
+
+    @property
+    def used(self) -> set[Key]:
+        """The bindings that some call reads."""
+        return {key for keys in self.calls.values() for key in keys.values()}
+
+    @property
+    def macros(self) -> set[str]:
+        """The macros that are used, bound or not."""
+        return {"/".join(call.scope) for call in self.calls if call.selector == MACRO}
+
+    @property
+    def selectors(self) -> set[str]:
+        """The functions and classes that are called, macros left out."""
+        return {call.selector for call in self.calls} - {MACRO}
+
+
+def reachable(
+    root: Callable[..., Any],
+    bindings: Sequence[Binding],
+    since: int | None = None,
+    spare_macros: Iterable[str] = (),
+) -> Reach:
+    """Return the calls of a program and the bindings that they read.
+
+    Args:
+        root: the function that the program runs.
+        bindings: everything that was read, in order; the last of each key counts.
+        since: also follow values that were replaced after binding number `since`: the program as
+            it may have looked to whoever wrote that line.
+        spare_macros: macros to follow as if the program used them.
+    """
+    values: dict[Key, list[Any]] = {}
+    replaced_at: dict[Key, int] = {}
+    for order, each in reversed(list(enumerate(bindings))):
+        if each.key not in values:
+            values[each.key] = [each.value]
+        elif since is not None and replaced_at[each.key] > since:
+            values[each.key].append(each.value)
+        replaced_at[each.key] = order
+    walk = _Walk(dict(reversed(values.items())))
+    walk.call(Call(gin_internals.selector_of(root) or "", (), False), ())
+    for scope, selector, _ in values:
+        if not selector.startswith("gin.") and gin_internals.is_registered_by_python(selector):
+            walk.call(Call(selector, _split(scope), True), ())
+    for name in spare_macros:
+        walk.call(Call(MACRO, _split(name), True), ())
+    return Reach(walk.calls)
+
+
+def macro_name(value: Any) -> str | None:
+    """Return `M` if `value` is `%M`, else None."""
+    if isinstance(value, config.ConfigurableReference) and value.evaluate:
+        return "/".join(value.scopes) if value.configurable.selector == MACRO else None
+    return None
+
+
+def needs_value(value: Any) -> bool:
+    """Return True if `value` is or contains `%gin.REQUIRED`."""
+    return any(
+        each.configurable.selector == CONSTANT and gin_internals.constant(each) is config.REQUIRED
+        for each in config.iterate_references(value)
+    )
+
+
+class _Walk:
+    """The calls found so far."""
+
+    def __init__(self, values: Mapping[Key, Sequence[Any]]) -> None:
+        self.calls: dict[Call, dict[str, Key]] = {}
+        self._values = values
+        self._seen: set[tuple[Call, tuple[Scope, ...]]] = set()
+        self._bound: dict[tuple[str, str], list[Key]] = collections.defaultdict(list)
+        for key in values:
+            self._bound[key.scope, key.selector].append(key)
+
+    def call(self, call: Call, outer_scopes: tuple[Scope, ...]) -> None:
+        if (call, outer_scopes) in self._seen:
+            return
+        self._seen.add((call, outer_scopes))
+        keys = {}
+        for depth in range(len(call.scope) + 1):
+            scope = "/".join(call.scope[:depth])
+            keys.update({key.parameter: key for key in self._bound[scope, call.selector]})
+        self.calls[call] = keys
+        around = tuple(dict.fromkeys((*outer_scopes, call.scope)))
+        for key in keys.values():
+            for reference in config.iterate_references(self._values[key]):
+                self._follow(reference, call, around)
+
+    def _follow(self, reference: Any, call: Call, around: tuple[Scope, ...]) -> None:
+        selector, deferred = reference.configurable.selector, not reference.evaluate
+        if selector == CONSTANT:
+            return
+        scopes: Iterable[Scope] = around if deferred else [call.scope]
+        if reference.scopes:
+            scopes = [tuple(reference.scopes)]
+        for scope in scopes:
+            self.call(Call(selector, scope, deferred), around)
+
+
+def _split(scope: str) -> Scope:
+    return tuple(scope.split("/")) if scope else ()
