@@ -1,4 +1,4 @@
-"""Errors that carry an exit code, and small argument checks shared by every layer."""
+"""Errors with an exit code of their own, and checks of arguments that every layer shares."""
 
 import difflib
 import math
@@ -18,44 +18,43 @@ class NonFiniteError(RuntimeError):
 
 
 class LossSpikeError(NonFiniteError):
-    """A training loss is finite and far above what it was. Programs exit with 3 as well."""
+    """A training loss is finite, but far above earlier ones. Programs exit with 3 as well."""
 
 
 class Preempted(Exception):
-    """The process was asked to stop and has saved what it had. Programs exit with 75."""
+    """The process was asked to stop and has saved its state. Programs exit with 75."""
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raises ValueError unless `value` is greater than zero, and finite."""
+    """Raise ValueError unless `value` is greater than zero and finite."""
     if not 0 < value < math.inf:
         finite = " and finite" if value == math.inf else ""
         raise ValueError(f"`{name}` must be greater than zero{finite}, got {name}={value}.")
 
 
 def check_integer(name: str, value: object, *, at_least: int) -> None:
-    """Raises ValueError unless `value` is an integer of at least that much; a bool is none."""
+    """Raise ValueError unless `value` is an integer (a bool is none) of `at_least` or more."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < at_least:
         raise ValueError(f"`{name}` must be an integer, {at_least} or more, got {name}={value!r}.")
 
 
 def check_lanes(lanes: int | None) -> None:
-    """Raises ValueError unless a number of images side by side is positive, or None for all."""
+    """Raise ValueError unless `lanes`, images solved side by side, is positive or None."""
     if lanes is not None:
         check_positive("lanes", lanes)
 
 
 def check_lanes_fit(lanes: int | None, solve_size: int) -> None:
-    """Raises ValueError if more images are to be side by side than a solve has."""
+    """Raise ValueError if there are more lanes than the images of a solve."""
     if lanes is not None and lanes > solve_size:
         raise ValueError(
-            "`lanes` are filled with the images of one solve, of which there are `solve_size`: got "
-            f"lanes={lanes} and solve_size={solve_size}, and some would stay empty. Lower LANES or "
-            "raise SOLVE_SIZE."
+            "`lanes` must be at most `solve_size`, the number of images that fill them, got "
+            f"lanes={lanes} and solve_size={solve_size}. Lower `lanes` or raise `solve_size`."
         )
 
 
 def check_multiple(name: str, size: int, unit_name: str, unit: int) -> None:
-    """Raises ValueError, naming the next valid size, unless `size` is a multiple of `unit`."""
+    """Raise ValueError unless `size` is a multiple of `unit`; it names the next valid size."""
     if size % unit:
         next_valid = size - size % unit + unit
         raise ValueError(
@@ -79,7 +78,7 @@ def check_pixels(images: np.ndarray, levels: int) -> None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint that names the closest known name, or the first few where none is close."""
+    """Return a hint: the closest known name, or the first ten if none is close."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:

@@ -80,8 +80,8 @@ class DiffusionODE:
         if self.image_shape is not None and image_shape != tuple(self.image_shape):
             raise ValueError(
                 f"The images are {image_shape}, but the model is for `image_shape` "
-                f"{tuple(self.image_shape)} (height, width, channels). Bind IMAGE_SHAPE to the "
-                "dataset's, or choose the dataset the model was meant for."
+                f"{tuple(self.image_shape)} (height, width, channels). Set `image_shape` to "
+                "the dataset's, or choose the dataset that the model is for."
             )
         return self.network.init(key, image_shape)
 
@@ -211,7 +211,7 @@ class DiffusionODE:
             ValueError: if the model has no `image_shape`.
         """
         if self.image_shape is None:
-            raise ValueError("Sampling needs `DiffusionODE.image_shape`; bind IMAGE_SHAPE.")
+            raise ValueError("Sampling needs `DiffusionODE.image_shape`, got None. Set it.")
         keys = numerics.fold_in_each(key, batch["index"])
         field = self.field(params, batch["conditioning"])
         return sampler(field, self.end, self.time.gamma_max, self.image_shape, keys)

@@ -179,8 +179,8 @@ class Pilot:
             "per dim of those in float32 (`Pilot.tolerance`), got a mean distance of "
             f"{report.precision_error:.1e} on {report.num_images} images. Evaluate in float32 "
             "(UNet.dtype = None, the checkpoint is the same; on an accelerator also "
-            "JAX_DEFAULT_MATMUL_PRECISION=highest in the environment), ask for less "
-            "(BPD_TOLERANCE), or say how much is too much with Pilot.precision_tolerance."
+            "JAX_DEFAULT_MATMUL_PRECISION=highest in the environment), raise "
+            "`Pilot.tolerance`, or set `Pilot.precision_tolerance`."
         )
 
     def _chosen(
@@ -238,7 +238,7 @@ def _check_enough_to_fit(num_images: int) -> None:
     if num_images < 2:
         raise ValueError(
             "`fit_spacing` needs two images or more, some to fit on and others to measure the "
-            f"error on, got {num_images}. Raise PILOT_IMAGES, or score without it."
+            f"error on, got {num_images}. Raise `Pilot.num_images`, or set `fit_spacing` to False."
         )
 
 

@@ -56,7 +56,7 @@ class AbstractSampler(abc.ABC):
         raise ValueError(
             f"`return_log_prob` needs a sampler that follows the ODE, got {type(self).__name__}: "
             "only there an image has one path, and the density that scoring it back finds. Use "
-            "ODESampler (gin_configs/samplers/ode.gin), or ask for no density."
+            "ODESampler, or set `return_log_prob` to False."
         )
 
 

@@ -51,6 +51,6 @@ def _check_weight(weight: base.Weight, time: AbstractTime) -> None:
         raise ValueError(
             "`VPVelocityImportance` needs a weight proportional to sigmoid(-gamma), which only "
             "velocity prediction on the variance-preserving path has; here the ratio of the two "
-            f"runs from {ratio.min():.3g} to {ratio.max():.3g}. Bind "
-            "TIME_SAMPLER = @importance.Importance(), which serves every pair."
+            f"runs from {ratio.min():.3g} to {ratio.max():.3g}. Use "
+            "`time_samplers.importance.Importance`, which serves every pair, as `time_sampler`."
         )

@@ -167,6 +167,24 @@ def test_error_of_a_constructor_can_be_traced(run) -> None:
     assert errors.endswith("error: `power` must be positive, got -1.0. [Engine]\n")
 
 
+def test_error_of_a_constructor_names_the_macro(run) -> None:
+    more = ["--gin.Engine.power=%STEPS", "--gin.STEPS=-1", "--gin.main.steps=1"]
+    _, _, errors = run(*more, "--debug")
+    assert errors.endswith("error: `power` must be positive, got -1. In gin: STEPS. [Engine]\n")
+
+
+def test_macros_of_arguments_in_a_message(tmp_path: pathlib.Path) -> None:
+    toy_files.load(tmp_path)
+    for text, macros in {
+        "`steps` is 3.": " In gin: STEPS.",
+        "`main.steps` is 3, see `folder`.": " In gin: STEPS, FOLDER.",
+        "`other.steps` is 3.": "",
+        "`steps` is 3. Lower STEPS.": "",
+    }.items():
+        assert exit_codes.message(ValueError(text), "main") == text + macros
+    assert exit_codes.message(ConfigError("`steps` is 3."), "main") == "`steps` is 3."
+
+
 def test_help(run) -> None:
     code, output, _ = run("--help", file="")
     assert code == 0

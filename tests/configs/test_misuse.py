@@ -192,6 +192,12 @@ MISUSE = {
         [DRY, f"{SAMPLERS}/heun.gin", "LANES=2"],
         "It is read with --gin_file=gin_configs/samplers/ode.gin; SAMPLER is Heun here",
     ),
+    "more lanes than images of a solve": (
+        "sample",
+        [DRY, "LANES=64"],
+        "lanes=64 and solve_size=32. Lower `lanes` or raise `solve_size`. In gin: LANES, "
+        "SOLVE_SIZE. [Sampler]\n",
+    ),
     "lanes of training": (
         "train",
         [DRY, "LANES=2"],

@@ -127,7 +127,7 @@ def test_the_error_of_bfloat16_is_in_the_summary_and_is_limited(network, monkeyp
     coarse = summary("coarse", network, tolerance=0.5)
     assert 1e-4 < coarse["precision_error"] < 0.5
     small = coarse["precision_error"] / 2
-    with pytest.raises(ValueError, match="bfloat16 .*UNet.dtype = None.*BPD_TOLERANCE"):
+    with pytest.raises(ValueError, match="bfloat16 .*UNet.dtype = None.*Pilot.precision_tolerance"):
         summary("refused", network, tolerance=0.5, precision_tolerance=small)
     assert not (tmp_path / "refused" / "summary.json").exists()
 
@@ -167,7 +167,7 @@ def test_lanes_must_not_exceed_the_solve_size(lanes):
         if lanes == 4:
             assert made()
             continue
-        with pytest.raises(ValueError, match="lanes=5 and solve_size=4.*Lower LANES"):
+        with pytest.raises(ValueError, match="lanes=5 and solve_size=4.*Lower `lanes`"):
             made()
 
 

@@ -238,7 +238,7 @@ def test_the_model_is_for_one_image_shape():
     with pytest.raises(ValueError, match="image_shape"):
         build().init(jax.random.key(0), (3, 2, 1))
     assert build(image_shape=None).init(jax.random.key(0), (3, 2, 1))
-    with pytest.raises(ValueError, match="IMAGE_SHAPE"):
+    with pytest.raises(ValueError, match="DiffusionODE.image_shape"):
         build(image_shape=None).sample_fn({}, batch_of(), KEY, SAMPLER)
 
 
