@@ -1,1 +1,1 @@
-"""Gin files; a package, so that they are found from an installed wheel."""
+"""Gin files; a package, so that they are found in an installed wheel."""

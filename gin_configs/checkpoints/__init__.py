@@ -1,1 +1,1 @@
-"""Which checkpoints of a run directory an evaluation scores: CHECKPOINTS."""
+"""Checkpoints that an evaluation scores; each file defines CHECKPOINTS."""

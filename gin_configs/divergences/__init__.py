@@ -1,1 +1,1 @@
-"""What is bound to what: train, finetune, eval, sample."""
+"""Estimators of the divergence; each file defines DIVERGENCE."""

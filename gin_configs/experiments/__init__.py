@@ -1,1 +1,1 @@
-"""One run, one model, one task, one objective, and the numbers."""
+"""Complete runs: one program, model, task and objective, with all settings."""

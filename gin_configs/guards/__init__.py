@@ -1,1 +1,1 @@
-"""What becomes of bad steps: left out, or stopped at."""
+"""Rules for steps with a loss that is not finite or jumps: skip or stop."""

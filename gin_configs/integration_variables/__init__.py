@@ -1,1 +1,1 @@
-"""What the ODE is integrated in: INTEGRATION_VARIABLE."""
+"""Integration variables of the ODE; each file defines INTEGRATION_VARIABLE."""

@@ -1,1 +1,1 @@
-"""One network each: defines NETWORK."""
+"""Networks; each file defines NETWORK."""

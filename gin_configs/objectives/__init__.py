@@ -1,1 +1,1 @@
-"""One recipe of the maths each: SCHEDULE, PARAMETERIZATION, TIME_SAMPLER, LOSS."""
+"""Objectives; each file defines SCHEDULE, PARAMETERIZATION, TIME_SAMPLER and LOSS."""

@@ -1,1 +1,1 @@
-"""Other programs' evaluations, to explain their figures by."""
+"""Comparisons with the evaluations of other programs."""

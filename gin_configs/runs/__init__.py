@@ -1,1 +1,1 @@
-"""What is bound to what: train, finetune, eval, sample, encode, interpolate."""
+"""Programs: train, finetune, eval, sample, encode, interpolate."""

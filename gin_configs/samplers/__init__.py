@@ -1,1 +1,1 @@
-"""Samplers: each file defines SAMPLER."""
+"""Samplers; each file defines SAMPLER."""

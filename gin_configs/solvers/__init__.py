@@ -1,1 +1,1 @@
-"""What is bound to what: train, finetune, eval, sample."""
+"""ODE solvers; each file defines SOLVER."""

@@ -1,1 +1,1 @@
-"""One dataset each: its name and its sizes."""
+"""Datasets; each file defines their names, sizes and smallest gamma."""

@@ -1,1 +1,1 @@
-"""How a run is watched beside its metrics: a profile, Weights & Biases."""
+"""Profiles and external loggers of a training run."""
