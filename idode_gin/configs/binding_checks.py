@@ -9,6 +9,8 @@ at a time). A binding that the program does not read is an error, with two excep
   for training, evaluation and sampling.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -65,88 +67,84 @@ def _without_effect(bindings: Sequence[Binding], reach: Reach) -> Iterator[str]:
             )
 
 
+@dataclasses.dataclass(frozen=True)
 class _Unused:
-    """Bindings that nothing reads, each with the nearest name or the file that would read it."""
+    """Finds bindings that nothing reads, and what may have been meant."""
 
-    def __init__(
-        self,
-        root: Callable[..., Any],
-        bindings: Sequence[Binding],
-        search_paths: Sequence[str],
-        reach: Reach,
-    ) -> None:
-        self._root, self._bindings, self._reach = root, bindings, reach
-        self._search_paths = search_paths
-        self._macro_readers = readers.macro_readers(search_paths)
+    root: Callable[..., Any]
+    bindings: Sequence[Binding]
+    search_paths: Sequence[str]
+    reach: Reach
+
+    @functools.cached_property
+    def files(self) -> list[readers.GinFile]:
+        return readers.gin_files(self.search_paths)
 
     def findings(self) -> Iterator[str]:
-        last = {each.key: order for order, each in enumerate(self._bindings)}
-        unused = {key: order for key, order in last.items() if key not in self._reach.used}
+        last = {each.key: order for order, each in enumerate(self.bindings)}
+        unused = {key: order for key, order in last.items() if key not in self.reach.used}
         spare = [
             key.scope
             for key, order in unused.items()
-            if key.selector == MACRO
-            and key.scope in self._macro_readers
-            and self._bindings[order].is_part
+            if key.selector == MACRO and self.bindings[order].is_part and self._readers(key.scope)
         ]
         for key, order in unused.items():
-            binding = self._bindings[order]
+            binding = self.bindings[order]
             # A macro that is bound for this very run must have an effect.
             others = spare if binding.is_part else []
-            if key not in reachable(self._root, self._bindings, order, others).used:
-                hint = self._macro_hint(key) if key.selector == MACRO else self._hint(key)
+            if key not in reachable(self.root, self.bindings, order, others).used:
+                hint = self._macro_hint(key.scope) if key.selector == MACRO else self._hint(key)
                 yield f"{key} is not used by anything [{binding.where}]. {hint}"
 
-    def _macro_hint(self, key: Key) -> str:
-        near = self._near_macro(key.scope)
-        if instead := self._instead(key.scope):
+    def _readers(self, macro: str) -> list[readers.GinFile]:
+        return [each for each in self.files if each.reads(macro)]
+
+    def _macro_hint(self, name: str) -> str:
+        parameters = {
+            str(Key("", selector, name))
+            for selector in self.reach.selectors
+            if name in _parameters(selector)
+        }
+        near = checks.nearest(name, self.reach.macros)
+        if parameters:
+            near = f"Did you mean {' or '.join(sorted(parameters))}?"
+        if instead := self._instead(name):
             # The name exists, so only a longer one that ends in it may have been meant.
-            return f"{near} {instead}" if f"_{key.scope}'?" in near else instead
-        if files := self._macro_readers.get(key.scope):
+            return f"{near} {instead}" if f"_{name}'?" in near else instead
+        if files := self._readers(name):
             return f"{files[0].name} reads it, for something that is not built here."
         return near
 
-    def _near_macro(self, name: str) -> str:
-        parameters = {
-            str(Key("", selector, name))
-            for selector in self._reach.selectors
-            if name in _parameters(selector)
-        }
-        if parameters:
-            return f"Did you mean {' or '.join(sorted(parameters))}?"
-        return checks.nearest(name, self._reach.macros)
-
     def _instead(self, macro: str) -> str | None:
-        """Return which file reads a macro, if the program could use that file, and what it uses.
+        """Return the files that read a macro, if the program could use them, and what it uses now.
 
-        That is so if the file defines a macro that the program uses, or one that such a file reads.
+        It could if such a file defines a macro that the program uses, or one that is read by a file
+        that the program could use.
         """
         names, seen = [macro], set[str]()
         while names:
-            files = [each for each in self._macro_readers.get(names.pop(), ()) if each.is_choice]
+            files = [each for each in self._readers(names.pop()) if each.is_choice]
             for place in sorted({each.defines for each in files if each.defines} - seen):
-                if place in self._reach.macros:
+                if place in self.reach.macros:
                     choices = readers.flags(each.name for each in files if each.defines == place)
-                    return f"It is read with {choices}; {_chosen(place, self._bindings)}."
+                    return f"It is read with {choices}; {_chosen(place, self.bindings)}."
                 seen.add(place)
                 names.append(place)
         return None
 
     def _hint(self, key: Key) -> str:
-        if key.selector not in self._reach.selectors:
-            files = readers.builders(key.selector, self._search_paths)
-            if files and {each.named for each in self._bindings}.isdisjoint(files):
+        if key.selector not in self.reach.selectors:
+            files = readers.builders(key.selector, self.files)
+            if files and {each.named for each in self.bindings}.isdisjoint(files):
                 return readers.none_uses(key.selector.rpartition(".")[2], files)
         scoped = sorted(
-            str(used)
-            for used in self._reach.used
-            if used[1:] == key[1:] and used.scope != key.scope
+            str(used) for used in self.reach.used if used[1:] == key[1:] and used.scope != key.scope
         )
         if scoped and not key.scope:
             return f"Every use has its own: {', '.join(scoped)}."
         possible = {
             str(Key("/".join(call.scope), call.selector, parameter))
-            for call in self._reach.calls
+            for call in self.reach.calls
             if call.selector != MACRO
             for parameter in _parameters(call.selector)
         }

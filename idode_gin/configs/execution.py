@@ -36,7 +36,13 @@ def execute(program: str, function: str, about: str, arguments: Sequence[str]) -
     else:
         initialize_processes(options)
     with shared_fate.Watch():
-        _set_data_dirs(options)
+        if options.tfds_data_dir or options.seqio_additional_cache_dirs:
+            from idode_gin.feed import loading
+
+            loading.set_data_dirs(
+                tfds_data_dir=options.tfds_data_dir,
+                seqio_cache_dirs=options.seqio_additional_cache_dirs,
+            )
         print(first_screen(program, options.gin_file), flush=True)
         if options.dry_run:
             print(f"\n{config.config_str()}", flush=True)
@@ -74,13 +80,3 @@ def initialize_processes(options: FlagValues) -> None:
     if place.index > 0:
         voices.only_errors(place.index)
     joining.join(place, timeout)
-
-
-def _set_data_dirs(options: FlagValues) -> None:
-    if options.tfds_data_dir or options.seqio_additional_cache_dirs:
-        from idode_gin.feed import loading
-
-        loading.set_data_dirs(
-            tfds_data_dir=options.tfds_data_dir,
-            seqio_cache_dirs=options.seqio_additional_cache_dirs,
-        )

@@ -13,7 +13,11 @@ from idode_gin.processes import joining, shared_fate
 
 EXIT_DEFECT = 1
 EXIT_BROKEN_PIPE = 141
-_BAD_INPUT = (ValueError, SyntaxError, OSError)
+_CODES = {
+    checks.Preempted: checks.EXIT_PREEMPTED,
+    checks.NonFiniteError: checks.EXIT_NON_FINITE,
+    **dict.fromkeys((ValueError, SyntaxError, OSError), checks.EXIT_BAD_INPUT),
+}
 _IN_CALL = re.compile(r"\n  In call to configurable '([^']*)' \([^\n]*\)( in scope '[^']*')?")
 _ARGUMENT = re.compile(r"`(?:(\w+)\.)?(\w+)`")
 
@@ -58,11 +62,7 @@ def of(program: Callable[[], None], function: str, *, print_traceback: bool) -> 
 
 def exit_code(error: BaseException) -> int | None:
     """Return the exit code of a program that ends in `error`; None for a bug."""
-    if isinstance(error, checks.Preempted):
-        return checks.EXIT_PREEMPTED
-    if isinstance(error, checks.NonFiniteError):
-        return checks.EXIT_NON_FINITE
-    return checks.EXIT_BAD_INPUT if isinstance(error, _BAD_INPUT) else None
+    return next((code for kind, code in _CODES.items() if isinstance(error, kind)), None)
 
 
 def message(error: BaseException, function: str) -> str:

@@ -4,14 +4,33 @@ import difflib
 import re
 import textwrap
 from collections.abc import Sequence
-from typing import Any
 
 import absl.logging  # noqa: F401  defines --verbosity and the other flags of logging
 from absl import flags
 
 from idode_gin.configs.loading import ConfigError
 
-_ABSL_NOTE = ";\n    repeat this option"  # absl appends it to the help of repeatable flags
+_BOOL, _INTEGER, _STRING = flags.DEFINE_bool, flags.DEFINE_integer, flags.DEFINE_string
+_LIST, _REPEATED = flags.DEFINE_list, flags.DEFINE_multi_string
+_FLAGS = {
+    "gin_file": (_REPEATED, [], "A gin file; repeatable, later files win."),
+    "gin_bindings": (_REPEATED, [], "The same as --gin.NAME=VALUE."),
+    "gin_search_paths": (_LIST, [], "Folders to search first for gin files."),
+    "tfds_data_dir": (_STRING, None, "Data directory of TensorFlow Datasets."),
+    "seqio_additional_cache_dirs": (_LIST, [], "Folders with tasks cached by seqio."),
+    "dry_run": (_BOOL, False, "Check and describe the run; write nothing."),
+    "debug": (_BOOL, False, "Print the traceback of every error."),
+    "multiprocess_gpu": (_BOOL, False, "This is one of several processes, on any device."),
+    "coordinator_address": (_STRING, None, "host:port of process 0."),
+    "process_count": (_INTEGER, None, "Number of processes."),
+    "process_index": (_INTEGER, None, "Index of this process, from 0."),
+    "initialization_timeout": (_INTEGER, 300, "Seconds to wait for the other processes."),
+    "local_device_ids": (_LIST, None, "Numbers of this process's GPUs, or all."),
+    "help": (_BOOL, False, "Print this text."),
+}
+_GIN_HELP = (
+    "Bind a macro or parameter after all files. Text needs Python's quotes inside the shell's."
+)
 
 
 def parse(arguments: Sequence[str]) -> flags.FlagValues:
@@ -21,10 +40,13 @@ def parse(arguments: Sequence[str]) -> flags.FlagValues:
         ConfigError: for an unknown flag (with the nearest name), a value that cannot be parsed, or
             an argument that is no flag.
     """
-    options = _define()
+    # Own flag values, not absl's global ones: programs can run more than once in a process.
+    options = flags.FlagValues()
+    for name, (define, default, text) in _FLAGS.items():
+        short = {"short_name": "h"} if name == "help" else {}
+        define(name, default, text, flag_values=options, **short)
     try:
-        following = [*arguments[1:], ""]
-        given = map(_rewrite_gin_flag, arguments, following)
+        given = map(_rewrite_gin_flag, arguments, [*arguments[1:], ""])
         rest = options(["", *given], known_only=True)
         rest = flags.FLAGS(rest)  # absl's own, such as --verbosity
     except flags.UnrecognizedFlagError as error:
@@ -41,47 +63,9 @@ def parse(arguments: Sequence[str]) -> flags.FlagValues:
 
 def usage(about: str) -> str:
     """Return the text of --help: the program's docstring and the flags."""
-    options = _define()
-    texts = {
-        "gin.NAME=VALUE": "Bind a macro or a parameter, after all files are read. Text needs "
-        "Python's quotes inside the shell's."
-    }
-    texts |= {name: options[name].help.partition(_ABSL_NOTE)[0] for name in options if name != "h"}
-    lines = [about.strip(), "", "Flags:"]
-    for name, text in texts.items():
-        indent = " " * 6
-        lines += [
-            f"  --{name}",
-            textwrap.fill(text, 90, initial_indent=indent, subsequent_indent=indent),
-        ]
-    return "\n".join(lines)
-
-
-def _define() -> flags.FlagValues:
-    # Own flag values, not absl's global ones: programs can run more than once in a process.
-    options = flags.FlagValues()
-    here: dict[str, Any] = {"flag_values": options}
-    flags.DEFINE_multi_string("gin_file", [], "A gin file; repeatable, later files win.", **here)
-    flags.DEFINE_multi_string("gin_bindings", [], "The same as --gin.NAME=VALUE.", **here)
-    flags.DEFINE_list("gin_search_paths", [], "Folders to search first for gin files.", **here)
-    flags.DEFINE_string("tfds_data_dir", None, "Data directory of TensorFlow Datasets.", **here)
-    flags.DEFINE_list(
-        "seqio_additional_cache_dirs", [], "Folders with tasks cached by seqio.", **here
-    )
-    flags.DEFINE_bool("dry_run", False, "Check and describe the run; write nothing.", **here)
-    flags.DEFINE_bool("debug", False, "Print tracebacks of all errors.", **here)
-    flags.DEFINE_bool(
-        "multiprocess_gpu", False, "This is one of several processes, on any device.", **here
-    )
-    flags.DEFINE_string("coordinator_address", None, "host:port of process 0.", **here)
-    flags.DEFINE_integer("process_count", None, "Number of processes.", **here)
-    flags.DEFINE_integer("process_index", None, "Index of this process, from 0.", **here)
-    flags.DEFINE_integer(
-        "initialization_timeout", 300, "Seconds to wait for the other processes.", **here
-    )
-    flags.DEFINE_list("local_device_ids", None, "Numbers of this process's GPUs, or all.", **here)
-    flags.DEFINE_bool("help", False, "Print this text.", short_name="h", **here)
-    return options
+    texts = {"gin.NAME=VALUE": _GIN_HELP, **{name: text for name, (*_, text) in _FLAGS.items()}}
+    lines = (f"  --{name}\n{textwrap.indent(text, ' ' * 6)}" for name, text in texts.items())
+    return "\n".join([about.strip(), "", "Flags:", *lines])
 
 
 def _rewrite_gin_flag(argument: str, following: str) -> str:

@@ -171,7 +171,7 @@ class _Loader:
             is_reference = re.search(rf"@([\w/]+/)?{re.escape(selector)}\b", value)
             if is_reference and (modules := modules_that_define(selector)):
                 return _lines_for_a_file(name, value, selector, modules)
-            if files := readers.builders(selector, self._search_paths):
+            if files := readers.builders(selector, readers.gin_files(self._search_paths)):
                 return readers.none_uses(selector, files)
         return _BINDINGS_LOCATION.sub("", str(error))
 

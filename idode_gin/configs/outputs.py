@@ -1,10 +1,11 @@
 """Output folders of the programs, and the configuration files written there."""
 
+import contextlib
 import hashlib
 import os
 import pathlib
 import re
-from typing import Any
+from collections.abc import Iterator
 
 from gin import config
 
@@ -36,11 +37,9 @@ def write_configs(directory: str | os.PathLike[str], macro: str) -> str:
     used = config.operative_config_str()
     if joining.index() == 0:
         folder = make_folder(directory, macro)
-        try:
+        with _errors_named(folder, macro):
             files.write_atomically(folder / "config.gin", config.config_str())
             files.write_atomically(folder / "operative_config.gin", used)
-        except OSError as error:
-            raise _unusable(directory, macro, "written to", error.strerror) from error
     return hashlib.sha256(used.encode()).hexdigest()
 
 
@@ -78,16 +77,18 @@ def make_folder(directory: str | os.PathLike[str], macro: str) -> pathlib.Path:
         ConfigError: if it cannot be made.
     """
     folder = pathlib.Path(directory)
-    try:
+    with _errors_named(folder, macro):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = "it is a file" if folder.is_file() else error.strerror
-        raise _unusable(directory, macro, "made a directory", reason) from error
     return folder
 
 
-def _unusable(directory: Any, macro: str, use: str, reason: str | None) -> ConfigError:
-    return ConfigError(
-        f"{macro} = {str(directory)!r} cannot be {use}: {reason}. Bind another: "
-        f"--gin.{macro}=\"'…'\""
-    )
+@contextlib.contextmanager
+def _errors_named(folder: pathlib.Path, macro: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise ConfigError(
+            f"{macro} = {str(folder)!r} cannot be written to: {reason}. Bind another: "
+            f"--gin.{macro}=\"'…'\""
+        ) from error

@@ -1,45 +1,40 @@
-"""TensorFlow, which only reads data here, without its greetings.
+"""Drop the messages that TensorFlow's libraries print when they are imported.
 
-Its libraries log where they found no GPU before any setting of theirs is read: two copies of
-`WARNING: All log messages before absl::InitializeLog() …` and what follows, at every start.
+TensorFlow only reads data here, but its libraries log where they found no GPU before they read any
+setting: two copies of `WARNING: All log messages before absl::InitializeLog() …` at every start.
 """
 
 import importlib.abc
-import importlib.machinery
 import importlib.util
 import os
 import re
 import sys
 import tempfile
-import types
 from collections.abc import Callable
 from typing import Any
 
-_GREETING = re.compile(
+_MESSAGE = re.compile(
     rb"WARNING: All log messages before absl::InitializeLog\(\) is called.*"
     rb"|[IW]\d{4} \d\d:\d\d:[\d.]+ +\d+ \S+\.cc:\d+\] .*"
 )
-_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
 
 def silence_tensorflow() -> None:
-    """Lets the first import of TensorFlow drop its own notes; what else is printed then follows it.
+    """Filter standard error during the first import of TensorFlow; call it before that.
 
-    Must come before that import. Whoever sets TF_CPP_MIN_LOG_LEVEL themselves sees everything that
-    level lets through.
+    If TF_CPP_MIN_LOG_LEVEL is set to another level than 3, nothing is dropped.
     """
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    is_wanted = os.environ.setdefault(_LEVEL, "3") == "3" and "tensorflow" not in sys.modules
-    if is_wanted and not any(isinstance(each, _Finder) for each in sys.meta_path):
+    is_wanted = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "3"
+    is_installed = any(isinstance(each, _Finder) for each in sys.meta_path)
+    if is_wanted and not is_installed and "tensorflow" not in sys.modules:
         sys.meta_path.insert(0, _Finder())
 
 
 class _Finder(importlib.abc.MetaPathFinder):
     """Wraps the loader of `tensorflow`, once."""
 
-    def find_spec(
-        self, fullname: str, path: Any, target: types.ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
         if fullname != "tensorflow":
             return None
         sys.meta_path.remove(self)
@@ -53,17 +48,20 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def filtered(call: Callable[[], None]) -> None:
-    """Calls, and prints what that wrote to standard error, C code's too, without the greetings."""
+    """Call a function, and print what it wrote to standard error without TensorFlow's messages.
+
+    What C code writes is filtered as well.
+    """
     sys.stderr.flush()
-    ours = os.dup(2)
+    original = os.dup(2)
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
             call()
         finally:
             sys.stderr.flush()
-            os.dup2(ours, 2)
-            os.close(ours)
+            os.dup2(original, 2)
+            os.close(original)
             held.seek(0)
             lines = held.read().splitlines(keepends=True)
-            os.write(2, b"".join(each for each in lines if not _GREETING.match(each)))
+            os.write(2, b"".join(each for each in lines if not _MESSAGE.match(each)))

@@ -1,64 +1,64 @@
-"""What the gin files of a `gin_configs` folder speak of, for hints: nothing is parsed or bound."""
+"""Search the texts of the gin files in `gin_configs` folders, for hints; nothing is parsed."""
 
+import dataclasses
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
 _NO_CHOICE = ("runs", "experiments")
 _SHOWN = 3
 
 
-class Reader(NamedTuple):
-    """A file that reads a macro, as in `x = %NAME`, and the first macro it defines by `@…()`."""
+@dataclasses.dataclass(frozen=True)
+class GinFile:
+    """The text of a file; `name` is relative to its search path."""
 
     name: str
-    defines: str | None
+    text: str
 
     @property
     def is_choice(self) -> bool:
-        """Whether it can be added to a run, as one file of a folder of alternatives."""
-        return _is_choice(self.name)
+        """True if it is one of a folder of alternatives, to be added to a run."""
+        parts = pathlib.PurePath(self.name).parts
+        return len(parts) > 2 and parts[1] not in _NO_CHOICE
+
+    @property
+    def defines(self) -> str | None:
+        """The first macro that it defines as `NAME = @…()`."""
+        found = re.search(r"^(\w+) = @", self.text, re.MULTILINE)
+        return found and found[1]
+
+    def reads(self, macro: str) -> bool:
+        """Return True if it uses `%NAME`."""
+        return re.search(rf"%{macro}\b", self.text) is not None
+
+    def builds(self, selector: str) -> bool:
+        """Return True if it builds, as `@…()`, the function or class that `selector` ends in."""
+        name = re.escape(selector.rpartition(".")[2])
+        return re.search(rf"@(?:[\w./]*[./])?{name}\(\)", self.text) is not None
 
 
-def macro_readers(search_paths: Sequence[str]) -> dict[str, list[Reader]]:
-    """Every `NAME` that some file below a `gin_configs` of the search paths uses as `%NAME`."""
-    found: dict[str, list[Reader]] = {}
-    for name, text in _texts(search_paths).items():
-        defined = re.search(r"^(\w+) = @", text, re.MULTILINE)
-        reader = Reader(name, defined[1] if defined else None)
-        for macro in sorted(set(re.findall(r"%(\w+)", text))):
-            found.setdefault(macro, []).append(reader)
-    return found
+def gin_files(search_paths: Sequence[str]) -> list[GinFile]:
+    """Return all files below a `gin_configs`; of one name, the one of the first search path."""
+    found: dict[str, GinFile] = {}
+    for path in map(pathlib.Path, search_paths):
+        for each in sorted(path.glob("gin_configs/**/*.gin")):
+            name = each.relative_to(path).as_posix()
+            found.setdefault(name, GinFile(name, each.read_text("utf-8")))
+    return list(found.values())
 
 
-def builders(selector: str, search_paths: Sequence[str]) -> list[str]:
-    """Files that can be added to a run and build, as `@…()`, what `selector` ends in."""
-    used = re.compile(rf"@(?:[\w./]*[./])?{re.escape(selector.rpartition('.')[2])}\(\)")
-    texts = _texts(search_paths)
-    return [name for name, text in texts.items() if _is_choice(name) and used.search(text)]
+def builders(selector: str, files: Iterable[GinFile]) -> list[str]:
+    """Return the names of files that can be added to a run and build `selector`."""
+    return [each.name for each in files if each.is_choice and each.builds(selector)]
 
 
 def flags(names: Iterable[str]) -> str:
-    """What to add to a command to have one of these files."""
+    """Return the flags that add one of these files to a command."""
     given = [f"--gin_file={each}" for each in names]
     return " or ".join(given[:_SHOWN]) + (" or …" if given[_SHOWN:] else "")
 
 
 def none_uses(selector: str, files: Iterable[str]) -> str:
-    """What is said of a class that nothing builds, where `files` would."""
+    """Return the message about a class that nothing builds, but `files` would."""
     return f"No gin file uses {selector!r}. Add one that does: {flags(files)}."
-
-
-def _is_choice(name: str) -> bool:
-    parts = pathlib.PurePath(name).parts
-    return len(parts) > 2 and parts[1] not in _NO_CHOICE
-
-
-def _texts(search_paths: Sequence[str]) -> Mapping[str, str]:
-    """Texts by name below the first search path that has the file."""
-    found: dict[str, str] = {}
-    for path in map(pathlib.Path, search_paths):
-        for each in sorted(path.glob("gin_configs/**/*.gin")):
-            found.setdefault(each.relative_to(path).as_posix(), each.read_text("utf-8"))
-    return found

@@ -6,6 +6,7 @@ container only, takes True for a number, and takes text for a sequence.
 """
 
 import collections.abc
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -50,32 +51,28 @@ def parameters(target: Callable[..., Any]) -> Mapping[str, Parameter]:
     Annotations are resolved; one that is missing or cannot be resolved is `UNKNOWN`. A builtin
     without a signature has no parameters.
     """
-    try:
-        signature = inspect.signature(target)
-    except (TypeError, ValueError):
-        return {}
-    hints = _hints(target)
+    signature = _signature(target)
     return {
-        name: Parameter(hints.get(name, UNKNOWN), each.default is inspect.Parameter.empty)
-        for name, each in signature.parameters.items()
+        name: Parameter(_known(each.annotation), each.default is each.empty)
+        for name, each in (signature.parameters.items() if signature else ())
         if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
     }
 
 
 def takes_any_keyword(target: Callable[..., Any]) -> bool:
     """Return True if `target` has a `**kwargs` parameter, or no signature."""
-    try:
-        kinds = [each.kind for each in inspect.signature(target).parameters.values()]
-    except (TypeError, ValueError):
-        return True
-    return inspect.Parameter.VAR_KEYWORD in kinds
+    signature = _signature(target)
+    return signature is None or any(
+        each.kind == each.VAR_KEYWORD for each in signature.parameters.values()
+    )
 
 
 def result_type(target: Callable[..., Any]) -> Any:
     """Return the type of `target(...)`: the class itself, or a function's return annotation."""
     if inspect.isclass(target):
         return target
-    return _hints(target).get("return", UNKNOWN)
+    signature = _signature(target)
+    return UNKNOWN if signature is None else _known(signature.return_annotation)
 
 
 def fits(value: Any, annotation: Any) -> bool:
@@ -190,16 +187,17 @@ def _unquoted(text: str) -> Any:
     return text
 
 
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    """Return annotations by name, those that can be resolved."""
-    if inspect.isclass(target) and not dataclasses.is_dataclass(target):
-        target = target.__init__  # type: ignore[misc]
-    target = inspect.unwrap(target)
-    try:
-        return typing.get_type_hints(target)
-    except (NameError, TypeError, AttributeError):
-        raw = getattr(target, "__annotations__", {})
-        return {name: each for name, each in raw.items() if not isinstance(each, str)}
+def _signature(target: Callable[..., Any]) -> inspect.Signature | None:
+    """Return the signature, annotations resolved if all of them can be; None for some builtins."""
+    for resolve in (True, False):
+        with contextlib.suppress(NameError, TypeError, AttributeError, ValueError):
+            return inspect.signature(target, eval_str=resolve)
+    return None
+
+
+def _known(annotation: Any) -> Any:
+    is_missing = annotation is inspect.Signature.empty or isinstance(annotation, str)
+    return UNKNOWN if is_missing else annotation
 
 
 def _is_union(annotation: Any) -> bool:
