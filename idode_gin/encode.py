@@ -1,8 +1,8 @@
-"""Takes images to their latents at the noise end of the ODE, and back.
+"""Encode images to latents at the noise end of the ODE, and decode them.
 
     python -m idode_gin.encode --gin_file=gin_configs/experiments/digits_encode.gin
 
-Set the checkpoint and where results go with
+Set the checkpoint and the output directory with
 
     --gin.CHECKPOINT_PATH="'runs/a'" --gin.ENCODE_OUTPUT_DIR="'runs/a/encode'"
 """
@@ -28,14 +28,14 @@ def encode(
     compilation_cache_dir: str | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Encodes images with a checkpoint, and takes them back.
+    """Encode images with a checkpoint, and decode them.
 
     Args:
-        model: what was trained.
-        dataset_cfg: the split that images are taken of.
+        model: the model that was trained.
+        dataset_cfg: the split that images are taken from.
         encoder: checkpoint, images and output directory.
         compilation_cache_dir: see `compilation_cache.use`.
-        dry_run: only say what would be done. Set by the flag --dry_run.
+        dry_run: only print what would be done. Set by the flag --dry_run.
     """
     outputs.check_folder(encoder.output_dir, "encode", "ENCODE_OUTPUT_DIR")
     if dry_run:

@@ -1,13 +1,13 @@
-"""Scores checkpoints on one split: bits per dim of every image, under several bounds.
+"""Score checkpoints on one split: bits per dim of every image, by several bounds.
 
     python -m idode_gin.eval --gin_file=gin_configs/experiments/digits_eval.gin
 
-Set the checkpoint and where results go with
+Set the checkpoint and the output directory with
 
     --gin.CHECKPOINT_PATH="'runs/a'" --gin.EVAL_OUTPUT_DIR="'runs/a/eval'"
 
-and add --gin_file=gin_configs/checkpoints/all.gin for every checkpoint of the run, or watch.gin
-there for those to come as well.
+Add --gin_file=gin_configs/checkpoints/all.gin for every checkpoint of the run, or
+--gin_file=gin_configs/checkpoints/watch.gin to wait for new ones too.
 """
 
 if __name__ == "__main__":  # above the imports, so that --help answers at once
@@ -30,14 +30,14 @@ def evaluate(
     compilation_cache_dir: str | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Evaluates a checkpoint, or a series of them.
+    """Evaluate a checkpoint, or a series of checkpoints.
 
     Args:
-        model: what was trained.
-        dataset_cfg: the images to score; each is scored once, whatever the batch size.
+        model: the model that was trained.
+        dataset_cfg: the images; each is scored once, whatever the batch size.
         evaluator: checkpoints, bounds and output directory.
         compilation_cache_dir: see `compilation_cache.use`.
-        dry_run: only say what would be done. Set by the flag --dry_run.
+        dry_run: only print what would be done. Set by the flag --dry_run.
     """
     outputs.check_folder(evaluator.output_dir, "eval", "EVAL_OUTPUT_DIR")
     if dry_run:

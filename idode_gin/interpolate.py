@@ -1,8 +1,8 @@
-"""Draws what lies between two images, by way of their latents.
+"""Interpolate between pairs of images through their latents.
 
     python -m idode_gin.interpolate --gin_file=gin_configs/experiments/digits_interpolate.gin
 
-Set the checkpoint and where results go with
+Set the checkpoint and the output directory with
 
     --gin.CHECKPOINT_PATH="'runs/a'" --gin.INTERPOLATE_OUTPUT_DIR="'runs/a/interpolate'"
 """
@@ -28,14 +28,14 @@ def interpolate(
     compilation_cache_dir: str | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Interpolates between images with a checkpoint.
+    """Interpolate between images with a checkpoint.
 
     Args:
-        model: what was trained.
-        dataset_cfg: the split that images are taken of.
+        model: the model that was trained.
+        dataset_cfg: the split that images are taken from.
         interpolator: checkpoint, images and output directory.
         compilation_cache_dir: see `compilation_cache.use`.
-        dry_run: only say what would be done. Set by the flag --dry_run.
+        dry_run: only print what would be done. Set by the flag --dry_run.
     """
     outputs.check_folder(interpolator.output_dir, "interpolate", "INTERPOLATE_OUTPUT_DIR")
     if dry_run:

@@ -1,8 +1,8 @@
-"""Draws images from a checkpoint: an `.npz` for FID tools and a grid to look at.
+"""Draw images from a checkpoint, as an `.npz` for FID tools and as a grid in one picture.
 
     python -m idode_gin.sample --gin_file=gin_configs/experiments/digits_sample.gin
 
-Set the checkpoint and where images go with
+Set the checkpoint and the output directory with
 
     --gin.CHECKPOINT_PATH="'runs/a'" --gin.SAMPLE_OUTPUT_DIR="'runs/a/samples'"
 """
@@ -26,13 +26,13 @@ def sample(
     compilation_cache_dir: str | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Samples from a checkpoint.
+    """Draw images from a checkpoint.
 
     Args:
-        model: what was trained.
-        sampler: checkpoint, numbers and output directory.
+        model: the model that was trained.
+        sampler: checkpoint, number of images and output directory.
         compilation_cache_dir: see `compilation_cache.use`.
-        dry_run: only say what would be done. Set by the flag --dry_run.
+        dry_run: only print what would be done. Set by the flag --dry_run.
     """
     outputs.check_folder(sampler.output_dir, "sample", "SAMPLE_OUTPUT_DIR")
     if dry_run:

@@ -127,7 +127,8 @@ class _Unused:
             for place in sorted({each.defines for each in files if each.defines} - seen):
                 if place in self.reach.macros:
                     choices = readers.flags(each.name for each in files if each.defines == place)
-                    return f"It is read with {choices}; {_chosen(place, self.bindings)}."
+                    chosen = _chosen(place, _macros(self.reach, self.bindings))
+                    return f"It is read with {choices}; {chosen}."
                 seen.add(place)
                 names.append(place)
         return None
@@ -152,11 +153,9 @@ class _Unused:
         return checks.nearest(str(key), same_parameter or possible)
 
 
-def _chosen(macro: str, bindings: Sequence[Binding]) -> str:
+def _chosen(macro: str, macros: Mapping[str, Binding]) -> str:
     """Return what a macro stands for, with the parameters that it has."""
-    final = {each.key: each for each in bindings}
-    binding = _macro(macro, final)
-    here = None if binding is None else _resolve(binding.value, final, [])
+    here = _resolve(macros[macro].value, macros, []) if macro in macros else None
     if not isinstance(here, value_types.Built):
         return f"{macro} is {here!r} here"
     own = here.name.rpartition(".")[2]
@@ -197,57 +196,61 @@ def _missing(reach: Reach, bindings: Sequence[Binding]) -> tuple[list[str], list
 
 
 def _wrong_types(reach: Reach, bindings: Sequence[Binding]) -> Iterator[str]:
-    final = {each.key: each for each in bindings}
+    final, macros = {each.key: each for each in bindings}, _macros(reach, bindings)
     for call, keys in reach.calls.items():
         known = {} if call.selector == MACRO else _parameters(call.selector)
         for key in keys.values():
             if key.parameter in known:
-                yield from _wrong_type(key, known[key.parameter].annotation, final)
+                yield from _wrong_type(final[key], known[key.parameter].annotation, macros)
 
 
-def _wrong_type(key: Key, annotation: Any, final: Mapping[Key, Binding]) -> Iterator[str]:
-    through: list[Binding] = [final[key]]
-    value = _resolve(final[key].value, final, through)
-    if value is None and macro_name(through[-1].value) is not None:
+def _wrong_type(binding: Binding, annotation: Any, macros: Mapping[str, Binding]) -> Iterator[str]:
+    through: list[Binding] = []
+    value = _resolve(binding.value, macros, through)
+    if value is None and macro_name([binding, *through][-1].value) is not None:
         return  # a macro without a value: reported as such
     if needs_value(value) or value_types.fits(value, annotation):
         return
     wanted, got = value_types.describe(annotation), value_types.describe_value(value)
-    places = [f", through {each.key} [{each.where}]" for each in through[1:]]
-    if macro_name(through[0].value) is None:
-        places.insert(0, f" [{through[0].where}]")
+    where = "" if macro_name(binding.value) else f" [{binding.where}]"
+    where += "".join(f", through {each.key} [{each.where}]" for each in through)
     hint = value_types.hint(value, annotation)
-    yield f"{key} must be {wanted}, got {got}{''.join(places)}.{hint and ' '}{hint}"
+    yield f"{binding.key} must be {wanted}, got {got}{where}.{hint and ' '}{hint}"
 
 
-def _resolve(value: Any, final: Mapping[Key, Binding], through: list[Binding]) -> Any:
-    """Replace macros by their values and references by their types; `through` fills with macros."""
+def _resolve(value: Any, macros: Mapping[str, Binding], through: list[Binding]) -> Any:
+    """Replace macros by their values and references by their types.
+
+    `through` fills with the macros on the way. A macro without a value, or within itself, is None.
+    """
     if isinstance(value, dict):
-        return {k: _resolve(v, final, through) for k, v in value.items()}
+        return {k: _resolve(v, macros, through) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_resolve(each, final, through) for each in value)
+        return type(value)(_resolve(each, macros, through) for each in value)
     if not isinstance(value, config.ConfigurableReference) or needs_value(value):
         return value
     if value.configurable.selector == CONSTANT:
         return gin_internals.constant(value)
     if (name := macro_name(value)) is not None:
-        binding = _macro(name, final)
+        binding = macros.get(name)
         if binding is None or binding in through:
             return None
         through.append(binding)
-        return _resolve(binding.value, final, through)
+        return _resolve(binding.value, macros, through)
     target = value.configurable.wrapped
     if value.evaluate:
         return value_types.Built(value_types.result_type(target), value.selector)
     return value_types.Named(target, value.selector)
 
 
-def _macro(name: str, final: Mapping[Key, Binding]) -> Binding | None:
-    """Return the binding of a macro; one in scopes, `a/b`, falls back to the outer `a`."""
-    parts = name.split("/")
-    scopes = ["/".join(parts[:depth]) for depth in range(len(parts), 0, -1)]
-    found = (final.get(Key(scope, MACRO, "value")) for scope in scopes)
-    return next(filter(None, found), None)
+def _macros(reach: Reach, bindings: Sequence[Binding]) -> dict[str, Binding]:
+    """Return the binding that each macro reads; one in scopes, `a/b`, may read that of `a`."""
+    final = {each.key: each for each in bindings}
+    return {
+        "/".join(call.scope): final[keys["value"]]
+        for call, keys in reach.calls.items()
+        if call.selector == MACRO and keys
+    }
 
 
 def _parameters(selector: str) -> Mapping[str, value_types.Parameter]:

@@ -11,7 +11,7 @@ import pathlib
 import pkgutil
 import re
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from gin import config, config_parser
@@ -103,7 +103,7 @@ def find_file(name: str, search_paths: Sequence[str]) -> pathlib.Path:
             return path
     resolved = (str(pathlib.Path(each).resolve()) for each in search_paths)
     folders = ", ".join(dict.fromkeys(resolved))
-    near = checks.nearest(name, set(_gin_files_near(name, search_paths)))
+    near = checks.nearest(name, _gin_files_near(name, search_paths))
     raise ConfigError(f"There is no gin file {name!r}. Searched: {folders}. {near}")
 
 
@@ -130,12 +130,11 @@ def registered_names() -> set[str]:
     return {gin_internals.short_name(each) for each in names if not each.startswith("gin.")}
 
 
-def _gin_files_near(name: str, search_paths: Sequence[str]) -> Iterator[str]:
+def _gin_files_near(name: str, search_paths: Sequence[str]) -> set[str]:
+    found = {each.name for each in readers.gin_files(search_paths)}
     for folder in map(pathlib.Path, search_paths):
-        same_folder = (folder / name).parent.glob("*.gin")
-        in_package = (folder / "gin_configs").glob("*/*.gin")
-        for path in (*same_folder, *in_package):
-            yield os.path.relpath(path, folder)
+        found |= {os.path.relpath(each, folder) for each in (folder / name).parent.glob("*.gin")}
+    return found
 
 
 class _Loader:

@@ -69,22 +69,33 @@ def reachable(
             it may have looked to whoever wrote that line.
         spare_macros: macros to follow as if the program used them.
     """
-    values: dict[Key, list[Any]] = {}
-    replaced_at: dict[Key, int] = {}
-    for order, each in reversed(list(enumerate(bindings))):
-        if each.key not in values:
-            values[each.key] = [each.value]
-        elif since is not None and replaced_at[each.key] > since:
-            values[each.key].append(each.value)
-        replaced_at[each.key] = order
-    walk = _Walk(dict(reversed(values.items())))
-    walk.call(Call(gin_internals.selector_of(root) or "", (), False), ())
+    values = _values(bindings, since)
+    bound: dict[tuple[str, str], list[Key]] = collections.defaultdict(list)
+    for key in values:
+        bound[key.scope, key.selector].append(key)
+    calls: dict[Call, dict[str, Key]] = {}
+    seen: set[tuple[Call, tuple[Scope, ...]]] = set()
+
+    def visit(call: Call, outer_scopes: tuple[Scope, ...]) -> None:
+        if (call, outer_scopes) in seen:
+            return
+        seen.add((call, outer_scopes))
+        scopes = ("/".join(call.scope[:depth]) for depth in range(len(call.scope) + 1))
+        keys = [key for scope in scopes for key in bound[scope, call.selector]]
+        calls[call] = {key.parameter: key for key in keys}
+        around = tuple(dict.fromkeys((*outer_scopes, call.scope)))
+        for key in calls[call].values():
+            for reference in config.iterate_references(values[key]):
+                for each in _calls_of(reference, call, around):
+                    visit(each, around)
+
+    visit(Call(gin_internals.selector_of(root) or "", (), False), ())
     for scope, selector, _ in values:
         if not selector.startswith("gin.") and gin_internals.is_registered_by_python(selector):
-            walk.call(Call(selector, _split(scope), True), ())
+            visit(Call(selector, _split(scope), True), ())
     for name in spare_macros:
-        walk.call(Call(MACRO, _split(name), True), ())
-    return Reach(walk.calls)
+        visit(Call(MACRO, _split(name), True), ())
+    return Reach(calls)
 
 
 def macro_name(value: Any) -> str | None:
@@ -102,40 +113,28 @@ def needs_value(value: Any) -> bool:
     )
 
 
-class _Walk:
-    """The calls found so far."""
+def _values(bindings: Sequence[Binding], since: int | None) -> dict[Key, list[Any]]:
+    """Return the last value of each key; also those replaced after binding number `since`."""
+    values: dict[Key, list[Any]] = {}
+    replaced_at: dict[Key, int] = {}
+    for order, each in reversed(list(enumerate(bindings))):
+        if each.key not in values:
+            values[each.key] = [each.value]
+        elif since is not None and replaced_at[each.key] > since:
+            values[each.key].append(each.value)
+        replaced_at[each.key] = order
+    return dict(reversed(values.items()))
 
-    def __init__(self, values: Mapping[Key, Sequence[Any]]) -> None:
-        self.calls: dict[Call, dict[str, Key]] = {}
-        self._values = values
-        self._seen: set[tuple[Call, tuple[Scope, ...]]] = set()
-        self._bound: dict[tuple[str, str], list[Key]] = collections.defaultdict(list)
-        for key in values:
-            self._bound[key.scope, key.selector].append(key)
 
-    def call(self, call: Call, outer_scopes: tuple[Scope, ...]) -> None:
-        if (call, outer_scopes) in self._seen:
-            return
-        self._seen.add((call, outer_scopes))
-        keys = {}
-        for depth in range(len(call.scope) + 1):
-            scope = "/".join(call.scope[:depth])
-            keys.update({key.parameter: key for key in self._bound[scope, call.selector]})
-        self.calls[call] = keys
-        around = tuple(dict.fromkeys((*outer_scopes, call.scope)))
-        for key in keys.values():
-            for reference in config.iterate_references(self._values[key]):
-                self._follow(reference, call, around)
-
-    def _follow(self, reference: Any, call: Call, around: tuple[Scope, ...]) -> None:
-        selector, deferred = reference.configurable.selector, not reference.evaluate
-        if selector == CONSTANT:
-            return
-        scopes: Iterable[Scope] = around if deferred else [call.scope]
-        if reference.scopes:
-            scopes = [tuple(reference.scopes)]
-        for scope in scopes:
-            self.call(Call(selector, scope, deferred), around)
+def _calls_of(reference: Any, call: Call, around: tuple[Scope, ...]) -> list[Call]:
+    """Return the calls that a reference makes, read in `call` with the scopes `around` it."""
+    selector, deferred = reference.configurable.selector, not reference.evaluate
+    if selector == CONSTANT:
+        return []
+    scopes: Iterable[Scope] = around if deferred else [call.scope]
+    if reference.scopes:
+        scopes = [tuple(reference.scopes)]
+    return [Call(selector, scope, deferred) for scope in scopes]
 
 
 def _split(scope: str) -> Scope:
