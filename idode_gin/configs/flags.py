@@ -3,7 +3,8 @@
 import difflib
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import absl.logging  # noqa: F401  defines --verbosity and the other flags of logging
 from absl import flags
@@ -12,7 +13,7 @@ from idode_gin.configs.loading import ConfigError
 
 _BOOL, _INTEGER, _STRING = flags.DEFINE_bool, flags.DEFINE_integer, flags.DEFINE_string
 _LIST, _REPEATED = flags.DEFINE_list, flags.DEFINE_multi_string
-_FLAGS = {
+_FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "gin_file": (_REPEATED, [], "A gin file; repeatable, later files win."),
     "gin_bindings": (_REPEATED, [], "The same as --gin.NAME=VALUE."),
     "gin_search_paths": (_LIST, [], "Folders to search first for gin files."),
