@@ -1,1 +1,1 @@
-"""Gin: find files, check names and types, build objects. Alone imports gin."""
+"""Gin: find files, check names and types, build objects. The only room that imports gin."""

@@ -37,7 +37,7 @@ def of(program: Callable[[], None], function: str, *, print_traceback: bool) -> 
         program()
         sys.stdout.flush()
         return checks.EXIT_DONE
-    except checks.Preempted as error:  # all processes have agreed to stop
+    except checks.Preempted as error:  # agreed by all processes
         _print(error, "stopped", message(error, function), print_traceback)
         return checks.EXIT_PREEMPTED
     except KeyboardInterrupt as error:
@@ -78,7 +78,7 @@ def message(error: BaseException, function: str) -> str:
     text = str(error) or type(error).__name__
     calls = [(name, scope) for name, scope in _IN_CALL.findall(text) if name != function]
     text = _IN_CALL.sub("", text)
-    if not isinstance(error, ConfigError):
+    if isinstance(error, ValueError | checks.NonFiniteError) and not isinstance(error, ConfigError):
         text += _macros_of_arguments(text)
     if not calls or not isinstance(error, ValueError):
         return text

@@ -32,7 +32,8 @@ class _UnknownError(ConfigError):
     """A name that no gin file has mentioned."""
 
     def __init__(self, selector: str) -> None:
-        near = checks.nearest(selector, registered_names())
+        names = (each for each in gin_internals.selectors() if not each.startswith("gin."))
+        near = checks.nearest(selector, set(map(gin_internals.short_name, names)))
         super().__init__(f"No gin file uses a function or class named {selector!r}. {near}")
         self.selector = selector
 
@@ -122,12 +123,6 @@ def modules_that_define(selector: str) -> list[str]:
         if definition.search(path.read_text(encoding="utf-8"))
     ]
     return [each for each in found if each.endswith(f".{module}")] or found
-
-
-def registered_names() -> set[str]:
-    """Return the shortest unambiguous names of everything that gin files have mentioned so far."""
-    names = gin_internals.selectors()
-    return {gin_internals.short_name(each) for each in names if not each.startswith("gin.")}
 
 
 def _gin_files_near(name: str, search_paths: Sequence[str]) -> set[str]:

@@ -1,4 +1,4 @@
-"""What a gin file can bind: the programs' functions, and all that can stand in their parameters."""
+"""What a gin file can bind: the programs' functions, and everything in their parameters."""
 
 import dataclasses
 import functools
@@ -33,17 +33,16 @@ _NAME = re.compile(r"\b(\w+)\.(\w+)\b")
 
 
 def fields(target: Callable[..., Any]) -> list[str]:
-    """The parameters that gin can bind."""
+    """Return the parameters that gin can bind."""
     return list(value_types.parameters(target))
 
 
 @functools.cache
 def targets() -> list[Callable[..., Any]]:
-    """All functions and final classes of this repository that a program may be built of.
+    """Return all functions and final classes of this repository that a program may be built of.
 
-    From the programs' functions, each annotation is followed to its classes, an abstract class to
-    all that fulfil it, and each of these to its own fields. What gin files name is added, whether
-    an annotation leads there or not.
+    Each annotation of the programs' functions is followed to its classes, an abstract class to its
+    subclasses, and each of these to its fields. Everything that gin files name is added.
     """
     for module in pkgutil.walk_packages(idode_gin.__path__, PACKAGE + "."):
         importlib.import_module(module.name)
@@ -61,7 +60,7 @@ def targets() -> list[Callable[..., Any]]:
 
 
 def name(target: Callable[..., Any]) -> str:
-    """Such as `solvers.adaptive.DormandPrince`."""
+    """Return a name such as `solvers.adaptive.DormandPrince`."""
     return f"{target.__module__}.{target.__qualname__}".removeprefix(PACKAGE + ".")
 
 
@@ -79,7 +78,7 @@ def _named_in_gin_files() -> Iterator[Callable[..., Any]]:
 
 
 def _classes(annotation: Any) -> Iterator[type]:
-    """Every class of this repository in an annotation, however deep."""
+    """Yield every class of this repository in an annotation, at any depth."""
     if inspect.isclass(annotation) and annotation.__module__.startswith(PACKAGE):
         yield annotation
     inner = annotation if isinstance(annotation, list) else typing.get_args(annotation)
@@ -88,7 +87,7 @@ def _classes(annotation: Any) -> Iterator[type]:
 
 
 def _fulfilling(contract: type) -> list[type]:
-    """The final classes that are `contract`: itself, or its descendants (not gin's own)."""
+    """Return the final classes among `contract` and its subclasses, except those of gin."""
     found = [contract] if dataclasses.is_dataclass(contract) else []
     for child in contract.__subclasses__():
         module = importlib.import_module(child.__module__)

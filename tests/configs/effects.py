@@ -1,4 +1,4 @@
-"""How a field is shown to have an effect: what is seen changes with its value, or it is refused."""
+"""Show that a field has an effect: a visible result changes with its value, or the value raises."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 @dataclasses.dataclass(frozen=True)
 class Room:
-    """Where something is looked at: an empty folder, the current one, and patches for as long."""
+    """An empty folder, which is the current one, and patches that last as long as the test."""
 
     folder: pathlib.Path
     patch: pytest.MonkeyPatch
@@ -26,7 +26,7 @@ class Room:
 
 @dataclasses.dataclass(frozen=True)
 class Refused:
-    """A value that ends in a ValueError with `words`, where it is given or where it is used."""
+    """A value that raises a ValueError with `words`, where it is given or where it is used."""
 
     value: Any
     words: str
@@ -34,7 +34,7 @@ class Refused:
 
 @dataclasses.dataclass(frozen=True)
 class Later:
-    """A value that can only be made in the room."""
+    """A value that can only be made in the room's folder."""
 
     make: Callable[[], Any]
 
@@ -44,13 +44,12 @@ class Case:
     """Fields of a class, or parameters of a function, each with another value than the usual one.
 
     Args:
-        see: what can be seen of an object, or of a function with its arguments: arrays, numbers
-            and text that decide or are results, as a tree. Never the object's own fields or `repr`:
-            those always differ.
-        usual: arguments that are the same throughout but for the one that changes.
+        see: returns visible results of an object, or of a function with its arguments: a tree of
+            arrays, numbers and text. Never the object's own fields or `repr`: those always differ.
+        usual: arguments to start from; one at a time is changed.
         others: another value for each field, or one that is `Refused`.
         before: prepares the room in which the object is made.
-        is_slow: left to `make test-full`.
+        is_slow: run by `make test-full` only.
     """
 
     see: Callable[[Any, Room], Any]
@@ -61,7 +60,7 @@ class Case:
 
 
 def look(case: Case, target: Callable[..., Any], folder: pathlib.Path, **changes: Any) -> Any:
-    """What can be seen with some values changed, in a form that can be compared."""
+    """Return the visible results with some values changed, in a form that can be compared."""
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         room = Room(folder, patch)
@@ -74,7 +73,7 @@ def look(case: Case, target: Callable[..., Any], folder: pathlib.Path, **changes
 
 
 def without_effect(case: Case, target: Callable[..., Any], folder: pathlib.Path) -> list[str]:
-    """What is wrong with the case; empty if every one of its fields has an effect."""
+    """Return what is wrong with the case; nothing if each of its fields has an effect."""
     first, again = (look(case, target, folder / each) for each in ("first", "again"))
     if first != again:
         return ["What is seen is not the same twice, so that no difference means anything."]
@@ -95,7 +94,7 @@ def without_effect(case: Case, target: Callable[..., Any], folder: pathlib.Path)
 
 
 def program(function: Callable[..., Any], *arguments: Any) -> str:
-    """What jax would run: the traced function without what its results do not need."""
+    """Return the traced function as text, without operations that its results do not need."""
     traced = jax.make_jaxpr(function)(*arguments)
     jaxpr, _ = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars))
     constants = [_comparable(each) for each in traced.consts]

@@ -1,4 +1,4 @@
-"""Fields of the loops: what they compile, and what runs leave behind, change with them."""
+"""Fields of the loops: compiled programs and the files of a run change with them."""
 
 import functools
 import json
@@ -48,7 +48,7 @@ BAD_STEP = "bad_step_1.npz"
 
 
 def traced_update(trainer: Trainer, _: Room) -> Any:
-    """The update that a trainer compiles, and what of its state lies where."""
+    """Return the update that a trainer compiles, and the shardings of its state."""
     there = trainer.partitioner.without_devices()
     batch = run_inputs.blank_batch(MODEL, tiny.SHAPE, 8)
     object.__setattr__(trainer, "partitioner", there)
@@ -58,13 +58,13 @@ def traced_update(trainer: Trainer, _: Room) -> Any:
 
 
 def beginning(trainer: Trainer, _: Room) -> Any:
-    """The state that a run from scratch begins with."""
+    """Return the state that a run from scratch starts with."""
     batch = run_inputs.blank_batch(MODEL, tiny.SHAPE, 8)
     return trainer.program(MODEL, tiny.SHAPE, batch).init().params
 
 
 def prepare_run(room: Room) -> None:
-    """Data without seqio, no pictures, and a bad step to be examined."""
+    """Provide data without seqio, no plots, and a bad step to replay."""
     stand_in_for_wandb(room)
     room.patch.setattr(loading, "load_split", lambda config: tiny.split())
     room.patch.setattr(reporter.Reporter, "plot", lambda *_: None)
@@ -75,7 +75,7 @@ def prepare_run(room: Room) -> None:
 
 
 def run_directory(trainer: Trainer, room: Room) -> Any:
-    """What a run leaves behind: its files, and its rows of metrics (of times the names alone)."""
+    """Return the files of a run and its rows of metrics; of times, only the names."""
     made = small_program()
     room.patch.setattr(Trainer, "program", lambda *_: made)
     trainer.run(MODEL, tiny.config(), tiny.config(8))
@@ -91,13 +91,13 @@ def run_directory(trainer: Trainer, room: Room) -> Any:
 
 @functools.cache
 def small_program() -> programs.Program:
-    """Of all runs here: it depends on none of the fields that they show."""
+    """Return the program of all runs here; it depends on none of the fields that they show."""
     batch = run_inputs.blank_batch(MODEL, tiny.SHAPE, 4)
     return Trainer(**RUN).program(MODEL, tiny.SHAPE, batch)
 
 
 def with_checkpoint(room: Room) -> None:
-    """Parameters that depend on the checkpoint and on whether they are averaged; data as above."""
+    """Provide parameters that depend on the checkpoint and on averaging; data as above."""
     prepare_run(room)
 
     def load_params(model: Any, shape: Any, path: str, use_ema: bool, *_: Any) -> Any:
@@ -109,7 +109,7 @@ def with_checkpoint(room: Room) -> None:
 
 
 def results(run: Callable[[], Any], room: Room) -> Any:
-    """The arrays that an evaluation or sampling writes and where, and shapes that were solved."""
+    """Return the arrays that a loop writes, their paths, and the shapes that were solved."""
     solved: list[str] = []
     compiled = image_loop.compiled
 
@@ -137,14 +137,14 @@ def results(run: Callable[[], Any], room: Room) -> Any:
 
 
 def scored(evaluator: Evaluator, room: Room) -> Any:
-    """The results of an evaluation, and what its summary says of the solver's error."""
+    """Return the results of an evaluation, and the solver's error from its summary."""
     found = results(lambda: evaluator.run(MODEL, tiny.config(4)), room)
     summaries = [json.loads(path.read_text()) for path in room.folder.glob("*/summary.json")]
     return found, [each["tn"]["solver_error"] for each in summaries]
 
 
 def piloted(pilot: Pilot, _: Room) -> Any:
-    """What is chosen and found for a likelihood."""
+    """Return what a pilot chooses and measures for a likelihood."""
     estimator = ODELikelihood(dequantizer=TruncatedNormal(), divergence=Exact())
     params = MODEL.init(jax.random.key(0), tiny.SHAPE)
     run = pilot_run.runner(pilot, MODEL, tiny.split(), lambda _: jax.random.key(0))
@@ -153,17 +153,17 @@ def piloted(pilot: Pilot, _: Room) -> Any:
 
 
 def drawn(sampler: Sampler, room: Room) -> Any:
-    """The results of sampling."""
+    """Return the results of sampling."""
     return results(lambda: sampler.run(MODEL), room)
 
 
 def encoded(encoder: Encoder, room: Room) -> Any:
-    """The results of encoding."""
+    """Return the results of encoding."""
     return results(lambda: encoder.run(MODEL, tiny.config(4)), room)
 
 
 def interpolated(interpolator: Interpolator, room: Room) -> Any:
-    """The results of interpolation."""
+    """Return the results of interpolation."""
     return results(lambda: interpolator.run(MODEL, tiny.config(2)), room)
 
 

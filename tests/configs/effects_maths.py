@@ -52,7 +52,7 @@ BATCH = {
 
 
 def loss(model: models.DiffusionODE, _: Room) -> str:
-    """The training loss of each image, with all that it is made of."""
+    """Return the training loss of each image, with its terms."""
 
     def computed(key: Any, batch: Any) -> Any:
         return model.loss_fn(model.init(key, tiny.SHAPE), batch, key)
@@ -61,24 +61,24 @@ def loss(model: models.DiffusionODE, _: Room) -> str:
 
 
 def loss_with(field: str) -> Any:
-    """The training loss of a model of which the object is one part."""
+    """Return the training loss of a model that has the object as a part."""
     return lambda part, room: loss(tiny.model(**{field: part}), room)
 
 
 def bound(estimator: Any, _: Room) -> str:
-    """A bound of each image."""
+    """Return a bound of each image."""
     return effects.program(lambda *given: MODEL.bound_fn(*given, estimator), PARAMS, BATCH, KEY)
 
 
 def likelihood(estimator: ODELikelihood, _: Room) -> str:
-    """The likelihood of each image."""
+    """Return the likelihood of each image."""
     return effects.program(
         lambda *given: MODEL.likelihood_fn(*given, estimator).log_p, PARAMS, BATCH, KEY
     )
 
 
 def samples(sampler: AbstractSampler, _: Room) -> str:
-    """Latents drawn, and their density where there is one."""
+    """Return latents drawn, and their density if there is one."""
 
     def drawn(*given: Any) -> Any:
         found = MODEL.sample_fn(*given, sampler)
@@ -88,7 +88,7 @@ def samples(sampler: AbstractSampler, _: Room) -> str:
 
 
 def solution(solver: Any, _: Room) -> str:
-    """Where y' = y cos t and another of its kind end, and whether they do."""
+    """Return the solutions of y' = y cos t and a similar equation, and their success."""
 
     def solved(y: Any) -> Any:
         def field(t: Any, state: Any) -> Any:
@@ -101,7 +101,7 @@ def solution(solver: Any, _: Room) -> str:
 
 
 def trace(divergence: Any, _: Room) -> str:
-    """A value and its trace."""
+    """Return a value and its trace."""
 
     def traced(key: Any, x: Any) -> Any:
         probes = divergence.draw(jax.random.split(key, 2), x.shape[1:])
@@ -111,7 +111,7 @@ def trace(divergence: Any, _: Room) -> str:
 
 
 def unet(network: UNet, _: Room) -> str:
-    """The traced network, with dropout; for the gradient it says what it keeps."""
+    """Return the traced network with dropout; for the gradient also what it keeps."""
     params = jax.eval_shape(lambda: network.init(KEY, (4, 4, 1)))
     z, time = jnp.zeros((2, 4, 4, 1)), jnp.zeros(2)
     conditioning = jnp.zeros((2, network.conditioning_size))

@@ -1,4 +1,4 @@
-"""Fields of the plumbing: files, updates, order of images, verdicts and meshes change with them."""
+"""Fields of files, data and devices: checkpoints, updates, batches, verdicts and meshes change."""
 
 import atexit
 import dataclasses
@@ -44,7 +44,7 @@ SAVED_STEPS = [2, 4, 6, 8, 10, 12]
 
 
 def updates(optimizer: AdamW, _: Room) -> str:
-    """Parameters after two updates."""
+    """Return parameters after two updates."""
     transformation = optimizer.build()
 
     def updated(params: Any, gradient: Any) -> Any:
@@ -59,7 +59,7 @@ def updates(optimizer: AdamW, _: Room) -> str:
 
 
 def placed(partitioner: PjitPartitioner, _: Room) -> Any:
-    """The mesh, and what of a network's parameters lies where."""
+    """Return the mesh, and the shardings of a network's parameters."""
     there = partitioner.without_devices()
     network = tiny.AffineNetwork()
     params = jax.eval_shape(lambda: network.init(jax.random.key(0), tiny.SHAPE))
@@ -68,14 +68,14 @@ def placed(partitioner: PjitPartitioner, _: Room) -> Any:
 
 
 def kept(config: SaveCheckpointConfig, room: Room) -> Any:
-    """Which steps are saved, and which of some saved ones are deleted; step 6 is the best."""
+    """Return which steps are saved, and which saved steps are deleted; step 6 is the best."""
     saved = Checkpoints(room.folder, CheckpointConfig(save=config), {})
     doomed = files.doomed(SAVED_STEPS, config, lambda step: abs(step - 6.0))
     return [saved.is_due(step) for step in range(13)], np.asarray(doomed)
 
 
 def state_of(step: int) -> TrainState:
-    """As after `step` steps of training, with every leaf another one."""
+    """Return a state as after `step` steps of training, every leaf different."""
     params = {"a": jnp.full(2, 1.0 + step), "b": jnp.full(3, 2.0 + step)}
     state = train_state.create(params, AdamW().build(), ("loss",))
     ema, opt_state = jax.tree.map(lambda leaf: leaf + step, (state.params, state.opt_state))
@@ -83,7 +83,7 @@ def state_of(step: int) -> TrainState:
 
 
 def lasting_folder() -> pathlib.Path:
-    """A folder that is there as long as this process."""
+    """Return a folder that exists until this process ends."""
     folder = tempfile.mkdtemp(prefix="idode_gin_effects_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return pathlib.Path(folder)
@@ -91,7 +91,7 @@ def lasting_folder() -> pathlib.Path:
 
 @functools.cache
 def runs() -> pathlib.Path:
-    """A folder that holds two runs, `one` and `two`, with a checkpoint each."""
+    """Return a folder that holds two runs, `one` and `two`, with a checkpoint each."""
     folder = lasting_folder()
     for step, name in enumerate(("one", "two"), 3):
         with Checkpoints(folder / name, CheckpointConfig(), {}) as saved:
@@ -100,7 +100,7 @@ def runs() -> pathlib.Path:
 
 
 def restored(config: RestoreCheckpointConfig, room: Room) -> Any:
-    """The state that a new run starts from."""
+    """Return the state that a new run starts from."""
     room.patch.chdir(runs())
     fresh = state_of(0)
     sharding = PjitPartitioner().state_sharding(fresh)
@@ -110,13 +110,13 @@ def restored(config: RestoreCheckpointConfig, room: Room) -> Any:
 
 
 def saved_and_restored(config: CheckpointConfig, room: Room) -> Any:
-    """Both."""
+    """Return the results of `kept` and `restored`."""
     return kept(config.save, room), restored(config.restore, room)
 
 
 @functools.cache
 def own_images() -> pathlib.Path:
-    """A folder with two folders of a few small images, `one` and `two`."""
+    """Return a folder with two folders of a few small images, `one` and `two`."""
     folder = lasting_folder()
     rng = np.random.default_rng(0)
     for place in ("one/train", "one/test", "two/train"):
@@ -128,7 +128,7 @@ def own_images() -> pathlib.Path:
 
 
 def fed(config: DatasetConfig, room: Room) -> Any:
-    """Two batches, how the images are held, and what was cached in the current folder."""
+    """Return two batches, whether images are memory-mapped, and files cached in the folder."""
     room.patch.setenv("IDODE_CACHE_DIR", str(room.folder / "usual"))
     room.patch.chdir(own_images())
     split = loading.load_split(config)
@@ -141,7 +141,7 @@ def fed(config: DatasetConfig, room: Room) -> Any:
 
 
 def augmented(made: Augmentation, _: Room) -> Any:
-    """A batch of training images, and what the network is told of them."""
+    """Return a batch of training images with their conditioning."""
     images = np.arange(16 * 48, dtype=np.int32).reshape(16, 4, 4, 3)
     nothing = np.zeros((16, 1), np.float32)
     split = ImageSplit(images=images, conditioning=nothing, name="n", split="s", augmentation=made)
@@ -149,14 +149,14 @@ def augmented(made: Augmentation, _: Room) -> Any:
 
 
 def pauses(series: Watch, room: Room) -> Any:
-    """How long, and how often, an empty directory is waited for."""
+    """Return how long, and how often, the series waits for an empty directory."""
     seen: list[float] = []
     room.patch.setattr(checkpoint_series, "_wait", lambda seconds, _: seen.append(seconds))
     return [*series.each(str(room.folder), lambda _: False), *seen]
 
 
 def verdicts(rules: guards.Guards, losses: list[float]) -> Any:
-    """Of each step the verdict and whether it is left out, up to where the run stops."""
+    """Return the verdict on each step and whether it is skipped, until the run stops."""
     state, watch, seen = guards.fresh(), guards.Watch(rules, look_ahead=0, say=lambda _: None), []
     for step, loss in enumerate(losses):
         skip, state, health = guards.judge(rules, state, jnp.float32(loss), jnp.float32(1))
@@ -170,18 +170,18 @@ def verdicts(rules: guards.Guards, losses: list[float]) -> Any:
 
 
 def after_skips(rule: guards.Skip, _: Room) -> Any:
-    """Verdicts on losses that are NaN twice in a row, then now and then."""
+    """Return the verdicts on losses that are NaN twice in a row, and later now and then."""
     nan = math.nan
     return verdicts(guards.Guards(non_finite=rule), [nan, nan, 1, nan, 1, nan, 1, nan])
 
 
 def after_spikes(rule: guards.LossSpike, _: Room) -> Any:
-    """Verdicts on losses that fall, jump, and jump higher."""
+    """Return the verdicts on losses that fall, jump, and jump higher."""
     return verdicts(guards.Guards(loss_spike=rule), [2, 1, 1, 1, 1, 3.4, 1, 1, 1, 30, 1])
 
 
 def traced(window: profiling.ProfileWindow, room: Room) -> Any:
-    """The steps between which a trace runs."""
+    """Return the steps between which a trace runs."""
     events: list[str] = []
     room.patch.setattr(jax.profiler, "start_trace", lambda _: events.append("start"))
     room.patch.setattr(jax.profiler, "stop_trace", lambda: events.append("stop"))
@@ -194,7 +194,7 @@ def traced(window: profiling.ProfileWindow, room: Room) -> Any:
 
 
 def stand_in_for_wandb(room: Room) -> None:
-    """A module whose `init` writes down what it is told."""
+    """Install a module `wandb` whose `init` writes its arguments to a file."""
 
     def init(**given: Any) -> Any:
         told = [f"{name}: {given[name]}" for name in ("project", "entity", "name")]
@@ -209,7 +209,7 @@ def stand_in_for_wandb(room: Room) -> None:
 
 
 def logged(made: WandB, room: Room) -> str:
-    """What Weights & Biases is told of a run."""
+    """Return the arguments that Weights & Biases gets for a run."""
     made.open(room.folder / "run", {})
     return (room.folder / "told.txt").read_text()
 

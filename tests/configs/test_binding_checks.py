@@ -1,4 +1,4 @@
-"""The detector: everything gin would leave silent is an error, and nothing else is."""
+"""Checks of bindings: every mistake that gin does not report is an error, and nothing else is."""
 
 import contextlib
 import functools
@@ -25,7 +25,7 @@ def load(tmp_path: pathlib.Path) -> Load:
 
 
 def error(load: Load, more: str = "", *bindings: str) -> list[str]:
-    """The findings of the ConfigError that loading ends in."""
+    """Return the findings of the ConfigError that loading raises."""
     with pytest.raises(ConfigError) as caught:
         load(more, bindings)
     return [line.strip() for line in str(caught.value).split("\n")]
@@ -198,7 +198,7 @@ def test_right_types_of_references(load: Load) -> None:
     assert arguments["parts"]["a"] == toy_program.Wheel(size=4)
 
 
-def test_several_findings_are_told_at_once(load: Load) -> None:
+def test_several_findings_are_reported_at_once(load: Load) -> None:
     found = error(load, "", "STEP = 7", "FOLDER = 5", "WHEL/Wheel.size = 1")
     assert [line.split()[0] for line in found] == ["STEP", "WHEL/Wheel.size", "main.folder"]
 
@@ -295,7 +295,7 @@ def test_deferred_call_in_the_scope_of_its_consumer_or_around_it(load: Load) -> 
 
 
 def test_deferred_call_by_the_consumer_of_its_consumer(load: Load) -> None:
-    """The truck, built in scope `out`, calls what the engine, built in scope `in`, only holds."""
+    """The truck, built in scope `out`, calls a function of the engine, built in scope `inner`."""
     more = (
         "toy.main.spare = @out/toy.Truck()\ntoy.Truck.engine = @inner/toy.Engine()\n"
         "inner/toy.Engine.governor = @toy.limited\nout/toy.limited.limit = 0.5\n"
@@ -325,7 +325,7 @@ def _decorated(amount: int) -> None: ...
 
 
 def _calls(reach: Reach, *, deferred: bool) -> set[tuple[str, str, frozenset[str]]]:
-    """Every call that building makes, perhaps also those it may make, with what gin binds."""
+    """Return the calls that building makes, or with `deferred` may make, with their bindings."""
     return {
         ("/".join(call.scope), call.selector, frozenset(keys))
         for call, keys in reach.calls.items()
@@ -334,7 +334,7 @@ def _calls(reach: Reach, *, deferred: bool) -> set[tuple[str, str, frozenset[str
 
 
 def _dynamic() -> set[tuple[str, str, frozenset[str]]]:
-    """The same from gin's own books, after building."""
+    """Return the same from gin's own record, after building."""
     building.build(toy_program.main)
     found = set()
     for (scope, selector), values in config._OPERATIVE_CONFIG.items():

@@ -1,4 +1,4 @@
-"""A dry run of every published experiment: on a laptop, without data, on a mesh of a cluster."""
+"""Dry runs of every published experiment: on a laptop, without data, for the mesh of a cluster."""
 
 import pathlib
 import re

@@ -1,4 +1,4 @@
-"""From the command line to an exit code."""
+"""A program from its command line to its exit code."""
 
 import contextlib
 import errno
@@ -24,7 +24,7 @@ ABOUT = "Toys.\n\n    python -m toy_program --gin_file=toy_files.gin\n"
 
 @pytest.fixture
 def run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """Runs the toy program on the toy experiment; (exit code, output, errors)."""
+    """Run the toy program on the toy experiment; return (exit code, output, errors)."""
     toy_files.write(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(toy_program, "CALLS", [])
@@ -205,7 +205,7 @@ def test_help(run) -> None:
     "moment", [(building, "load_and_check"), (execution, "first_screen")], ids=["load", "screen"]
 )
 def test_asked_to_stop_outside_a_loop(run, monkeypatch, number: int, moment: tuple) -> None:
-    """No `except Exception` on the way takes the request for an error of its own."""
+    """No `except Exception` on the way catches the request to stop."""
     before = [signal.getsignal(each) for each in preemption.SIGNALS]
 
     def signalled(*_: object) -> None:

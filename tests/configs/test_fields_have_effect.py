@@ -1,4 +1,4 @@
-"""Every field that gin can bind, of every class: it changes something that can be seen, or raises.
+"""Every field that gin can bind, of every class, changes a visible result or raises.
 
 The tables are in `effects_maths`, `effects_runtime`, `effects_loops` and `effects_programs`.
 """

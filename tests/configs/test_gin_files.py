@@ -1,4 +1,4 @@
-"""Every gin file loads, passes the detector and builds; the static analysis agrees with gin."""
+"""Every gin file loads, passes the checks and builds; the static analysis agrees with gin."""
 
 import itertools
 import pathlib
@@ -100,7 +100,7 @@ def load_experiment(name: str, *bindings: str) -> tuple[Reach, Callable[..., Any
 
 
 def assert_static_equals_dynamic(reach: Reach, root: Callable[..., Any]) -> None:
-    """Builds, and compares every call and every bound parameter with gin's own books."""
+    """Build, and compare every call and every bound parameter with gin's own record."""
     with config._OPERATIVE_CONFIG_LOCK:
         config._OPERATIVE_CONFIG.clear()
     arguments = building.build(root)

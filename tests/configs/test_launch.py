@@ -1,4 +1,4 @@
-"""The files of `launch/`, run with stand-ins for SLURM, gcloud and Python that record calls."""
+"""The files of `launch/`, run with fake SLURM, gcloud and Python that record calls."""
 
 import importlib
 import json
@@ -51,7 +51,7 @@ if name == "python":
 
 
 class Calls:
-    """Runs a script in a place where every program it calls is a stand-in."""
+    """Run a script in an environment where every program it calls is a fake."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self._log, programs = folder / "calls", folder / "programs"
@@ -94,7 +94,7 @@ def calls(tmp_path: pathlib.Path) -> Calls:
 
 
 def accepted(arguments: list[str]) -> tuple[str, FlagValues]:
-    """The program that Python is told to run, and its flags, which pass its own checks."""
+    """Return the program that Python runs, and its flags, checked as the program checks them."""
     option, module, *rest = arguments
     assert option == "-m"
     options = flags.parse(rest)

@@ -1,4 +1,4 @@
-"""Reading gin files: what they bind, where it was written, and what is said when they are wrong."""
+"""Reading gin files: their bindings, where each was written, and the messages about mistakes."""
 
 import pathlib
 
@@ -17,7 +17,7 @@ def _clean() -> None:
 
 
 def error(folder: pathlib.Path, text: str, bindings: tuple[str, ...] = ()) -> str:
-    """The message of the ConfigError that a file of this text ends in."""
+    """Return the message of the ConfigError that a file with this text raises."""
     (folder / "wrong.gin").write_text(text)
     with pytest.raises((ConfigError, SyntaxError)) as caught:
         loading.load(["wrong.gin"], bindings, [str(folder)])
@@ -164,7 +164,7 @@ B = @right_hand.Glove()
     assert str(bindings[-1].key) == "left_hand.Glove.size"
 
 
-def test_module_that_cannot_be_imported_tells_why(tmp_path: pathlib.Path, monkeypatch) -> None:
+def test_module_that_cannot_be_imported_is_explained(tmp_path: pathlib.Path, monkeypatch) -> None:
     (tmp_path / "needs_more.py").write_text("import not_installed_anywhere")
     monkeypatch.syspath_prepend(tmp_path)
     message = error(tmp_path, toy_files.HEADER + "import needs_more")

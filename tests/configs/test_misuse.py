@@ -1,4 +1,4 @@
-"""What users get wrong most: each ends a program with exit code 2 and a sentence with a way out.
+"""The most frequent mistakes: each ends a program with exit code 2 and a message with a way out.
 
 The rules themselves have their tests where they live: `test_partitioning`, `test_mesh`,
 `test_axis_rules`, `test_networks`, `test_checkpoint_retention`, `test_checkpoints` and
@@ -236,7 +236,7 @@ def test_a_refused_run_leaves_the_configuration_as_it_was(
 
 @pytest.fixture
 def folder(monkeypatch, tmp_path):
-    """The current folder, with an empty one in it, and one that another run trains in."""
+    """The current folder, with an empty folder in it, and one that another run trains in."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "taken").mkdir()

@@ -1,4 +1,4 @@
-"""No program overwrites what another one left in its output folder."""
+"""No program overwrites the output of another one."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The programs as a shell runs them."""
+"""The programs, run from a shell."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def test_dry_run_describes_and_writes_nothing(tmp_path: pathlib.Path) -> None:
 
 
 def test_error_class_of_the_program_itself_is_not_doubled(tmp_path: pathlib.Path) -> None:
-    """`python -m` runs the module that gin files import, whose classes are then the same."""
+    """`python -m` runs the module that gin files import, so that its classes exist once."""
     (tmp_path / "stop.gin").write_text(
         "from __gin__ import dynamic_registration\nimport toy_program as toy\n"
         "toy.main:\n    steps = 1\n    folder = 'a'\n    wheel = @toy.Wheel()\n"
@@ -78,7 +78,7 @@ def test_output_cut_short_by_head_is_no_traceback(tmp_path: pathlib.Path) -> Non
 
 
 def test_finds_gin_configs_from_an_installed_package(tmp_path: pathlib.Path) -> None:
-    """Without a checkout around it: the files lie beside the package, wherever that is."""
+    """Without a checkout, the gin files are found beside the package."""
     (tmp_path / "site").mkdir()
     for package in ("idode_gin", "gin_configs", "tasks"):
         (tmp_path / "site" / package).symlink_to(ROOT / package)
@@ -99,7 +99,7 @@ def test_finds_gin_configs_from_an_installed_package(tmp_path: pathlib.Path) -> 
         ("eval", "--gin_file=gin_configs/checkpoints/all.gin"),
     ],
 )
-def test_missing_checkpoint_is_told_before_anything_heavy(
+def test_missing_checkpoint_is_reported_before_anything_heavy(
     program: str, more: str | None, tmp_path: pathlib.Path
 ) -> None:
     given = [f"--gin_file=gin_configs/experiments/digits_{program}.gin", *([more] if more else [])]

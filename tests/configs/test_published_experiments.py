@@ -1,4 +1,4 @@
-"""The experiments that repeat published ones hold the published numbers."""
+"""The experiments that repeat published ones have the published settings."""
 
 import dataclasses
 

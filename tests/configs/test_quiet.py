@@ -1,4 +1,4 @@
-"""TensorFlow's greetings are dropped, and nothing else is."""
+"""Messages of TensorFlow's import are dropped, and nothing else is."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ print("after", file=sys.stderr)
 
 @pytest.fixture
 def start(tmp_path):
-    """Runs PROGRAM with a TensorFlow that greets; (exit code, output, errors)."""
+    """Run PROGRAM with a fake TensorFlow; return (exit code, output, errors)."""
     (tmp_path / "tensorflow.py").write_text(FAKE)
 
     def call(**variables):
@@ -47,7 +47,7 @@ def start(tmp_path):
     return call
 
 
-def test_only_greetings_are_dropped(start):
+def test_only_messages_of_the_import_are_dropped(start):
     code, output, errors = start()
     assert (code, output) == (0, "1\n")
     assert "InitializeLog" not in errors
@@ -59,20 +59,20 @@ def test_only_greetings_are_dropped(start):
     assert lines[-1] == "after"
 
 
-def test_an_import_that_fails_says_so(start):
+def test_an_import_that_fails_raises(start):
     code, _, errors = start(FAIL="1")
     assert code == 1
     assert "ours\n" in errors
     assert errors.endswith("ImportError: broken\n")
 
 
-def test_whoever_asks_for_the_log_gets_it(start):
+def test_the_log_level_of_the_environment_wins(start):
     code, _, errors = start(TF_CPP_MIN_LOG_LEVEL="0")
     assert code == 0
     assert "cudart" in errors
 
 
-def test_standard_error_comes_back_after_an_exception(capfd):
+def test_standard_error_is_restored_after_an_exception(capfd):
     def fail():
         os.write(2, b"before\n")
         raise ValueError

@@ -1,4 +1,4 @@
-"""Which values fit which annotations, and what is said when they do not."""
+"""Which values fit which annotations, and the messages about those that do not."""
 
 import collections.abc
 import dataclasses

@@ -1,4 +1,4 @@
-"""Gin texts for the toy program, and a way to load them."""
+"""Gin files for the toy program."""
 
 import pathlib
 from collections.abc import Sequence
@@ -33,13 +33,13 @@ WHEEL/toy.Wheel.size = 4
 
 
 def write(folder: pathlib.Path, more: str = "") -> None:
-    """Writes `run.gin` and `experiment.gin`, the latter with `more` lines."""
+    """Write `run.gin` and `experiment.gin`, the latter with `more` lines."""
     (folder / "run.gin").write_text(RUN)
     (folder / "experiment.gin").write_text(EXPERIMENT + more)
 
 
 def load(folder: pathlib.Path, more: str = "", bindings: Sequence[str] = ()) -> Reach:
-    """Loads and checks the toy experiment with `more` lines and command-line `bindings`."""
+    """Load and check the toy experiment with `more` lines and command-line `bindings`."""
     write(folder, more)
     files, paths = ["experiment.gin"], [str(folder)]
     return building.load_and_check(toy_program.main, files, bindings, paths)

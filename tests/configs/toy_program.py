@@ -18,7 +18,7 @@ CALLS: list[dict[str, Any]] = []
 
 
 class AbstractPart:
-    """What a machine is made of."""
+    """A part of a machine."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Truck(AbstractPart):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Crate:
-    """No part."""
+    """Not a part of a machine."""
 
 
 def half(value: float) -> float:
@@ -90,7 +90,7 @@ def main(
 
 
 class Stopped(checks.Preempted):
-    """An error of this very module."""
+    """An error defined in this module."""
 
 
 def stop() -> None:
