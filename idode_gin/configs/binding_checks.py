@@ -230,7 +230,7 @@ def _resolve(value: Any, macros: Mapping[str, Binding], through: list[Binding]) 
     if not isinstance(value, config.ConfigurableReference) or needs_value(value):
         return value
     if value.configurable.selector == CONSTANT:
-        return gin_internals.constant(value)
+        return gin_internals.constants["/".join(value.scopes)]
     if (name := macro_name(value)) is not None:
         binding = macros.get(name)
         if binding is None or binding in through:
@@ -254,4 +254,4 @@ def _macros(reach: Reach, bindings: Sequence[Binding]) -> dict[str, Binding]:
 
 
 def _parameters(selector: str) -> Mapping[str, value_types.Parameter]:
-    return value_types.parameters(gin_internals.registered(selector))
+    return value_types.parameters(gin_internals.registry[selector].wrapped)

@@ -38,7 +38,7 @@ def load_and_check(
     bindings = loading.load(gin_files, gin_bindings, paths)
     _check_program(root, bindings)
     reach = binding_checks.check(root, bindings, paths)
-    table = gin_internals.bindings()
+    table = gin_internals.bindings
     for key in {each.key for each in bindings} - reach.used:
         bound = table[key.scope, key.selector]
         del bound[key.parameter]
@@ -63,9 +63,9 @@ def search_paths(users: Sequence[str] = ()) -> list[str]:
 
 def refuse_bindings(target: Callable[..., Any], parameters: Iterable[str], reason: str) -> None:
     """Raise ConfigError if gin binds one of `parameters` of `target`, which its caller sets."""
-    for (scope, selector), bound in gin_internals.bindings().items():
+    for (scope, selector), bound in gin_internals.bindings.items():
         wasted = sorted(set(bound) & set(parameters))
-        if wasted and gin_internals.registered(selector) is target:
+        if wasted and gin_internals.registry[selector].wrapped is target:
             raise ConfigError(f"{Key(scope, selector, wasted[0])} has no effect: {reason}.")
 
 
@@ -73,7 +73,7 @@ def macros_bound_to(owner: str, parameter: str) -> list[str]:
     """Return the macros `M` of bindings `owner.parameter = %M`; an empty `owner` is any."""
     return [
         macro
-        for (_, selector), bound in gin_internals.bindings().items()
+        for (_, selector), bound in gin_internals.bindings.items()
         if owner in ("", selector.rpartition(".")[2])
         and (macro := macro_name(bound.get(parameter))) is not None
     ]
@@ -81,7 +81,7 @@ def macros_bound_to(owner: str, parameter: str) -> list[str]:
 
 def _check_program(root: Callable[..., Any], bindings: Sequence[loading.Binding]) -> None:
     """Raise ConfigError if the files were written for another program."""
-    targets = [gin_internals.registered(each.key.selector) for each in bindings]
+    targets = [gin_internals.registry[each.key.selector].wrapped for each in bindings]
     if root in targets:
         return
     modules = {each.__module__ for each in targets}

@@ -53,7 +53,7 @@ def first_screen(program: str, gin_files: Sequence[str]) -> str:
     """Return what is about to run: the gin files, and every macro with its value."""
     macros = {
         scope: repr(bound["value"]).removeprefix("@")
-        for (scope, selector), bound in gin_internals.bindings().items()
+        for (scope, selector), bound in gin_internals.bindings.items()
         if selector == MACRO
     }
     rows = {"gin files": ", ".join(gin_files), **dict(sorted(macros.items()))}

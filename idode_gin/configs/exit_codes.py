@@ -37,9 +37,6 @@ def of(program: Callable[[], None], function: str, *, print_traceback: bool) -> 
         program()
         sys.stdout.flush()
         return checks.EXIT_DONE
-    except checks.Preempted as error:  # agreed by all processes
-        _print(error, "stopped", message(error, function), print_traceback)
-        return checks.EXIT_PREEMPTED
     except KeyboardInterrupt as error:
         code, text = checks.EXIT_PREEMPTED, str(error) or "interrupted."
         print(f"stopped: {text}", file=sys.stderr, flush=True)
@@ -54,8 +51,15 @@ def of(program: Callable[[], None], function: str, *, print_traceback: bool) -> 
                 traceback.print_exc()
                 shared_fate.fail(EXIT_DEFECT, f"{type(error).__name__}: {error}")
             raise
-        code, text = found, message(error, function)
-        _print(error, "error", text, print_traceback)
+        code, text, hint = found, message(error, function), ""
+        if print_traceback:
+            traceback.print_exc()
+        elif isinstance(error, ValueError) and not isinstance(error, ConfigError):
+            hint = "\n(--debug prints where it was raised)"
+        label = "stopped" if code == checks.EXIT_PREEMPTED else "error"
+        print(f"{label}: {text}{hint}", file=sys.stderr, flush=True)
+        if code == checks.EXIT_PREEMPTED:  # all processes have agreed to stop
+            return code
     shared_fate.fail(code, text)
     return code
 
@@ -91,12 +95,3 @@ def _macros_of_arguments(text: str) -> str:
         macros |= dict.fromkeys(building.macros_bound_to(owner, parameter))
     missing = [each for each in macros if not re.search(rf"\b{each}\b", text)]
     return f" In gin: {', '.join(missing)}." if missing else ""
-
-
-def _print(error: BaseException, label: str, text: str, print_traceback: bool) -> None:
-    hint = ""
-    if print_traceback:
-        traceback.print_exc()
-    elif isinstance(error, ValueError) and not isinstance(error, ConfigError):
-        hint = "\n(--debug prints where it was raised)"
-    print(f"{label}: {text}{hint}", file=sys.stderr, flush=True)

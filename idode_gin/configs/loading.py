@@ -32,8 +32,8 @@ class _UnknownError(ConfigError):
     """A name that no gin file has mentioned."""
 
     def __init__(self, selector: str) -> None:
-        names = (each for each in gin_internals.selectors() if not each.startswith("gin."))
-        near = checks.nearest(selector, set(map(gin_internals.short_name, names)))
+        names = (name for name, _ in gin_internals.registry.items() if name[:4] != "gin.")
+        near = checks.nearest(selector, map(gin_internals.registry.minimal_selector, names))
         super().__init__(f"No gin file uses a function or class named {selector!r}. {near}")
         self.selector = selector
 
@@ -52,7 +52,7 @@ class Key(NamedTuple):
         if self.selector == MACRO:
             return self.scope
         scope = f"{self.scope}/" if self.scope else ""
-        return f"{scope}{gin_internals.short_name(self.selector)}.{self.parameter}"
+        return f"{scope}{gin_internals.registry.minimal_selector(self.selector)}.{self.parameter}"
 
 
 class Binding(NamedTuple):
@@ -177,6 +177,7 @@ class _Loader:
                         self._execute(statement, context, name)
             except tokenize.TokenError as error:
                 raise SyntaxError(f"{name}: {error.args[0]}") from error
+            gin_internals.imports.update(context.imports)
 
     def _execute(self, statement: Any, context: Any, name: str) -> None:
         if isinstance(statement, config_parser.BindingStatement):
@@ -213,7 +214,7 @@ def _key(statement: config_parser.BindingStatement, context: Any) -> Key:
     if not parameter:
         return Key(f"{scope}/{written}" if scope else written, MACRO, "value")
     selector = _selector(written, context)
-    target = gin_internals.registered(selector)
+    target = gin_internals.registry[selector].wrapped
     known = value_types.parameters(target)
     if parameter not in known and not value_types.takes_any_keyword(target):
         near = checks.nearest(parameter, known)
@@ -237,9 +238,9 @@ def _selector(written: str, context: Any) -> str:
             raise ConfigError(f"{first!r} in {written!r} is not imported in this file. {near}")
         _check_attributes(imports[first], first, rest)
         return context.get_configurable(written).selector
-    matches = gin_internals.matching(written)
+    matches = gin_internals.registry.matching_selectors(written)
     if len(matches) > 1:
-        names = " or ".join(sorted(map(gin_internals.short_name, matches)))
+        names = " or ".join(sorted(map(gin_internals.registry.minimal_selector, matches)))
         raise ConfigError(f"{written!r} means more than one thing. Write {names}.")
     if not matches:
         raise _UnknownError(written)

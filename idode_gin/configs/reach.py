@@ -89,9 +89,10 @@ def reachable(
                 for each in _calls_of(reference, call, around):
                     visit(each, around)
 
-    visit(Call(gin_internals.selector_of(root) or "", (), False), ())
+    visit(Call(gin_internals.lookup(root).selector, (), False), ())
     for scope, selector, _ in values:
-        if not selector.startswith("gin.") and gin_internals.is_registered_by_python(selector):
+        is_from_python = gin_internals.registry[selector].import_source is None
+        if is_from_python and not selector.startswith("gin."):
             visit(Call(selector, _split(scope), True), ())
     for name in spare_macros:
         visit(Call(MACRO, _split(name), True), ())
@@ -107,10 +108,12 @@ def macro_name(value: Any) -> str | None:
 
 def needs_value(value: Any) -> bool:
     """Return True if `value` is or contains `%gin.REQUIRED`."""
-    return any(
-        each.configurable.selector == CONSTANT and gin_internals.constant(each) is config.REQUIRED
+    constants = (
+        gin_internals.constants["/".join(each.scopes)]
         for each in config.iterate_references(value)
+        if each.configurable.selector == CONSTANT
     )
+    return any(each is config.REQUIRED for each in constants)
 
 
 def _values(bindings: Sequence[Binding], since: int | None) -> dict[Key, list[Any]]:
