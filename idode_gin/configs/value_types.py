@@ -234,9 +234,8 @@ def _type_fits(made: Any, annotation: Any) -> bool:
 
 def _is_number_for_array(value: Any, annotation: Any) -> bool:
     """Return True for a plain number where an array is expected: the function converts it."""
-    module = getattr(annotation, "__module__", "").split(".")[0]
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and module in ("jaxtyping", "jax", "jaxlib", "numpy")
+    is_array = getattr(annotation, "__module__", None) in ("jax", "jaxtyping", "numpy")
+    return is_array and isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_bearable(value: Any, annotation: Any) -> bool:

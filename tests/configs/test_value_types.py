@@ -5,7 +5,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Optional, TypeVar, Union
 
+import jax
 import pytest
+from jaxtyping import Float
 
 from idode_gin.configs import value_types
 from idode_gin.configs.value_types import Built, Named
@@ -68,6 +70,8 @@ FITTING = [
     (Named(Circle, "Circle"), Callable[..., AbstractShape]),
     (Named(Circle, "Circle"), type[AbstractShape]),
     (Named(Circle, "Circle"), type),
+    (3, jax.Array),
+    (0.5, Float[jax.Array, ""] | None),
 ]
 
 NOT_FITTING = [
@@ -106,6 +110,9 @@ NOT_FITTING = [
     (Named(Circle, "Circle"), AbstractShape),
     (Named(double, "double"), float),
     (Named(Dog, "Dog"), type[AbstractShape]),
+    (3, jax.sharding.AbstractMesh),
+    ("a", jax.Array),
+    (True, jax.Array),
 ]
 
 
