@@ -1,4 +1,4 @@
-"""Parameters of the programs: each changes what its loop is given, or what is done beside."""
+"""Parameters of the programs: each changes the arguments of the loop, or what else is done."""
 
 import functools
 import pathlib
@@ -28,9 +28,9 @@ from idode_gin.training.trainer import Trainer
 
 
 def passed_on(program: Callable[[], None], room: Room) -> str:
-    """What a program hands to its loop, and what it does beside.
+    """Return the arguments that a program passes to its loop, and what else it does.
 
-    What becomes of it there is shown in `effects_loops`.
+    `effects_loops` shows the effect of those arguments.
     """
     told: list[str] = []
     for loop in (Trainer, Evaluator, Sampler, Encoder, Interpolator):
