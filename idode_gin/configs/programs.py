@@ -25,7 +25,7 @@ from idode_gin import checks
 from idode_gin.configs import binding_checks, quiet
 from idode_gin.configs import loading as gin_loading
 from idode_gin.configs.loading import ConfigError
-from idode_gin.processes import agreement, joining, preemption, shared_fate, voices
+from idode_gin.processes import agreement, failures, joining, output, places, preemption
 from idode_gin.reports import files
 from idode_gin.runs import output_folders
 
@@ -52,7 +52,7 @@ def run(program: str, function: str, about: str, argv: Sequence[str] | None = No
         argv: arguments without the program's name; those of the process if not given.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with preemption.OutsideLoop():
+    with preemption.stoppable(), failures.until_done():
         return _exit_code_of(program, function, about, arguments)
 
 
@@ -62,15 +62,15 @@ def _exit_code_of(program: str, function: str, about: str, arguments: list[str])
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        shared_fate.fail(EXIT_BROKEN_PIPE, "nobody reads its output any more.")
+        failures.fail(EXIT_BROKEN_PIPE, "nobody reads its output any more.")
         return EXIT_BROKEN_PIPE
     except Exception as error:
         code = exit_code(error)
         if code is None:
-            if joining.client() is not None:
-                shared_fate.give_way(error)
+            if failures.is_watching():
+                failures.give_way(error)
                 traceback.print_exc()
-                shared_fate.fail(EXIT_DEFECT, f"{type(error).__name__}: {error}")
+                failures.fail(EXIT_DEFECT, f"{type(error).__name__}: {error}")
             raise
         label = "stopped" if code == checks.EXIT_PREEMPTED else "error"
         hint = ""
@@ -81,12 +81,12 @@ def _exit_code_of(program: str, function: str, about: str, arguments: list[str])
         text = message(error, function)
         print(f"{label}: {text}{hint}", file=sys.stderr, flush=True)
         if code != checks.EXIT_PREEMPTED:  # which all processes agreed on
-            shared_fate.fail(code, text)
+            failures.fail(code, text)
         return code
     except KeyboardInterrupt as error:
         text = str(error) or "interrupted."
         print(f"stopped: {text}", file=sys.stderr, flush=True)
-        shared_fate.fail(checks.EXIT_PREEMPTED, text)
+        failures.fail(checks.EXIT_PREEMPTED, text)
         return checks.EXIT_PREEMPTED
     return checks.EXIT_DONE
 
@@ -248,12 +248,11 @@ def _run(program: str, function: str, about: str, arguments: list[str]) -> None:
         _stay_off_accelerators()
     else:
         initialize_processes(options)
-    with shared_fate.Watch():
-        _set_data_dirs(options)
-        print(first_screen(program, options.gin_file), flush=True)
-        if options.dry_run:
-            print(f"\n{config.config_str()}", flush=True)
-        config.get_configurable(root)(dry_run=options.dry_run)
+    _set_data_dirs(options)
+    print(first_screen(program, options.gin_file), flush=True)
+    if options.dry_run:
+        print(f"\n{config.config_str()}", flush=True)
+    config.get_configurable(root)(dry_run=options.dry_run)
 
 
 def parse_flags(arguments: Sequence[str]) -> flags.FlagValues:
@@ -322,7 +321,7 @@ def initialize_processes(options: flags.FlagValues) -> None:
             raise ConfigError(f"{', '.join(given)} without --multiprocess_gpu. Add it.")
         return
     timeout = options.initialization_timeout
-    place = joining.find_place(
+    place = places.find_place(
         options.coordinator_address,
         options.process_count,
         options.process_index,
@@ -330,7 +329,7 @@ def initialize_processes(options: flags.FlagValues) -> None:
         timeout=timeout,
     )
     if place.index > 0:
-        voices.only_errors(place.index)
+        output.only_errors(place.index)
     joining.join(place, timeout)
 
 
