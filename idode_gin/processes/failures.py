@@ -4,6 +4,9 @@ All processes compute together: without this, the others would wait in a collect
 gone. A process that fails publishes its message and exit code over the `Connections`, where a
 thread of every other process receives them; all then leave together. A process that is killed
 publishes nothing, but its connection ends. The same threads agree on requests to stop.
+
+If process 0 is killed, jax's service ends with it, and jax may abort the others (134) just after
+they have printed the message.
 """
 
 import contextlib
@@ -19,6 +22,7 @@ from idode_gin.processes.connections import Connections
 
 EXIT_LOST = 1
 """Exit code of the others if a process was killed."""
+_LOST = "it ended without a message. Was it killed, or is its machine gone?"
 _PERIOD = 0.2
 _PATIENCE = 10.0
 """Seconds that a process that is ready to leave waits for the others."""
@@ -26,7 +30,6 @@ _MOMENT = 3.0
 """Seconds within which the loss of a process is noticed."""
 _FOR_GOOD = 60.0
 _OF_COLLECTIVES = {"JaxRuntimeError", "XlaRuntimeError"}
-_FAILURE = "failure"
 
 
 class _Watch:
@@ -37,13 +40,14 @@ class _Watch:
         self.is_leaving = threading.Event()
         self.stop = AgreedStop(connections.publish, connections.index, connections.count)
         self._connections, self._is_closing = connections, threading.Event()
+        self._keys = [f"done/{index}" for index in range(connections.count)]
         self._thread = threading.Thread(target=self._run, name="failures", daemon=True)
         self._thread.start()
 
     def close(self, *, wait: bool) -> None:
         """End the thread and the connections; with `wait`, when all processes do so."""
         self.stop.publish_polls()
-        self._set_done(self._connections.index)
+        self._connections.publish(self._keys[self._connections.index])
         if not wait:
             self._is_closing.set()
         self._thread.join()
@@ -51,32 +55,31 @@ class _Watch:
 
     def fail(self, code: int, message: str) -> NoReturn:
         """End this process and all others."""
-        self._publish_failure(self._connections.index, code, message)
+        self._connections.publish("failure", [self._connections.index, code, message])
         self._leave(code)
 
     def _run(self) -> None:
-        while not (self._are_all_done() or self._is_closing.is_set()):
-            self._receive(_PERIOD)
-            failure = self._connections.found.get(_FAILURE)
-            if failure is None:
+        while not (self._is_closing.is_set() or self._are_all_done()):
+            self._receive()
+            index, code, message = self._connections.found.get("failure", (None, 0, ""))
+            if index is None:
                 self.stop.look(self._connections.found)
-            elif failure["process"] != self._connections.index:
+            elif index != self._connections.index:
                 self.is_leaving.set()
-                print(
-                    f"stopped: process {failure['process']} failed: {failure['message']}",
-                    file=sys.stderr,
-                )
+                print(f"stopped: process {index} failed: {message}", file=sys.stderr)
                 if self.last_act is not None:
                     with contextlib.suppress(Exception):  # the first failure is the one to report
                         self.last_act()
-                self._leave(failure["code"])
+                self._leave(code)
 
-    def _receive(self, seconds: float) -> None:
-        for process in self._connections.wait(seconds):
-            if _done(process) not in self._connections.found:
-                message = "it ended without a message. Was it killed, or is its machine gone?"
-                self._publish_failure(process, EXIT_LOST, message)
-                self._set_done(process)
+    def _receive(self) -> None:
+        for process in self._connections.wait(_PERIOD):
+            if self._keys[process] not in self._connections.found:
+                self._connections.publish("failure", [process, EXIT_LOST, _LOST])
+                self._connections.publish(self._keys[process])
+
+    def _are_all_done(self) -> bool:
+        return all(key in self._connections.found for key in self._keys)
 
     def _leave(self, code: int) -> NoReturn:
         """Exit when all processes are ready to: process 0 last, or jax aborts the others.
@@ -86,40 +89,23 @@ class _Watch:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
-        deadline = time.monotonic() + _PATIENCE
-        self._set_done(self._connections.index)
+        deadline, is_first = time.monotonic() + _PATIENCE, self._connections.index == 0
+        self._connections.publish(self._keys[self._connections.index])
         if threading.current_thread() is not self._thread:
             self._thread.join(_PATIENCE)
-        is_first = self._connections.index == 0
-        while self._connections.is_open and (is_first or not self._are_all_done()):
-            if time.monotonic() > deadline:
+        while self._connections.is_open and time.monotonic() < deadline:
+            if self._are_all_done() and not is_first:
                 break
-            self._receive(_PERIOD)
+            self._receive()
         os._exit(code)
-
-    def _publish_failure(self, process: int, code: int, message: str) -> None:
-        failure = {"process": process, "code": code, "message": message}
-        self._connections.publish(_FAILURE, failure)
-
-    def _set_done(self, process: int) -> None:
-        self._connections.publish(_done(process))
-
-    def _are_all_done(self) -> bool:
-        found = self._connections.found
-        return all(_done(each) in found for each in range(self._connections.count))
 
 
 _watch: _Watch | None = None
 
 
-def _done(process: int) -> str:
-    return f"done/{process}"
-
-
 def watch(connections: Connections) -> None:
     """Begin to watch the other processes, in a thread, until `until_done` is left."""
     global _watch
-    assert _watch is None
     _watch = _Watch(connections)
 
 
@@ -130,7 +116,7 @@ def is_watching() -> bool:
 
 @contextlib.contextmanager
 def until_done() -> Iterator[None]:
-    """Context that ends what `watch` begins in it, with all other processes unless it fails.
+    """Context that ends what `watch` begins in it: with all processes, unless an error leaves it.
 
     Until then a failure of another process ends this one.
     """

@@ -22,9 +22,8 @@ from collections.abc import Iterator
 
 from idode_gin.processes.connections import Connections
 
-_VERSION = 2
-"""Of the protocol: `idode_gin <version> <index> <count>`, answered by `go` or `error <why>`."""
-_GREETING = re.compile(rb"idode_gin (\d{1,9}) (\d{1,9}) (\d{1,9})\n")
+_GREETING = re.compile(rb"idode_gin 2 (\d{1,9}) (\d{1,9})\n")
+"""Of a process, with its index and its count; the answer is `go` or `error <why>`."""
 _LONGEST = 4096
 _PAUSE = 0.2
 """Seconds between attempts to reach process 0."""
@@ -117,10 +116,10 @@ def gather(listener: socket.socket, count: int, timeout: float) -> Connections:
     with _accepting(listener, arrivals):
         while len(ends) + len(refused) < count - 1:
             try:
-                end, *greeting = arrivals.get(timeout=max(0.0, deadline - time.monotonic()))
-                found = _problem(*greeting, ends, count)
+                end, index, expected = arrivals.get(timeout=max(0.0, deadline - time.monotonic()))
+                found = _problem(index, expected, ends, count)
                 if found is None:
-                    ends[greeting[1]] = end
+                    ends[index] = end
                     continue
                 refused.append(end)
             except queue.Empty:
@@ -155,8 +154,8 @@ def _accepting(listener: socket.socket, arrivals: queue.SimpleQueue) -> Iterator
 
     def read(end: socket.socket) -> None:
         said = _GREETING.fullmatch(_read_line(end, time.monotonic() + _MARGIN))
-        if said and 0 < int(said[2]) < int(said[3]):
-            arrivals.put((end, int(said[1]), int(said[2]), int(said[3])))
+        if said and 0 < int(said[1]) < int(said[2]):
+            arrivals.put((end, int(said[1]), int(said[2])))
         else:
             end.close()
 
@@ -171,15 +170,11 @@ def _accepting(listener: socket.socket, arrivals: queue.SimpleQueue) -> Iterator
             accepting.join()
 
 
-def _problem(
-    version: int, index: int, count: int, ends: dict[int, socket.socket], expected: int
-) -> str | None:
-    if version != _VERSION:
-        return "The processes run different versions of idode_gin. Install one everywhere."
-    if count != expected:
+def _problem(index: int, expected: int, ends: dict[int, socket.socket], count: int) -> str | None:
+    if expected != count:
         return (
-            f"Process {index} was started as one of {count} processes, process 0 as one of "
-            f"{expected}. Give all of them one --process_count."
+            f"Process {index} was started as one of {expected} processes, process 0 as one of "
+            f"{count}. Give all of them one --process_count."
         )
     if index in ends:
         return (
@@ -210,7 +205,7 @@ def reach(host: str, port: int, count: int, index: int, timeout: float) -> Conne
     while time.monotonic() < deadline:
         try:
             end = socket.create_connection((host.strip("[]"), port), timeout=2.0)
-            end.sendall(f"idode_gin {_VERSION} {index} {count}\n".encode())
+            end.sendall(f"idode_gin 2 {index} {count}\n".encode())
             answer = _read_line(end, deadline + _MARGIN).decode(errors="replace").strip()
             if answer == "go":
                 return Connections(index, count, {0: end})

@@ -255,8 +255,9 @@ class StopRequest:
         self._stack.enter_context(stoppable())
         if threading.current_thread() is threading.main_thread():
             self._listener = _listener
-            _listener.loops.append(self)
-            _listener.is_answered = True
+        if self._listener is not None:
+            self._listener.loops.append(self)
+            self._listener.is_answered = True
             if self._received and joining.count() > 1:
                 failures.ask_to_stop()
         return self
