@@ -1,4 +1,4 @@
-"""Several processes compute what one does, stop together, and go on together.
+"""Several processes compute what one does, stop together, and resume together.
 
 Real processes on this machine, connected by gloo.
 """
@@ -19,6 +19,7 @@ from several import HASHES, ROOT, Processes, params_of, rows_of, summary, train
 from idode_gin import checks
 from idode_gin.checkpoints import saving
 from idode_gin.feed import batches
+from idode_gin.processes import failures
 
 LAYOUTS = [(1, 4), (2, 2), (4, 1)]
 
@@ -133,7 +134,7 @@ def test_one_is_asked_and_all_stop_saved(tmp_path, number, to):
 
 @pytest.mark.full
 def test_one_that_fails_takes_the_others_along(tmp_path):
-    """Process 1 does not find the images that process 0 has; both are told which one and why."""
+    """Process 1 does not find the images that process 0 has; both report which one and why."""
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
@@ -179,7 +180,33 @@ def test_killed_one_ends_the_others(tmp_path, victim):
     with several.at_work(tmp_path / "run", 2, 1, "--gin.TRAIN_STEPS=50000") as started:
         started.all[victim].kill()
         code = started.codes(timeout=15)[1 - victim]
-    assert code not in (0, checks.EXIT_PREEMPTED, -999)
+        output = started.outputs()[1 - victim]
+    assert f"stopped: process {victim} failed: it ended without a message" in output
+    if victim == 0:  # jax may abort just after the message
+        assert code not in (0, checks.EXIT_PREEMPTED, -999)
+    else:
+        assert code == failures.EXIT_LOST
+        assert "stack trace" not in output
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("victim", [0, 1])
+def test_killed_before_jax_connects_one_ends_the_others(tmp_path, victim):
+    """Process `victim` has met the others and then waits, as for a slow device."""
+    stuck = (
+        "import sys, time, jax\nfrom idode_gin.configs import programs\n"
+        "def wait(**given):\n    print('waiting', file=sys.stderr, flush=True)\n    time.sleep(900)\n"
+        f"if sys.argv[-1].endswith('={victim}'):\n    jax.distributed.initialize = wait\n"
+        "sys.exit(programs.run('idode_gin.train', 'train', ''))\n"
+    )
+    command = ["-c", stuck, *train(tmp_path / "run")[2:]]
+    with Processes(tmp_path / "logs", command, 2) as started:
+        started.wait_until(lambda: "waiting" in started.outputs()[victim], timeout=120)
+        started.all[victim].kill()
+        code = started.codes(timeout=15)[1 - victim]
+        output = started.outputs()[1 - victim]
+    assert code == failures.EXIT_LOST, output
+    assert f"stopped: process {victim} failed: it ended without a message" in output
 
 
 @pytest.mark.full
