@@ -25,7 +25,7 @@ LAYOUTS = [(1, 4), (2, 2), (4, 1)]
 
 
 def landed(folder: pathlib.Path, count: int, devices: int) -> dict[tuple[int, int], str]:
-    """What processes put on their devices: digests by step and position in the global batch."""
+    """Return digests of what is on the devices, by step and position in the global batch."""
     command = [str(ROOT / "tests/end_to_end/put_batches.py")]
     found: dict[tuple[int, int], str] = {}
     with Processes(folder, command, count, devices) as started:
@@ -39,7 +39,7 @@ def landed(folder: pathlib.Path, count: int, devices: int) -> dict[tuple[int, in
 
 
 def expected_batches(first: int = 0) -> dict[tuple[int, int], str]:
-    """The same, without devices or processes."""
+    """Return the same without devices or processes."""
     split, config = put_batches.dataset()
     return {
         (step, place): put_batches.digest(batches.train_batch(split, config, step), place)
@@ -77,7 +77,7 @@ def test_processes_that_differ_stop_with_the_difference(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Gives the run directory of the same training in a layout, trained when first asked for."""
+    """Return the run directory of a training in a layout; each is trained once."""
 
     @functools.cache
     def run_directory(count: int, devices: int) -> pathlib.Path:
@@ -195,7 +195,7 @@ def test_killed_before_jax_connects_one_ends_the_others(tmp_path, victim):
     """Process `victim` has met the others and then waits, as for a slow device."""
     stuck = (
         "import sys, time, jax\nfrom idode_gin.configs import programs\n"
-        "def wait(**given):\n    print('waiting', file=sys.stderr, flush=True)\n    time.sleep(900)\n"
+        "def wait(**given):\n    print('waiting', file=sys.stderr)\n    time.sleep(99)\n"
         f"if sys.argv[-1].endswith('={victim}'):\n    jax.distributed.initialize = wait\n"
         "sys.exit(programs.run('idode_gin.train', 'train', ''))\n"
     )
@@ -232,7 +232,7 @@ def test_the_evaluation_is_compiled_while_there_is_nothing_to_save(tmp_path, mon
 @pytest.mark.full
 @pytest.mark.parametrize("asked", [0, 1])
 def test_asked_in_the_first_compilation_all_leave_within_seconds(tmp_path, asked):
-    """It takes long here: nothing is cached, and blocks are many."""
+    """The compilation is long: nothing is cached, and there are many blocks."""
     folder = tmp_path / "run"
     command = train(
         folder, "--gin.UNet.levels=24", f"--gin.COMPILATION_CACHE_DIR={str(tmp_path / 'cache')!r}"
@@ -268,7 +268,7 @@ def test_a_bad_step_is_left_by_one_and_replayed_by_all(tmp_path, mesh):
 
 
 def test_nobody_to_meet(tmp_path):
-    """The other processes did not come, or process 0 did not: one line, in time."""
+    """The others or process 0 do not come: one line, in time."""
     address = f"--coordinator_address=localhost:{several.free_port()}"
     flags = ["--multiprocess_gpu", address, "--process_count=2", "--initialization_timeout=1"]
     for index, found in [(0, "Of 2 processes, 1 did not reach process 0"), (1, "could not reach")]:

@@ -1,4 +1,4 @@
-"""Processes that poll at their own pace stop at one poll, or not at all."""
+"""Processes that poll at different speeds stop at one poll, or none of them stops."""
 
 import random
 import threading
@@ -57,7 +57,7 @@ class Process:
 
 @pytest.fixture
 def ended():
-    """Starts processes as threads; gives the steps that they stopped at, once they have ended."""
+    """Run processes as threads, and return the steps at which they stopped."""
 
     def run(count, steps, asked, seed=0):
         store, draw = Store(), random.Random(seed)
@@ -103,5 +103,5 @@ def test_nobody_asks(ended):
 
 @pytest.mark.parametrize("seconds", [0.0, 0.02, 0.05, 0.3])
 def test_asked_on_the_last_steps_none_is_left_waiting(ended, seconds):
-    """Either all stop or none does."""
+    """Either all stop or none."""
     assert len(ended(3, 20, [(0, seconds)])) == 1

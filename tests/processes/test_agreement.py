@@ -1,4 +1,4 @@
-"""What is said where processes differ. That all hear it: tests/end_to_end/test_processes.py."""
+"""Messages about differences. Real processes: tests/end_to_end/test_processes.py."""
 
 import io
 import pathlib

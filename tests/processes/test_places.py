@@ -41,7 +41,7 @@ VARIABLES = (
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch):
-    """Sets variables as a launcher would; whatever this machine's launcher set is gone."""
+    """Set variables as a launcher does, without those of this machine's launcher."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
@@ -60,13 +60,13 @@ def test_slurm_with_a_task_per_gpu(environment) -> None:
 
 
 def test_slurm_with_a_task_per_gpu_that_sees_only_its_own(environment) -> None:
-    """`--gpus-per-task=1`: the one it sees has number 0, whichever task it is."""
+    """With `--gpus-per-task=1`, the GPU that a task sees always has number 0."""
     environment(**SLURM, CUDA_VISIBLE_DEVICES="3")
     assert find_place().local_device_ids == ()
 
 
 def test_slurm_with_a_task_per_node(environment) -> None:
-    """jax would take one GPU of each node, and leave the others idle."""
+    """jax alone would use one GPU of each node."""
     nodes = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
     environment(**SLURM | nodes | {"SLURM_STEP_TASKS_PER_NODE": "1(x2)"})
     place = find_place()

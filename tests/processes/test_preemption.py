@@ -55,7 +55,7 @@ def test_handlers_come_back_after_an_error():
 
 @pytest.fixture
 def one_of_two(monkeypatch):
-    """As if there were another process; gives what was asked of it and what it answers."""
+    """One of two processes: records what it asks of the other, which answers as set here."""
     said = types.SimpleNamespace(asked=0, polls=0, agreed_from=10**6, failures=[])
 
     def ask():
@@ -73,7 +73,7 @@ def one_of_two(monkeypatch):
 
 
 def test_several_processes_poll_alike(one_of_two):
-    """Until all stop, every poll counts, through all loops of a process."""
+    """Every poll counts until all stop, through all loops of a process."""
     one_of_two.agreed_from = 4
     with StopRequest() as stop:
         assert [stop.requested, stop.stop_at(70)] == [False, False]
