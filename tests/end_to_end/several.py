@@ -201,7 +201,7 @@ def assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
 
 
 def assert_rows_close(found: list[metrics.Row], expected: list[metrics.Row], rtol: float) -> None:
-    """Compare rows of two runs: the same steps, nearly the same numbers, gaps in the same places."""
+    """Compare rows of two runs: same steps, nearly the same numbers, gaps in the same places."""
     assert [row["step"] for row in found] == [row["step"] for row in expected]
     for row, other in zip(found, expected, strict=True):
         assert row.keys() == other.keys()
