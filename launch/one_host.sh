@@ -3,11 +3,11 @@
 #
 #   launch/one_host.sh train --gin_file=gin_configs/experiments/digits.gin --gin.MODEL_DIR="'runs/a'"
 #
-# PROCESSES=4 starts four instead, on GPU 0 to 3, or to try on a CPU what a cluster does:
+# PROCESSES=4 starts four instead, on GPU 0 to 3. To try several processes on a CPU:
 #
 #   PROCESSES=2 JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2 launch/one_host.sh train …
 #
-# Exits with the program's code; 75 is stopped and saved: the same command goes on from there.
+# Exits with the program's code. 75: stopped and saved; the same command resumes.
 set -euo pipefail
 
 program=${1:?"usage: launch/one_host.sh train|eval|sample|encode|interpolate --gin_file=… …"}
@@ -31,7 +31,7 @@ code=0
 for child in "${children[@]}"; do
     status=0
     wait "$child" || status=$?
-    while [ "$status" -gt 128 ] && kill -0 "$child" 2>/dev/null; do # the signal ended `wait` alone
+    while [ "$status" -gt 128 ] && kill -0 "$child" 2>/dev/null; do # the signal ended only `wait`
         status=0
         wait "$child" || status=$?
     done

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# A Cloud TPU pod slice: the same command on every worker, which find each other by themselves.
+# A Cloud TPU pod slice: the same command on every worker, which detect each other.
 #
 #   TPU=my-pod ZONE=us-central2-b launch/tpu_pod.sh train \
 #       --gin_file=gin_configs/experiments/imagenet32_new.gin --gin.MODEL_DIR="'/shared/runs/a'"
 #
-# Every worker holds the clone, set up with `make setup EXTRAS=tpu`, in FOLDER, and sees MODEL_DIR.
-# gcloud does not tell 75 from other failures: MODEL_DIR/summary.json does (`exit_reason`).
+# Every worker has the clone in FOLDER, set up with `make setup EXTRAS=tpu`, and sees MODEL_DIR.
+# gcloud does not distinguish 75 from other failures: see `exit_reason` in MODEL_DIR/summary.json.
 set -euo pipefail
 
 program=${1:?"usage: TPU=… ZONE=… launch/tpu_pod.sh train|eval|sample|encode|interpolate --gin_file=… …"}

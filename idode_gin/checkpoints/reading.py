@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
 from idode_gin import types
 from idode_gin.checkpoints import files, orbax_logging
 from idode_gin.checkpoints import meta as checkpoint_meta
 from idode_gin.devices import partitioning
+from idode_gin.processes import exchange
 from idode_gin.reports import fingerprints
 
 Leaves = dict[str, jax.Array]
@@ -107,7 +107,7 @@ def read_leaves(
         error = caught
     finally:
         handler.close()
-    if _anywhere(error is not None):
+    if exchange.is_any(error is not None):
         why = "another process could not" if error is None else orbax_logging.reason(error)
         raise checkpoint_meta.DamagedError(
             f"{checkpoint} is damaged: its {part} cannot be read ({why})."
@@ -133,12 +133,3 @@ def shardings(abstract: Any) -> dict[str, jax.sharding.Sharding]:
     named = fingerprints.paths_and_leaves(abstract)
     found = {name: getattr(leaf, "sharding", None) for name, leaf in named}
     return {name: each for name, each in found.items() if each is not None}
-
-
-def _anywhere(flag: bool) -> bool:
-    """Return True if `flag` is true on any process; every process must call this."""
-    if jax.process_count() == 1:
-        return flag
-    from jax.experimental import multihost_utils
-
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))

@@ -12,6 +12,7 @@ and nothing is deleted before its successor is flushed to disk.
 """
 
 import contextlib
+import functools
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,6 @@ from types import TracebackType
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
@@ -34,6 +34,7 @@ from idode_gin.checkpoints.config import (
 from idode_gin.checkpoints.files import DAMAGED_PREFIX, PREFIX, checkpoint_path, find, saved_steps
 from idode_gin.checkpoints.reading import RestoredParams, restore_params
 from idode_gin.checkpoints.restoring import Fresh, Restored
+from idode_gin.processes import exchange
 from idode_gin.reports import fingerprints
 from idode_gin.types import TrainState
 
@@ -186,21 +187,7 @@ class Checkpoints:
     def _check_space(self, parts: Mapping[str, Any]) -> None:
         """Raise OSError on every process if process 0 has too little free disk."""
         num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(parts))
-        problem: OSError | None = None
-        try:
-            files.check_space(self._directory, num_bytes)
-        except OSError as error:
-            problem = error
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            first = multihost_utils.broadcast_one_to_all(np.asarray(problem is not None))
-            if bool(first) and problem is None:
-                problem = OSError("process 0 sees too little free disk")
-            elif not bool(first):
-                problem = None
-        if problem is not None:
-            raise problem
+        exchange.from_first(lambda: files.check_space(self._directory, num_bytes))
 
     @contextlib.contextmanager
     def _explained(self, step: int | None) -> Iterator[None]:
@@ -285,16 +272,15 @@ class Checkpoints:
             except checkpoint_meta.DamagedError as error:
                 aside = path.with_name(DAMAGED_PREFIX + path.name)
                 logging.warning("%s Renamed to %s; trying the one before it.", error, aside.name)
-                if jax.process_index() == 0:
-                    shutil.rmtree(aside, ignore_errors=True)
-                    path.rename(aside)
-                if jax.process_count() > 1:  # no process lists the directory before the rename
-                    from jax.experimental import multihost_utils
-
-                    multihost_utils.sync_global_devices(f"{aside.name} is out of the way")
+                exchange.from_first(functools.partial(_rename, path, aside))
         if steps:
             raise ValueError(
                 f"Every checkpoint of {self._directory} is damaged (steps {steps}). They were "
                 f"renamed to {DAMAGED_PREFIX}{PREFIX}_<step>. Run again to train from scratch."
             )
         return None
+
+
+def _rename(path: pathlib.Path, aside: pathlib.Path) -> None:
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)

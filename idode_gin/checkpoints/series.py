@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import final
 
 import jax
-import numpy as np
 
 from idode_gin import checks
 from idode_gin.checkpoints import files
-from idode_gin.processes import preemption
+from idode_gin.processes import exchange, preemption
 
 IsDone = Callable[[pathlib.Path], bool]
 """Returns True if the checkpoint at a path needs no more work."""
@@ -139,7 +138,7 @@ class _Backlog:
 
     def next(self) -> pathlib.Path | None:
         """Return the oldest, None if there is none. Process 0 looks and broadcasts the answer."""
-        step = _told_by_first(self._oldest() if jax.process_index() == 0 else _NONE)
+        step = int(exchange.from_first(lambda: str(self._oldest()).encode()))
         return None if step == _NONE else files.checkpoint_path(self._directory, step)
 
     def _oldest(self) -> int:
@@ -189,12 +188,3 @@ def _wait(seconds: float, directory: str) -> None:
                     "the same command to resume."
                 )
             time.sleep(seconds / ticks)
-
-
-def _told_by_first(number: int) -> int:
-    """Broadcast `number` of process 0."""
-    if jax.process_count() == 1:
-        return number
-    from jax.experimental import multihost_utils
-
-    return int(multihost_utils.broadcast_one_to_all(np.asarray(number, np.int32)))

@@ -10,7 +10,7 @@ from gin import config
 import idode_gin
 from idode_gin.configs import building, flags, gin_internals, quiet
 from idode_gin.configs.loading import MACRO, ConfigError
-from idode_gin.processes import joining, preemption, shared_fate, voices
+from idode_gin.processes import joining, output, places, preemption
 
 
 def execute(program: str, function: str, about: str, arguments: Sequence[str]) -> None:
@@ -35,18 +35,17 @@ def execute(program: str, function: str, about: str, arguments: Sequence[str]) -
         jax.config.update("jax_platforms", "cpu")  # accelerators may be in use
     else:
         initialize_processes(options)
-    with shared_fate.Watch():
-        if options.tfds_data_dir or options.seqio_additional_cache_dirs:
-            from idode_gin.feed import loading
+    if options.tfds_data_dir or options.seqio_additional_cache_dirs:
+        from idode_gin.feed import loading
 
-            loading.set_data_dirs(
-                tfds_data_dir=options.tfds_data_dir,
-                seqio_cache_dirs=options.seqio_additional_cache_dirs,
-            )
-        print(first_screen(program, options.gin_file), flush=True)
-        if options.dry_run:
-            print(f"\n{config.config_str()}", flush=True)
-        config.get_configurable(root)(dry_run=options.dry_run)
+        loading.set_data_dirs(
+            tfds_data_dir=options.tfds_data_dir,
+            seqio_cache_dirs=options.seqio_additional_cache_dirs,
+        )
+    print(first_screen(program, options.gin_file), flush=True)
+    if options.dry_run:
+        print(f"\n{config.config_str()}", flush=True)
+    config.get_configurable(root)(dry_run=options.dry_run)
 
 
 def first_screen(program: str, gin_files: Sequence[str]) -> str:
@@ -76,7 +75,7 @@ def initialize_processes(options: FlagValues) -> None:
             raise ConfigError(f"{', '.join(given)} without --multiprocess_gpu. Add it.")
         return
     timeout = options.initialization_timeout
-    place = joining.find_place(*(options[name].value for name in others), timeout=timeout)
+    place = places.find_place(*(options[name].value for name in others), timeout=timeout)
     if place.index > 0:
-        voices.only_errors(place.index)
+        output.only_errors(place.index)
     joining.join(place, timeout)

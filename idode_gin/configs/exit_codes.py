@@ -9,7 +9,7 @@ from collections.abc import Callable
 from idode_gin import checks
 from idode_gin.configs import building
 from idode_gin.configs.loading import ConfigError
-from idode_gin.processes import joining, shared_fate
+from idode_gin.processes import failures
 
 EXIT_DEFECT = 1
 EXIT_BROKEN_PIPE = 141
@@ -46,10 +46,10 @@ def of(program: Callable[[], None], function: str, *, print_traceback: bool) -> 
     except Exception as error:
         found = exit_code(error)
         if found is None:
-            if joining.client() is not None:
-                shared_fate.give_way(error)
+            if failures.is_watching():
+                failures.give_way(error)
                 traceback.print_exc()
-                shared_fate.fail(EXIT_DEFECT, f"{type(error).__name__}: {error}")
+                failures.fail(EXIT_DEFECT, f"{type(error).__name__}: {error}")
             raise
         code, text, hint = found, message(error, function), ""
         if print_traceback:
@@ -60,7 +60,7 @@ def of(program: Callable[[], None], function: str, *, print_traceback: bool) -> 
         print(f"{label}: {text}{hint}", file=sys.stderr, flush=True)
         if code == checks.EXIT_PREEMPTED:  # all processes have agreed to stop
             return code
-    shared_fate.fail(code, text)
+    failures.fail(code, text)
     return code
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from idode_gin.processes import preemption
+from idode_gin.processes import failures, preemption
 
 
 def main(program: str, function: str, about: str) -> NoReturn:
@@ -40,7 +40,7 @@ def run(program: str, function: str, about: str, argv: Sequence[str] | None = No
         argv: arguments without the program's name; by default those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with preemption.OutsideLoop():
+    with preemption.stoppable(), failures.until_done():
         from idode_gin.configs import execution, exit_codes
 
         return exit_codes.of(

@@ -1,82 +1,72 @@
-"""Of several processes all stop at one poll, once one of them is asked to.
+"""Stop of all processes at the same poll, once one of them is asked to.
 
-Loops poll between steps, all processes equally often. Who is asked sets a key; who sees it holds
-its loop at the next poll and tells how many polls it has made; when all have told, the first poll
-that none has come to yet is the one to stop at, and the loops go on to it. No process stops while
-another waits for it in a step.
+Loops poll between steps, all processes equally often. A process that is asked publishes that. Each
+process then holds its loop at its next poll and publishes how many polls it has made. When all have
+done so, the loops go on to the first poll that none has reached, and stop there: no process stops
+while another waits for it in a step.
+
+jax's `multihost_utils.reached_preemption_sync_point` works alike, but for SIGTERM alone, not for
+Ctrl-C; it takes the signal's handler, so that a second signal cannot end the process.
 """
 
-import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from idode_gin.processes import joining
-
-ASKED = "stop"
-TOLD = "polls/"
+_ASKED = "stop"
+_POLLS = "polls/"
 
 
 class AgreedStop:
-    """One process's part. `poll` is for its loop, `look` for a thread that watches the others.
+    """One process's part: `poll` is for its loop, `look` for the thread that receives.
 
     Args:
-        prefix: of the keys of the store.
+        publish: sends a key and a value to all processes.
+        index: of this process.
+        count: number of processes.
     """
 
-    def __init__(self, prefix: str) -> None:
-        self._prefix = prefix
+    def __init__(self, publish: Callable[[str, Any], None], index: int, count: int) -> None:
+        self._publish, self._index, self._count = publish, index, count
         self._lock = threading.Lock()
         self._may_pass = threading.Event()
         self._may_pass.set()
-        self._count = 0
-        self._has_told = False
+        self._polls = 0
         self._stop_at: int | None = None
 
-    @property
-    def is_agreeing(self) -> bool:
-        """Whether the loop is held meanwhile."""
-        return not self._may_pass.is_set()
-
     def ask(self) -> None:
-        """Asks all processes to stop; from any thread."""
-        with contextlib.suppress(Exception):  # another one was first, or the store is gone
-            joining.client().key_value_set(f"{self._prefix}{ASKED}", "")
+        """Ask all processes to stop; from any thread."""
+        self._publish(_ASKED, True)
 
     def poll(self) -> bool:
-        """Whether to stop here: the same answer, poll by poll, in all processes."""
+        """Return True if the loop must stop here: at the same poll in all processes."""
         while True:
             self._may_pass.wait()
             with self._lock:
-                if not self._may_pass.is_set():
-                    continue
-                self._count += 1
-                return self._stop_at is not None and self._count >= self._stop_at
+                if self._may_pass.is_set():
+                    self._polls += 1
+                    return self._stop_at is not None and self._polls >= self._stop_at
 
-    def look(self, found: Mapping[str, str]) -> None:
-        """Takes the next step towards an agreement, if one is asked for.
+    def look(self, found: Mapping[str, Any]) -> None:
+        """Do the next step of an agreement, if a process was asked to stop.
 
         Args:
-            found: what the store holds, by key without its prefix.
+            found: what all processes have published, by key.
         """
-        if self._stop_at is not None or ASKED not in found:
+        if self._stop_at is not None or _ASKED not in found:
             return
         with self._lock:
-            if not self._has_told:
+            if f"{_POLLS}{self._index}" not in found:
                 self._may_pass.clear()
-        self.tell()
-        told = [int(count) for key, count in found.items() if key.startswith(TOLD)]
-        if len(told) == joining.count():
-            self._stop_at = max(told) + 1
+        self.publish_polls()
+        polls = [count for key, count in found.items() if key.startswith(_POLLS)]
+        if len(polls) == self._count:
+            self._stop_at = max(polls) + 1
             self._may_pass.set()
 
-    def tell(self) -> None:
-        """Tells the others, once, how many polls there were; at the latest when there are no more.
+    def publish_polls(self) -> None:
+        """Publish the number of polls, once; at the latest after the last of them.
 
-        Else they would wait for it, if one of them is asked to stop on its last steps.
+        Otherwise another process that is asked to stop on its last steps would wait for it.
         """
-        if self._has_told:
-            return
-        self._has_told = True
-        with contextlib.suppress(Exception):
-            key = f"{self._prefix}{TOLD}{joining.index()}"
-            joining.client().key_value_set(key, str(self._count))
+        self._publish(f"{_POLLS}{self._index}", self._polls)

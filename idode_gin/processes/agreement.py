@@ -1,7 +1,7 @@
-"""Whether all processes of a run hold the same: configuration, code, data.
+"""Check that all processes of a run have the same configuration, code and data.
 
-What differs between them would not stop a run: each would compute its part of another one. So they
-compare before they begin, hashes first, and text only where hashes differ.
+Differences would not stop a run: each process would compute its part of another run. The facts are
+compared over jax's key-value store, which also works where the devices differ.
 """
 
 import functools
@@ -21,90 +21,71 @@ from idode_gin.processes import joining
 _SHOWN = 5
 _LENGTH = 200
 _PATIENCE = 10.0
-"""Seconds that a file may take to be seen from another machine."""
+"""Seconds until a file must be visible on another machine."""
 _SETTINGS = ("platforms", "enable_x64", "default_matmul_precision", "default_prng_impl")
 _COUNT = itertools.count()
 
 
 def check(what: str, facts: Callable[[], Mapping[str, Any]]) -> None:
-    """Raises on every process unless all hold the same facts. Must be called by all of them.
-
-    A single process does not even look at its own.
+    """Raise on every process unless all have the same facts. All of them must call this.
 
     Args:
-        what: the facts belong to, for the message.
-        facts: gives them by name.
+        what: the facts describe, for the message.
+        facts: returns them by name; not called in a single process.
 
     Raises:
         ValueError: with the first differences from process 0.
     """
-    client = joining.client()
-    if client is None:
+    if joining.client() is None:
         return
-    ours = {name: _text(value) for name, value in facts().items()}
-    found = _compared(client, f"idode_gin/agreement/{next(_COUNT)}", ours)
-    if not found:
-        return
-    more = f"\n  … and {len(found) - _SHOWN} more" if found[_SHOWN:] else ""
-    shown = "".join(f"\n  {each}" for each in found[:_SHOWN])
-    raise ValueError(
-        f"The processes do not agree on {what}:{shown}{more}\n"
-        "Start all of them with the same files, command line and installation."
-    )
+    found = _compare({name: _text(value) for name, value in facts().items()})
+    if found:
+        more = f"\n  … and {len(found) - _SHOWN} more" if found[_SHOWN:] else ""
+        shown = "".join(f"\n  {each}" for each in found[:_SHOWN])
+        raise ValueError(
+            f"The processes do not agree on {what}:{shown}{more}\n"
+            "Start all of them with the same files, command line and installation."
+        )
 
 
 def check_shared(file: pathlib.Path, macro: str) -> None:
-    """Raises on every process unless all of them see `file` as process 0 has written it.
+    """Raise on every process unless all of them see `file` as process 0 has written it.
 
     Raises:
         ValueError: naming `macro`, the directory that they do not share.
     """
-    client = joining.client()
-    if client is None:
+    store = joining.client()
+    if store is None:
         return
     key = f"idode_gin/agreement/{next(_COUNT)}"
     if joining.index() == 0:
-        client.key_value_set(f"{key}/seen", _seen(file))
-    expected, deadline = joining.wait_for(client, f"{key}/seen"), time.monotonic() + _PATIENCE
-    while _seen(file) != expected and time.monotonic() < deadline:
-        time.sleep(_PATIENCE / 50)  # a network file system may show what was there before
-    found = _compared(client, key, {str(file): _seen(file)})
+        store.key_value_set(key, _file_digest(file))
+    expected, deadline = joining.wait_for(store, key), time.monotonic() + _PATIENCE
+    while _file_digest(file) != expected and time.monotonic() < deadline:
+        time.sleep(_PATIENCE / 50)  # a network file system may show old content for a while
+    found = _compare({str(file): _file_digest(file)})
     if found:
         raise ValueError(
-            f"{macro} must be a directory that all processes share, but of what process 0 wrote "
-            f"there, {found[0]}. Bind one on a shared file system."
+            f"{macro} must be a directory that all processes share, but process 0 wrote a file "
+            f"there, and {found[0]}. Bind one on a shared file system."
         )
 
 
-def _compared(client: Any, key: str, ours: dict[str, str]) -> list[str]:
-    """The differences between all processes: process 0 looks for them and tells the others.
-
-    Over jax's key-value store rather than its devices: it works where devices differ as well.
-    """
-    index, count = joining.index(), joining.count()
-    text = json.dumps(ours, sort_keys=True)
-    if index > 0:
-        client.key_value_set(f"{key}/hash/{index}", hashlib.sha256(text.encode()).hexdigest())
-        differing = json.loads(joining.wait_for(client, f"{key}/differing"))
-        if not differing:
-            return []
-        if index in differing:
-            client.key_value_set(f"{key}/facts/{index}", text)
-        return json.loads(joining.wait_for(client, f"{key}/found"))
-    hashes = [joining.wait_for(client, f"{key}/hash/{each}") for each in range(1, count)]
-    expected = hashlib.sha256(text.encode()).hexdigest()
-    differing = [each for each, theirs in enumerate(hashes, start=1) if theirs != expected]
-    client.key_value_set(f"{key}/differing", json.dumps(differing))
-    if not differing:
-        return []
-    theirs = {each: joining.wait_for(client, f"{key}/facts/{each}") for each in differing}
-    found = differences(ours, {each: json.loads(facts) for each, facts in theirs.items()})
-    client.key_value_set(f"{key}/found", json.dumps(found))
+def _compare(facts: dict[str, str]) -> list[str]:
+    """Return the differences between all processes, which process 0 looks for."""
+    store, key = joining.client(), f"idode_gin/agreement/{next(_COUNT)}"
+    if joining.index() > 0:
+        store.key_value_set(f"{key}/{joining.index()}", json.dumps(facts))
+        return json.loads(joining.wait_for(store, f"{key}/differences"))
+    others = range(1, joining.count())
+    theirs = {each: json.loads(joining.wait_for(store, f"{key}/{each}")) for each in others}
+    found = differences(facts, theirs)
+    store.key_value_set(f"{key}/differences", json.dumps(found))
     return found
 
 
 def differences(first: Mapping[str, str], others: Mapping[int, Mapping[str, str]]) -> list[str]:
-    """In words, what other processes, by index, hold otherwise than process 0 does."""
+    """Return sentences on the facts of other processes, by index, that differ from process 0's."""
     found: dict[tuple[str, str | None], list[str]] = {}
     for index, facts in sorted(others.items()):
         for name in sorted(first.keys() | facts.keys()):
@@ -112,18 +93,18 @@ def differences(first: Mapping[str, str], others: Mapping[int, Mapping[str, str]
                 found.setdefault((name, facts.get(name)), []).append(str(index))
     sentences = []
     for (name, value), indices in found.items():
-        who = f"process {indices[0]} has" if len(indices) == 1 else _several(indices)
-        named, zero = name in first, first.get(name)
-        theirs = f"no {name}" if value is None else f"{name} = {value}"
-        sentences.append(
-            f"{who} {theirs}, process 0 has "
-            + ("none" if not named else f"{zero}" if value is not None else f"{name} = {zero}")
-        )
+        shown = ", ".join(indices[:_SHOWN]) + (", …" if indices[_SHOWN:] else "")
+        several = f"{len(indices)} processes ({shown}) have"
+        who = several if len(indices) > 1 else f"process {shown} has"
+        if value is None:
+            sentences.append(f"{who} no {name}, process 0 has {name} = {first[name]}")
+        else:
+            sentences.append(f"{who} {name} = {value}, process 0 has {first.get(name, 'none')}")
     return sentences
 
 
 def of_code() -> dict[str, Any]:
-    """The code that runs here: versions, settings of jax that change numbers, and every module."""
+    """Return the code that runs: versions, jax's settings that change numbers, all modules."""
     import jax
     import jaxlib
 
@@ -140,24 +121,19 @@ def of_code() -> dict[str, Any]:
 
 @functools.cache
 def modules() -> dict[str, str]:
-    """SHA-256, shortened, of every module of this package and of the tasks beside it, by path."""
+    """Return the SHA-256, shortened, of every module of this package and of the tasks, by path."""
     root = pathlib.Path(idode_gin.__file__).parent
     files = sorted([*root.rglob("*.py"), *(root.parent / "tasks").rglob("*.py")])
     return {file.relative_to(root.parent).as_posix(): _digest(file.read_bytes()) for file in files}
 
 
 def code_sha256() -> str:
-    """SHA-256 of this package's modules, names and all."""
+    """Return the SHA-256 of this package's modules and their names."""
     ours = {name: each for name, each in modules().items() if not name.startswith("tasks/")}
     return hashlib.sha256(json.dumps(ours).encode()).hexdigest()
 
 
-def _several(indices: list[str]) -> str:
-    shown = ", ".join(indices[:_SHOWN]) + (", …" if indices[_SHOWN:] else "")
-    return f"{len(indices)} processes ({shown}) have"
-
-
-def _seen(file: pathlib.Path) -> str:
+def _file_digest(file: pathlib.Path) -> str:
     try:
         return _digest(file.read_bytes())
     except OSError as error:

@@ -1,140 +1,92 @@
-"""One run at a time in a run directory.
+"""A lock on a run directory: one run at a time.
 
-The run holds a lock on a file, which the system lets go of when the process ends, however it ends:
-a killed run never blocks the next one. Where a file system does not pass locks on between hosts, a
-heartbeat stands in: the file's time is renewed every few seconds, and who finds another host's name
-in it waits whether that happens.
+It is `flock` on a file, which the system releases when the process ends, however it ends: a killed
+run never blocks the next one. `filelock` from PyPI makes the same call; it would save no line here,
+because the holder is named and the file removed.
+
+Some network file systems do not pass locks on to other machines (NFS mounted with `nolock` or
+`local_lock=flock`, Lustre without `flock`, several FUSE ones): there, a run on another machine is
+not noticed. Where locks are not supported at all, a warning is logged.
 """
 
 import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import socket
-import threading
-import time
 from collections.abc import Iterator
-from typing import Any
 
 from idode_gin.reports import files
 
 NAME = "run.lock"
-BEAT_SECONDS = 5.0
-WATCH_SECONDS = 16.0
-"""Without a heartbeat for so long, a run on another host is taken to be over."""
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _held: set[pathlib.Path] = set()
 
 
 @contextlib.contextmanager
 def held(directory: str | pathlib.Path, *, is_first: bool = True) -> Iterator[None]:
-    """A context in which no other process trains in `directory`; within it, a second one is free.
+    """Context in which no other process trains in `directory`; it may be entered again within.
 
     Args:
-        directory: the run directory, made if it is not there.
-        is_first: whether this is process 0 of a run; the others have its lock.
+        directory: the run directory; made if it is missing.
+        is_first: True in process 0 of a run, which alone takes the lock.
 
     Raises:
-        ValueError: if another run is alive there.
+        ValueError: if another run has the lock.
     """
     path = pathlib.Path(directory).absolute() / NAME
     if not is_first or path in _held:
         yield
         return
-    number = _acquire(path)
-    stopped = threading.Event()
-    beating = threading.Thread(target=_beat, args=(number, stopped), daemon=True)
-    beating.start()
+    with files.naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        number = _acquire(path)
     _held.add(path)
     try:
         yield
     finally:
         _held.discard(path)
-        stopped.set()
-        beating.join()
-        # While it is still locked: whoever waits for it finds that it is not the file there.
         with contextlib.suppress(OSError):
-            path.unlink()
+            path.unlink()  # before it is released: who then gets the lock finds no file
         os.close(number)
 
 
 def _acquire(path: pathlib.Path) -> int:
-    with files.naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """Return the open, locked file, with its owner in it."""
     while True:
-        with files.naming(path):
-            number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             _lock(number, path)
-            if not _is_there(number, path):
-                os.close(number)
-                continue
-            _watch(number, path)
-            owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-            with files.naming(path):
+            if os.path.samestat(os.fstat(number), os.stat(path)):
+                owner = {"host": socket.gethostname(), "pid": os.getpid()}
                 os.ftruncate(number, 0)
                 os.pwrite(number, json.dumps(owner).encode(), 0)
-            return number
+                return number
+        except FileNotFoundError:  # its last owner has just removed it
+            pass
         except BaseException:
-            with contextlib.suppress(OSError):
-                os.close(number)
+            os.close(number)
             raise
+        os.close(number)
 
 
 def _lock(number: int, path: pathlib.Path) -> None:
-    """Locks the file; where the file system knows no locks, the heartbeat has to do."""
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise ValueError(_refusal(path, _owner(number))) from error
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-            raise
-
-
-def _is_there(number: int, path: pathlib.Path) -> bool:
-    """Whether the open file is the one of that name, not one that its owner just removed."""
-    try:
-        return os.path.samestat(os.fstat(number), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _watch(number: int, path: pathlib.Path) -> None:
-    """Raises ValueError if a run on another host is seen to be alive."""
-    owner = _owner(number)
-    if owner.get("host") in (None, socket.gethostname()):
-        return
-    # One clock only, the file's: those of two hosts differ.
-    before = os.fstat(number).st_mtime_ns
-    end = time.monotonic() + WATCH_SECONDS
-    while time.monotonic() < end:
-        time.sleep(min(1.0, WATCH_SECONDS / 8))
-        if not _is_there(number, path):
+        if error.errno in _UNSUPPORTED:
+            logging.warning("%s: %s. Another run there is not noticed.", path, error.strerror)
             return
-        if os.stat(path).st_mtime_ns != before:
-            raise ValueError(_refusal(path, owner))
-
-
-def _beat(number: int, stopped: threading.Event) -> None:
-    while not stopped.wait(BEAT_SECONDS):
-        with contextlib.suppress(OSError):
-            os.utime(number)
-
-
-def _owner(number: int) -> dict[str, Any]:
-    """What the file says of its owner; {} if it was killed before it could write that."""
-    try:
-        found = json.loads(os.pread(number, 4096, 0))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _refusal(path: pathlib.Path, owner: dict[str, Any]) -> str:
-    who = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "another process"
-    return (
-        f"A run directory is for one run at a time, and {path.parent} is in use by {who}. Wait for "
-        "its end, stop it, or choose another MODEL_DIR."
-    )
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+        who = "another process"
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # its owner may be writing it
+            owner = json.loads(os.pread(number, 4096, 0))
+            who = f"process {owner['pid']} on {owner['host']}"
+        raise ValueError(
+            f"A run directory is for one run at a time, and {path.parent} is in use by {who}. Wait "
+            "for its end, stop it, or choose another MODEL_DIR."
+        ) from error

@@ -288,8 +288,8 @@ def test_processes_join_as_the_flags_say(monkeypatch: pytest.MonkeyPatch, platfo
     met: list[object] = []
     quiet: list[int] = []
     monkeypatch.setattr("jax.distributed.initialize", lambda **given: joined.update(given))
-    monkeypatch.setattr("idode_gin.processes.rendezvous.meet", lambda *given: met.extend(given))
-    monkeypatch.setattr("idode_gin.processes.voices.only_errors", quiet.append)
+    monkeypatch.setattr("idode_gin.processes.meeting.meet", lambda *given: met.extend(given))
+    monkeypatch.setattr("idode_gin.processes.output.only_errors", quiet.append)
     monkeypatch.setattr(type(jax.config), "jax_platforms", property(lambda _: platforms))
     monkeypatch.setattr("jax.config.update", updated.__setitem__)
     execution.initialize_processes(flags.parse([]))
@@ -314,7 +314,7 @@ def test_all_local_devices_are_not_for_jax_to_choose(monkeypatch: pytest.MonkeyP
     """With None, jax gives a task of SLURM or Open MPI one device."""
     joined: dict[str, object] = {}
     monkeypatch.setattr("jax.distributed.initialize", lambda **given: joined.update(given))
-    monkeypatch.setattr("idode_gin.processes.rendezvous.meet", lambda *_: None)
+    monkeypatch.setattr("idode_gin.processes.meeting.meet", lambda *_: None)
     given = ["--multiprocess_gpu", "--coordinator_address=host:1", "--process_count=2"]
     given += ["--process_index=0", "--local_device_ids=all"]
     execution.initialize_processes(flags.parse(given))

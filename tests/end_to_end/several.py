@@ -1,4 +1,4 @@
-"""Starts the processes of one run on this machine, as a cluster would on several."""
+"""Start the processes of one run on this machine, as a cluster does on several."""
 
 import contextlib
 import dataclasses
@@ -30,7 +30,7 @@ TINY = [
     "--gin.EVAL_STEPS=2",
     "--gin.CHECKPOINT_PERIOD=3",
     "--gin.LEARNING_RATE=0.1",
-    "--gin.AdamW.eps=1.0",  # else Adam makes a whole step of what a true zero was rounded to
+    "--gin.AdamW.eps=1.0",  # otherwise Adam turns the rounding error of a zero into a whole step
     "--gin.EMA_RATE=0.9",
     "--gin.Trainer.log_period=2",
     "--gin.Trainer.tensorboard=False",
@@ -47,15 +47,15 @@ def free_port() -> int:
 
 
 class Processes:
-    """Processes of one command that were started together; left, none of them lives on.
+    """Processes of one command, started together; a context that kills what is left of them.
 
     Args:
-        logs: folder for what each prints.
-        command: what they all run, after `python`.
-        count: how many there are.
-        devices: of each.
-        own: arguments of each of its own.
-        folders: to run in, of each.
+        logs: folder for the output of each.
+        command: arguments of `python`, the same for all.
+        count: number of processes.
+        devices: of each process.
+        own: more arguments, for each process.
+        folders: working directory of each process.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Processes:
 
 
 def train(folder: pathlib.Path, *settings: str) -> list[str]:
-    """The command of a small training run."""
+    """Return the command of a small training run."""
     file = ROOT / "gin_configs/experiments/digits.gin"
     binding = f"--gin.MODEL_DIR={str(folder)!r}"
     return ["-m", "idode_gin.train", f"--gin_file={file}", *TINY, *settings, binding]
@@ -137,11 +137,11 @@ def summary(folder: pathlib.Path) -> dict:
 
 
 def made(folder: pathlib.Path, steps: Sequence[int] = (1,), **changes: int) -> pathlib.Path:
-    """A run directory of digits whose parameters are noise, with checkpoints of these steps.
+    """Make a run directory of digits with random parameters, and return it.
 
     Args:
-        folder: that it goes to.
-        steps: that it looks like it had trained.
+        folder: the run directory.
+        steps: of its checkpoints.
         changes: to a UNet of a few parameters.
     """
     unet = {"channels": 8, "levels": 1, "groups": 2} | changes
@@ -167,7 +167,7 @@ def made(folder: pathlib.Path, steps: Sequence[int] = (1,), **changes: int) -> p
 
 
 def params_of(folder: pathlib.Path, *, ema: bool = False) -> dict[str, np.ndarray]:
-    """The last parameters of a run, or their moving average, by name."""
+    """Return the last parameters of a run, or their moving average, by name."""
     path = saving.find(folder)
     abstract: dict = {}
     for name, (dtype, *shape) in meta.read_meta(path)["trees"]["ema" if ema else "params"].items():
@@ -184,16 +184,16 @@ def params_of(folder: pathlib.Path, *, ema: bool = False) -> dict[str, np.ndarra
 
 
 def rows_of(folder: pathlib.Path) -> list[metrics.Row]:
-    """The rows of a run, without their timings."""
+    """Return the rows of a run, without their timings."""
     return [metrics.reproducible(row) for row in metrics.read_rows(folder / "metrics.jsonl")]
 
 
 def assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    """Parameters of two runs whose sums were taken in another order."""
+    """Compare the parameters of two runs whose sums were taken in different orders."""
     assert expected.keys() == found.keys()
     for name in expected:
         size = np.linalg.norm(expected[name])
-        if name.endswith(KEY_BIAS):  # softmax does not see it: all rounding, that adds up
+        if name.endswith(KEY_BIAS):  # cancels in the softmax: accumulated rounding
             size = np.linalg.norm(expected[name.replace("['key']", "['query']")])
             assert np.linalg.norm(expected[name]) <= 1e-5 * size, name
         error = np.linalg.norm(found[name] - expected[name])
@@ -201,7 +201,7 @@ def assert_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
 
 
 def assert_rows_close(found: list[metrics.Row], expected: list[metrics.Row], rtol: float) -> None:
-    """The same steps with nearly the same numbers; a gap is only equal to a gap."""
+    """Compare rows of two runs: same steps, nearly the same numbers, gaps in the same places."""
     assert [row["step"] for row in found] == [row["step"] for row in expected]
     for row, other in zip(found, expected, strict=True):
         assert row.keys() == other.keys()
@@ -213,7 +213,7 @@ def assert_rows_close(found: list[metrics.Row], expected: list[metrics.Row], rto
 
 @contextlib.contextmanager
 def at_work(folder: pathlib.Path, count: int, devices: int, *settings: str) -> Iterator[Processes]:
-    """A training run until it has its first checkpoint."""
+    """A training run that has its first checkpoint."""
     command = train(folder, *settings)
     with Processes(folder.parent / f"{folder.name}_logs", command, count, devices) as started:
         started.wait_until(lambda: any(folder.glob("checkpoint_[0-9]*/meta/metadata")))

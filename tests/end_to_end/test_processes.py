@@ -1,4 +1,4 @@
-"""Several processes compute what one does, stop together, and go on together.
+"""Several processes compute what one does, stop together, and resume together.
 
 Real processes on this machine, connected by gloo.
 """
@@ -19,12 +19,13 @@ from several import HASHES, ROOT, Processes, params_of, rows_of, summary, train
 from idode_gin import checks
 from idode_gin.checkpoints import saving
 from idode_gin.feed import batches
+from idode_gin.processes import failures
 
 LAYOUTS = [(1, 4), (2, 2), (4, 1)]
 
 
 def landed(folder: pathlib.Path, count: int, devices: int) -> dict[tuple[int, int], str]:
-    """What processes put on their devices: digests by step and position in the global batch."""
+    """Return digests of what is on the devices, by step and position in the global batch."""
     command = [str(ROOT / "tests/end_to_end/put_batches.py")]
     found: dict[tuple[int, int], str] = {}
     with Processes(folder, command, count, devices) as started:
@@ -38,7 +39,7 @@ def landed(folder: pathlib.Path, count: int, devices: int) -> dict[tuple[int, in
 
 
 def expected_batches(first: int = 0) -> dict[tuple[int, int], str]:
-    """The same, without devices or processes."""
+    """Return the same without devices or processes."""
     split, config = put_batches.dataset()
     return {
         (step, place): put_batches.digest(batches.train_batch(split, config, step), place)
@@ -76,7 +77,7 @@ def test_processes_that_differ_stop_with_the_difference(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Gives the run directory of the same training in a layout, trained when first asked for."""
+    """Return the run directory of a training in a layout; each is trained once."""
 
     @functools.cache
     def run_directory(count: int, devices: int) -> pathlib.Path:
@@ -133,7 +134,7 @@ def test_one_is_asked_and_all_stop_saved(tmp_path, number, to):
 
 @pytest.mark.full
 def test_one_that_fails_takes_the_others_along(tmp_path):
-    """Process 1 does not find the images that process 0 has; both are told which one and why."""
+    """Process 1 does not find the images that process 0 has; both report which one and why."""
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
@@ -179,7 +180,33 @@ def test_killed_one_ends_the_others(tmp_path, victim):
     with several.at_work(tmp_path / "run", 2, 1, "--gin.TRAIN_STEPS=50000") as started:
         started.all[victim].kill()
         code = started.codes(timeout=15)[1 - victim]
-    assert code not in (0, checks.EXIT_PREEMPTED, -999)
+        output = started.outputs()[1 - victim]
+    assert f"stopped: process {victim} failed: it ended without a message" in output
+    if victim == 0:  # jax may abort just after the message
+        assert code not in (0, checks.EXIT_PREEMPTED, -999)
+    else:
+        assert code == failures.EXIT_LOST
+        assert "stack trace" not in output
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("victim", [0, 1])
+def test_killed_before_jax_connects_one_ends_the_others(tmp_path, victim):
+    """Process `victim` has met the others and then waits, as for a slow device."""
+    stuck = (
+        "import sys, time, jax\nfrom idode_gin.configs import programs\n"
+        "def wait(**given):\n    print('waiting', file=sys.stderr)\n    time.sleep(99)\n"
+        f"if sys.argv[-1].endswith('={victim}'):\n    jax.distributed.initialize = wait\n"
+        "sys.exit(programs.run('idode_gin.train', 'train', ''))\n"
+    )
+    command = ["-c", stuck, *train(tmp_path / "run")[2:]]
+    with Processes(tmp_path / "logs", command, 2) as started:
+        started.wait_until(lambda: "waiting" in started.outputs()[victim], timeout=120)
+        started.all[victim].kill()
+        code = started.codes(timeout=15)[1 - victim]
+        output = started.outputs()[1 - victim]
+    assert code == failures.EXIT_LOST, output
+    assert f"stopped: process {victim} failed: it ended without a message" in output
 
 
 @pytest.mark.full
@@ -205,7 +232,7 @@ def test_the_evaluation_is_compiled_while_there_is_nothing_to_save(tmp_path, mon
 @pytest.mark.full
 @pytest.mark.parametrize("asked", [0, 1])
 def test_asked_in_the_first_compilation_all_leave_within_seconds(tmp_path, asked):
-    """It takes long here: nothing is cached, and blocks are many."""
+    """The compilation is long: nothing is cached, and there are many blocks."""
     folder = tmp_path / "run"
     command = train(
         folder, "--gin.UNet.levels=24", f"--gin.COMPILATION_CACHE_DIR={str(tmp_path / 'cache')!r}"
@@ -241,7 +268,7 @@ def test_a_bad_step_is_left_by_one_and_replayed_by_all(tmp_path, mesh):
 
 
 def test_nobody_to_meet(tmp_path):
-    """The other processes did not come, or process 0 did not: one line, in time."""
+    """The others or process 0 do not come: one line, in time."""
     address = f"--coordinator_address=localhost:{several.free_port()}"
     flags = ["--multiprocess_gpu", address, "--process_count=2", "--initialization_timeout=1"]
     for index, found in [(0, "Of 2 processes, 1 did not reach process 0"), (1, "could not reach")]:

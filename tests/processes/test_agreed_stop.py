@@ -1,4 +1,4 @@
-"""Processes that poll at their own pace stop at one poll, or not at all."""
+"""Processes that poll at different speeds stop at one poll, or none of them stops."""
 
 import random
 import threading
@@ -6,28 +6,22 @@ import time
 
 import pytest
 
-from idode_gin.processes import agreed_stop, joining
-
-PREFIX = "prefix/"
-HERE = threading.local()
-"""Which process a thread belongs to."""
+from idode_gin.processes import agreed_stop
 
 
 class Store:
-    """jax's key-value store, of which a key can be set once."""
+    """What all processes have published; a key keeps its first value."""
 
     def __init__(self):
         self._values, self._lock = {}, threading.Lock()
 
-    def key_value_set(self, key, value):
+    def publish(self, key, value):
         with self._lock:
-            if key in self._values:
-                raise RuntimeError("ALREADY_EXISTS")
-            self._values[key] = value
+            self._values.setdefault(key, value)
 
     def found(self):
         with self._lock:
-            return {key.removeprefix(PREFIX): value for key, value in self._values.items()}
+            return dict(self._values)
 
 
 class Process:
@@ -36,14 +30,14 @@ class Process:
     In some steps, those that have a barrier, it waits for all others.
     """
 
-    def __init__(self, index, store, barriers):
-        self.stop = agreed_stop.AgreedStop(PREFIX)
+    def __init__(self, index, count, store, barriers):
+        self.stop = agreed_stop.AgreedStop(store.publish, index, count)
         self.stopped_at, self._is_left = None, False
         self._index, self._store, self._barriers = index, store, barriers
         self.threads = [threading.Thread(target=each) for each in (self._loop, self._watch)]
 
     def _loop(self):
-        HERE.index, draw = self._index, random.Random(self._index)
+        draw = random.Random(self._index)
         for step, barrier in enumerate(self._barriers):
             time.sleep(draw.uniform(0, 0.004))
             if barrier is not None:
@@ -51,27 +45,24 @@ class Process:
             if self.stop.poll():
                 self.stopped_at = step
                 break
-        self.stop.tell()
+        self.stop.publish_polls()
         self._is_left = True
 
     def _watch(self):
-        HERE.index, draw = self._index, random.Random(self._index)
+        draw = random.Random(self._index)
         while not self._is_left:
             time.sleep(draw.uniform(0, 0.01))
             self.stop.look(self._store.found())
 
 
 @pytest.fixture
-def ended(monkeypatch):
-    """Starts processes as threads; gives the steps that they stopped at, once they have ended."""
+def ended():
+    """Run processes as threads, and return the steps at which they stopped."""
 
     def run(count, steps, asked, seed=0):
         store, draw = Store(), random.Random(seed)
-        monkeypatch.setattr(joining, "client", lambda: store)
-        monkeypatch.setattr(joining, "count", lambda: count)
-        monkeypatch.setattr(joining, "index", lambda: HERE.index)
         barriers = [threading.Barrier(count) if draw.random() < 0.3 else None for _ in range(steps)]
-        found = [Process(index, store, barriers) for index in range(count)]
+        found = [Process(index, count, store, barriers) for index in range(count)]
         threads = [thread for process in found for thread in process.threads]
         for thread in threads:
             thread.start()
@@ -86,22 +77,16 @@ def ended(monkeypatch):
     return run
 
 
-def test_who_has_left_is_not_waited_for(monkeypatch):
+def test_who_has_left_is_not_waited_for():
     """Process 1 has made all its polls before anybody is asked, and nobody watches for it."""
     store = Store()
-    monkeypatch.setattr(joining, "client", lambda: store)
-    monkeypatch.setattr(joining, "count", lambda: 2)
-    monkeypatch.setattr(joining, "index", lambda: HERE.index)
-    here, gone = agreed_stop.AgreedStop(PREFIX), agreed_stop.AgreedStop(PREFIX)
-    HERE.index = 1
+    here, gone = (agreed_stop.AgreedStop(store.publish, index, 2) for index in (0, 1))
     assert [gone.poll() for _ in range(3)] == [False] * 3
-    gone.tell()
-    HERE.index = 0
+    gone.publish_polls()
     assert not here.poll()
     here.ask()
     here.look(store.found())
     here.look(store.found())
-    assert not here.is_agreeing
     assert [here.poll() for _ in range(2)] == [False] * 2  # as the other one did
 
 
@@ -118,5 +103,5 @@ def test_nobody_asks(ended):
 
 @pytest.mark.parametrize("seconds", [0.0, 0.02, 0.05, 0.3])
 def test_asked_on_the_last_steps_none_is_left_waiting(ended, seconds):
-    """Either all stop or none does."""
+    """Either all stop or none."""
     assert len(ended(3, 20, [(0, seconds)])) == 1

@@ -1,9 +1,9 @@
-"""What is said where processes differ. That all hear it: tests/end_to_end/test_processes.py."""
+"""Messages about differences. Real processes: tests/end_to_end/test_processes.py."""
 
 import io
 import pathlib
 
-from idode_gin.processes import agreement, shared_fate, voices
+from idode_gin.processes import agreement, failures, output
 
 
 def test_differences_in_words() -> None:
@@ -30,8 +30,8 @@ def test_one_process_does_not_look() -> None:
 
     agreement.check("anything", facts)
     agreement.check_shared(pathlib.Path("nowhere"), "MODEL_DIR")
-    with shared_fate.Watch():
-        shared_fate.fail(2, "of nobody's concern")
+    with failures.until_done():
+        failures.fail(2, "of nobody's concern")
 
 
 def test_every_module_counts() -> None:
@@ -57,7 +57,7 @@ def test_long_values_are_shortened_but_told_apart() -> None:
 
 def test_every_line_has_its_process_in_front() -> None:
     written = io.StringIO()
-    stream = voices._Prefixed(written, "process 3: ")
+    stream = output._Prefixed(written, "process 3: ")
     for text in ("a", "b\nc\n", "", "\nd"):
         assert stream.write(text) == len(text)
     assert written.getvalue() == "process 3: ab\nprocess 3: c\nprocess 3: \nprocess 3: d"

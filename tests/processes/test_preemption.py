@@ -12,7 +12,7 @@ import types
 
 import pytest
 
-from idode_gin.processes import joining, preemption, shared_fate
+from idode_gin.processes import failures, joining, preemption
 from idode_gin.processes.preemption import StopRequest
 
 
@@ -55,7 +55,7 @@ def test_handlers_come_back_after_an_error():
 
 @pytest.fixture
 def one_of_two(monkeypatch):
-    """As if there were another process; gives what was asked of it and what it answers."""
+    """One of two processes: records what it asks of the other, which answers as set here."""
     said = types.SimpleNamespace(asked=0, polls=0, agreed_from=10**6, failures=[])
 
     def ask():
@@ -66,14 +66,14 @@ def one_of_two(monkeypatch):
         return said.polls >= said.agreed_from
 
     monkeypatch.setattr(joining, "count", lambda: 2)
-    monkeypatch.setattr(shared_fate, "ask_to_stop", ask)
-    monkeypatch.setattr(shared_fate, "poll", poll)
-    monkeypatch.setattr(shared_fate, "fail", lambda *each: said.failures.append(each))
+    monkeypatch.setattr(failures, "ask_to_stop", ask)
+    monkeypatch.setattr(failures, "poll", poll)
+    monkeypatch.setattr(failures, "fail", lambda *each: said.failures.append(each))
     return said
 
 
 def test_several_processes_poll_alike(one_of_two):
-    """Until all stop, every poll counts, through all loops of a process."""
+    """Every poll counts until all stop, through all loops of a process."""
     one_of_two.agreed_from = 4
     with StopRequest() as stop:
         assert [stop.requested, stop.stop_at(70)] == [False, False]
@@ -94,7 +94,7 @@ def test_several_processes_are_asked_where_one_is(number, one_of_two):
 
 
 def test_several_processes_are_asked_for_what_was_swallowed(one_of_two):
-    with preemption.OutsideLoop():
+    with preemption.stoppable():
         with contextlib.suppress(preemption.StoppedOutsideLoop):
             signal.raise_signal(signal.SIGTERM)
         with StopRequest():
@@ -129,7 +129,7 @@ def test_several_processes_say_what_each_can_say_alone(one_of_two, left):
 
 def test_what_there_is_is_kept_for_another_process_that_leaves(monkeypatch):
     acts, kept = [], []
-    monkeypatch.setattr(shared_fate, "before_leaving", acts.append)
+    monkeypatch.setattr(failures, "before_leaving", acts.append)
     with StopRequest(preemption.RESULTS, lambda _: kept.append(1) or "kept"):
         acts[0]()
     assert kept == [1]
@@ -208,16 +208,27 @@ def test_a_signal_says_what_it_will_do(notice, capfd):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_outside_a_loop_a_signal_is_raised_and_inside_it_is_polled(number):
-    with preemption.OutsideLoop():
-        with StopRequest() as stop:
-            os.kill(os.getpid(), number)
-            wait_until(lambda: stop.requested)
+    with preemption.stoppable(), StopRequest() as stop:
+        os.kill(os.getpid(), number)
+        wait_until(lambda: stop.requested)
+    with preemption.stoppable():
+        with StopRequest():
+            pass
         with pytest.raises(preemption.StoppedOutsideLoop, match=number.name):
             signal.raise_signal(number)
 
 
+def test_a_request_that_a_loop_did_not_answer_stops_the_next_loop():
+    with preemption.stoppable():
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait_until(lambda: stop.requested)
+        with StopRequest() as stop:
+            assert stop.requested
+
+
 def test_a_request_that_was_swallowed_stops_the_next_loop():
-    with preemption.OutsideLoop():
+    with preemption.stoppable():
         with contextlib.suppress(preemption.StoppedOutsideLoop):
             signal.raise_signal(signal.SIGTERM)
         with StopRequest() as stop:
@@ -232,7 +243,7 @@ def test_outside_a_loop_a_second_signal_ends_the_process_at_once():
         """
         from idode_gin.processes import preemption
         import hashlib
-        with preemption.OutsideLoop():
+        with preemption.stoppable():
             print("ready", flush=True)
             # C code that does not return for minutes: handlers in Python wait for that.
             hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
@@ -261,7 +272,7 @@ def test_outside_a_loop_what_does_not_return_is_left():
         from idode_gin.processes import preemption
         import hashlib
         preemption.GRACE = 0.2
-        with preemption.OutsideLoop():
+        with preemption.stoppable():
             print("ready", flush=True)
             hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
         """
@@ -282,7 +293,7 @@ def test_outside_a_loop_what_does_not_return_is_left():
 
 
 def test_outside_a_loop_what_cleans_up_has_time_for_it(left):
-    with preemption.OutsideLoop():
+    with preemption.stoppable():
         with pytest.raises(preemption.StoppedOutsideLoop):
             signal.raise_signal(signal.SIGTERM)
         assert not left.wait(0.5)
@@ -297,7 +308,7 @@ class Asking:
 
 def test_outside_a_loop_a_request_that_python_swallowed_is_not_lost(left, capsys):
     hook = sys.unraisablehook
-    with preemption.OutsideLoop():
+    with preemption.stoppable():
         asking = Asking()
         del asking
         assert left.wait(10)
@@ -308,11 +319,11 @@ def test_outside_a_loop_a_request_that_python_swallowed_is_not_lost(left, capsys
 @pytest.mark.parametrize("contexts", [1, 2])
 def test_a_loop_answers_what_python_swallowed(left, contexts):
     with contextlib.ExitStack() as stack:
-        stack.enter_context(preemption.OutsideLoop())
+        stack.enter_context(preemption.stoppable())
         asking = Asking()
         del asking
         for _ in range(contexts - 1):  # as the program's own, within that of its start
-            stack.enter_context(preemption.OutsideLoop())
+            stack.enter_context(preemption.stoppable())
         with StopRequest() as stop:
             assert stop.requested
             assert not left.wait(0.4)
@@ -328,7 +339,7 @@ def test_while_starting_there_is_no_exception_to_be_swallowed():
             def __del__(self):
                 signal.raise_signal(signal.SIGTERM)
 
-        with preemption.starting(), preemption.OutsideLoop():
+        with preemption.starting(), preemption.stoppable():
             print("before")
             {}
             asking = Asking()

@@ -1,4 +1,4 @@
-"""Of several processes one speaks; the others are heard only when something is wrong."""
+"""Console output of several processes: process 0 prints everything, the others only errors."""
 
 import logging
 import os
@@ -8,17 +8,17 @@ from typing import Any
 
 
 def only_errors(index: int) -> None:
-    """From here on this process prints errors alone, every line with its index in front."""
+    """Print only errors from here on, each line with this process's index in front."""
     sys.stdout.flush()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what C code prints as well
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # C code prints there as well
     sys.stderr = _Prefixed(sys.stderr, f"process {index}: ")  # type: ignore[assignment]
-    os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, where a bar is first shown
+    os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, before the first bar
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
 
 
 class _Prefixed:
-    """A text stream that begins every line with the same words; otherwise the one it wraps."""
+    """A text stream that begins every line with the same words; otherwise like the given one."""
 
     def __init__(self, stream: Any, prefix: str) -> None:
         self._stream, self._prefix = stream, prefix

@@ -1,0 +1,174 @@
+"""All processes of a run meet, or all report why not."""
+
+import contextlib
+import socket
+import threading
+import time
+
+import pytest
+
+from idode_gin.processes import meeting
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def all_meet(*members: tuple[int, int], timeout: float = 20, late: float = 0) -> dict[int, str]:
+    """The error of each process, given as (count, index); "" where they met.
+
+    The last one comes `late` seconds after the others.
+    """
+    port, told = free_port(), {}
+
+    def take_part(number: int, count: int, index: int) -> None:
+        try:
+            meeting.meet(f"localhost:{port}", count, index, timeout)
+            told[number] = ""
+        except ValueError as error:
+            told[number] = str(error)
+
+    threads = [
+        threading.Thread(target=take_part, args=(number, *each))
+        for number, each in enumerate(members)
+    ]
+    for each in threads:
+        if each is threads[-1]:
+            time.sleep(late)
+        each.start()
+    for each in threads:
+        each.join()
+    return told
+
+
+def test_all_are_there() -> None:
+    assert set(all_meet((3, 2), (3, 0), (3, 1)).values()) == {""}
+    assert all_meet((1, 0)) == {0: ""}
+
+
+def test_all_are_told_what_is_wrong() -> None:
+    told = all_meet((3, 0), (3, 1), (3, 1))
+    assert len(told) == 3
+    assert set(told.values()) == {
+        "Two processes have index 1. Give each its own --process_index, 0 to 2."
+    }
+    (message,) = set(all_meet((3, 0), (3, 1), (4, 2)).values())
+    assert message.startswith("Process 2 was started as one of 4 processes, process 0 as one of 3")
+
+
+def test_who_comes_later_is_told_as_well() -> None:
+    told = all_meet((3, 0), (4, 2), (3, 1), late=1)
+    assert len(told) == 3
+    (message,) = set(told.values())
+    assert message.startswith("Process 2 was started as one of 4 processes, process 0 as one of 3")
+
+
+def test_who_is_missing_is_named() -> None:
+    told = all_meet((5, 0), (5, 2), (5, 4), timeout=1)
+    for message in told.values():
+        assert "Of 5 processes, 1, 3 did not reach process 0 in 1 seconds." in message
+
+
+def test_two_first_processes() -> None:
+    told = all_meet((2, 0), (2, 0), timeout=1)
+    assert any("Is another process 0 running?" in message for message in told.values())
+
+
+def first_of_two(port: int, errors: list[str], timeout: float = 20) -> threading.Thread:
+    """Process 0 in a thread, once it listens."""
+
+    def meet() -> None:
+        try:
+            meeting.meet(f"localhost:{port}", 2, 0, timeout)
+            errors.append("")
+        except ValueError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=meet)
+    thread.start()
+    return thread
+
+
+def knock(port: int, content: bytes) -> socket.socket:
+    while True:
+        with contextlib.suppress(ConnectionRefusedError):
+            connection = socket.create_connection(("localhost", port))
+            connection.sendall(content)
+            return connection
+
+
+STRANGERS = (
+    *(b"", b"\n", b"GET / HTTP/1.1\r\n", b"\xff" * 9000, b"idode_gin 2 x y\n"),
+    *(b"idode_gin 2 7 2\n", b"idode_gin 2 0 2\n", b"idode_gin 2 1 2\r\n", b"idode_gin 2 1"),
+)
+
+
+def test_strangers_at_the_door_change_nothing() -> None:
+    port, errors = free_port(), []
+    host = first_of_two(port, errors)
+    strangers = [knock(port, content) for content in STRANGERS]  # that stay
+    connections = meeting.meet(f"localhost:{port}", 2, 1, 20)
+    host.join()
+    assert errors == [""]
+    assert connections.is_open
+    for each in strangers:
+        each.close()
+
+
+def test_strangers_that_send_a_byte_at_times_keep_nobody_waiting() -> None:
+    port, errors, is_over = free_port(), [], threading.Event()
+    host = first_of_two(port, errors, timeout=1)
+    stranger = knock(port, b"i")
+
+    def trickle() -> None:
+        with contextlib.suppress(OSError):
+            for each in b"dode_gin 2 1":
+                is_over.wait(1)
+                stranger.sendall(bytes([each]))
+
+    slow = threading.Thread(target=trickle)
+    slow.start()
+    host.join()
+    assert slow.is_alive()
+    is_over.set()
+    slow.join()
+    stranger.close()
+    assert "Of 2 processes, 1 did not reach process 0 in 1 seconds." in errors[0]
+
+
+def test_only_the_coordinators_address_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert meeting.bind_address("localhost") in ("127.0.0.1", "::1")
+    assert meeting.bind_address("127.0.0.1") == "127.0.0.1"
+    assert meeting.bind_address("[::1]") in ("::1", "")  # where there is no IPv6
+    assert meeting.bind_address("203.0.113.7") == ""  # a gateway's
+    assert meeting.bind_address("no.such.host.invalid") == ""
+    loopback = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: loopback)
+    assert meeting.bind_address("node7") == ""  # as Debian's /etc/hosts has it
+    monkeypatch.undo()
+    monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", "127.0.0.1:1")
+    assert meeting.bind_address("203.0.113.7") == "127.0.0.1"
+
+
+def test_an_address_that_is_none() -> None:
+    for address in ("host", "host:", ":1", "host:x", "host:99999"):
+        with pytest.raises(ValueError, match="must be host:port"):
+            meeting.meet(address, 2, 1, 1)
+
+
+def test_a_program_of_another_kind_at_the_address() -> None:
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    connection.sendall(b"220 mail.example\n")
+                    connection.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(ValueError, match="does not answer as process 0"):
+            meeting.meet(f"localhost:{port}", 2, 1, 0.5)
