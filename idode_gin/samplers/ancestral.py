@@ -23,7 +23,7 @@ class Ancestral(base.AbstractSampler):
         mean = (alpha_s / alpha_t) (z_t - c sigma_t eps_hat)        variance = sigma_s^2 c
 
     This is the posterior of the forward process for every schedule. In y = z / alpha and
-    kappa = sigma / alpha it is independent of the schedule: y_t - c kappa_t eps_hat, and kappa_s^2 c.
+    kappa = sigma / alpha it does not depend on the schedule: y_t - c kappa_t eps_hat, kappa_s^2 c.
 
     Args:
         steps: T, one network evaluation each.

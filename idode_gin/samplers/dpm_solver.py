@@ -82,7 +82,7 @@ class DPMSolverPlusPlus(base.AbstractDeterministicSampler):
 
 
 def weights(gammas: np.ndarray, order: int) -> np.ndarray:
-    """Return the weights of f_hat at the last `order` nodes, newest first; float64 `[steps, order]`.
+    """Return weights of f_hat at the last `order` nodes, newest first; float64 `[steps, order]`.
 
     Args:
         gammas: decreasing, `[steps + 1]`.
@@ -96,8 +96,8 @@ def weights(gammas: np.ndarray, order: int) -> np.ndarray:
         nodes = at[step + 1 - count : step + 1][::-1]
         found[step, :count] = _integrals(nodes, at[step], at[step + 1])
     if order == MAX_ORDER and steps > 1:
-        # The first step was y_1 = e^{-h} y_0 + w f_0. With the slope between f_0 and f_1 it would be
-        # e^{-h} y_0 + b f_1 + a f_0. The second step adds the difference.
+        # The first step was y_1 = e^{-h} y_0 + w f_0. With the slope between f_0 and f_1 it would
+        # be e^{-h} y_0 + b f_1 + a f_0. The second step adds the difference.
         b, a = _integrals(at[1::-1], at[0], at[1])
         found[1, :2] += np.exp(at[1] - at[2]) * np.asarray([b, a - found[0, 0]])
     return found

@@ -17,7 +17,7 @@ from idode_gin.samplers.grids import AbstractGrid, PowerOfKappa
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Heun(base.AbstractDeterministicSampler):
-    """Heun's method, order 2, in kappa = sigma / alpha, where dy/dkappa = eps_hat for y = z / alpha.
+    """Heun's method, order 2, for dy/dkappa = eps_hat with kappa = sigma / alpha, y = z / alpha.
 
         y' = y_i + (kappa_{i+1} - kappa_i) eps_hat(y_i, kappa_i)
         y_{i+1} = y_i + (kappa_{i+1} - kappa_i) (eps_hat(y_i, kappa_i) + eps_hat(y', kappa_{i+1}))/2
