@@ -128,10 +128,11 @@ class Grids:
             problem, z, probes = self._start(params, batch)
             args, grid = problem.args(probes), adams.Adams(steps=steps, history=ORDER + 1)
             tables = grid.tables(problem.time_start, problem.time_end, problem.weight_fns)
+            ends = jnp.asarray(tables.ends)
 
             def step(carry: adams.Carry, number: Array) -> tuple[adams.Carry, Array]:
                 carry = adams.advance(problem.rate, number, carry, tables, args)
-                times = tables.ends[number + 1 - jnp.arange(ORDER + 1)]
+                times = ends[number + 1 - jnp.arange(ORDER + 1)]
                 return carry, _defect(problem, carry, times)
 
             start = adams.begin(problem.rate, problem.start(z, probes), tables, args)
