@@ -18,6 +18,8 @@ import numpy as np
 from scipy import integrate
 
 from idode_gin import numerics, ode
+from idode_gin.integration_variables import base as variables
+from idode_gin.integration_variables.gamma import Gamma
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,7 @@ class HostRK45:
         @jax.jit
         def rates(z: Any, gamma: Any, probe: Any) -> tuple[Any, Any]:
             def dotted(z: Any) -> tuple[Any, Any]:
-                drift = field.drift(z, gamma)
+                drift = variables.rate(Gamma(), field, gamma, z)
                 return jnp.sum(drift * probe), drift
 
             pulled, drift = jax.grad(dotted, has_aux=True)(z)

@@ -23,6 +23,7 @@ from idode_gin.integration_variables.natural import Natural
 from idode_gin.likelihood.density import Problem, log_density
 from idode_gin.solvers import adams
 from idode_gin.solvers.adaptive import DormandPrince
+from idode_gin.solvers.base import AbstractSolver
 from idode_gin.solvers.divergence import Hutchinson
 from idode_gin.solvers.fixed_grid import FixedGrid
 from idode_gin.solvers.norms import AbstractNorm, EveryPart
@@ -81,22 +82,16 @@ def adams_grid(case: Case, variable: AbstractIntegrationVariable, lanes: int | N
         field = case.model.field(case.params, conditioning)
         return Problem.of(field, *case.span, variable, TRACE, case.dims)
 
-    def tables(steps: float) -> tuple[adams.Tables, Any]:
-        problem, grid = problem_of(case.conditioning), adams.Adams(steps=int(steps))
-        found = grid.tables(problem.time_start, problem.time_end, problem.densities)
-        blank = MAX_STEPS - int(steps)
-        padded = jax.tree.map(
-            lambda each: jnp.pad(each, [(0, blank)] + [(0, 0)] * (each.ndim - 1)), found
-        )
-        return padded, jnp.asarray(int(steps))
+    def prepared(steps: float) -> AbstractSolver:
+        grid = adams.Adams(steps=int(steps))
+        return problem_of(case.conditioning).prepared(grid, MAX_STEPS)
 
     @jax.jit
-    def run(conditioning: Any, z: Any, probes: Any, setting: tuple[adams.Tables, Any]) -> Any:
+    def run(conditioning: Any, z: Any, probes: Any, solver: AbstractSolver) -> Any:
         problem = problem_of(conditioning)
-        start, args = problem.start(z, probes), problem.args(probes)
-        return problem.density_of(adams.run(problem.rate, start, *setting, args, lanes))
+        return problem.density_of(problem.solve(solver, z, probes, lanes))
 
-    return _family(case, run, tables, "{:.0f} steps")
+    return _family(case, run, prepared, "{:.0f} steps")
 
 
 def runge_kutta_grid(

@@ -1,4 +1,4 @@
-"""The model: the one object that holds the maths and that a gin file builds."""
+"""The model: `DiffusionODE` combines all parts of the maths and is built by gin files."""
 
 import dataclasses
 from typing import Any, NamedTuple, final
@@ -24,13 +24,13 @@ from idode_gin.time_samplers.base import AbstractTimeSampler
 
 
 class Draws(NamedTuple):
-    """All random arrays of one training step, so that they can be given as well as drawn."""
+    """All random arrays of one training step, which can be drawn or given."""
 
     u: types.PerExample
     """Quantiles of time."""
     loss: losses.LossDraws
     reconstruction: types.Images
-    """Noise of the reconstruction term, which has no gradient and is only watched."""
+    """Noise of the reconstruction term, which has no gradient and is only monitored."""
     dropout: types.PRNGKeys | None
     """One key per example, or None for no dropout."""
 
@@ -38,7 +38,7 @@ class Draws(NamedTuple):
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionODE:
-    """A diffusion ODE: network, path, meaning of the output, and how it is trained.
+    """A diffusion ODE: network, path, meaning of the network's output, and training objective.
 
     Every method is a pure function of its arguments; parameters are passed in.
 
@@ -46,12 +46,12 @@ class DiffusionODE:
         network: `(params, z, time, conditioning, key) -> F`.
         schedule: alpha and sigma as functions of gamma.
         time: gamma(t) and its two ends.
-        parameterization: what F means.
-        time_sampler: how training draws gamma.
-        loss: what training minimizes.
+        parameterization: meaning of F.
+        time_sampler: distribution of gamma in training.
+        loss: training objective.
         encoding: pixel levels and their bins.
-        image_shape: (height, width, channels) of the images it is for; None accepts any, and then
-            it cannot sample.
+        image_shape: (height, width, channels) of the images; None accepts any shape, but cannot
+            sample.
     """
 
     network: AbstractNetwork
@@ -65,13 +65,13 @@ class DiffusionODE:
 
     @property
     def end(self) -> CleanEnd:
-        """The clean end of the path."""
+        """Clean end of the path."""
         return CleanEnd(
             schedule=self.schedule, encoding=self.encoding, gamma_min=self.time.gamma_min
         )
 
     def init(self, key: types.PRNGKey, image_shape: tuple[int, int, int]) -> types.Params:
-        """Fresh parameters for images of (height, width, channels).
+        """Initialize parameters for images of (height, width, channels).
 
         Raises:
             ValueError: if the model is for images of another shape.
@@ -86,7 +86,7 @@ class DiffusionODE:
         return self.network.init(key, image_shape)
 
     def logical_axes(self, image_shape: tuple[int, int, int]) -> Any:
-        """Names of the parameters' axes: see `AbstractNetwork.logical_axes`."""
+        """Return names of the parameters' axes, see `AbstractNetwork.logical_axes`."""
         return self.network.logical_axes(image_shape)
 
     def field(
@@ -95,7 +95,7 @@ class DiffusionODE:
         conditioning: Float[Array, "batch bits"],
         dropout: types.PRNGKeys | None = None,
     ) -> ode.Field:
-        """The network bound to parameters, conditioning and dropout keys, with its meaning."""
+        """Return the field of the network with parameters, conditioning and dropout keys bound."""
 
         def network(z: types.Images, gamma: types.PerExample, conditioning: Array) -> types.Images:
             return self.network(params, z, self.time.rescale(gamma), conditioning, dropout)
@@ -114,14 +114,14 @@ class DiffusionODE:
         key: types.PRNGKey,
         global_batch_size: int | None = None,
     ) -> tuple[Float[Array, ""], dict[str, types.PerExample]]:
-        """Mean training loss in bits per dim, its parts per example in bits per dim, and `gamma`.
+        """Return the mean training loss, its parts per example, both in bits per dim, and `gamma`.
 
         Args:
             params: network parameters.
             batch: `image` integers, `conditioning`, and `position` in the global batch, which keys
-                each example's random numbers.
-            key: of this step, the same for every slice of the global batch.
-            global_batch_size: over all slices; the size of `batch` if not given.
+                the random numbers of each example.
+            key: key of this step, the same for every slice of the global batch.
+            global_batch_size: size over all slices; the size of `batch` if None.
         """
         position = batch["position"]
         size = global_batch_size or position.shape[0]
@@ -132,7 +132,7 @@ class DiffusionODE:
     def draw(
         self, key: types.PRNGKey, position: Array, shape: tuple[int, ...], global_batch_size: int
     ) -> Draws:
-        """All random arrays of one training step for examples at `position`."""
+        """Draw all random arrays of one training step for examples at `position`."""
         key_time, key_examples = jax.random.split(key)
         keys = numerics.fold_in_each(key_examples, position)
         keys_loss, keys_reconstruction, keys_dropout = numerics.split_each(keys, 3)
@@ -146,7 +146,7 @@ class DiffusionODE:
     def objective(
         self, params: types.Params, batch: types.Batch, draws: Draws
     ) -> tuple[Float[Array, ""], dict[str, types.PerExample]]:
-        """The training loss for given random arrays: see `loss_fn`."""
+        """Return the training loss for given random arrays, see `loss_fn`."""
         x = batch["image"]
         field = self.field(params, batch["conditioning"], draws.dropout)
         f = self.encoding.encode(x)
@@ -170,7 +170,7 @@ class DiffusionODE:
         key: types.PRNGKey,
         estimator: losses.AbstractBound,
     ) -> dict[str, types.PerExample]:
-        """A variational bound of every image and its three terms, bits per dim.
+        """Return a variational bound of every image and its three terms, bits per dim.
 
         Random numbers are keyed by the image's `index`.
         """
@@ -182,7 +182,7 @@ class DiffusionODE:
     def eval_fn(
         self, params: types.Params, batch: types.Batch, key: types.PRNGKey
     ) -> dict[str, types.PerExample]:
-        """`bound_fn` at 8 gammas per image: the figure watched during training."""
+        """Return `bound_fn` with 8 gammas per image, which is monitored during training."""
         estimator = bound.VariationalBound(num_times=8, time_sampler=self.time_sampler)
         return self.bound_fn(params, batch, key, estimator)
 
@@ -193,7 +193,7 @@ class DiffusionODE:
         key: types.PRNGKey,
         estimator: ODELikelihood,
     ) -> ImageLikelihood:
-        """The ODE's likelihood of every image, keyed by its `index`."""
+        """Return the ODE's likelihood of every image, keyed by its `index`."""
         keys = numerics.fold_in_each(key, batch["index"])
         field = self.field(params, batch["conditioning"])
         return estimator(field, self.end, self.time.gamma_max, batch["image"], keys)
@@ -205,7 +205,7 @@ class DiffusionODE:
         key: types.PRNGKey,
         sampler: AbstractSampler,
     ) -> Samples:
-        """One image per `index` of `batch`, which also holds `conditioning`.
+        """Sample one image per `index` of `batch`, which also holds `conditioning`.
 
         Raises:
             ValueError: if the model has no `image_shape`.
@@ -219,7 +219,7 @@ class DiffusionODE:
     def encode_fn(
         self, params: types.Params, batch: types.Batch, key: types.PRNGKey, sampler: ODESampler
     ) -> latents.RoundTrip:
-        """Every image taken to its latent and back, keyed by its `index`."""
+        """Encode every image to its latent and decode it, keyed by its `index`."""
         keys = numerics.fold_in_each(key, batch["index"])
         field = self.field(params, batch["conditioning"])
         return latents.round_trip(
@@ -227,14 +227,14 @@ class DiffusionODE:
         )
 
     def decode_fn(self, params: types.Params, batch: types.Batch, sampler: ODESampler) -> Samples:
-        """The images that `noise` of `batch` becomes, which also holds `conditioning`."""
+        """Decode `noise` of `batch`, which also holds `conditioning`."""
         field = self.field(params, batch["conditioning"])
         return sampler.from_noise(field, self.end, self.time.gamma_max, batch["noise"])
 
     def integrand(
         self, params: types.Params, batch: types.Batch, key: types.PRNGKey, gammas: Array
     ) -> Float[Array, " gammas"]:
-        """Mean of 1/2 |eps - eps_hat|^2 over the batch at each of `gammas`: bits per dim per nat.
+        """Return the batch mean of 1/2 |eps - eps_hat|^2 at each of `gammas`, bits per dim per nat.
 
         Its integral over [gamma_min, gamma_max] is the diffusion term of the bound.
         """

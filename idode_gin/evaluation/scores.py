@@ -20,7 +20,6 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any, final
 
 import jax
 import jax.numpy as jnp
@@ -39,9 +38,8 @@ from idode_gin.losses.base import AbstractBound
 from idode_gin.models import DiffusionODE
 from idode_gin.runs import image_loop
 from idode_gin.runs.image_loop import Compute
-from idode_gin.solvers import adams
 from idode_gin.solvers.adams import Adams
-from idode_gin.solvers.base import AbstractSolver, Density, Solution, State, VectorField
+from idode_gin.solvers.base import AbstractSolver
 
 INTEGRAND_IMAGES, INTEGRAND_POINTS = 64, 41
 GRID = 64
@@ -75,11 +73,12 @@ def scorers(
         if not isinstance(estimator.solver, Adams) or parity is not None:
             score = _of_likelihood(model, estimator, name, seed, parity)
             return compiled(f"{name} {estimator}", score)
-        grid = _grid(model, estimator, estimator.solver)
+        solver = _prepared(model, estimator, estimator.solver)
         score = _on_grid(model, estimator, name, seed)
         blank = dataclasses.replace(estimator, solver=None)
-        shared = compiled(f"{name} {blank} {estimator.solver.history} {len(grid[0].ends)}", score)
-        return lambda params, batch: shared({"network": params, "grid": grid}, batch)
+        room = jax.tree.map(np.shape, solver)
+        shared = compiled(f"{name} {blank} {room}", score)
+        return lambda params, batch: shared({"network": params, "solver": solver}, batch)
 
     return scorer
 
@@ -202,54 +201,24 @@ def _of_likelihood(
     return score
 
 
-@final
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _OnGrid(AbstractSolver):
-    """Adams steps of tables that may be traced; they know where the solution starts and ends."""
-
-    tables: adams.Tables
-    steps: Array
-
-    def solve(
-        self,
-        field: VectorField,
-        state: State,
-        t0: float,
-        t1: float,
-        args: tuple[Any, ...] = (),
-        *,
-        lanes: int | None = None,
-        densities: tuple[Density, ...] | None = None,
-    ) -> Solution:
-        """The solution after all steps."""
-        return adams.run(field, state, self.tables, self.steps, args, lanes)
-
-
-def _grid(model: DiffusionODE, estimator: ODELikelihood, solver: Adams) -> tuple[Any, Any]:
-    """The tables of the solver, filled up to a multiple of `GRID`, and how many steps count."""
+def _prepared(model: DiffusionODE, estimator: ODELikelihood, grid: Adams) -> AbstractSolver:
+    """Return the grid with room for the next multiple of `GRID` steps."""
     problem = Problem.of(
-        model.field({}, jnp.zeros((1, 0))),  # nothing here is of the network
+        model.field({}, jnp.zeros((1, 0))),  # only schedule and parameterization are used
         estimator.dequantizer.gamma_start(model.end),
         model.time.gamma_max,
         estimator.variable,
         estimator.divergence,
         dims=1,
     )
-    tables = solver.tables(problem.time_start, problem.time_end, problem.densities)
-    blank = -solver.steps % GRID
-
-    def filled(leaf: Array) -> np.ndarray:
-        return np.pad(np.asarray(leaf), [(0, blank)] + [(0, 0)] * (leaf.ndim - 1))
-
-    return jax.tree.map(filled, tables), np.asarray(solver.steps, np.int32)
+    return problem.prepared(grid, -(-grid.steps // GRID) * GRID)
 
 
 def _on_grid(model: DiffusionODE, estimator: ODELikelihood, name: str, seed: int) -> Compute:
-    """As `_of_likelihood`, of parameters (`network`) that come with their `grid`."""
+    """Return `_of_likelihood` of parameters (`network`) that come with their `solver`."""
 
     def score(given: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
-        tables, steps = given["grid"]
-        here = dataclasses.replace(estimator, solver=_OnGrid(tables=tables, steps=steps))
+        here = dataclasses.replace(estimator, solver=given["solver"])
         return _of_likelihood(model, here, name, seed, None)(given["network"], batch)
 
     return score

@@ -1,1 +1,1 @@
-"""What the ODE is integrated in: a time, and a scale of the state."""
+"""Variables that the ODE is integrated in: a time and a scale of the state."""

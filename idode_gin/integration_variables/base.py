@@ -1,4 +1,4 @@
-"""The contract of an integration variable, and the ODE in any of them."""
+"""The interface of an integration variable, and the ODE in any of them."""
 
 import abc
 from typing import NamedTuple
@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from idode_gin import numerics, ode, types
-from idode_gin.solvers.base import Density
+from idode_gin.solvers.base import WeightFn
 from idode_gin.solvers.divergence import AbstractDivergence, Probes
 
 
 class Coefficients(NamedTuple):
-    """The ODE at some time s: dy/ds = linear y + output F(scale y, gamma). Shapes as s."""
+    """The ODE at time s: dy/ds = linear y + output F(scale y, gamma). Shapes as s."""
 
     gamma: Array
     scale: Array
@@ -23,31 +23,31 @@ class Coefficients(NamedTuple):
 
 
 class AbstractIntegrationVariable(abc.ABC):
-    """A time s(gamma), monotone, and a state y = z / m(gamma).
+    """A monotone time s(gamma) and a state y = z / m(gamma).
 
-    The path of an image is the same in all of them; how smooth it is, and so how many steps it
-    takes, is not.
+    All variables describe the same path of an image. They differ in how smooth the solution is, and
+    so in the number of steps that a solver needs.
     """
 
     @abc.abstractmethod
     def time(self, field: ode.Field, gamma: types.Gamma) -> types.Gamma:
-        """s."""
+        """Return s."""
 
     @abc.abstractmethod
     def log_scale(self, field: ode.Field, gamma: types.Gamma) -> types.Gamma:
-        """log m."""
+        """Return log m."""
 
     @abc.abstractmethod
     def coefficients(self, field: ode.Field, time: types.Gamma) -> Coefficients:
-        """The ODE at time s."""
+        """Return the ODE at time s."""
 
-    def density(self, field: ode.Field) -> Density:
-        """A factor of dy/ds that depends on s alone, if there is one worth integrating exactly."""
+    def weight_fn(self, field: ode.Field) -> WeightFn:
+        """Return a factor of dy/ds that depends on s alone and is worth integrating exactly."""
         return None
 
 
 class Span(NamedTuple):
-    """The two ends of a way in some integration variable: times, and scales of the state."""
+    """The ends of an integration: times, and scales of the state."""
 
     time_start: float
     time_end: float
@@ -59,7 +59,7 @@ class Span(NamedTuple):
 def span(
     variable: AbstractIntegrationVariable, field: ode.Field, gamma_start: float, gamma_end: float
 ) -> Span:
-    """Of the way between two gammas, as numbers that are known when a program is traced."""
+    """Return the span between two gammas as numbers, static when a program is traced."""
     with jax.ensure_compile_time_eval():
         ends = jnp.asarray([gamma_start, gamma_end], numerics.float_dtype())
         times = map(float, variable.time(field, ends))
@@ -70,7 +70,7 @@ def span(
 def rate(
     variable: AbstractIntegrationVariable, field: ode.Field, time: types.PerExample, y: types.Images
 ) -> types.Images:
-    """dy/ds."""
+    """Return dy/ds."""
     at = variable.coefficients(field, time)
     return _rate(at, y, field.output(numerics.expand(at.scale, y) * y, at.gamma))
 
@@ -83,7 +83,9 @@ def rate_and_divergences(
     divergence: AbstractDivergence,
     probes: Probes,
 ) -> tuple[types.Images, Array]:
-    """dy/ds and estimates of its divergence, `[B, n]`; only the network's trace is estimated.
+    """Return dy/ds and `[B, n]` estimates of its divergence.
+
+    Only the trace of the network's Jacobian is estimated; the other terms are exact.
 
     divergence = d linear + output m tr dF/dz
     """

@@ -1,4 +1,4 @@
-"""gamma as time, the linear part solved exactly, the known factor left to the solver."""
+"""gamma as time, with the linear part solved exactly and the known factor left to the solver."""
 
 import dataclasses
 from typing import final
@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from idode_gin import ode, types
 from idode_gin.integration_variables import base
-from idode_gin.solvers.base import Density
+from idode_gin.solvers.base import WeightFn
 
 
 @final
@@ -18,23 +18,22 @@ class Exponential(base.AbstractIntegrationVariable):
 
         rho = sigma a / (2 m)
 
-    As a function of gamma F is smooth, and so is the log-density's slope (near the clean end it is
-    constant: the bins look like normal densities); rho grows like e^{gamma / 2}. A solver that
-    integrates rho exactly (`Adams`) therefore needs few steps; to others this is `Gamma` without
-    the linear part.
+    F is smooth as a function of gamma, and so is the slope of the log-density, which is constant
+    near the clean end; rho grows like e^{gamma / 2}. A solver that integrates rho exactly (`Adams`)
+    therefore needs few steps. For other solvers this is `Gamma` without the linear part.
     Refs: DPM-Solver, exponential integrators in log-SNR, there for sampling.
     """
 
     def time(self, field: ode.Field, gamma: types.Gamma) -> types.Gamma:
-        """gamma."""
+        """Return gamma."""
         return gamma
 
     def log_scale(self, field: ode.Field, gamma: types.Gamma) -> types.Gamma:
-        """The parameterization's."""
+        """Return the natural scale of the parameterization."""
         return field.parameterization.natural_log_scale(field.schedule, gamma)
 
     def coefficients(self, field: ode.Field, time: types.Gamma) -> base.Coefficients:
-        """rho, and no linear part."""
+        """Return rho, without a linear part."""
         scale = jnp.exp(self.log_scale(field, time))
         return base.Coefficients(
             gamma=time,
@@ -43,8 +42,8 @@ class Exponential(base.AbstractIntegrationVariable):
             output=field.output_rate(time) / scale,
         )
 
-    def density(self, field: ode.Field) -> Density:
-        """rho."""
+    def weight_fn(self, field: ode.Field) -> WeightFn:
+        """Return rho."""
 
         def rho(gamma: Array) -> Array:
             return field.output_rate(gamma) / jnp.exp(self.log_scale(field, gamma))

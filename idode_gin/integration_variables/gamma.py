@@ -1,4 +1,4 @@
-"""gamma itself."""
+"""gamma as time, the latent itself as state."""
 
 import dataclasses
 from typing import final
@@ -14,19 +14,19 @@ from idode_gin.integration_variables import base
 class Gamma(base.AbstractIntegrationVariable):
     """s = gamma and y = z: dz/dgamma = (d log alpha + sigma b / 2) z + sigma a / 2 F.
 
-    What the published evaluation integrates in.
+    The published evaluation integrates in this variable.
     """
 
     def time(self, field: ode.Field, gamma: types.Gamma) -> types.Gamma:
-        """gamma."""
+        """Return gamma."""
         return gamma
 
     def log_scale(self, field: ode.Field, gamma: types.Gamma) -> types.Gamma:
-        """Zero."""
+        """Return zero."""
         return jnp.zeros_like(gamma)
 
     def coefficients(self, field: ode.Field, time: types.Gamma) -> base.Coefficients:
-        """The drift."""
+        """Return the coefficients of the drift."""
         return base.Coefficients(
             gamma=time,
             scale=jnp.ones_like(time),

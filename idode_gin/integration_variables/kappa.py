@@ -1,4 +1,4 @@
-"""kappa = sigma / alpha, with the state measured in units of the signal."""
+"""kappa = sigma / alpha as time, with the state in units of the signal."""
 
 import dataclasses
 from typing import final
@@ -14,21 +14,21 @@ from idode_gin.integration_variables import base
 class Kappa(base.AbstractIntegrationVariable):
     """s = kappa = e^{gamma / 2} and y = z / alpha: dy/dkappa = eps_hat, for every schedule.
 
-    With eps_hat = a F + b z that is dy/dkappa = alpha b y + a F. Where the noise is predicted the
-    linear part is gone.
+    With eps_hat = a F + b z this is dy/dkappa = alpha b y + a F. The linear part vanishes if the
+    network predicts the noise.
     Refs: EDM, section 3; DDIM, section 4.3.
     """
 
     def time(self, field: ode.Field, gamma: types.Gamma) -> types.Gamma:
-        """e^{gamma / 2}."""
+        """Return e^{gamma / 2}."""
         return jnp.exp(gamma / 2)
 
     def log_scale(self, field: ode.Field, gamma: types.Gamma) -> types.Gamma:
-        """log alpha."""
+        """Return log alpha."""
         return jnp.log(field.schedule.alpha(gamma))
 
     def coefficients(self, field: ode.Field, time: types.Gamma) -> base.Coefficients:
-        """alpha b and a."""
+        """Return alpha b and a."""
         gamma = 2 * jnp.log(time)
         alpha = field.schedule.alpha(gamma)
         return base.Coefficients(

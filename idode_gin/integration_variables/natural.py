@@ -1,4 +1,4 @@
-"""The time in which the parameterization's own output is the velocity."""
+"""The time in which the output of the parameterization is the velocity."""
 
 import dataclasses
 from typing import final
@@ -12,23 +12,23 @@ from idode_gin.integration_variables import base
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Natural(base.AbstractIntegrationVariable):
-    """dy/ds = speed F: the linear part of the ODE is solved exactly, by the scale of the state.
+    """dy/ds = speed F: the scale of the state solves the linear part of the ODE exactly.
 
-    The parameterization says which s and y: the angle atan kappa and z itself for the velocity of
-    the variance-preserving path, where dz/ds = F; t and z for that of the straight path; kappa and
-    z / alpha for the noise, 1 / kappa and z / sigma for the data.
+    The parameterization defines s and y: for velocity, atan kappa and z on the variance-preserving
+    path (dz/ds = F) and t and z on the straight path; kappa and z / alpha for noise; 1 / kappa and
+    z / sigma for data.
     """
 
     def time(self, field: ode.Field, gamma: types.Gamma) -> types.Gamma:
-        """The parameterization's."""
+        """Return the natural time of the parameterization."""
         return field.parameterization.natural_time(field.schedule, gamma)
 
     def log_scale(self, field: ode.Field, gamma: types.Gamma) -> types.Gamma:
-        """The parameterization's."""
+        """Return the natural scale of the parameterization."""
         return field.parameterization.natural_log_scale(field.schedule, gamma)
 
     def coefficients(self, field: ode.Field, time: types.Gamma) -> base.Coefficients:
-        """No linear part."""
+        """Return the coefficients, without a linear part."""
         gamma = field.parameterization.natural_gamma(field.schedule, time)
         return base.Coefficients(
             gamma=gamma,

@@ -15,8 +15,8 @@ from idode_gin.integration_variables.base import (
     span,
 )
 from idode_gin.integration_variables.gamma import Gamma
-from idode_gin.solvers.base import AbstractSolver, Solution
-from idode_gin.solvers.base import Density as KnownFactor
+from idode_gin.solvers.adams import Adams
+from idode_gin.solvers.base import AbstractSolver, Solution, WeightFn
 from idode_gin.solvers.divergence import AbstractDivergence, Probes
 
 _GAMMA = Gamma()
@@ -28,17 +28,17 @@ class Density(NamedTuple):
     log_p: types.PerExample
     """log p(z), nats."""
     latent: types.Images
-    """Where the ODE took z: the latent at the noise end."""
+    """The latent at the noise end, where the ODE took z."""
     log_prior: types.PerExample
-    """The prior's log-density of `latent`, nats."""
+    """Log-density of `latent` under the prior, nats."""
     log_det: types.PerExample
     """log p(z) - log_prior, nats."""
     trace_sd: types.PerExample
-    """Standard deviation of log p(z) over the probes' randomness, nats; NaN with one probe."""
+    """Standard deviation of log p(z) due to random probes, nats; NaN with one probe."""
     num_evaluations: Integer[Array, " batch"]
-    """Network evaluations; each carries its trace along."""
+    """Network evaluations, each with its trace."""
     success: Bool[Array, " batch"]
-    """Whether the solver arrived."""
+    """True if the solver reached the end."""
 
 
 def log_density(
@@ -52,24 +52,25 @@ def log_density(
     variable: AbstractIntegrationVariable = _GAMMA,
     lanes: int | None = None,
 ) -> Density:
-    """log p(z) of latents at `gamma_start`, from the prior N(0, sigma^2 I) at `gamma_end`.
+    """Return log p(z) of latents at `gamma_start`, with the prior N(0, sigma^2 I) at `gamma_end`.
 
         log p(z) = log N(z_end; 0, sigma_end^2 I) + integral of the drift's divergence
 
-    The integral is taken of y = z / m in the time of `variable`, and d log(m_end / m_start) is
-    added. The log-density per dim is part of the solver's state, so its tolerances are nats per
-    dim; each probe has one of its own.
+    The ODE is integrated for y = z / m in the time of `variable`, and d log(m_end / m_start) is
+    added. The log-density per dim is part of the solver's state, once per probe, so its tolerances
+    are in nats per dim.
 
     Args:
         field: the ODE.
-        z: `[B, H, W, C]`.
-        gamma_start: where z lies, nats.
-        gamma_end: the noise end, nats.
-        solver: of the ODE.
-        divergence: how the trace is taken.
-        probes: what `divergence.draw` gives, `[n, B, H, W, C]`.
-        variable: what the ODE is integrated in.
-        lanes: images worked on side by side; None for all.
+        z: latents `[B, H, W, C]`.
+        gamma_start: gamma of z, nats.
+        gamma_end: gamma of the noise end, nats.
+        solver: solver of the ODE.
+        divergence: method for the trace.
+        probes: result of `divergence.draw`, `[n, B, H, W, C]`.
+        variable: variable that the ODE is integrated in.
+        lanes: images integrated at the same time; None for all.
+
     Refs: FFJORD, instantaneous change of variables.
     """
     dims = numerics.num_dims(z)
@@ -79,7 +80,7 @@ def log_density(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
-    """The log-density as an initial-value problem, in some integration variable."""
+    """The log-density as an initial-value problem in an integration variable."""
 
     field: ode.Field
     variable: AbstractIntegrationVariable
@@ -102,7 +103,7 @@ class Problem:
         divergence: AbstractDivergence,
         dims: int,
     ) -> "Problem":
-        """The problem of images of `dims` values between two gammas."""
+        """Return the problem for images of `dims` values between two gammas."""
         with jax.ensure_compile_time_eval():
             sigma_end = float(field.schedule.sigma(jnp.asarray(gamma_end, numerics.float_dtype())))
         return cls(
@@ -115,23 +116,23 @@ class Problem:
         )
 
     @property
-    def densities(self) -> tuple[KnownFactor, ...]:
-        """Known factors of the slopes of the state's leaves."""
-        return (self.variable.density(self.field), None)
+    def weight_fns(self) -> tuple[WeightFn, ...]:
+        """Known factors of the slopes of the leaves of the state."""
+        return (self.variable.weight_fn(self.field), None)
 
     def start(self, z: types.Images, probes: Probes) -> tuple[Array, Array]:
-        """The state at the start: y, and the log-density per dim by every probe (or exactly)."""
+        """Return the state at the start: y, and the log-density per dim for every probe."""
         estimates = max(probes.shape[0], 1)
         return z / self.scale_start, jnp.zeros((z.shape[0], estimates), z.dtype)
 
     def args(self, probes: Probes) -> tuple[Any, ...]:
-        """Of `rate`, an example a row."""
+        """Return the arguments of `rate`, one row per example."""
         return self.field.args, jnp.moveaxis(probes, 0, 1)
 
     def rate(
         self, time: types.PerExample, state: tuple[Array, Array], args: Any, probes: Array
     ) -> tuple[Array, Array]:
-        """The state's slope."""
+        """Return the slope of the state."""
         slope, traces = rate_and_divergences(
             self.variable,
             self.field.with_args(args),
@@ -145,7 +146,7 @@ class Problem:
     def solve(
         self, solver: AbstractSolver, z: types.Images, probes: Probes, lanes: int | None
     ) -> Solution:
-        """From `z` at the start to the end."""
+        """Integrate from `z` at the start to the end."""
         return solver.solve(
             self.rate,
             self.start(z, probes),
@@ -153,17 +154,21 @@ class Problem:
             self.time_end,
             self.args(probes),
             lanes=lanes,
-            densities=self.densities,
+            weight_fns=self.weight_fns,
         )
 
+    def prepared(self, grid: Adams, length: int) -> AbstractSolver:
+        """Return `grid` for this problem, with room for `length` steps; see `Adams.prepared`."""
+        return grid.prepared(self.time_start, self.time_end, self.weight_fns, length)
+
     def arrived(self, solution: Solution) -> tuple[types.Images, types.PerExample]:
-        """z at the end, and the integral of the drift's divergence over the way, nats."""
+        """Return z at the end, and the integral of the drift's divergence, nats."""
         y, log_dets_per_dim = solution.state
         scales = self.dims * (math.log(self.scale_end) - math.log(self.scale_start))
         return y * self.scale_end, self.dims * jnp.mean(log_dets_per_dim, axis=1) + scales
 
     def density_of(self, solution: Solution) -> Density:
-        """What a solution says."""
+        """Return the log-density of a solution."""
         latent, log_det = self.arrived(solution)
         estimates = self.dims * solution.state[1]
         log_sigma = self.dims * math.log(self.sigma_end)

@@ -1,4 +1,4 @@
-"""The ODE's log-density, and the bounds on an image's bits per dim that stand on it."""
+"""Bounds on an image's log-likelihood from the log-density of the ODE."""
 
 import dataclasses
 from typing import NamedTuple, TypeAlias, final
@@ -16,37 +16,37 @@ from idode_gin.solvers.base import AbstractSolver
 from idode_gin.solvers.divergence import AbstractDivergence, Hutchinson, Probes
 
 Weights: TypeAlias = Float[Array, "repeats draws batch"]
-"""One number for each importance sample of each repeat and image."""
+"""One number per repeat, importance sample and image."""
 
 
 class ImageLikelihood(NamedTuple):
     """A lower bound on log P(x), per image."""
 
     log_p: types.PerExample
-    """The bound, nats; mean over repeats."""
+    """The bound, nats, mean over repeats."""
     repeats: Float[Array, "repeats batch"]
     """The bound of each repeat, nats."""
     log_prior: types.PerExample
-    """The prior's log-density where the ODE ended, nats; this and the next three are means over
-    all draws, and with K = 1 add up to the bound."""
+    """Log-density under the prior at the end of the ODE, nats. This and the next three are means
+    over all draws; with K = 1 they add up to the bound."""
     log_det: types.PerExample
-    """What the ODE adds to it."""
+    """Contribution of the ODE, nats."""
     neg_log_q: types.PerExample
-    """What dequantization adds."""
+    """Contribution of dequantization, nats."""
     log_reconstruction: types.PerExample
-    """What the decoder adds."""
+    """Contribution of the decoder, nats."""
     trace_sd: types.PerExample
-    """Standard deviation of the bound over the probes' randomness, nats; NaN where unknown."""
+    """Standard deviation of the bound due to random probes, nats; NaN if unknown."""
     importance_bias: types.PerExample
-    """Nats by which trace noise raises an importance-weighted bound, in expectation; NaN where
-    unknown, zero for K = 1. See `importance_bias`."""
+    """Expected increase of an importance-weighted bound from trace noise, nats; NaN if unknown,
+    zero for K = 1. See `importance_bias`."""
     num_evaluations: Float[Array, " batch"]
     """Network evaluations per solve, mean over draws."""
     success: Bool[Array, " batch"]
-    """Whether every solve arrived."""
+    """True if every solve reached the end."""
 
     def bits_per_dim(self, dims: int) -> types.PerExample:
-        """-log P(x) / (d log 2)."""
+        """Return -log P(x) / (d log 2)."""
         return numerics.nats_to_bpd(-self.log_p, dims)
 
 
@@ -55,18 +55,19 @@ class ImageLikelihood(NamedTuple):
 class ODELikelihood:
     """log P(x) >= E_q[log 1/K sum_k p(z_k) P(x | z_k) / q(z_k | x)], averaged over repeats.
 
-    With K = 1 the entropy of q is taken in closed form: the same mean with less variance. Every
-    draw is keyed by image and number, so that a figure does not depend on the batch around it.
+    With K = 1 the entropy of q is used in closed form, which has the same mean and less variance.
+    Every draw is keyed by image and number, so that a result does not depend on the batch.
 
     Args:
-        dequantizer: q, and where the ODE starts.
-        solver: of the ODE. None leaves the choice to a pilot (see `pilot.Pilot`): until it has
-            chosen, there is nothing to call.
-        variable: what the ODE is integrated in.
-        divergence: how the trace is taken; each draw has its own probes.
+        dequantizer: q, and the start of the ODE.
+        solver: solver of the ODE. None leaves the choice to a pilot (see `pilot.Pilot`); such a
+            likelihood cannot be called yet.
+        variable: variable that the ODE is integrated in.
+        divergence: method for the trace; each draw has its own probes.
         num_importance: K, importance samples inside the logarithm; more make the bound tighter.
         num_repeats: independent bounds to average; more make its estimate less noisy.
-        lanes: images that are solved side by side, whatever the batch; None for all of it.
+        lanes: images integrated at the same time, for any batch size; None for the whole batch.
+
     Refs: i-DODE, dequantization and importance-weighted likelihood (there without -log K).
     """
 
@@ -79,7 +80,7 @@ class ODELikelihood:
     lanes: int | None = None
 
     def __post_init__(self) -> None:
-        """Checks the counts."""
+        """Check the counts."""
         checks.check_positive("num_importance", self.num_importance)
         checks.check_positive("num_repeats", self.num_repeats)
         checks.check_lanes(self.lanes)
@@ -92,10 +93,10 @@ class ODELikelihood:
         x: types.Pixels,
         keys: types.PRNGKeys,
     ) -> ImageLikelihood:
-        """The bound for integer images `x`, with the noise of each image's own key.
+        """Return the bound for integer images `x`, with noise from each image's key.
 
         Raises:
-            ValueError: if no solver was chosen.
+            ValueError: if `solver` is None.
         """
 
         def draw(number: Array) -> tuple[Array, Density, Array, Array]:
@@ -127,7 +128,7 @@ class ODELikelihood:
     def draw(
         self, number: int | Array, shape: tuple[int, ...], end: CleanEnd, keys: types.PRNGKeys
     ) -> tuple[types.Images, Probes]:
-        """Dequantization noise and probes of draw `number`, with each image's own key."""
+        """Draw dequantization noise and probes number `number` from each image's key."""
         keys_noise, keys_probes = draw_keys(keys, number)
         noise = self.dequantizer.draw(keys_noise, shape, end)
         return noise, self.divergence.draw(keys_probes, shape)
@@ -141,16 +142,16 @@ class ODELikelihood:
         noise: types.Images,
         probes: Probes,
     ) -> tuple[types.PerExample, Density]:
-        """log p(z) + log P(x | z) - log q(z | x) of one given draw, nats; and p(z) in detail.
+        """Return log p(z) + log P(x | z) - log q(z | x) of one draw, nats, and details of p(z).
 
-        Where K = 1, -log q is replaced by its mean.
+        With K = 1, -log q is replaced by its mean.
 
         Raises:
-            ValueError: if no solver was chosen.
+            ValueError: if `solver` is None.
         """
         if self.solver is None:
             raise ValueError(
-                "`solver` is None: it is left to a pilot, which has not chosen yet. Give "
+                "`solver` is None, which leaves the choice to a pilot that has not run. Set "
                 "`ODELikelihood.solver`, or evaluate with `Evaluator.pilot`."
             )
         z = self.dequantizer.start(x, noise, end)
@@ -173,17 +174,17 @@ class ODELikelihood:
 
 
 def draw_keys(keys: types.PRNGKeys, number: int | Array) -> tuple[types.PRNGKeys, types.PRNGKeys]:
-    """Of draw `number` of each image: keys of its dequantization noise, and of its probes."""
+    """Return the keys of the dequantization noise and of the probes of draw `number`."""
     keys_here = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
     keys_noise, keys_probes = numerics.split_each(keys_here, 2)
     return keys_noise, keys_probes
 
 
 def bound_sd(log_weights: Weights, trace_sd: Weights) -> types.PerExample:
-    """Standard deviation of the mean over repeats of log 1/K sum_k w_k, to first order; nats.
+    """Return the standard deviation of the mean over repeats of log 1/K sum_k w_k, nats.
 
-    Independent noise of standard deviation s_k in each log w_k moves the logarithm by the share
-    of w_k in the sum times as much.
+    To first order, independent noise of standard deviation s_k in log w_k moves the logarithm by
+    s_k times the share of w_k in the sum.
     """
     shares = jax.nn.softmax(log_weights, axis=1)
     variance = jnp.sum((shares * trace_sd) ** 2, axis=1)
@@ -191,13 +192,14 @@ def bound_sd(log_weights: Weights, trace_sd: Weights) -> types.PerExample:
 
 
 def importance_bias(log_weights: Weights, trace_sd: Weights) -> Float[Array, "repeats batch"]:
-    """Expected rise of log 1/K sum_k w_k from noise of deviation s_k in each log w_k; nats.
+    """Return the expected increase of log 1/K sum_k w_k from noise in each log w_k, nats.
 
         1/2 sum_k s_k^2 (r_k - r_k^2)        r_k = w_k / sum_j w_j
 
-    to second order: the exponential of a noisy logarithm is too large in the mean. Zero for K = 1,
-    and half the variance where no draw dominates. It is an estimate with the noisy weights; where
-    s is not small against one, take more probes, or the exact trace.
+    to second order, for noise of standard deviation s_k: the exponential of a noisy logarithm is
+    too large on average. It is zero for K = 1, and half the variance if no draw dominates. The
+    noisy weights themselves are used; unless s is much smaller than one, use more probes or the
+    exact trace.
     """
     if log_weights.shape[1] == 1:
         return jnp.zeros_like(log_weights[:, 0])

@@ -1,4 +1,4 @@
-"""Accuracy as the argument: solver settings for a tolerance in bits per dim, from a few images."""
+"""Choose a solver for a tolerance in bits per dim, and measure its error, on a few images."""
 
 import dataclasses
 import math
@@ -16,43 +16,42 @@ from idode_gin.solvers.base import AbstractSolver
 
 _FIRST_STEPS = 8
 _BETWEEN = (1.25, 1.5, 1.75)
-"""Grids tried between one of so many steps and one of twice as many."""
-
+"""Step counts tried between a grid and one with twice as many steps, relative to the former."""
 
 _KNOWN = 0.25
-"""Share of the tolerance to which a reference must be known."""
+"""Required accuracy of the reference, as a share of the tolerance."""
 _ALL, _FITTED, _MEASURED = slice(None), slice(0, None, 2), slice(1, None, 2)
-"""Images: those that a spacing is fitted on are not those that tell its error."""
+"""Images: a spacing is fitted on every other image and its error measured on the rest."""
 
 
 class Report(NamedTuple):
-    """What a pilot found for one likelihood; errors in bits per dim."""
+    """Result of a pilot for one likelihood; errors in bits per dim."""
 
     solver: str
-    """The solver that was chosen or given, in words."""
+    """Description of the solver that was chosen or given."""
     tolerance: float
-    """That was asked for."""
+    """Requested tolerance."""
     error: float
     """Mean over images of |figure - reference|."""
     bias: float
-    """Mean over images of figure - reference: the error of the mean."""
+    """Mean over images of figure - reference, the error of the mean."""
     reference_error: float
-    """What the reference is off by, estimated from what it moved when its steps were doubled;
-    beyond that nothing is known of the errors. Mean over images."""
+    """Estimated error of the reference, from its change when the steps were doubled; mean over
+    images. Smaller errors cannot be resolved."""
     reference_evaluations: int
     """Network evaluations per image of the reference."""
     num_images: int
-    """That the errors are means over."""
+    """Number of images averaged over."""
     precision_error: float | None = None
-    """Mean over images of |figure - figure in float32 throughout|; None where it is the same."""
+    """Mean over images of |figure - figure in float32 throughout|; None if that is the same."""
     spacing: tuple[float, ...] | None = None
-    """The table of the chosen grid's `Tabulated` spacing, where one was fitted and is better."""
+    """Table of the fitted `Tabulated` spacing, if it was chosen."""
     rounding: float = 0.0
-    """Of a figure, and so of the reference: what no number of steps takes away."""
+    """Rounding error of a figure and of the reference, which more steps do not reduce."""
 
     @property
     def is_within(self) -> bool:
-        """Whether the error, with all that is unknown of it, is at most what was asked for."""
+        """True if the error, including its uncertainty, is within the tolerance."""
         is_known = self.reference_error <= _KNOWN * self.tolerance
         largest = _largest(self.error, self.reference_error, self.rounding)
         return is_known and largest <= self.tolerance
@@ -61,24 +60,24 @@ class Report(NamedTuple):
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pilot:
-    """Measures a solver's error on a few images, and chooses the solver where none is given.
+    """Measures the error of a solver on a few images, and chooses the solver if none is given.
 
-    The same noise and probes are scored on grids of 8, 16, 32, … steps of `Adams`, until doubling
-    moves the figures by less than a quarter of the tolerance: that is the reference. The solver
-    chosen is the coarsest such grid, or one in between below it, whose distance from it is within
-    the tolerance together with what is not known of the reference: what more doublings would move
-    it by, and a figure's rounding. All grids share one compiled program.
+    The same noise and probes are scored with `Adams` grids of 8, 16, 32, … steps, until doubling
+    changes the figures by less than a quarter of the tolerance; the last grid is the reference.
+    Chosen is the coarsest of these grids, or one between them, whose distance from the reference
+    is within the tolerance, including the uncertainty of the reference: the effect of further
+    doublings, and rounding. All grids share one compiled program.
 
     Args:
-        tolerance: largest mean over images of a figure's error, bits per dim.
-        num_images: images that are tried, spread over the split.
-        max_steps: of the reference.
-        precision_tolerance: largest mean over images of what arithmetic coarser than float32 (the
-            network's, or an accelerator's products) moves the figures by, bits per dim; None for
+        tolerance: largest mean error over images, bits per dim.
+        num_images: number of images, spread over the split.
+        max_steps: largest number of steps of the reference.
+        precision_tolerance: largest mean change, over images, caused by arithmetic coarser than
+            float32 (of the network, or of an accelerator's products), bits per dim; None for
             `tolerance`. See `check_precision`.
-        fit_spacing: whether to try grids with steps where the reference says that errors come from
-            (`solvers.spacing_fit`), and to choose one of those if it needs fewer steps. It is
-            fitted on every other image, and its error measured on the rest.
+        fit_spacing: also try grids with the steps concentrated where errors of the reference arise
+            (`likelihood.spacing_fit`), and choose one if it needs fewer steps. The spacing is
+            fitted on every other image and its error measured on the rest.
 
     Raises:
         ValueError: if an argument is not positive, or there are fewer than two images for a fit.
@@ -91,7 +90,7 @@ class Pilot:
     fit_spacing: bool = False
 
     def __post_init__(self) -> None:
-        """Checks the arguments."""
+        """Check the arguments."""
         if self.precision_tolerance is not None:
             checks.check_positive("precision_tolerance", self.precision_tolerance)
         checks.check_positive("tolerance", self.tolerance)
@@ -112,14 +111,14 @@ class Pilot:
         key: types.PRNGKey,
         estimator: ODELikelihood,
     ) -> tuple[ODELikelihood, Report]:
-        """The likelihood with a solver, and what is known of that solver's error.
+        """Return the likelihood with a solver, and a report on the error of that solver.
 
         Args:
-            model: what was trained.
-            params: of its network.
-            batch: `num_images` images with their `index` and `conditioning`.
-            key: of the evaluation: the noise is that of the first draw that will be scored.
-            estimator: its solver is kept where it has one.
+            model: the trained model.
+            params: parameters of its network.
+            batch: `num_images` images with `index` and `conditioning`.
+            key: key of the evaluation, so that the noise is that of the first draw to be scored.
+            estimator: the likelihood; its solver, if any, is kept.
         """
         return self.prepared(model, batch, key, estimator)(params)
 
@@ -130,7 +129,7 @@ class Pilot:
         key: types.PRNGKey,
         estimator: ODELikelihood,
     ) -> Callable[[types.Params], tuple[ODELikelihood, Report]]:
-        """`run` as a function of the parameters alone, compiled once for however many of them."""
+        """Return `run` as a function of the parameters, compiled once."""
         grids = Grids(model, batch, key, estimator, self.max_steps)
         return lambda params: self._measured(grids, params, estimator)
 
@@ -149,7 +148,7 @@ class Pilot:
             estimator = dataclasses.replace(estimator, solver=grid)
         else:
             bpd, of = score.by_solver(params), _ALL
-        if bpd is reference:  # what is chosen has no error against itself
+        if bpd is reference:  # the chosen grid would have no error against itself
             reference = found[steps // 2]
         report = Report(
             solver=str(estimator.solver),
@@ -166,10 +165,10 @@ class Pilot:
         return estimator, report
 
     def check_precision(self, model: Model, report: Report) -> None:
-        """Refuses figures of arithmetic that is too coarse for them.
+        """Check the effect of arithmetic coarser than float32.
 
         Raises:
-            ValueError: if they are further from those in float32 than `precision_tolerance`.
+            ValueError: if it changes figures by more than `precision_tolerance`.
         """
         allowed = self.tolerance if self.precision_tolerance is None else self.precision_tolerance
         if report.precision_error is None or report.precision_error <= allowed:
@@ -186,13 +185,13 @@ class Pilot:
     def _chosen(
         self, score: Grids, params: types.Params, found: dict[int, np.ndarray], unknown: float
     ) -> tuple[adams.Adams, np.ndarray, slice]:
-        """The coarsest grid within the tolerance, its figures, and the images that tell its error.
+        """Return the coarsest grid within the tolerance, its figures, and its test images.
 
         Args:
-            score: of grids.
-            params: of the network.
-            found: figures of equal steps, by their number; the last are the reference.
-            unknown: what the reference may be off by.
+            score: scores images on a grid.
+            params: parameters of the network.
+            found: figures by number of equal steps; the last are the reference.
+            unknown: estimated error of the reference.
         """
         doublings = sorted(found)
         reference = found[doublings[-1]]
@@ -223,10 +222,10 @@ class Pilot:
 
 
 def _coarsest(doublings: list[int], is_within: Callable[[int], bool]) -> int:
-    """The first of the grids that is within the tolerance (the last is), or one below it.
+    """Return the first grid within the tolerance (the last always is), or a coarser one near it.
 
-    Below the one before it as well: where equal steps meet a period of the network, a grid is worse
-    than coarser ones beside it.
+    Grids below the preceding one are tried too: a grid whose steps resonate with a period of the
+    network is less accurate than coarser grids near it.
     """
     enough = next((steps for steps in doublings[:-1] if is_within(steps)), doublings[-1])
     below = [each for each in doublings if enough // 4 <= each < enough]
@@ -237,8 +236,8 @@ def _coarsest(doublings: list[int], is_within: Callable[[int], bool]) -> int:
 def _check_enough_to_fit(num_images: int) -> None:
     if num_images < 2:
         raise ValueError(
-            "`fit_spacing` needs two images or more, some to fit on and others to measure the "
-            f"error on, got {num_images}. Raise `Pilot.num_images`, or set `fit_spacing` to False."
+            "`fit_spacing` needs at least two images, to fit on one part and measure the error on "
+            f"the other, got {num_images}. Raise `Pilot.num_images`, or set `fit_spacing` to False."
         )
 
 
@@ -250,16 +249,16 @@ def _precision_error(
 
 
 def _largest(error: float, reference_error: float, rounding: float) -> float:
-    """What an error may be that was measured against a reference."""
+    """Return an upper estimate of an error measured against a reference."""
     return error + reference_error + rounding
 
 
 def _still_to_move(before: float, last: float) -> float:
-    """By how much all doublings to come would move a reference that two have moved by this much.
+    """Estimate the total change of the reference in further doublings from the last two changes.
 
-    Moves that shrink by r each add up to last * (r + r^2 + …) = last * r / (1 - r). Here r is what
-    is seen, as far as it lies between those of methods of order 2 and 1: a move between coarse
-    grids may be small by chance; moves that shrink more slowly are not yet in order, or rounding.
+    Changes that shrink by r each add up to last * (r + r^2 + …) = last * r / (1 - r). The observed
+    r is limited to the values for orders 2 and 1: a change between coarse grids may be small by
+    chance, and changes that shrink more slowly are pre-asymptotic or rounding.
     """
     is_known = 0 < before < math.inf
     ratio = min(max(last / before, 0.25), 0.5) if is_known else 0.5

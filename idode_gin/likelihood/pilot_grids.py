@@ -1,4 +1,4 @@
-"""The figures of a few images on grids of any number of steps, for a pilot."""
+"""Score the images of a pilot on grids of any number of steps."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ from idode_gin.solvers import adams, base, spacings
 from idode_gin.solvers.divergence import Probes
 
 ORDER = 4
-"""Derivative of the slopes in the error of a step: of `Adams` with the history it starts with."""
+"""Derivative of the slopes in the error of a step of `Adams` with its default history."""
 _DIFFERENCE = [(-1) ** number * math.comb(ORDER, number) for number in range(ORDER + 1)]
 _EQUAL = spacings.Equal()
 
@@ -57,13 +57,13 @@ class Model(Protocol):
 
 
 def coarse_arithmetic(model: Model) -> str | None:
-    """What computes in less than float32, in words; None where nothing does."""
+    """Describe arithmetic coarser than float32; None if there is none."""
     dtype = model.network.coarse_dtype
     return numerics.coarse_products() if dtype is None else f"a network of {dtype}"
 
 
 class Grids:
-    """Bits per dim of the pilot's images on a grid of any number of steps, compiled once."""
+    """Scores the images on grids of any number of steps with one compiled program."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Grids:
         self._compiled_by_solver = jax.jit(self._score_by_solver)
 
     def in_full_precision(self, estimator: ODELikelihood) -> "Grids | None":
-        """The same in float32 throughout, None where all is computed in that; for `by_solver`."""
+        """Return grids in float32 throughout, for `by_solver`; None if these already are."""
         if coarse_arithmetic(self._model) is None:
             return None
         network = self._model.network.in_full_precision()
@@ -93,7 +93,7 @@ class Grids:
     def rounding(self) -> float:
         """One unit in the last place of a log-density, bits per dim.
 
-        Its log-determinant is log(sigma_1 / sigma_0), give or take, nats per dim: half the span.
+        The log-determinant is about log(sigma_1 / sigma_0) nats per dim, half the span of gamma.
         """
         end = self._model.end
         span = self._model.time.gamma_max - self._estimator.dequantizer.gamma_start(end)
@@ -102,48 +102,42 @@ class Grids:
     def __call__(
         self, params: types.Params, steps: int, spacing: spacings.AbstractSpacing = _EQUAL
     ) -> np.ndarray:
-        """`[B]`."""
+        """Return bits per dim on a grid, `[B]`."""
         problem = self._problem(params, self._batch)
-        grid = adams.Adams(steps=steps, spacing=spacing)
-        tables = grid.tables(problem.time_start, problem.time_end, problem.densities)
-        blank = self._max_steps - steps
-        padded = jax.tree.map(  # by NumPy: XLA would compile it for every grid
-            lambda leaf: np.pad(np.asarray(leaf), [(0, blank)] + [(0, 0)] * (leaf.ndim - 1)),
-            tables,
-        )
-        return np.asarray(
-            self._compiled(params, self._batch, padded, jnp.asarray(steps)), np.float64
-        )
+        solver = problem.prepared(adams.Adams(steps=steps, spacing=spacing), self._max_steps)
+        return np.asarray(self._compiled(params, self._batch, solver), np.float64)
 
     def by_solver(self, params: types.Params) -> np.ndarray:
-        """By the estimator's own solver, `[B]`."""
+        """Return bits per dim with the estimator's own solver, `[B]`."""
         precision = self._matmul_precision
         with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
             return np.asarray(self._compiled_by_solver(params, self._batch), np.float64)
 
     def defects(self, params: types.Params, steps: int) -> Float[np.ndarray, "times images"]:
-        """Where the error of equal steps comes from: at `steps + 1` times, of each image.
+        """Return the local errors of equal steps at `steps + 1` times, for each image.
 
             trace^(k) - mean over pixels of eps_hat m rho q^(k) / sigma        q = slope / rho
 
-        up to a factor: derivatives by differences of neighbours, k = `ORDER`. The first part is the
-        error of the integral of the trace. The second is what an error of the state does: it moves
-        the latent by m times that, and log p by the score -eps_hat / sigma times as much, per dim.
+        up to a factor, with derivatives of order k = `ORDER` by finite differences. The first term
+        is the error of the integral of the trace. The second is the effect of the state's error,
+        which moves the latent by m times the error and log p by the score -eps_hat / sigma times
+        that, per dim.
         """
 
         def along(params: types.Params, batch: types.Batch) -> Array:
             problem, z, probes = self._start(params, batch)
             args, grid = problem.args(probes), adams.Adams(steps=steps, history=ORDER + 1)
-            tables = grid.tables(problem.time_start, problem.time_end, problem.densities)
+            tables = grid.tables(problem.time_start, problem.time_end, problem.weight_fns)
+            ends = jnp.asarray(tables.ends)
 
             def step(carry: adams.Carry, number: Array) -> tuple[adams.Carry, Array]:
                 carry = adams.advance(problem.rate, number, carry, tables, args)
-                times = tables.ends[number + 1 - jnp.arange(ORDER + 1)]
+                times = ends[number + 1 - jnp.arange(ORDER + 1)]
                 return carry, _defect(problem, carry, times)
 
             start = adams.begin(problem.rate, problem.start(z, probes), tables, args)
             _, found = jax.lax.scan(step, start, jnp.arange(steps))
-            return found[ORDER - 1 :]  # before that there were too few neighbours
+            return found[ORDER - 1 :]  # earlier steps have too few slopes
 
         found = np.asarray(jax.jit(along)(params, self._batch), np.float64)
         return np.pad(found, ((ORDER // 2, ORDER // 2), (0, 0)), mode="edge")
@@ -162,7 +156,7 @@ class Grids:
     def _start(
         self, params: types.Params, batch: types.Batch
     ) -> tuple[Problem, types.Images, Probes]:
-        """The problem, where its images start, and their probes."""
+        """Return the problem, the latents at its start, and the probes."""
         x, end, estimator = batch["image"], self._model.end, self._estimator
         keys = numerics.fold_in_each(self._key, batch["index"])
         noise, probes = estimator.draw(0, x.shape[1:], end, keys)
@@ -173,12 +167,10 @@ class Grids:
         return found.bits_per_dim(numerics.num_dims(batch["image"]))
 
     def _score(
-        self, params: types.Params, batch: types.Batch, tables: adams.Tables, steps: Array
+        self, params: types.Params, batch: types.Batch, solver: base.AbstractSolver
     ) -> types.PerExample:
         problem, z, probes = self._start(params, batch)
-        solution = adams.run(
-            problem.rate, problem.start(z, probes), tables, steps, problem.args(probes)
-        )
+        solution = problem.solve(solver, z, probes, None)
         end, dims, dequantizer = self._model.end, numerics.num_dims(z), self._estimator.dequantizer
         log_p = problem.density_of(solution).log_p + dequantizer.entropy(dims, end)
         log_p = log_p + dequantizer.log_reconstruction(batch["image"], z, end)
@@ -186,11 +178,11 @@ class Grids:
 
 
 def _defect(problem: Problem, carry: adams.Carry, times: Array) -> types.PerExample:
-    """See `Grids.defects`; of the newest `ORDER + 1` slopes, taken at `times`."""
+    """Return the local error of `Grids.defects` from the newest `ORDER + 1` slopes."""
     (y, _), (slopes, traces) = carry.state, carry.slopes
     field, weights = problem.field, jnp.asarray(_DIFFERENCE, times.dtype)
-    density = problem.densities[0]
-    rho = jnp.ones_like(times) if density is None else density(times)
+    weight_fn = problem.weight_fns[0]
+    rho = jnp.ones_like(times) if weight_fn is None else weight_fn(times)
     at = problem.variable.coefficients(field, jnp.broadcast_to(times[0], y.shape[:1]))
     linear, output = numerics.expand(at.linear, y), numerics.expand(at.output, y)
     latent = numerics.expand(at.scale, y) * y

@@ -1,4 +1,4 @@
-"""Where the steps of a grid should lie, from where the error of an equal one comes from."""
+"""Fit the spacing of a grid to the local errors of a grid of equal steps."""
 
 import numpy as np
 from jaxtyping import Float
@@ -9,19 +9,20 @@ POINTS = 33
 """Entries of a fitted table."""
 _DIGITS = 5
 _SMALLEST = 0.1
-"""Of the mean density of steps: what was smooth for the images that were tried may not be for all,
-and neighbouring steps should not differ by much."""
+"""Lower bound of the concentration of steps, relative to its mean: other images may be less smooth
+there, and adjacent steps should have similar sizes."""
 
 
 def fit(defects: Float[np.ndarray, "times images"], order: int) -> Tabulated:
-    """The spacing whose steps have equal parts in the error.
+    """Return the spacing whose steps contribute equally to the error.
 
-    A step of size h at t makes an error C h^{k + 1} D(t), D being the mean over images of the size
-    of the k-th derivative. The sum over a given number of steps is least where all are equal: the
-    steps lie as densely as D^{1 / (k + 1)}, which is smoothed and bounded from below.
+    A step of size h at t has an error C h^{k + 1} D(t), where D is the mean over images of the size
+    of the k-th derivative. For a given number of steps the sum is least if all are equal, that is
+    if the concentration of steps is proportional to D^{1 / (k + 1)}, here smoothed and bounded
+    from below.
 
     Args:
-        defects: D at times that are equally spaced from start to end, of each image, in any unit.
+        defects: D at equally spaced times from start to end, for each image, in any unit.
         order: k, the derivative in D.
 
     Raises:
@@ -29,15 +30,15 @@ def fit(defects: Float[np.ndarray, "times images"], order: int) -> Tabulated:
     """
     if not np.all(np.isfinite(defects)):
         raise ValueError(
-            "`defects` must be finite to fit a spacing, got some that are not: the network gave "
-            "NaN or infinity on the reference's grid. Score with Pilot.fit_spacing = False."
+            "`defects` must be finite to fit a spacing, got NaN or infinity: the network gave such "
+            "values on the reference's grid. Use Pilot.fit_spacing = False."
         )
-    density = np.mean(np.abs(np.asarray(defects, np.float64)), axis=1) ** (1 / (order + 1))
-    density = _smoothed(density)
-    if not np.any(density > 0):
-        density = np.ones_like(density)  # nothing to tell the times apart
-    density = np.maximum(density, _SMALLEST * np.mean(density))
-    between = (density[1:] + density[:-1]) / 2
+    wanted = np.mean(np.abs(np.asarray(defects, np.float64)), axis=1) ** (1 / (order + 1))
+    wanted = _smoothed(wanted)
+    if not np.any(wanted > 0):
+        wanted = np.ones_like(wanted)  # no error anywhere: equal steps
+    wanted = np.maximum(wanted, _SMALLEST * np.mean(wanted))
+    between = (wanted[1:] + wanted[:-1]) / 2
     share = np.concatenate([[0.0], np.cumsum(between)]) / np.sum(between)
     times = np.linspace(0.0, 1.0, len(share))
     table = np.interp(np.linspace(0.0, 1.0, POINTS), share, times).round(_DIGITS)
@@ -45,7 +46,7 @@ def fit(defects: Float[np.ndarray, "times images"], order: int) -> Tabulated:
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
-    """The largest of three neighbours, then means of three: a zero of D is no place for a leap."""
+    """Take the maximum of three neighbours, then means of three: zeros of D are isolated."""
     for combine in (np.max, np.mean, np.mean):
         padded = np.pad(values, 1, mode="edge")
         values = combine([padded[:-2], padded[1:-1], padded[2:]], axis=0)

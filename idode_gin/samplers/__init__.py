@@ -1,1 +1,1 @@
-"""Noise to images: the probability-flow ODE, and steps made for it."""
+"""Samplers: noise to images by the probability-flow ODE or by special steps."""

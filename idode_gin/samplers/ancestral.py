@@ -17,17 +17,18 @@ from idode_gin.samplers.grids import AbstractGrid, LogSNR
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ancestral(base.AbstractSampler):
-    """Draws z_s ~ q(z_s | z_t, f_hat) in T steps, s < t, with noise in each.
+    """Draws z_s ~ q(z_s | z_t, f_hat) in T steps, s < t, with noise in each step.
 
         c = -expm1(gamma_s - gamma_t)
         mean = (alpha_s / alpha_t) (z_t - c sigma_t eps_hat)        variance = sigma_s^2 c
 
-    It is the posterior of the forward process for every schedule; in y = z / alpha and
-    kappa = sigma / alpha it knows no schedule: y_t - c kappa_t eps_hat, and kappa_s^2 c.
+    This is the posterior of the forward process for every schedule. In y = z / alpha and
+    kappa = sigma / alpha it does not depend on the schedule: y_t - c kappa_t eps_hat, kappa_s^2 c.
 
     Args:
         steps: T, one network evaluation each.
-        grid: their gammas; if not given equal steps, which are equal in time for a linear gamma(t).
+        grid: gammas of the steps; by default equal, which is equal in time for a linear gamma(t).
+
     Refs: VDM, appendix on the generative model in discrete time.
     """
 
@@ -35,7 +36,7 @@ class Ancestral(base.AbstractSampler):
     grid: AbstractGrid = dataclasses.field(default_factory=LogSNR)
 
     def __post_init__(self) -> None:
-        """Checks the number of steps."""
+        """Check the number of steps."""
         checks.check_integer("steps", self.steps, at_least=1)
 
     def __call__(
@@ -46,7 +47,7 @@ class Ancestral(base.AbstractSampler):
         shape: tuple[int, ...],
         keys: types.PRNGKeys,
     ) -> base.Samples:
-        """One image of `shape` (H, W, C) per key; each step has noise of the image's own."""
+        """Sample one image of `shape` (H, W, C) per key; each step draws noise per image."""
         gammas = self.grid.gammas(gamma_max, end.gamma_min, self.steps)
         noise = base.start_noise(keys, shape)
         gamma, scale, std = (base.along(each, noise) for each in (gammas, *posterior(gammas)))
@@ -61,9 +62,9 @@ class Ancestral(base.AbstractSampler):
 
 
 def posterior(gammas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """c kappa_t, the share of eps_hat in the mean, and kappa_s sqrt(c), the standard deviation.
+    """Return c kappa_t, the factor of eps_hat in the mean, and kappa_s sqrt(c), the deviation.
 
-    Both are of y = z / alpha, float64 `[steps]`, for steps between falling `gammas` `[steps + 1]`.
+    Both are for y = z / alpha, float64 `[steps]`, between decreasing `gammas` `[steps + 1]`.
     """
     c = -np.expm1(np.diff(gammas))
     kappa = base.kappas(gammas)

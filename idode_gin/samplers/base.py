@@ -1,4 +1,4 @@
-"""The contract of a sampler: noise to images."""
+"""The interface of a sampler: noise to images."""
 
 import abc
 from typing import NamedTuple
@@ -19,20 +19,20 @@ class Samples(NamedTuple):
     pixels: types.Pixels
     """Decoded levels, 0 … V-1."""
     latent: types.Images
-    """z at the clean end."""
+    """Latent z at the clean end."""
     num_evaluations: Integer[Array, " batch"]
     """Network evaluations."""
     success: Bool[Array, " batch"]
-    """Whether the sampler arrived, at finite values."""
+    """True if the sampler reached the end with finite values."""
     log_p: types.PerExample | None = None
-    """log p(latent), nats, a density of z and not of pixels; None where nobody asked."""
+    """log p(latent), nats, a density of z and not of pixels; None if not requested."""
 
 
 class AbstractSampler(abc.ABC):
-    """Draws sigma_1 N(0, I) at the noise end and takes it to the clean end.
+    """Draws sigma_1 N(0, I) at the noise end and maps it to the clean end.
 
-    An image is a function of its own key: the images beside it do not matter. All samplers begin
-    with the same noise for the same key, so that their images can be compared.
+    An image is a function of its own key, independent of the batch. All samplers start from the
+    same noise for the same key, so that their images can be compared.
     """
 
     @abc.abstractmethod
@@ -44,14 +44,14 @@ class AbstractSampler(abc.ABC):
         shape: tuple[int, ...],
         keys: types.PRNGKeys,
     ) -> Samples:
-        """One image of `shape` (H, W, C) per key."""
+        """Sample one image of `shape` (H, W, C) per key."""
 
     def with_log_prob(self, divergence: AbstractDivergence) -> "AbstractSampler":
-        """A sampler of the same images that gives their log-density as well.
+        """Return a sampler of the same images that also computes their log-density.
 
         Raises:
-            ValueError: here, and for every sampler but `ODESampler`: what other steps make of noise
-                has no density that scoring the images back would find.
+            ValueError: for every sampler but `ODESampler`: the images of other steps have no
+                density that agrees with their likelihood under the ODE.
         """
         raise ValueError(
             f"`return_log_prob` needs a sampler that follows the ODE, got {type(self).__name__}: "
@@ -61,7 +61,7 @@ class AbstractSampler(abc.ABC):
 
 
 class AbstractDeterministicSampler(AbstractSampler):
-    """A sampler that is a map from noise to images."""
+    """A sampler that maps noise to images deterministically."""
 
     def __call__(
         self,
@@ -71,34 +71,34 @@ class AbstractDeterministicSampler(AbstractSampler):
         shape: tuple[int, ...],
         keys: types.PRNGKeys,
     ) -> Samples:
-        """One image of `shape` (H, W, C) per key."""
+        """Sample one image of `shape` (H, W, C) per key."""
         return self.from_noise(field, end, gamma_max, start_noise(keys, shape))
 
     @abc.abstractmethod
     def from_noise(
         self, field: ode.Field, end: CleanEnd, gamma_max: float, noise: types.Images
     ) -> Samples:
-        """The images that standard normal `noise` becomes."""
+        """Map standard normal `noise` to images."""
 
 
 def start_noise(keys: types.PRNGKeys, shape: tuple[int, ...]) -> types.Images:
-    """Standard normal images of `shape`, one per key: where every sampler begins."""
+    """Draw the standard normal images of `shape`, one per key, that every sampler starts from."""
     return numerics.normal_each(numerics.split_each(keys, 2)[0], shape)
 
 
 def step_keys(keys: types.PRNGKeys, step: int | Array) -> types.PRNGKeys:
-    """Keys of one step, another one for every image and step; never those of `start_noise`."""
+    """Return keys of one step, distinct by image and step, and distinct from `start_noise`."""
     return jax.vmap(lambda key: jax.random.fold_in(key, step))(numerics.split_each(keys, 2)[1])
 
 
 def noise_hat(field: ode.Field, y: types.Images, gamma: Array) -> types.Images:
-    """eps_hat at y = z / alpha and one gamma for all images."""
+    """Return eps_hat at y = z / alpha and one gamma for all images."""
     each = jnp.broadcast_to(gamma, y.shape[:1]).astype(y.dtype)
     return field.noise_hat(numerics.expand(field.schedule.alpha(each), y) * y, each)
 
 
 def arrived(end: CleanEnd, y: types.Images, num_evaluations: int) -> Samples:
-    """Samples of which y = z / alpha at the clean end and the cost of each are known."""
+    """Return samples from y = z / alpha at the clean end."""
     return Samples(
         pixels=end.encoding.decode(y),
         latent=end.alpha * y,
@@ -108,10 +108,10 @@ def arrived(end: CleanEnd, y: types.Images, num_evaluations: int) -> Samples:
 
 
 def kappas(gammas: np.ndarray) -> np.ndarray:
-    """sigma / alpha = e^{gamma / 2}, float64."""
+    """Return sigma / alpha = e^{gamma / 2}, float64."""
     return np.exp(gammas / 2)
 
 
 def along(values: np.ndarray, like: Array) -> Array:
-    """Numbers that were worked out in float64, as an array of the dtype of `like`."""
+    """Convert float64 numbers to an array of the dtype of `like`."""
     return jnp.asarray(values, like.dtype)

@@ -20,26 +20,27 @@ _QUADRATURE = 40
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DPMSolverPlusPlus(base.AbstractDeterministicSampler):
-    """Predicts the image f_hat, and solves the rest of the ODE exactly.
+    """An exponential multistep method: predicts f_hat and solves the linear part exactly.
 
     With y = z / alpha, lambda = -gamma / 2 and a step of h in lambda,
 
         y(lambda + h) = e^{-h} y(lambda) + integral_0^h e^{tau - h} f_hat(lambda + tau) dtau
 
     where f_hat is the polynomial through its last `order` values, integrated exactly. Order 1 is
-    DDIM. The published second order weighs the slope by (1 - e^{-h}) h / 2 where the integral is
-    h - 1 + e^{-h}: the same up to the order's own error. One network evaluation a step.
+    DDIM. The published second order weights the slope by (1 - e^{-h}) h / 2 instead of the integral
+    h - 1 + e^{-h}, which agrees to that order. One network evaluation per step.
 
-    The first steps have fewer values behind them. For order 3 the first, of order 1, is corrected
-    as soon as f_hat is known at its end: without that the whole would be of order 2.
+    The first steps have fewer earlier values. For order 3, the first step, of order 1, is corrected
+    when f_hat is known at its end; otherwise the result would be of order 2.
 
     Args:
-        steps: network evaluations.
+        steps: number of steps and network evaluations.
         order: 1, 2 or 3.
-        grid: the steps' gammas; if not given equal steps of lambda.
+        grid: gammas of the steps; by default equal steps of lambda.
 
     Raises:
-        ValueError: for another order, or no steps.
+        ValueError: for another order, or less than one step.
+
     Refs: DPM-Solver++, the exact solution in data prediction, and its multistep; DDIM.
     """
 
@@ -48,18 +49,18 @@ class DPMSolverPlusPlus(base.AbstractDeterministicSampler):
     grid: AbstractGrid = dataclasses.field(default_factory=LogSNR)
 
     def __post_init__(self) -> None:
-        """Checks order and steps."""
+        """Check order and steps."""
         checks.check_integer("steps", self.steps, at_least=1)
         if self.order not in range(1, MAX_ORDER + 1):
             raise ValueError(
                 f"`order` must be 1, 2 or {MAX_ORDER}, got order={self.order}. Higher orders are "
-                "not stable at large steps: take more steps, or an adaptive solver (ODESampler)."
+                "not stable at large steps: use more steps, or an adaptive solver (ODESampler)."
             )
 
     def from_noise(
         self, field: ode.Field, end: CleanEnd, gamma_max: float, noise: types.Images
     ) -> base.Samples:
-        """The images that standard normal `noise` becomes."""
+        """Map standard normal `noise` to images."""
         gammas = self.grid.gammas(gamma_max, end.gamma_min, self.steps)
         kappas = base.kappas(gammas)
         gamma, kappa = base.along(gammas, noise), base.along(kappas, noise)
@@ -81,11 +82,11 @@ class DPMSolverPlusPlus(base.AbstractDeterministicSampler):
 
 
 def weights(gammas: np.ndarray, order: int) -> np.ndarray:
-    """Of f_hat at the last `order` nodes, the newest first, in each step; float64 `[steps, order]`.
+    """Return weights of f_hat at the last `order` nodes, newest first; float64 `[steps, order]`.
 
     Args:
-        gammas: falling, `[steps + 1]`.
-        order: of the method.
+        gammas: decreasing, `[steps + 1]`.
+        order: order of the method.
     """
     at = -gammas / 2
     steps = len(gammas) - 1
@@ -95,17 +96,17 @@ def weights(gammas: np.ndarray, order: int) -> np.ndarray:
         nodes = at[step + 1 - count : step + 1][::-1]
         found[step, :count] = _integrals(nodes, at[step], at[step + 1])
     if order == MAX_ORDER and steps > 1:
-        # The first step was y_1 = e^{-h} y_0 + w f_0; it should have been e^{-h} y_0 + b f_1 + a
-        # f_0, with the slope between them. The difference is carried into the second step.
+        # The first step was y_1 = e^{-h} y_0 + w f_0. With the slope between f_0 and f_1 it would
+        # be e^{-h} y_0 + b f_1 + a f_0. The second step adds the difference.
         b, a = _integrals(at[1::-1], at[0], at[1])
         found[1, :2] += np.exp(at[1] - at[2]) * np.asarray([b, a - found[0, 0]])
     return found
 
 
 def _integrals(nodes: np.ndarray, start: float, stop: float) -> np.ndarray:
-    """integral of e^{lambda - stop} over [start, stop] times each Lagrange polynomial of `nodes`.
+    """Integrate e^{lambda - stop} over [start, stop] times each Lagrange polynomial of `nodes`.
 
-    By quadrature: the closed forms cancel in short steps.
+    Quadrature, because the closed forms lose digits by cancellation in short steps.
     """
     points, shares = np.polynomial.legendre.leggauss(_QUADRATURE)
     at = start + (stop - start) * (points + 1) / 2

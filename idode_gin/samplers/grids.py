@@ -1,4 +1,4 @@
-"""Where a sampler of fixed steps evaluates the network."""
+"""Grids of gamma for samplers with fixed steps."""
 
 import abc
 import dataclasses
@@ -15,7 +15,7 @@ class AbstractGrid(abc.ABC):
 
     @abc.abstractmethod
     def gammas(self, gamma_max: float, gamma_min: float, steps: int) -> np.ndarray:
-        """Falling from gamma_max to gamma_min, both exactly; float64 `[steps + 1]`, nats."""
+        """Return gammas from gamma_max down to gamma_min, exact; float64 `[steps + 1]`, nats."""
 
 
 @final
@@ -24,14 +24,14 @@ class LogSNR(AbstractGrid):
     """gamma_i = gamma_max + u_i (gamma_min - gamma_max): steps of the log signal-to-noise ratio.
 
     Args:
-        spacing: of u from 0 to 1; equal steps of gamma if not given, which are equal steps of time
-            where gamma(t) is linear.
+        spacing: spacing of u from 0 to 1; by default equal steps of gamma, which are equal steps of
+            time if gamma(t) is linear.
     """
 
     spacing: AbstractSpacing = dataclasses.field(default_factory=Equal)
 
     def gammas(self, gamma_max: float, gamma_min: float, steps: int) -> np.ndarray:
-        """As above."""
+        """Return the gammas of the class docstring."""
         found = gamma_max + self.spacing.fractions(steps) * (gamma_min - gamma_max)
         return _with_ends(found, gamma_max, gamma_min)
 
@@ -44,19 +44,20 @@ class PowerOfKappa(AbstractGrid):
         kappa_i = (kappa_max^{1/rho} + i/n (kappa_min^{1/rho} - kappa_max^{1/rho}))^rho
 
     Args:
-        rho: 1 for equal steps of kappa; a large one comes close to equal steps of gamma; 7 is
-            usual, and puts most steps where there is little noise.
+        rho: 1 for equal steps of kappa; large values approach equal steps of gamma; 7 is usual and
+            concentrates steps at low noise.
+
     Refs: EDM, time steps.
     """
 
     rho: float = 7.0
 
     def __post_init__(self) -> None:
-        """Checks the power."""
+        """Check the power."""
         checks.check_positive("rho", self.rho)
 
     def gammas(self, gamma_max: float, gamma_min: float, steps: int) -> np.ndarray:
-        """As above."""
+        """Return the gammas of the class docstring."""
         exponent = 2 * self.rho
         powers = np.linspace(np.exp(gamma_max / exponent), np.exp(gamma_min / exponent), steps + 1)
         return _with_ends(exponent * np.log(powers), gamma_max, gamma_min)

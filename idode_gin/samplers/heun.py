@@ -17,16 +17,17 @@ from idode_gin.samplers.grids import AbstractGrid, PowerOfKappa
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Heun(base.AbstractDeterministicSampler):
-    """Order 2 on an explicit grid of kappa = sigma / alpha, where y = z / alpha moves by eps_hat.
+    """Heun's method, order 2, for dy/dkappa = eps_hat with kappa = sigma / alpha, y = z / alpha.
 
         y' = y_i + (kappa_{i+1} - kappa_i) eps_hat(y_i, kappa_i)
         y_{i+1} = y_i + (kappa_{i+1} - kappa_i) (eps_hat(y_i, kappa_i) + eps_hat(y', kappa_{i+1}))/2
 
-    The clean end has kappa > 0, so that its last step is like the others.
+    The clean end has kappa > 0, so the last step is like the others.
 
     Args:
-        steps: two network evaluations each.
-        grid: their gammas; if not given equal steps of kappa^{1/7}.
+        steps: number of steps, two network evaluations each.
+        grid: gammas of the steps; by default equal steps of kappa^{1/7}.
+
     Refs: EDM, the deterministic sampler.
     """
 
@@ -34,19 +35,19 @@ class Heun(base.AbstractDeterministicSampler):
     grid: AbstractGrid = dataclasses.field(default_factory=PowerOfKappa)
 
     def __post_init__(self) -> None:
-        """Checks the number of steps."""
+        """Check the number of steps."""
         checks.check_integer("steps", self.steps, at_least=1)
 
     def from_noise(
         self, field: ode.Field, end: CleanEnd, gamma_max: float, noise: types.Images
     ) -> base.Samples:
-        """The images that standard normal `noise` becomes."""
+        """Map standard normal `noise` to images."""
         gammas = self.grid.gammas(gamma_max, end.gamma_min, self.steps)
         kappas = base.kappas(gammas)
         gamma, size = base.along(gammas, noise), base.along(np.diff(kappas), noise)
 
         def half(number: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            # A loop over both halves of all steps, so that the network is compiled once.
+            # One loop over both halves of all steps, so that the network is compiled once.
             y, guess, slope = carry
             step, is_second = number // 2, number % 2
             here = base.noise_hat(field, guess, gamma[step + is_second])

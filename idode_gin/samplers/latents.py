@@ -1,4 +1,4 @@
-"""Images to their latents at the noise end, back, and between two of them."""
+"""Encode images to latents at the noise end, decode them, and interpolate between them."""
 
 from typing import NamedTuple
 
@@ -12,25 +12,25 @@ from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.samplers.ode import ODESampler
 
 _PARALLEL = 1e-4
-"""The sine of an angle below which the sphere between two latents is flat."""
+"""Sine of the angle below which interpolation between two latents is linear."""
 
 
 class RoundTrip(NamedTuple):
-    """Images taken to the noise end and back, per image."""
+    """Encoded and decoded images, per image."""
 
     noise: types.Images
-    """At the noise end, in units of sigma there: what the sampler makes the image of."""
+    """Latent at the noise end in units of sigma: the noise that decodes to the image."""
     pixels: types.Pixels
-    """Levels of what came back, 0 … V-1."""
+    """Decoded levels, 0 … V-1."""
     error: types.PerExample
-    """Root mean square, over pixels, of the distance between y = z / alpha before and after, in
-    levels: half a level can change a pixel."""
+    """Root mean square over pixels of the change of y = z / alpha, in levels; half a level can
+    change a pixel."""
     num_changed: Integer[Array, " batch"]
-    """Pixels that came back at another level."""
+    """Number of pixels decoded to another level."""
     num_evaluations: Integer[Array, " batch"]
-    """Network evaluations, both ways together."""
+    """Network evaluations of both directions."""
     success: Bool[Array, " batch"]
-    """Whether the solver arrived, both times."""
+    """True if both solves reached their end."""
 
 
 def round_trip(
@@ -41,10 +41,11 @@ def round_trip(
     keys: types.PRNGKeys,
     sampler: ODESampler,
 ) -> RoundTrip:
-    """Integer images to latents and back, the start spread inside each pixel's bin.
+    """Encode integer images to latents and decode them.
 
-    An image starts at alpha_0 f + sigma_0 u, u truncated to the bin (`TruncatedNormal`): the bin's
-    centre itself would be cleaner than any image the model knows, and its latent no typical noise.
+    An image starts at alpha_0 f + sigma_0 u with u truncated to the bin (`TruncatedNormal`). The
+    centres of the bins have less noise than any image of the model, so their latents would not be
+    typical noise.
     """
     start = TruncatedNormal()
     z = start.start(x, start.draw(keys, x.shape[1:], end), end)
@@ -62,12 +63,12 @@ def round_trip(
 
 
 def spherical(first: types.Images, second: types.Images, share: types.PerExample) -> types.Images:
-    """The latent that lies `share` of the way from `first` to `second`, on the sphere through both.
+    """Interpolate spherically: the latent at `share` of the arc from `first` to `second`.
 
         sin((1 - s) w) / sin w * first + sin(s w) / sin w * second,      w the angle between them
 
-    Between two draws of standard normal noise every point is as long as noise is; the straight line
-    is shorter in the middle. Where the two are parallel it is that line.
+    Points between two draws of standard normal noise have the norm of noise; those on the straight
+    line are shorter. Parallel latents are interpolated linearly.
     """
     length = jnp.sqrt(numerics.sum_pixels(first**2) * numerics.sum_pixels(second**2))
     cosine = numerics.sum_pixels(first * second) / jnp.where(length == 0, 1, length)
@@ -85,7 +86,7 @@ def spherical(first: types.Images, second: types.Images, share: types.PerExample
 def between(
     first: types.Images, second: types.Images, num_points: int
 ) -> Float[Array, "batch points height width channels"]:
-    """`spherical` at `num_points` equal shares from 0 to 1, both ends included."""
+    """Return `spherical` at `num_points` equal shares from 0 to 1, including both ends."""
     shares = jnp.linspace(0, 1, num_points, dtype=first.dtype)
     each = jax.vmap(lambda share: spherical(first, second, jnp.full(first.shape[0], share)))
     return jnp.moveaxis(each(shares), 0, 1)

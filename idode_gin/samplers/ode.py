@@ -1,4 +1,4 @@
-"""Noise to images along the probability-flow ODE, back, and with their density."""
+"""Sampling along the probability-flow ODE, its inverse, and the density of samples."""
 
 import dataclasses
 from typing import NamedTuple, final
@@ -21,24 +21,24 @@ class Encoded(NamedTuple):
     """Latents taken to the noise end, per image."""
 
     noise: types.Images
-    """What `from_noise` makes them of: about standard normal, where the model is right."""
+    """Noise that `from_noise` maps to them; standard normal if the model is exact."""
     num_evaluations: Integer[Array, " batch"]
     """Network evaluations."""
     success: Bool[Array, " batch"]
-    """Whether the solver arrived."""
+    """True if the solver reached the end."""
 
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ODESampler(base.AbstractDeterministicSampler):
-    """Draws sigma_1 N(0, I) at the noise end and integrates to the clean end; and the way back.
+    """Integrates the ODE from noise to images, and back.
 
     The images are the same in every integration variable, up to the solver's error.
 
     Args:
-        solver: of the ODE.
-        variable: what the ODE is integrated in.
-        lanes: images that are solved side by side, whatever the batch; None for all of it.
+        solver: solver of the ODE.
+        variable: variable that the ODE is integrated in.
+        lanes: images integrated at the same time, for any batch size; None for the whole batch.
     """
 
     solver: AbstractSolver = dataclasses.field(default_factory=DormandPrince)
@@ -46,11 +46,11 @@ class ODESampler(base.AbstractDeterministicSampler):
     lanes: int | None = None
 
     def __post_init__(self) -> None:
-        """Checks the lanes."""
+        """Check the lanes."""
         checks.check_lanes(self.lanes)
 
     def with_log_prob(self, divergence: AbstractDivergence) -> "ODESamplerWithDensity":
-        """The same images, up to the solver's error, and their log-density."""
+        """Return a sampler of the same images, up to the solver's error, with log-density."""
         return ODESamplerWithDensity(
             solver=self.solver, divergence=divergence, variable=self.variable, lanes=self.lanes
         )
@@ -58,7 +58,7 @@ class ODESampler(base.AbstractDeterministicSampler):
     def from_noise(
         self, field: ode.Field, end: CleanEnd, gamma_max: float, noise: types.Images
     ) -> base.Samples:
-        """The images that standard normal `noise` becomes."""
+        """Map standard normal `noise` to images."""
         start = _scale(field, gamma_max, noise) * noise
         latent, solution = self._solve(field, start, gamma_max, end.gamma_min)
         return _samples(end, solution, latent)
@@ -66,7 +66,7 @@ class ODESampler(base.AbstractDeterministicSampler):
     def to_noise(
         self, field: ode.Field, end: CleanEnd, gamma_max: float, latent: types.Images
     ) -> Encoded:
-        """The noise that `from_noise` makes the latents `z` at the clean end of."""
+        """Return the noise that `from_noise` maps to `latent` at the clean end."""
         found, solution = self._solve(field, latent, end.gamma_min, gamma_max)
         return Encoded(
             noise=found / _scale(field, gamma_max, latent),
@@ -77,7 +77,7 @@ class ODESampler(base.AbstractDeterministicSampler):
     def _solve(
         self, field: ode.Field, z: types.Images, start: float, stop: float
     ) -> tuple[types.Images, Solution]:
-        """z at `stop`, and the solution in the integration variable's terms."""
+        """Return z at `stop`, and the solution in the integration variable."""
         span = variables.span(self.variable, field, start, stop)
 
         def rate(time: types.PerExample, y: types.Images, *args: Array) -> types.Images:
@@ -90,7 +90,7 @@ class ODESampler(base.AbstractDeterministicSampler):
             span.time_end,
             field.args,
             lanes=self.lanes,
-            densities=(self.variable.density(field),),
+            weight_fns=(self.variable.weight_fn(field),),
         )
         return solution.state * span.scale_end, solution
 
@@ -98,19 +98,19 @@ class ODESampler(base.AbstractDeterministicSampler):
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ODESamplerWithDensity(base.AbstractSampler):
-    """The images of `ODESampler`, and log p of their latents from the same solve.
+    """Samples images as `ODESampler` does, with log p of their latents from the same solve.
 
         log p(z_0) = log N(z_1; 0, sigma_1^2 I) + integral of the drift's divergence, 0 to 1
 
     in nats: a density of the real-valued latent z at the clean end, not a probability of pixels.
-    `likelihood.log_density` finds the same number for it, with the same probes and up to both
-    solvers' errors. The log-density per dim is part of the solver's state, as there.
+    `likelihood.log_density` gives the same number with the same probes, up to the errors of both
+    solvers. The log-density per dim is part of the solver's state.
 
     Args:
-        solver: of the ODE.
-        divergence: how the trace is taken; each image has its own probes.
-        variable: what the ODE is integrated in.
-        lanes: images that are solved side by side, whatever the batch; None for all of it.
+        solver: solver of the ODE.
+        divergence: method for the trace; each image has its own probes.
+        variable: variable that the ODE is integrated in.
+        lanes: images integrated at the same time, for any batch size; None for the whole batch.
     """
 
     solver: AbstractSolver = dataclasses.field(default_factory=DormandPrince)
@@ -119,11 +119,11 @@ class ODESamplerWithDensity(base.AbstractSampler):
     lanes: int | None = None
 
     def __post_init__(self) -> None:
-        """Checks the lanes."""
+        """Check the lanes."""
         checks.check_lanes(self.lanes)
 
     def with_log_prob(self, divergence: AbstractDivergence) -> "ODESamplerWithDensity":
-        """The same sampler, with the trace taken in this way."""
+        """Return this sampler with another method for the trace."""
         return dataclasses.replace(self, divergence=divergence)
 
     def __call__(
@@ -134,12 +134,12 @@ class ODESamplerWithDensity(base.AbstractSampler):
         shape: tuple[int, ...],
         keys: types.PRNGKeys,
     ) -> base.Samples:
-        """One image of `shape` (H, W, C) per key, and its log-density."""
+        """Sample one image of `shape` (H, W, C) per key, with its log-density."""
         noise = base.start_noise(keys, shape)
         return self.from_noise(field, end, gamma_max, noise, self.probes(keys, shape))
 
     def probes(self, keys: types.PRNGKeys, shape: tuple[int, ...]) -> Probes:
-        """The probes of images of `shape` with these keys, `[n, B, H, W, C]`."""
+        """Draw the probes of images of `shape`, `[n, B, H, W, C]`."""
         return self.divergence.draw(base.step_keys(keys, 0), shape)
 
     def from_noise(
@@ -150,7 +150,7 @@ class ODESamplerWithDensity(base.AbstractSampler):
         noise: types.Images,
         probes: Probes,
     ) -> base.Samples:
-        """The images that standard normal `noise` becomes, and their log-density."""
+        """Map standard normal `noise` to images, with their log-density."""
         dims = numerics.num_dims(noise)
         problem = Problem.of(field, gamma_max, end.gamma_min, self.variable, self.divergence, dims)
         sigma = _scale(field, gamma_max, noise)
@@ -161,7 +161,7 @@ class ODESamplerWithDensity(base.AbstractSampler):
 
 
 def _scale(field: ode.Field, gamma: float, like: types.Images) -> Array:
-    """sigma at `gamma`."""
+    """Return sigma at `gamma`."""
     return field.schedule.sigma(jnp.asarray(gamma, like.dtype))
 
 

@@ -1,1 +1,1 @@
-"""Initial-value solvers and Jacobian traces. Nothing here knows diffusion."""
+"""Initial-value solvers and Jacobian traces, independent of diffusion."""

@@ -1,4 +1,4 @@
-"""Adams methods: one evaluation a step, and known factors integrated exactly."""
+"""Adams methods: one evaluation per step, known factors integrated exactly."""
 
 import dataclasses
 from typing import Any, NamedTuple, final
@@ -12,28 +12,28 @@ from idode_gin import checks, numerics
 from idode_gin.solvers import base, spacings
 
 _QUADRATURE = np.polynomial.legendre.leggauss(24)
-_BLOCK = 1024  # times at once: XLA compiles every operation for every length
+_BLOCK = 1024  # fixed length, because XLA compiles every operation for every length
 
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adams(base.AbstractSolver):
-    """Predicts with `history` slopes behind, evaluates once, corrects with that slope as well.
+    """Adams predictor-corrector with one evaluation per step.
 
-        y_p     = y_n + sum_{j <= n}     w_j q_j        q_j = slope / rho at the t_j behind
-        y_{n+1} = y_n + sum_{j <= n + 1} w_j q_j        q_{n+1} taken at y_p
+        y_p     = y_n + sum_{j <= n}     w_j q_j        q_j = slope / rho at earlier t_j
+        y_{n+1} = y_n + sum_{j <= n + 1} w_j q_j        q_{n+1} evaluated at y_p
 
-    The weights are those of the polynomial through the q_j, on any grid, times a factor rho(t)
-    of the slope that is known for all t (`densities`): where the linear part of an equation is
-    taken out of it, that makes the method exponential. One evaluation a step, and one at the start.
+    The weights integrate the polynomial through the q_j, on any grid, times a factor rho(t) of the
+    slope that is known for all t (`weight_fns`). If rho comes from removing the linear part of an
+    equation, the method is an exponential integrator. One more evaluation is made at the start.
 
-    The order is min(history + 1, 3): the first steps have fewer slopes behind them. With longer
-    histories those behind the start have order history + 1.
+    The order is min(history + 1, 3), because the first steps have fewer slopes before them; later
+    steps have order history + 1.
 
     Args:
         steps: number of steps from t0 to t1.
-        history: slopes behind each step that are used.
-        spacing: of the steps.
+        history: number of earlier slopes that a step uses.
+        spacing: spacing of the steps.
     Refs: Hairer, Norsett and Wanner, sections III.1 and III.5 (predictor, corrector, any grid);
         UniPC for the use of the predictor's evaluation in the next step.
     """
@@ -43,13 +43,13 @@ class Adams(base.AbstractSolver):
     spacing: spacings.AbstractSpacing = dataclasses.field(default_factory=spacings.Equal)
 
     def __post_init__(self) -> None:
-        """Checks the counts."""
+        """Check the counts."""
         checks.check_positive("steps", self.steps)
         checks.check_positive("history", self.history)
         if self.history > 6:
             raise ValueError(
                 f"`history` must be at most 6, got history={self.history}: longer polynomials "
-                "swing between their points. Take more steps instead."
+                "oscillate between their nodes. Use more steps instead."
             )
 
     def solve(
@@ -61,49 +61,100 @@ class Adams(base.AbstractSolver):
         args: tuple[Any, ...] = (),
         *,
         lanes: int | None = None,
-        densities: tuple[base.Density, ...] | None = None,
+        weight_fns: tuple[base.WeightFn, ...] | None = None,
     ) -> base.Solution:
-        """The solution at t1 after `steps` steps."""
-        tables = self.tables(t0, t1, densities or (None,) * len(jax.tree.leaves(state)))
-        return run(field, state, tables, self.steps, args, lanes)
+        """Integrate from `state` at t0 to t1 in `steps` steps."""
+        tables = self.tables(t0, t1, weight_fns or (None,) * len(jax.tree.leaves(state)))
+        return _run(field, state, tables, self.steps, args, lanes)
 
-    def tables(self, t0: float, t1: float, densities: tuple[base.Density, ...]) -> "Tables":
-        """The grid and all weights, for `run`."""
+    def tables(
+        self,
+        t0: float,
+        t1: float,
+        weight_fns: tuple[base.WeightFn, ...],
+        length: int | None = None,
+    ) -> "Tables":
+        """Return the grid and all weights, NumPy arrays, for `begin` and `advance`.
+
+        Args:
+            t0: start time.
+            t1: end time.
+            weight_fns: known factor of the slope, per leaf of the state.
+            length: number of steps to fill the tables up to with zeros; None for `steps`.
+        """
         ends = t0 + (t1 - t0) * self.spacing.fractions(self.steps)
-        predict, correct = zip(
-            *(_weights(ends, self.history, density) for density in densities), strict=True
-        )
-        dtype = numerics.float_dtype()
-        return Tables(
-            ends=jnp.asarray(ends, dtype),
-            predict=tuple(jnp.asarray(each, dtype) for each in predict),
-            correct=tuple(jnp.asarray(each, dtype) for each in correct),
-        )
+        weights = [_weights(ends, self.history, weight_fn) for weight_fn in weight_fns]
+        predict, correct = zip(*weights, strict=True)
+        blank = 0 if length is None else length - self.steps
+
+        def filled(values: np.ndarray) -> np.ndarray:
+            widths = [(0, blank)] + [(0, 0)] * (values.ndim - 1)
+            return np.pad(values, widths).astype(numerics.float_dtype())
+
+        return jax.tree.map(filled, Tables(ends, predict, correct))
+
+    def prepared(
+        self, t0: float, t1: float, weight_fns: tuple[base.WeightFn, ...], length: int
+    ) -> base.AbstractSolver:
+        """Return this method for one interval as a pytree of arrays.
+
+        A compiled program that takes it as an argument serves all step counts up to `length`.
+
+        Args:
+            t0: start time.
+            t1: end time.
+            weight_fns: known factor of the slope, per leaf of the state.
+            length: number of steps that the arrays have room for.
+        """
+        tables = self.tables(t0, t1, weight_fns, length)
+        return _Prepared(tables=tables, steps=np.asarray(self.steps, np.int32))
 
 
 class Tables(NamedTuple):
-    """A grid, and for each leaf of the state what a step makes of slopes; newest slopes first."""
+    """A grid, and for each leaf of the state the weights of slopes; newest slopes first."""
 
-    ends: Array
-    """`[steps + 1]`."""
-    predict: tuple[Array, ...]
-    """`[steps, history]` each."""
-    correct: tuple[Array, ...]
-    """`[steps, history + 1]` each, the predictor's slope first."""
+    ends: Any
+    """Array `[steps + 1]`."""
+    predict: tuple[Any, ...]
+    """Arrays `[steps, history]`."""
+    correct: tuple[Any, ...]
+    """Arrays `[steps, history + 1]`, the predictor's slope first."""
 
 
-def run(
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Prepared(base.AbstractSolver):
+    """An Adams method for one interval; its arrays may be traced."""
+
+    tables: Tables
+    steps: Any
+
+    def solve(
+        self,
+        field: base.VectorField,
+        state: base.State,
+        t0: float,
+        t1: float,
+        args: tuple[Any, ...] = (),
+        *,
+        lanes: int | None = None,
+        weight_fns: tuple[base.WeightFn, ...] | None = None,
+    ) -> base.Solution:
+        """Integrate over the interval and with the weight functions it was prepared for."""
+        return _run(field, state, self.tables, self.steps, args, lanes)
+
+
+def _run(
     field: base.VectorField,
     state: base.State,
     tables: Tables,
     steps: int | Array,
-    args: tuple[Any, ...] = (),
-    lanes: int | None = None,
+    args: tuple[Any, ...],
+    lanes: int | None,
 ) -> base.Solution:
-    """The solution after `steps` steps of `tables`, which may hold more.
+    """Integrate `steps` steps of `tables`, which may hold more.
 
-    The number may be traced, so that grids of many lengths share a compiled program; a number that
-    is known can be differentiated in reverse.
+    A static number of steps can be differentiated in reverse; a traced one cannot.
     """
 
     def solve(problem: tuple[base.State, tuple[Any, ...]]) -> base.Solution:
@@ -123,19 +174,19 @@ def run(
 
 
 class Carry(NamedTuple):
-    """What one step hands to the next."""
+    """The values that one step passes to the next."""
 
     state: base.State
     lost: base.State
-    """What rounding took from the state."""
+    """Rounding error of the state, see `base.added`."""
     slopes: base.State
-    """The newest first, leaves `[history, B, ...]`; zeros before the start."""
+    """Newest first, leaves `[history, B, ...]`; zeros before the start."""
 
 
 def begin(
     field: base.VectorField, state: base.State, tables: Tables, args: tuple[Any, ...]
 ) -> Carry:
-    """Before the first step."""
+    """Return the values before the first step."""
     history = tables.predict[0].shape[1]
     slopes = jax.tree.map(
         lambda leaf: jnp.zeros((history, *leaf.shape), leaf.dtype).at[0].set(leaf),
@@ -151,11 +202,11 @@ def advance(
     tables: Tables,
     args: tuple[Any, ...],
 ) -> Carry:
-    """Step `number`, counted from zero."""
+    """Take step `number`, counted from zero."""
     structure = jax.tree.structure(carry.state)
 
-    def change(weights: tuple[Array, ...], slopes: Any) -> Any:
-        rows = jax.tree.unflatten(structure, [each[number] for each in weights])
+    def change(weights: tuple[Any, ...], slopes: Any) -> Any:
+        rows = jax.tree.unflatten(structure, [jnp.asarray(each)[number] for each in weights])
         return jax.tree.map(base.combined, rows, slopes)
 
     state, lost, slopes = carry
@@ -174,18 +225,18 @@ def _slope(
     args: tuple[Any, ...],
 ) -> base.State:
     blank = base.full_like_batch(state, 0.0)
-    return field(blank + tables.ends[number].astype(blank.dtype), state, *args)
+    return field(blank + jnp.asarray(tables.ends)[number].astype(blank.dtype), state, *args)
 
 
 def _weights(
-    ends: np.ndarray, history: int, density: base.Density
+    ends: np.ndarray, history: int, weight_fn: base.WeightFn
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of all steps: `[steps, history]` to predict, `[steps, history + 1]` to correct; float64."""
+    """Return predictor weights `[steps, history]` and corrector `[steps, history + 1]`; float64."""
     points, shares = _QUADRATURE
     half = np.diff(ends)[:, None] / 2
     t = ends[:-1, None] + half * (1 + points)
-    measure = half * shares * _values(density, t)
-    at_ends = _values(density, ends)
+    measure = half * shares * _values(weight_fn, t)
+    at_ends = _values(weight_fn, ends)
     steps = len(ends) - 1
     predict, correct = np.zeros((steps, history)), np.zeros((steps, history + 1))
     if ends[0] == ends[-1]:
@@ -200,7 +251,7 @@ def _weights(
 
 
 def _lagrange(nodes: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """Each node's polynomial, one there and zero at the others, at `t`: `[nodes, len(t)]`."""
+    """Return the Lagrange polynomials of `nodes` at `t`: `[nodes, len(t)]`."""
     rows = []
     for index, node in enumerate(nodes):
         others = np.delete(nodes, index)
@@ -208,11 +259,11 @@ def _lagrange(nodes: np.ndarray, t: np.ndarray) -> np.ndarray:
     return np.asarray(rows)
 
 
-def _values(density: base.Density, t: np.ndarray) -> np.ndarray:
-    """The density as NumPy's, whatever is being traced around it; float64."""
-    if density is None:
+def _values(weight_fn: base.WeightFn, t: np.ndarray) -> np.ndarray:
+    """Evaluate a weight function in NumPy, also inside a traced program; float64."""
+    if weight_fn is None:
         return np.ones_like(t)
     blocks = np.pad(t.ravel(), (0, -t.size % _BLOCK), mode="edge").reshape(-1, _BLOCK)
     with jax.ensure_compile_time_eval():
-        values = [density(jnp.asarray(each, numerics.float_dtype())) for each in blocks]
+        values = [weight_fn(jnp.asarray(each, numerics.float_dtype())) for each in blocks]
     return np.concatenate(values).astype(np.float64)[: t.size].reshape(t.shape)

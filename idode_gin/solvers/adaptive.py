@@ -16,7 +16,7 @@ _SAFETY = 0.9
 _SHRINK_LIMIT = 0.2
 _GROWTH_LIMIT = 10.0
 _START, _TRIAL, _FIRST, _LAST = 0, 1, 2, 7
-"""Phases of a lane: the slope at the start; Euler's trial for the first size; six of an attempt."""
+"""Phases of a lane: first slope; Euler step for the first step size; six stages of an attempt."""
 
 
 @final
@@ -25,19 +25,21 @@ class DormandPrince(base.AbstractSolver):
     """Order 5(4) with local extrapolation; every example has its own steps.
 
     An example's result does not depend on the others: each has its own error norm, step size and
-    end. Lanes advance side by side, one evaluation each at a time, wherever in a step each of them
-    is; as soon as the example of a lane has arrived, the next one takes its place. So the cost is
-    the mean of the examples' evaluations and not the largest.
+    end. Lanes make one evaluation at a time together, each at its own stage of its own step. When
+    the example of a lane has finished, the next one takes its place, so the cost is the mean number
+    of evaluations of the examples and not the largest.
 
-    It can be differentiated in forward mode alone: reverse mode raises ValueError.
+    Only forward mode differentiates it; reverse mode raises ValueError.
 
     Args:
         rtol: relative tolerance per step.
         atol: absolute tolerance per step.
-        max_steps: attempted steps after which an example counts as failed.
-        norm: of `error / (atol + rtol |y|)`; a step is good where it is at most one.
+        max_steps: number of attempted steps after which an example counts as failed.
+        norm: norm of `error / (atol + rtol |y|)`; a step is accepted if it is at most one.
+
     Raises:
         ValueError: if a tolerance is not positive.
+
     Refs: Dormand and Prince 1980; Hairer, Norsett and Wanner, section II.4 (step control, first
         step).
     """
@@ -48,7 +50,7 @@ class DormandPrince(base.AbstractSolver):
     norm: norms.AbstractNorm = dataclasses.field(default_factory=norms.EveryPart)
 
     def __post_init__(self) -> None:
-        """Checks the tolerances."""
+        """Check the tolerances."""
         checks.check_positive("rtol", self.rtol)
         checks.check_positive("atol", self.atol)
         checks.check_positive("max_steps", self.max_steps)
@@ -62,94 +64,29 @@ class DormandPrince(base.AbstractSolver):
         args: tuple[Any, ...] = (),
         *,
         lanes: int | None = None,
-        densities: tuple[base.Density, ...] | None = None,
+        weight_fns: tuple[base.WeightFn, ...] | None = None,
     ) -> base.Solution:
-        """The solution at t1 within the tolerances, where `success` is set."""
-        count = jax.tree.leaves(state)[0].shape[0]
-        width = lanes or count
-        waiting = (state, args)
-        dtype = jax.tree.leaves(state)[0].dtype
-
-        def loaded(number: Array) -> Any:
-            """The problems of these numbers; any where there are no more."""
-            return jax.tree.map(lambda leaf: leaf[jnp.minimum(number, count - 1)], waiting)
-
-        number = jnp.arange(width)
-        first_state, first_args = loaded(number)
-        blank = jnp.zeros(width, dtype)
-        carry = _Carry(
-            number=number,
-            coming=jnp.asarray(width),
-            problem=_Problem(
-                t=blank + t0,
-                state=first_state,
-                slopes=jax.tree.map(
-                    lambda leaf: jnp.zeros((len(_NODES) - 1, *leaf.shape), leaf.dtype), first_state
-                ),
-                step=blank,
-                phase=jnp.full(width, _START),
-                attempts=jnp.zeros(width, jnp.int32),
-                rejected=jnp.zeros(width, bool),
-                args=first_args,
-            ),
-            found=base.Solution(
-                state=jax.tree.map(
-                    lambda leaf: jnp.zeros((count + 1, *leaf.shape[1:]), leaf.dtype), state
-                ),
-                num_evaluations=jnp.zeros(count + 1, jnp.int32),
-                success=jnp.zeros(count + 1, bool),
-            ),
-        )
-
-        def refill(carry: _Carry, left: Bool[Array, " lanes"]) -> _Carry:
-            """Writes what the lanes that `left` found, and gives them the next problems."""
-            problem, found = carry.problem, carry.found
-            place = jnp.where(left, carry.number, count)  # the last row is nobody's
-            found = base.Solution(
-                state=jax.tree.map(
-                    lambda all_, one: all_.at[place].set(one), found.state, problem.state
-                ),
-                num_evaluations=found.num_evaluations.at[place].set(
-                    _FIRST + (_LAST - _FIRST + 1) * problem.attempts
-                ),
-                success=found.success.at[place].set(problem.t == t1),
-            )
-            number = jnp.where(left, carry.coming + jnp.cumsum(left) - 1, carry.number)
-            state, args = loaded(number)
-            fresh = problem._replace(
-                t=jnp.full_like(problem.t, t0),
-                state=state,
-                args=args,
-                step=jnp.zeros_like(problem.step),
-                phase=jnp.full_like(problem.phase, _START),
-                attempts=jnp.zeros_like(problem.attempts),
-                rejected=jnp.zeros_like(problem.rejected),
-            )
-            kept = fresh._replace(slopes=())
-            chosen = base.choose(left, kept, problem._replace(slopes=()))
-            return _Carry(
-                number=number,
-                coming=carry.coming + jnp.sum(left),
-                problem=chosen._replace(slopes=problem.slopes),
-                found=found,
-            )
+        """Integrate from `state` at t0 to t1 within the tolerances, where `success` is True."""
+        queue = _Queue(state, args, t0, t1)
+        carry = queue.start(lanes or queue.num_examples)
 
         def advance(carry: _Carry) -> _Carry:
-            """One evaluation of every lane, and what follows from it."""
-            active = carry.number < count
+            """Make one evaluation in every lane, and refill the lanes that have finished."""
+            active = carry.number < queue.num_examples
             problem, left = self._advance(field, carry.problem, t1)
-            carry = carry._replace(problem=problem)
-            left = left & active
-            return jax.lax.cond(jnp.any(left), refill, lambda carry, _: carry, carry, left)
+            carry, left = carry._replace(problem=problem), left & active
+            return jax.lax.cond(jnp.any(left), queue.refill, lambda each, _: each, carry, left)
 
-        carry = jax.lax.while_loop(lambda carry: jnp.any(carry.number < count), advance, carry)
-        found = jax.tree.map(lambda leaf: leaf[:count], carry.found)
+        carry = jax.lax.while_loop(
+            lambda carry: jnp.any(carry.number < queue.num_examples), advance, carry
+        )
+        found = jax.tree.map(lambda leaf: leaf[: queue.num_examples], carry.found)
         return found._replace(state=forward_only.forward_only(found.state, "DormandPrince"))
 
     def _advance(
         self, field: base.VectorField, problem: "_Problem", t1: float
     ) -> tuple["_Problem", Bool[Array, " lanes"]]:
-        """One evaluation of every lane; and which lanes are done, arrived or not."""
+        """Make one evaluation in every lane; return also which lanes are done."""
         phase, step = problem.phase, problem.step
         rows = jnp.asarray(_ROWS, step.dtype)[phase]
         inner = jax.tree.map(
@@ -177,9 +114,9 @@ class DormandPrince(base.AbstractSolver):
         )
 
     def _begin(self, problem: "_Problem", phase: Array, t1: float) -> "_Problem":
-        """Sizes of Euler's trial and of the first step, for lanes that are in these phases.
+        """Set the size of the Euler step or of the first step, for lanes in these phases.
 
-        From the scaled sizes of state, slope and curvature.
+        Computed from the scaled norms of state, slope and curvature.
         """
         length = jnp.abs(t1 - problem.t)
         direction = jnp.sign(t1 - problem.t)
@@ -207,7 +144,7 @@ class DormandPrince(base.AbstractSolver):
     def _judge(
         self, problem: "_Problem", proposal: base.State, at_end: Bool[Array, " lanes"], t1: float
     ) -> tuple["_Problem", Bool[Array, " lanes"]]:
-        """Takes or rejects the attempts that are at their end, and sizes the next ones."""
+        """Accept or reject finished attempts, and set the size of the next ones."""
         step, t = problem.step, problem.t
         last = jnp.abs(step) >= jnp.abs(t1 - t)
         weights = jnp.asarray(tableaus.DORMAND_PRINCE_ERROR)
@@ -216,7 +153,7 @@ class DormandPrince(base.AbstractSolver):
         norm = self._norm(error, problem.state, proposal)
         norm = jnp.where(jnp.isfinite(norm), norm, jnp.inf)
         accept = at_end & (norm <= 1)
-        # The last stage was taken at the proposal: it is the next step's first.
+        # The last stage was evaluated at the proposal: it is the first of the next step.
         slopes = jax.tree.map(
             lambda each: each.at[0].set(base.choose(accept, each[-1], each[0])), problem.slopes
         )
@@ -238,10 +175,10 @@ class DormandPrince(base.AbstractSolver):
         return problem, at_end & ((reached == t1) | ~alive)
 
     def _norm(self, error: base.State, before: base.State, after: base.State) -> types.PerExample:
-        """Scaled error, `[B]`; at most one where the step is good enough.
+        """Return the scaled error, `[B]`; at most one if the step is accurate enough.
 
-        A constant to differentiation: which steps are taken is no part of what is solved, and its
-        roots and quotients at zero have derivatives that are NaN.
+        Constant under differentiation: the choice of steps is not part of the solution, and roots
+        and quotients at zero would give NaN derivatives.
         """
         error, before, after = jax.lax.stop_gradient((error, before, after))
 
@@ -253,14 +190,14 @@ class DormandPrince(base.AbstractSolver):
 
 
 class _Problem(NamedTuple):
-    """What every lane works on."""
+    """The example in every lane, and its progress."""
 
     t: Float[Array, " lanes"]
     state: base.State
     slopes: base.State
-    """Leaves `[7, lanes, ...]`; of a trial, its slope is the second."""
+    """Leaves `[7, lanes, ...]`; the slope of an Euler step is the second."""
     step: Float[Array, " lanes"]
-    """Signed; of the attempt or the trial that is going on."""
+    """Signed size of the current attempt or Euler step."""
     phase: Integer[Array, " lanes"]
     attempts: Integer[Array, " lanes"]
     rejected: Bool[Array, " lanes"]
@@ -269,15 +206,88 @@ class _Problem(NamedTuple):
 
 class _Carry(NamedTuple):
     number: Integer[Array, " lanes"]
-    """Of the example in the lane; one that is none where there are no more."""
+    """Number of the example in the lane; beyond the last one if there are no more."""
     coming: Integer[Array, ""]
-    """Number of the example that is next."""
+    """Number of the next example."""
     problem: _Problem
     found: base.Solution
 
 
+class _Queue(NamedTuple):
+    """The examples of a solve, which lanes take one after another."""
+
+    state: base.State
+    args: tuple[Any, ...]
+    t0: float
+    t1: float
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples."""
+        return jax.tree.leaves(self.state)[0].shape[0]
+
+    def problem(self, number: Array) -> "_Problem":
+        """Return the problems of these examples at their start, without slopes.
+
+        A number beyond the last example gives that one again, to be ignored.
+        """
+        rows = jnp.minimum(number, self.num_examples - 1)
+        state, args = jax.tree.map(lambda leaf: leaf[rows], (self.state, self.args))
+        blank = jnp.zeros(number.shape, jax.tree.leaves(self.state)[0].dtype)
+        return _Problem(
+            t=blank + self.t0,
+            state=state,
+            slopes=(),
+            step=blank,
+            phase=jnp.full(number.shape, _START),
+            attempts=jnp.zeros(number.shape, jnp.int32),
+            rejected=jnp.zeros(number.shape, bool),
+            args=args,
+        )
+
+    def start(self, width: int) -> "_Carry":
+        """Return `width` lanes with the first examples."""
+        number, count = jnp.arange(width), self.num_examples
+        problem = self.problem(number)
+        slopes, found = (
+            jax.tree.map(lambda leaf, shape=shape: jnp.zeros(shape(leaf), leaf.dtype), tree)
+            for tree, shape in (
+                (problem.state, lambda leaf: (len(_NODES) - 1, *leaf.shape)),
+                (self.state, lambda leaf: (count + 1, *leaf.shape[1:])),
+            )
+        )
+        blank = jnp.zeros(count + 1, jnp.int32)
+        return _Carry(
+            number=number,
+            coming=jnp.asarray(width),
+            problem=problem._replace(slopes=slopes),
+            found=base.Solution(found, blank, blank.astype(bool)),
+        )
+
+    def refill(self, carry: "_Carry", left: Bool[Array, " lanes"]) -> "_Carry":
+        """Store the results of the lanes that `left`, and give them the next examples."""
+        problem, found = carry.problem, carry.found
+        place = jnp.where(left, carry.number, self.num_examples)  # the last row is discarded
+        evaluations = _FIRST + (_LAST - _FIRST + 1) * problem.attempts
+        found = base.Solution(
+            state=jax.tree.map(
+                lambda all_, one: all_.at[place].set(one), found.state, problem.state
+            ),
+            num_evaluations=found.num_evaluations.at[place].set(evaluations),
+            success=found.success.at[place].set(problem.t == self.t1),
+        )
+        number = jnp.where(left, carry.coming + jnp.cumsum(left) - 1, carry.number)
+        chosen = base.choose(left, self.problem(number), problem._replace(slopes=()))
+        return _Carry(
+            number=number,
+            coming=carry.coming + jnp.sum(left),
+            problem=chosen._replace(slopes=problem.slopes),
+            found=found,
+        )
+
+
 def _table() -> tuple[np.ndarray, np.ndarray]:
-    """Nodes `[8]` and weights of the slopes `[8, 7]` by phase."""
+    """Return nodes `[8]` and weights of the slopes `[8, 7]` by phase."""
     tableau = tableaus.dormand_prince()
     rows = np.zeros((_LAST + 1, len(tableau.c)))
     rows[_TRIAL, 0] = 1
@@ -290,9 +300,9 @@ _NODES, _ROWS = _table()
 
 
 def _weighted(rows: Array, slopes: Array) -> Array:
-    """Every lane's own weights `[lanes, 7]` of its slopes `[7, lanes, ...]`.
+    """Return the sum of slopes `[7, lanes, ...]` with each lane's weights `[lanes, 7]`.
 
-    Slopes without weight are of another attempt, or of another example: they may be NaN.
+    Slopes without weight belong to another attempt or example and may be NaN.
     """
 
     def term(number: int) -> Array:
@@ -307,7 +317,7 @@ def _same(problem: _Problem) -> _Problem:
 
 
 def _factor(norm: Array, rejected: Array) -> Array:
-    """How much the next step is longer; never longer straight after a rejection."""
+    """Return the growth of the next step; at most one directly after a rejection."""
     ideal = _SAFETY * jnp.where(norm == 0, 1e-10, norm) ** (-1 / 5)
     return jnp.clip(ideal, _SHRINK_LIMIT, jnp.where(rejected, 1.0, _GROWTH_LIMIT))
 

@@ -1,4 +1,4 @@
-"""The contract of an initial-value solver, and one explicit Runge-Kutta step."""
+"""The interface of an initial-value solver, and parts that several solvers use."""
 
 import abc
 from collections.abc import Callable
@@ -15,26 +15,25 @@ State: TypeAlias = Any
 """A pytree of arrays `[B, ...]`."""
 
 VectorField: TypeAlias = Callable[..., State]
-"""`(t [B], y, *args) -> dy/dt`, each example by itself at its own time and with its own `args`,
-arrays `[B, ...]`."""
+"""`(t [B], y, *args) -> dy/dt`, per example, with its own time and `args` (arrays `[B, ...]`)."""
 
-Density: TypeAlias = Callable[[Array], Array] | None
-"""A factor of a slope that depends on t alone: `t [n] -> [n]`, or None for one."""
+WeightFn: TypeAlias = Callable[[Array], Array] | None
+"""A known factor of a slope that depends on t alone: `t [n] -> [n]`; None for the constant 1."""
 
 
 class Solution(NamedTuple):
-    """Where a solve ended, and what it cost, per example."""
+    """The end of a solve and its cost, per example."""
 
     state: State
-    """The state at the end, leaves `[B, ...]`."""
+    """State at the end, leaves `[B, ...]`."""
     num_evaluations: Integer[Array, " batch"]
-    """Evaluations of the vector field that this example's own steps needed."""
+    """Evaluations of the vector field in this example's own steps."""
     success: Bool[Array, " batch"]
-    """Whether the end was reached within the step limit, with finite steps."""
+    """True if the end was reached within the step limit with finite values."""
 
 
 class AbstractSolver(abc.ABC):
-    """Integrates dy/dt = f(t, y) from t0 to t1, which may lie on either side of t0."""
+    """Integrates dy/dt = f(t, y) from t0 to t1; t1 may be less than t0."""
 
     @abc.abstractmethod
     def solve(
@@ -46,25 +45,25 @@ class AbstractSolver(abc.ABC):
         args: tuple[Any, ...] = (),
         *,
         lanes: int | None = None,
-        densities: tuple[Density, ...] | None = None,
+        weight_fns: tuple[WeightFn, ...] | None = None,
     ) -> Solution:
-        """The solution at t1 of the problem that starts in `state` at t0.
+        """Integrate from `state` at t0 to t1.
 
         Args:
             field: dy/dt.
             state: leaves `[B, ...]`.
-            t0: where it starts.
-            t1: where it ends.
-            args: of the field, leaves `[B, ...]`.
-            lanes: examples worked on side by side, so that the cost of memory is theirs and what
-                an example gives does not depend on B; None for all.
-            densities: for each leaf of the state, a factor of its slope that is known for all t.
-                Methods that can integrate it exactly do; the others have no need of it.
+            t0: start time.
+            t1: end time.
+            args: further arguments of the field, leaves `[B, ...]`.
+            lanes: number of examples integrated at the same time, which bounds memory and makes
+                results independent of B; None for all.
+            weight_fns: known factor of the slope, per leaf of the state. Methods that can
+                integrate it exactly do so; others ignore it.
         """
 
 
 def weighted_sum(state: State, step: Array, weights: Array, stages: State) -> State:
-    """state + step * sum_i weights_i stages_i, leaf by leaf.
+    """Return state + step * sum_i weights_i stages_i, leaf by leaf.
 
     `step` is `[B]`, `weights` `[n]`, and the leaves of `stages` are `[n, B, ...]`.
     """
@@ -76,10 +75,10 @@ def weighted_sum(state: State, step: Array, weights: Array, stages: State) -> St
 
 
 def added(state: State, lost: State, increment: State) -> tuple[State, State]:
-    """state + increment, and what rounding took from it, which the next sum gives back.
+    """Return state + increment and its rounding error, which the next sum compensates.
 
-    Over a thousand steps of one size the same rounding, made a thousand times, would be seen: a
-    log-density of 20 nats per dim loses up to 1e-6 of each addition in float32.
+    Without compensation, equal rounding errors add up over a thousand equal steps: a log-density of
+    20 nats per dim loses up to 1e-6 per addition in float32.
     Refs: Kahan 1965.
     """
 
@@ -93,9 +92,9 @@ def added(state: State, lost: State, increment: State) -> tuple[State, State]:
 
 
 def combined(weights: Array, slopes: Array) -> Array:
-    """sum_i weights_i slopes_i, `[n]` and `[n, B, ...]`.
+    """Return sum_i weights_i slopes_i for `[n]` and `[n, B, ...]`.
 
-    Entry by entry: a matrix product rounds by an example's place in the batch.
+    Term by term, because the rounding of a matrix product depends on an example's batch position.
     """
     weights = weights.astype(slopes.dtype)
     total = weights[0] * slopes[0]
@@ -107,9 +106,9 @@ def combined(weights: Array, slopes: Array) -> Array:
 def runge_kutta_stages(
     tableau: Tableau, field: VectorField, t: Array, state: State, step: Array, first: State
 ) -> State:
-    """All slopes k_i of one step of `[B]` sizes, the first one given; leaves `[n, B, ...]`.
+    """Return all slopes k_i of one step of sizes `[B]`, given the first; leaves `[n, B, ...]`.
 
-    A loop over the stages, so that a network of many layers is compiled once and not once a stage.
+    Stages run in a loop, so that a deep network is compiled once and not once per stage.
     """
     count = len(tableau.c)
     nodes = jnp.asarray(tableau.c, t.dtype)
@@ -127,32 +126,32 @@ def runge_kutta_stages(
 
 
 def full_like_batch(state: State, value: float) -> types.PerExample:
-    """`[B]` filled with `value`, in the state's dtype."""
+    """Return `[B]` filled with `value`, in the state's dtype."""
     leaf = jax.tree.leaves(state)[0]
     return jnp.full(leaf.shape[0], value, leaf.dtype)
 
 
 def bind(field: VectorField, args: tuple[Any, ...]) -> VectorField:
-    """The field of these arguments."""
+    """Return the field with its arguments bound."""
     return lambda t, state: field(t, state, *args)
 
 
 def in_chunks(solve: Callable[[Any], Solution], problem: Any, lanes: int | None) -> Solution:
-    """`solve` of a problem whose leaves are `[B, ...]`, `lanes` examples at a time."""
+    """Apply `solve` to a problem with leaves `[B, ...]`, `lanes` examples at a time."""
     if lanes is None:
         return solve(problem)
     return numerics.map_chunks(solve, problem, lanes)
 
 
 def choose(chosen: Bool[Array, " batch"], new: Any, old: Any) -> Any:
-    """Leaves `[B, ...]` of `new` where `chosen`, of `old` elsewhere."""
+    """Return leaves `[B, ...]` of `new` where `chosen`, of `old` elsewhere."""
     return jax.tree.map(
         lambda new, old: jnp.where(numerics.expand(chosen, new), new, old), new, old
     )
 
 
 def all_finite(state: State) -> Bool[Array, " batch"]:
-    """Whether an example's part of every leaf is finite."""
+    """Return True for examples whose part of every leaf is finite."""
 
     def leaf(value: Array) -> Array:
         return jnp.all(jnp.isfinite(value), axis=tuple(range(1, value.ndim)))

@@ -1,7 +1,7 @@
-"""Traces of Jacobians: exact, or Hutchinson's estimate. Knows no diffusion.
+"""Traces of Jacobians: exact, or Hutchinson's estimate.
 
-All take the trace in forward mode, from the same linearization (`jax.linearize`) that gives the
-value: one pass through the function serves both.
+Traces are computed in forward mode from the linearization (`jax.linearize`) that also gives the
+value, so that one pass through the function serves both.
 """
 
 import abc
@@ -18,20 +18,20 @@ from idode_gin import checks, numerics, types
 from idode_gin.solvers import probes as probe_lib
 
 Function: TypeAlias = Callable[[Array], Array]
-"""`[B, ...] -> [B, ...]`, each example by itself (so the Jacobian is block diagonal)."""
+"""`[B, ...] -> [B, ...]`, example by example, so that the Jacobian is block diagonal."""
 
 Probes: TypeAlias = Float[Array, "probes batch height width channels"]
 
 Traces: TypeAlias = Float[Array, "batch estimates"]
-"""Estimates of one number per example; one column where it is exact."""
+"""Estimates of one number per example; one column if exact."""
 
-# So many vectors are pushed one by one: compiled side by side, a batched convolution costs a third
-# more time and memory, above all where the trace is differentiated once more.
+# Up to this many vectors are pushed one by one: a batched convolution would cost a third more time
+# and memory, above all if the trace is differentiated again.
 UNROLLED = 4
 
 
 def jvp_each(fn: Function, x: Array, vectors: Probes) -> tuple[Array, Array]:
-    """`fn(x)` and its Jacobian times each of `vectors`, `[n, B, ...]`, from one linearization."""
+    """Return `fn(x)` and its Jacobian times each of `vectors`, `[n, B, ...]`."""
     value, push = jax.linearize(fn, x)
     if 1 <= vectors.shape[0] <= UNROLLED:
         return value, jnp.stack([push(vector) for vector in vectors])
@@ -39,33 +39,33 @@ def jvp_each(fn: Function, x: Array, vectors: Probes) -> tuple[Array, Array]:
 
 
 class AbstractDivergence(abc.ABC):
-    """How the trace of a Jacobian is taken."""
+    """A method to compute or estimate the trace of a Jacobian."""
 
     @abc.abstractmethod
     def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...]) -> Probes:
-        """Probes for images of `shape` (H, W, C), one set per key: `[n, B, H, W, C]`.
+        """Draw probes for images of `shape` (H, W, C), one set per key: `[n, B, H, W, C]`.
 
-        They are drawn once and held fixed along a path, so that the path stays smooth.
+        They are held fixed along a path, so that the integrand stays smooth.
         """
 
     @abc.abstractmethod
     def value_and_traces(self, fn: Function, x: Array, probes: Probes) -> tuple[Array, Traces]:
-        """`fn(x)` and estimates of the trace of each example's Jacobian; their mean is the one."""
+        """Return `fn(x)` and estimates of the trace of each example's Jacobian, to be averaged."""
 
     @abc.abstractmethod
     def variance_of_mean(self, estimates: Traces, dims: int) -> types.PerExample:
-        """Of the mean of estimates that are linear in the traces, NaN where it cannot be told."""
+        """Return the variance of the mean of estimates linear in the traces; NaN if unknown."""
 
     def value_and_trace(
         self, fn: Function, x: Array, probes: Probes
     ) -> tuple[Array, types.PerExample]:
-        """`fn(x)` and the trace of each example's Jacobian, `[B]`."""
+        """Return `fn(x)` and the trace of each example's Jacobian, `[B]`."""
         value, traces = self.value_and_traces(fn, x, probes)
         return value, jnp.mean(traces, axis=1)
 
     @abc.abstractmethod
     def cost(self, dims: int) -> int:
-        """Directions pushed forward for one trace in `dims` dimensions."""
+        """Return the number of Jacobian-vector products for one trace in `dims` dimensions."""
 
 
 @final
@@ -75,7 +75,7 @@ class Hutchinson(AbstractDivergence):
 
     Args:
         num_probes: n, vectors per image.
-        probe: their distribution.
+        probe: distribution of the vectors.
     Refs: Hutchinson 1990; FFJORD.
     """
 
@@ -83,48 +83,48 @@ class Hutchinson(AbstractDivergence):
     probe: probe_lib.AbstractProbe = dataclasses.field(default_factory=probe_lib.Rademacher)
 
     def __post_init__(self) -> None:
-        """Checks the number of probes."""
+        """Check the number of probes."""
         checks.check_positive("num_probes", self.num_probes)
 
     def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...]) -> Probes:
-        """Independent probes, `[n, B, H, W, C]`."""
+        """Draw independent probes, `[n, B, H, W, C]`."""
         sample = jax.vmap(lambda key: self.probe.sample(key, (self.num_probes, *shape)))
         return jnp.moveaxis(sample(keys), 1, 0)
 
     def value_and_traces(self, fn: Function, x: Array, probes: Probes) -> tuple[Array, Traces]:
-        """`fn(x)` and v_n^T J v_n, a column per probe."""
+        """Return `fn(x)` and v_n^T J v_n, a column per probe."""
         return _value_and_quadratics(fn, x, probes)
 
     def variance_of_mean(self, estimates: Traces, dims: int) -> types.PerExample:
-        """The sample variance over n; NaN of a single probe."""
+        """Return the sample variance divided by n; NaN for a single probe."""
         return _sample_variance(estimates) / estimates.shape[1]
 
     def cost(self, dims: int) -> int:
-        """One direction per probe."""
+        """Return one product per probe."""
         return self.num_probes
 
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Exact(AbstractDivergence):
-    """The trace itself, by pushing every unit vector forward; for small images.
+    """The exact trace, by a Jacobian-vector product for every unit vector; for small images.
 
     Args:
-        chunk: unit vectors pushed at once: memory against speed.
+        chunk: unit vectors per batch of products; trades memory for speed.
     """
 
     chunk: int = 64
 
     def __post_init__(self) -> None:
-        """Checks the chunk size."""
+        """Check the chunk size."""
         checks.check_positive("chunk", self.chunk)
 
     def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...]) -> Probes:
-        """No probes: `[0, B, H, W, C]`."""
+        """Return no probes: `[0, B, H, W, C]`."""
         return jnp.zeros((0, keys.shape[0], *shape), numerics.float_dtype())
 
     def value_and_traces(self, fn: Function, x: Array, probes: Probes) -> tuple[Array, Traces]:
-        """`fn(x)` and the exact trace; `probes` does not matter."""
+        """Return `fn(x)` and the exact trace; `probes` is not used."""
         value, push = jax.linearize(fn, x)
 
         def diagonal(index: Array) -> types.PerExample:
@@ -136,22 +136,22 @@ class Exact(AbstractDivergence):
         return value, jnp.sum(diagonals, axis=0)[:, None]
 
     def variance_of_mean(self, estimates: Traces, dims: int) -> types.PerExample:
-        """Zero."""
+        """Return zero."""
         return jnp.zeros(estimates.shape[0], estimates.dtype)
 
     def cost(self, dims: int) -> int:
-        """One direction per dimension."""
+        """Return one product per dimension."""
         return dims
 
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OrthogonalHutchinson(AbstractDivergence):
-    """mean_n v_n^T J v_n with probes at right angles, each of length sqrt d: uniform frames.
+    """mean_n v_n^T J v_n with orthogonal probes of length sqrt d, uniformly distributed.
 
-    Less variance than independent Gaussian probes, by (d - n) / (d - 1) of what as many frames'
-    single vectors have; none where n = d, for then the trace is complete. (Antithetic pairs would
-    be of no use: v and -v give the same v^T J v.)
+    The variance is (d - n) / (d - 1) times that of n independent probes of length sqrt d, and zero
+    for n = d, when the trace is complete. (Antithetic pairs would not help: v and -v give the same
+    v^T J v.)
 
     Args:
         num_probes: n, vectors per image; at most d.
@@ -162,11 +162,11 @@ class OrthogonalHutchinson(AbstractDivergence):
     num_probes: int = 2
 
     def __post_init__(self) -> None:
-        """Checks the number of probes."""
+        """Check the number of probes."""
         checks.check_positive("num_probes", self.num_probes)
 
     def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...]) -> Probes:
-        """Orthogonal probes, `[n, B, H, W, C]`.
+        """Draw orthogonal probes, `[n, B, H, W, C]`.
 
         Raises:
             ValueError: if there are fewer dimensions than probes.
@@ -176,29 +176,29 @@ class OrthogonalHutchinson(AbstractDivergence):
             raise ValueError(
                 f"`num_probes` orthogonal probes need as many dimensions, got "
                 f"num_probes={self.num_probes} for images of {dims} values. Use "
-                "`divergence.Exact`, which is complete."
+                "`divergence.Exact` instead."
             )
 
         def frame(key: types.PRNGKey) -> Array:
             normal = jax.random.normal(key, (dims, self.num_probes), numerics.float_dtype())
             q, r = jnp.linalg.qr(normal)
-            # The signs of R's diagonal, without which a factorization is not uniform.
+            # Without the signs of R's diagonal, the factor Q is not uniformly distributed.
             uniform = q * jnp.sign(jnp.diagonal(r))
             return math.sqrt(dims) * uniform.T.reshape(self.num_probes, *shape)
 
         return jnp.moveaxis(jax.vmap(frame)(keys), 1, 0)
 
     def value_and_traces(self, fn: Function, x: Array, probes: Probes) -> tuple[Array, Traces]:
-        """`fn(x)` and v_n^T J v_n, a column per probe."""
+        """Return `fn(x)` and v_n^T J v_n, a column per probe."""
         return _value_and_quadratics(fn, x, probes)
 
     def variance_of_mean(self, estimates: Traces, dims: int) -> types.PerExample:
-        """(1 - n / d) times the sample variance over n; NaN of a single probe."""
+        """Return (1 - n / d) times the sample variance over n; NaN for a single probe."""
         share = 1 - estimates.shape[1] / dims
         return share * _sample_variance(estimates) / estimates.shape[1]
 
     def cost(self, dims: int) -> int:
-        """One direction per probe."""
+        """Return one product per probe."""
         return self.num_probes
 
 

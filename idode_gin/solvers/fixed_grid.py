@@ -15,12 +15,12 @@ from idode_gin.solvers import base, spacings, tableaus
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FixedGrid(base.AbstractSolver):
-    """Steps of an explicit Runge-Kutta method on a grid: the cost is known beforehand.
+    """An explicit Runge-Kutta method on a fixed grid: the cost is known in advance.
 
     Args:
         steps: number of steps from t0 to t1.
         tableau: the method.
-        spacing: of the steps.
+        spacing: spacing of the steps.
     """
 
     steps: int = 64
@@ -28,7 +28,7 @@ class FixedGrid(base.AbstractSolver):
     spacing: spacings.AbstractSpacing = dataclasses.field(default_factory=spacings.Equal)
 
     def __post_init__(self) -> None:
-        """Checks the number of steps."""
+        """Check the number of steps."""
         checks.check_positive("steps", self.steps)
 
     def solve(
@@ -40,9 +40,9 @@ class FixedGrid(base.AbstractSolver):
         args: tuple[Any, ...] = (),
         *,
         lanes: int | None = None,
-        densities: tuple[base.Density, ...] | None = None,
+        weight_fns: tuple[base.WeightFn, ...] | None = None,
     ) -> base.Solution:
-        """The solution at t1 after `steps` steps."""
+        """Integrate from `state` at t0 to t1 in `steps` steps."""
         tableau = self.tableau.without_idle_stages()
         ends = t0 + (t1 - t0) * self.spacing.fractions(self.steps)
         dtype = jax.tree.leaves(state)[0].dtype

@@ -1,4 +1,4 @@
-"""A kind error where reverse-mode differentiation cannot pass."""
+"""A clear error for reverse-mode differentiation of an adaptive solve."""
 
 from typing import Any
 
@@ -9,18 +9,18 @@ from jaxtyping import Array
 
 
 def forward_only(values: Any, solver: str) -> Any:
-    """The same values, and the same in forward mode; in reverse mode a ValueError with a way out.
+    """Return `values` unchanged, also in forward mode; in reverse mode raise ValueError.
 
-    Goes around what a loop of unknown length gives. Transposition meets it before that loop, of
-    which JAX's own error speaks, and which no caller of a solver has written.
+    Wraps the result of a loop of unknown length. Transposition reaches it before the loop, for
+    which JAX's own error would refer to code that the caller did not write.
 
     Args:
         values: a pytree of arrays.
-        solver: that gave them, by name.
+        solver: name of the solver in the message.
     """
     message = (
-        f"{solver} cannot be differentiated in reverse mode (jax.grad, jax.vjp): nobody knows "
-        "beforehand how many steps it takes. Use a grid, solvers.adams.Adams(steps=64) or "
+        f"{solver} cannot be differentiated in reverse mode (jax.grad, jax.vjp): its number of "
+        "steps is not known in advance. Use a grid, solvers.adams.Adams(steps=64) or "
         "solvers.fixed_grid.FixedGrid(steps=64), or forward mode (jax.jvp, jax.jacfwd)."
     )
 
@@ -39,7 +39,7 @@ def _refuse(*_: Any, message: str) -> Any:
     raise ValueError(message)
 
 
-# An operation of tangents alone, linear and the identity, which nothing transposes.
+# A linear identity on tangents that cannot be transposed.
 _guarded = core.Primitive("forward_only")
 _guarded.def_impl(lambda tangent, *, message: tangent)
 _guarded.def_abstract_eval(lambda tangent, *, message: tangent)

@@ -15,16 +15,16 @@ class AbstractProbe(abc.ABC):
 
     @abc.abstractmethod
     def sample(self, key: types.PRNGKey, shape: tuple[int, ...]) -> Array:
-        """One probe of `shape`."""
+        """Draw one probe of `shape`."""
 
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rademacher(AbstractProbe):
-    """Signs, each with probability one half: the least variance among independent entries."""
+    """Random signs: the least variance among independent entries."""
 
     def sample(self, key: types.PRNGKey, shape: tuple[int, ...]) -> Array:
-        """+1 or -1 of `shape`."""
+        """Draw +1 or -1 of `shape`."""
         return jax.random.rademacher(key, shape, dtype=numerics.float_dtype())
 
 
@@ -34,5 +34,5 @@ class Gaussian(AbstractProbe):
     """Standard normal entries."""
 
     def sample(self, key: types.PRNGKey, shape: tuple[int, ...]) -> Array:
-        """Standard normal of `shape`."""
+        """Draw standard normal numbers of `shape`."""
         return jax.random.normal(key, shape, dtype=numerics.float_dtype())

@@ -14,7 +14,7 @@ _EMBEDDED = (
     1 / 40,
 )
 DORMAND_PRINCE_ERROR = tuple(x - y for x, y in zip(_DORMAND_PRINCE, _EMBEDDED, strict=True))
-"""Weights of the slopes in the estimate of one step's error: order 5 minus order 4."""
+"""Weights of the slopes in the error estimate of a step: order 5 minus order 4."""
 
 
 @final
@@ -33,28 +33,28 @@ class Tableau:
     b: tuple[float, ...]
 
     def without_idle_stages(self) -> "Tableau":
-        """Without last stages that the solution does not use: they serve error estimates alone."""
+        """Drop final stages that only the error estimate uses."""
         used = max(index for index, weight in enumerate(self.b) if weight) + 1
         return Tableau(c=self.c[:used], a=self.a[:used], b=self.b[:used])
 
 
 def euler() -> Tableau:
-    """Order 1, one evaluation a step."""
+    """Return Euler's method: order 1, one evaluation per step."""
     return Tableau(c=(0.0,), a=((),), b=(1.0,))
 
 
 def midpoint() -> Tableau:
-    """Order 2, two evaluations a step."""
+    """Return the midpoint method: order 2, two evaluations per step."""
     return Tableau(c=(0.0, 0.5), a=((), (0.5,)), b=(0.0, 1.0))
 
 
 def heun() -> Tableau:
-    """Order 2, two evaluations a step (the trapezoidal rule with an Euler predictor)."""
+    """Return Heun's method (trapezoidal rule, Euler predictor): order 2, two evaluations."""
     return Tableau(c=(0.0, 1.0), a=((), (1.0,)), b=(0.5, 0.5))
 
 
 def runge_kutta_4() -> Tableau:
-    """The classical method of order 4, four evaluations a step."""
+    """Return the classical method of order 4, four evaluations per step."""
     return Tableau(
         c=(0.0, 0.5, 0.5, 1.0),
         a=((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
@@ -63,7 +63,7 @@ def runge_kutta_4() -> Tableau:
 
 
 def dormand_prince() -> Tableau:
-    """Order 5 with an embedded order 4; the last stage is the next step's first.
+    """Return order 5 with embedded order 4; the last stage is the first of the next step.
 
     Refs: Dormand and Prince 1980; the coefficients of RK45 in SciPy and ode45 in MATLAB.
     """

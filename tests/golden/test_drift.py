@@ -1,10 +1,12 @@
-"""The probability-flow field and its divergence."""
+"""The probability-flow field and its divergence, in gamma."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from idode_gin.integration_variables.base import rate_and_divergences
+from idode_gin.integration_variables.gamma import Gamma
 from idode_gin.interop import official_config
 from idode_gin.solvers.divergence import Exact, Hutchinson
 
@@ -42,10 +44,10 @@ def check(name, dtype):
     def at(gamma):
         each = jnp.full(inputs["x"].shape[0], gamma)
         probes = inputs["epsilon"][None]
-        return field.drift_and_divergence(inputs["x"], each, Hutchinson(), probes)
+        return rate_and_divergences(Gamma(), field, each, inputs["x"], Hutchinson(), probes)
 
     drift, divergence = zip(*map(at, inputs["gamma"]), strict=True)
-    computed = {"drift": jnp.stack(drift), "div": jnp.stack(divergence)}
+    computed = {"drift": jnp.stack(drift), "div": jnp.stack(divergence)[..., 0]}
     cases.assert_all(case, computed, elsewhere=["div_exact"])
 
 
@@ -69,7 +71,7 @@ def test_exact_divergence(name, float64):
     def at(gamma):
         each = jnp.full(inputs["x"].shape[0], gamma)
         probes = jnp.zeros((0, *inputs["x"].shape))
-        return field.drift_and_divergence(inputs["x"], each, Exact(), probes)[1]
+        return rate_and_divergences(Gamma(), field, each, inputs["x"], Exact(), probes)[1][:, 0]
 
     for number in (0, 5):
         found = at(inputs["gamma"][number])

@@ -27,7 +27,9 @@ def classes(abstract: type) -> list[type]:
     found = [
         each
         for each in _descendants(abstract)
-        if not inspect.isabstract(each) and each.__module__.startswith(folder.__name__ + ".")
+        if not inspect.isabstract(each)
+        and not each.__name__.startswith("_")  # made by another class
+        and each.__module__.startswith(folder.__name__ + ".")
     ]
     assert found, f"nothing fulfils {abstract.__name__} in {folder.__name__}"
     return sorted(found, key=lambda each: each.__name__)

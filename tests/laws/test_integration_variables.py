@@ -94,8 +94,8 @@ def test_known_factors_make_adams_exact_where_the_noise_is_constant():
     def field(t, y):
         return jnp.exp(t / 2)[:, None] * jnp.ones_like(y)
 
-    def error(densities):
-        found = Adams(steps=2).solve(field, jnp.zeros((1, 1)), -4.0, 4.0, densities=densities)
+    def error(weight_fns):
+        found = Adams(steps=2).solve(field, jnp.zeros((1, 1)), -4.0, 4.0, weight_fns=weight_fns)
         return abs(float(found.state[0, 0]) - 2 * (np.exp(2) - np.exp(-2)))
 
     assert error((lambda t: jnp.exp(t / 2),)) < 1e-12

@@ -271,11 +271,11 @@ def test_a_reference_that_has_to_be_chosen_has_the_error_of_its_last_doubling():
 
 
 def test_a_single_image_is_not_enough_to_fit():
-    with pytest.raises(ValueError, match="`fit_spacing` needs two images or more.*got 1"):
+    with pytest.raises(ValueError, match="`fit_spacing` needs at least two images.*got 1"):
         Pilot(fit_spacing=True, num_images=1)
     model, batch, key, estimator, _ = problem(VariancePreserving(), Noise())
     one = jax.tree.map(lambda leaf: leaf[:1], batch)
-    with pytest.raises(ValueError, match="`fit_spacing` needs two images or more.*got 1"):
+    with pytest.raises(ValueError, match="`fit_spacing` needs at least two images.*got 1"):
         Pilot(tolerance=1, fit_spacing=True).run(model, {}, one, key, estimator)
 
 

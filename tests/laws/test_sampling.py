@@ -9,7 +9,6 @@ from idode_gin import likelihood, numerics, ode
 from idode_gin.integration_variables.base import AbstractIntegrationVariable
 from idode_gin.parameterizations.base import AbstractParameterization
 from idode_gin.parameterizations.velocity import Velocity
-from idode_gin.samplers import sample
 from idode_gin.samplers.ancestral import Ancestral
 from idode_gin.samplers.heun import Heun
 from idode_gin.samplers.ode import ODESampler
@@ -162,17 +161,7 @@ def test_the_density_of_samples_is_what_scoring_them_finds(schedule, divergence)
 
     @jax.jit
     def drawn(keys):
-        return sample.sample(
-            field,
-            keys,
-            SHAPE,
-            end.gamma_min,
-            NOISY,
-            sampler=sampler,
-            return_log_prob=True,
-            divergence=divergence,
-            levels=LEVELS,
-        )
+        return sampler.with_log_prob(divergence)(field, end, NOISY, SHAPE, keys)
 
     found = drawn(keys)
     probes = sampler.with_log_prob(divergence).probes(keys, SHAPE)
@@ -199,10 +188,7 @@ def test_the_density_of_gaussian_samples_is_exact():
 
 @pytest.mark.parametrize("sampler", [Ancestral(), Heun()], ids=["noisy", "other steps"])
 def test_samplers_that_leave_the_ode_have_no_density(sampler):
-    field = toys.gaussian(StraightPath()).field()
     with pytest.raises(
         ValueError, match="`return_log_prob` needs .* follows the ODE, got .* Use ODE"
     ):
-        sample.sample(
-            field, toys.keys_of(0, 1), SHAPE, -5.0, 3.0, sampler=sampler, return_log_prob=True
-        )
+        sampler.with_log_prob(Hutchinson())
