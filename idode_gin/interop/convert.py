@@ -1,8 +1,8 @@
 """Convert a published checkpoint: `python -m idode_gin.interop.convert --source FILE --output DIR`.
 
-Writes `checkpoint_<step>` in the format of this library with parameters, EMA and Adam's moments, for
-scoring, sampling or warm starts (CHECKPOINT_PATH, INITIAL_CHECKPOINT_PATH). Exit codes: 0 done, 2
-refused.
+Writes `checkpoint_<step>` in the format of this library with parameters, EMA and Adam's moments,
+for scoring, sampling or warm starts (CHECKPOINT_PATH, INITIAL_CHECKPOINT_PATH). Exit codes: 0
+done, 2 refused.
 """
 
 import argparse

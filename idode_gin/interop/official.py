@@ -90,8 +90,8 @@ def network_of(tree: Mapping[Any, Any]) -> UNet:
     Published networks have one attention head and one number of conditioning.
 
     Raises:
-        ValueError: if a leaf that determines a size is missing, or the Fourier channels are not 0 or 4
-            per channel of the image.
+        ValueError: if a leaf that determines a size is missing, or the Fourier channels are not
+            0 or 4 per channel of the image.
     """
     leaves = flatten(tree)
     kernel = leaves.get((_ROOT, "conv_in", "kernel"))

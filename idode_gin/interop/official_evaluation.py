@@ -39,8 +39,8 @@ class OfficialParity(parity.AbstractParity):
         random_batches         the mean over batches of a shuffled stream that does not end with an
                                epoch, so that some images count more often than others, or never
 
-    Each row is the change in bits per dim when this choice is added to those above it; together with
-    our figure they sum to the published one. Choices that change noise but not the mean are left
+    Each row is the change in bits per dim when this choice is added to those above it; with our
+    figure they sum to the published one. Choices that change noise but not the mean are left
     out: one probe for all repeats, new noise whenever an image is repeated, one norm for all images
     of a batch. The stream is of the published kind with the order of `seed`; `random_batches_sd` is
     its standard deviation over orders.

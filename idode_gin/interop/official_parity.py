@@ -34,7 +34,7 @@ def level_log_probs(end: CleanEnd, y: types.Images) -> Array:
 
 
 def reconstruction_term(end: CleanEnd, x: types.Pixels, noise: types.Images) -> types.PerExample:
-    """Return -log P(x | z_0) as published, nats per image; `losses.base` has the correct one."""
+    """Return -log P(x | z_0) as published, nats; `losses.base` has the correct one."""
     y = end.encoding.encode(x) + jnp.exp(end.gamma / 2) * noise
     return -decoder_log_prob(end, x, y)
 
@@ -54,5 +54,5 @@ def importance_log_likelihood(log_weights: Float[Array, "draws batch"]) -> types
 
 
 def one_sample_log_likelihood(log_weights: Float[Array, "repeats batch"]) -> types.PerExample:
-    """Return the mean over repeats that the published `num_importance=1` reports, nats per image."""
+    """Return the mean over repeats that the published `num_importance=1` reports, nats."""
     return jnp.mean(log_weights, axis=0)
