@@ -119,7 +119,7 @@ class Guards:
 
     @property
     def can_skip(self) -> bool:
-        """Whether any rule skips steps."""
+        """True if any rule skips steps."""
         return any(isinstance(self.rule(kind), Skip) for kind in _KINDS.values())
 
 

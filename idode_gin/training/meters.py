@@ -1,4 +1,4 @@
-"""Everything that measures or shows a run while it trains, as one context."""
+"""Meters of a run while it trains: clock, speed, progress bar and profiler."""
 
 import time
 from typing import Any
@@ -13,9 +13,9 @@ from idode_gin.training.setup import Setup, Start
 
 
 class Meters:
-    """Clock, speed, progress bar and profiler of a run; a context.
+    """The meters of a run, as one context.
 
-    `began` is the start of the process by `time.monotonic`; `log` holds the rows of earlier ones.
+    `began` is when this process began, by `time.monotonic`; `log` holds rows of earlier processes.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What is fixed before the first step of a run, and the state that it starts from."""
+"""Setup of a run: everything fixed before its first step, and the state it starts from."""
 
 import dataclasses
 import functools
@@ -50,7 +50,7 @@ class Images:
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What is fixed before the first step.
+    """Everything about a run that is fixed before its first step.
 
     `facts`, JSON-able, describe the run in its checkpoints. Training ends at `train_steps`.
     """

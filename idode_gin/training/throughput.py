@@ -1,4 +1,4 @@
-"""How fast a run is, what share of its devices it uses, and where its time goes."""
+"""Speed of a run, its share of the devices' peak, and its time by phase."""
 
 import contextlib
 import resource
@@ -100,10 +100,10 @@ def rates(
 
 
 class Clock:
-    """Where a process's time goes: every second belongs to one of `PHASES`.
+    """Time of a process by phase: every second belongs to one of `PHASES`.
 
     Args:
-        began: start of the process, by `time.monotonic`.
+        began: when the process began, by `time.monotonic`.
         rows: rows of earlier processes of the run, whose time counts in `goodput`.
         dropped: rows of earlier processes whose steps are repeated: their time is `lost`.
     """

@@ -30,7 +30,7 @@ class Validation:
     say: Callable[[str], Any]
 
     def is_due(self, step: int) -> bool:
-        """Whether to evaluate after `step`."""
+        """Return True if an evaluation is due after `step`."""
         if self.setup.eval is None:
             return False
         is_last = step == self.setup.train_steps
