@@ -21,7 +21,7 @@ from idode_gin.feed import batches, loading
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.reports import fingerprints, metrics
 from idode_gin.runs import means as evaluation
-from idode_gin.runs import run_inputs
+from idode_gin.runs import resuming, run_inputs
 from idode_gin.training import optimizers
 
 
@@ -225,7 +225,7 @@ def test_the_start_is_checked_once_and_first(tmp_path, monkeypatch):
         calls.append("load")
         raise KeyError
 
-    monkeypatch.setattr(run_inputs, "check_begun", lambda *_: calls.append("check"))
+    monkeypatch.setattr(resuming, "check_begun", lambda *_: calls.append("check"))
     monkeypatch.setattr(run_inputs, "load", load)
     with pytest.raises(KeyError):
         tiny.trainer(tmp_path).run(tiny.model(), tiny.config(), begin=begin)
