@@ -24,6 +24,7 @@ import numpy as np
 
 from benchmarks import processes
 from idode_gin.feed import augmentation, batches, data, loading
+from idode_gin.feed.sources import ImageSource
 
 SHAPE = (32, 32, 3)
 BATCH = 128
@@ -53,9 +54,7 @@ def register(count: int) -> None:
     import seqio
     import tensorflow as tf
 
-    class Made(seqio.FunctionDataSource):
-        augmentation = None
-
+    class Made(seqio.FunctionDataSource, ImageSource):
         def __init__(self, name: str, start: int, stop: int) -> None:
             self.name = name
             super().__init__(
@@ -65,10 +64,6 @@ def register(count: int) -> None:
                 splits=("train",),
                 num_input_examples={"train": stop - start},
             )
-
-        @property
-        def plain(self) -> "Made":
-            return self
 
         def cache_key(self, split: str) -> str:
             return str(self.num_input_examples(split))

@@ -1,6 +1,6 @@
 """Tasks `image_folder` and `image_npz`: your own images, of any one height, width and channels.
 
-Where they are is said in gin, by DATA_PATH.
+Bind DATA_PATH in gin to their path.
 """
 
 from tasks.support.own_images import FolderReader, NpzReader, OwnImages

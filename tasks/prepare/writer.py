@@ -11,14 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from idode_gin.feed.image_fingerprints import Fingerprinter, ImageFingerprint
+from idode_gin.feed.image_fingerprints import RECORD, Fingerprinter, ImageFingerprint
 from tasks.prepare import on_cpu, png
 from tasks.prepare.records import Source, check_size
 from tasks.prepare.refusals import SourceError, TargetError
 from tasks.prepare.targets import explain
 
-FINGERPRINT = "fingerprint.json"
-"""Beside the shards: split -> `ImageFingerprint`, compared whenever the dataset is opened."""
 METADATA = "metadata.json"
 _CHUNK = 1024  # images hashed or read back at one time
 _LINE_PERIOD = 10.0  # seconds between reports of progress, where there is no terminal
@@ -71,7 +69,7 @@ def write(source: Source, data_dir: pathlib.Path) -> dict[str, ImageFingerprint]
         folder = pathlib.Path(builder.data_dir)
         content = {split: each.as_dict() for split, each in written.items()}
         (folder / METADATA).write_text(json.dumps({"partial": source.partial}))
-        (folder / FINGERPRINT).write_text(json.dumps(content, indent=2) + "\n")
+        (folder / RECORD).write_text(json.dumps(content, indent=2) + "\n")
     return written
 
 

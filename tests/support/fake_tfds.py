@@ -65,11 +65,9 @@ def write(
 
 
 def with_counts(variant, splits: Mapping[str, np.ndarray]):
-    """The variant, but known to hold as many images as these splits."""
-    from tasks.support.variants import KnownSplit
-
-    known = {split: KnownSplit(num_images=len(images)) for split, images in splits.items()}
-    return dataclasses.replace(variant, splits=known)
+    """Return the variant with the numbers of images of these splits, and no known mean."""
+    sizes = {split: len(images) for split, images in splits.items()}
+    return dataclasses.replace(variant, sizes=sizes, train_mean=None)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import seqio
 import tensorflow as tf
 
 from idode_gin.feed import augmentation, batches, data, loading
+from idode_gin.feed.sources import ImageSource
 
 COUNT, SHAPE, BATCH = 48_000, (32, 32, 3), 256  # 147 MB: TensorFlow has 12 MB of its own
 KINDS = augmentation.Augmentation(channels=True)
@@ -25,9 +26,7 @@ def make(index):
     return {"image": tf.fill(SHAPE, tf.cast(index % 251, tf.uint8))}
 
 
-class Made(seqio.FunctionDataSource):
-    augmentation = None
-
+class Made(seqio.FunctionDataSource, ImageSource):
     def __init__(self, name, start, stop, is_counted=True):
         def dataset_fn(split, shuffle_files, seed=None):
             return tf.data.Dataset.range(start, stop).map(make)
@@ -35,10 +34,6 @@ class Made(seqio.FunctionDataSource):
         count = {"train": stop - start} if is_counted else None
         super().__init__(dataset_fn, splits=("train",), num_input_examples=count)
         self.name = name
-
-    @property
-    def plain(self):
-        return self
 
     def cache_key(self, split):
         return self.name
