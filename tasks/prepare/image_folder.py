@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from tasks.formats import depth
 from tasks.prepare import members, png
 from tasks.prepare.datasets import Dataset
 from tasks.prepare.records import Record, Source

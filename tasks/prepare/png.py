@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from tasks.prepare.refusals import SourceError
-from tasks.support import depth
+from tasks.formats import depth
 
 _MOST_PIXELS = 4096 * 4096
 _MODES = ("L", "RGB", "RGBA")

@@ -375,7 +375,7 @@ def test_a_fingerprint_can_be_insisted_on(knowing):
         load("made_pinned", cache_dir="", fingerprint=wanted)
     with pytest.raises(ValueError, match=f"fingerprint={'0' * 16}, got sha256 {found.sha256}"):
         load("made_pinned", cache_dir="", fingerprint="0" * 16)
-    with pytest.raises(ValueError, match="16 or more small hex digits"):
+    with pytest.raises(ValueError, match="at least 16 lowercase hex digits"):
         load("made_pinned", cache_dir="", fingerprint="0123")
 
 
