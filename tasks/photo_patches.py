@@ -43,7 +43,7 @@ def halve(photograph: np.ndarray) -> np.ndarray:
 
 
 def corners(split: str) -> Iterator[tuple[int, int]]:
-    """Yield row and column of the top left pixel of each crop of a split, in a halved photograph."""
+    """Yield row and column of the top left pixel of each crop, in a halved photograph."""
     stride = STRIDES[split]
     for row in range(0, HALVED_SHAPE[0] - PATCH + 1, stride):
         for first, end in STRETCHES[split]:
@@ -62,7 +62,7 @@ def crops(halved: np.ndarray, split: str) -> np.ndarray:
 
 
 def load_split(split: str) -> np.ndarray:
-    """Return the crops of one split, uint8 `[N, 32, 32, 3]`, of the first photograph, then the second."""
+    """Return one split, uint8 `[N, 32, 32, 3]`: crops of the first photograph, then the second."""
     photographs = datasets.load_sample_images().images
     return np.concatenate([crops(halve(each), split) for each in photographs])
 

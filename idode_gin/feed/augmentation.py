@@ -1,7 +1,7 @@
 """Random flips, rotations and channel orders of training images, as pure functions.
 
-`(seed, epoch, image)` alone decides how an image is augmented: there is no state to save, and every
-process and every resumed run draws the same.
+`(seed, epoch, image)` alone decides how an image is augmented: there is no state to save, and all
+processes and resumed runs draw the same.
 """
 
 import abc
@@ -31,7 +31,7 @@ class Codes(NamedTuple):
     order: np.ndarray
     """int `[n]`: place in `channel_orders(C)` of the new order of the channels."""
     applied: np.ndarray
-    """bool `[n, kinds]`: True where a kind was applied; the kinds switched on, in the order of KINDS.
+    """bool `[n, kinds]`: True where a kind was applied; kinds switched on, in the order of KINDS.
     A shuffle of the channels counts even if it draws the present order."""
 
 

@@ -12,8 +12,8 @@ A batch is a dict, with the batch axis `B` first:
     index         int32 `[B]`, the image's place in the split
     mask          float32 `[B]`, 1 for an image, 0 for padding
 
-Each function returns only the requested `rows` of the global batch, so a process reads the images of
-its own devices only.
+Each function returns only the requested `rows` of the global batch, so that a process reads the
+images of its own devices only.
 """
 
 import contextlib

@@ -26,12 +26,8 @@ class ArrayImages(AbstractImages):
         load_split: Callable[[str], np.ndarray],
         augmentation: Augmentation | None = None,
     ) -> None:
-        super().__init__(tuple(split_sizes), augmentation)
-        self._split_sizes, self._load_split = dict(split_sizes), load_split
-
-    def num_input_examples(self, split: str) -> int:
-        """Return N."""
-        return self._split_sizes[split]
+        super().__init__(tuple(split_sizes), augmentation, split_sizes)
+        self._load_split = load_split
 
     def array(self, split: str) -> np.ndarray:
         """Return the images of the split."""

@@ -57,7 +57,7 @@ class ImageFeatureConverter(seqio.FeatureConverter):
         if unknown:
             raise ValueError(
                 f"`task_feature_lengths` names {', '.join(map(repr, sorted(unknown)))}, but images "
-                f"have only {', '.join(map(repr, self.TASK_FEATURES))}, and need no lengths. Leave it out."
+                f"have only {', '.join(map(repr, self.TASK_FEATURES))}, and need no lengths."
             )
         for feature, spec in self.TASK_FEATURES.items():
             _check_feature(feature, spec, ds.element_spec)

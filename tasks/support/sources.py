@@ -3,7 +3,7 @@
 import abc
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import seqio
@@ -24,8 +24,13 @@ class AbstractImages(seqio.DataSource, ImageSource):
     yields, so every epoch would be augmented alike.
     """
 
-    def __init__(self, splits: Sequence[str], augmentation: Augmentation | None = None) -> None:
-        super().__init__(splits=tuple(splits))
+    def __init__(
+        self,
+        splits: Sequence[str],
+        augmentation: Augmentation | None = None,
+        num_input_examples: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__(splits=tuple(splits), num_input_examples=num_input_examples)
         self.augmentation = augmentation
 
     @abc.abstractmethod
