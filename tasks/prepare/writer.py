@@ -59,23 +59,24 @@ def write(source: Source, data_dir: pathlib.Path) -> dict[str, ImageFingerprint]
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(try_download_gcs=False)
         )
-        written = _read_back(tfds.builder_from_directory(builder.data_dir))
-        for split, fingerprinter in read.items():
-            if fingerprinter.result().content_sha256 != written[split].content_sha256:
-                raise TargetError(
-                    f"Split {split!r} reads back with other pixels than were written: the disk "
-                    f"below {data_dir} or the memory of this machine is faulty."
-                )
-        folder = pathlib.Path(builder.data_dir)
-        content = {split: each.as_dict() for split, each in written.items()}
-        (folder / METADATA).write_text(json.dumps({"partial": source.partial}))
-        (folder / RECORD).write_text(json.dumps(content, indent=2) + "\n")
+        written = record(pathlib.Path(builder.data_dir), partial=source.partial)
+    for split, fingerprinter in read.items():
+        if fingerprinter.result().content_sha256 != written[split].content_sha256:
+            raise TargetError(
+                f"Split {split!r} reads back with other pixels than were written: the disk below "
+                f"{data_dir} or the memory of this machine is faulty."
+            )
     return written
 
 
-def _read_back(builder: Any) -> dict[str, ImageFingerprint]:
-    """Return the fingerprints of a dataset on disk, its shards read one after the other."""
+def record(folder: pathlib.Path, *, partial: bool) -> dict[str, ImageFingerprint]:
+    """Read a dataset on disk, its shards one after the other, and write its fingerprint beside it.
+
+    Returns:
+        per split, the fingerprint of the images in their order on disk.
+    """
     tfds = on_cpu.tfds()
+    builder = tfds.builder_from_directory(str(folder))
     written = {}
     for split, info in builder.info.splits.items():
         fingerprinter = Fingerprinter()
@@ -90,6 +91,9 @@ def _read_back(builder: Any) -> dict[str, ImageFingerprint]:
                 fingerprinter.add(images)
                 progress.update(len(images))
         written[split] = fingerprinter.result()
+    content = {split: each.as_dict() for split, each in written.items()}
+    (folder / METADATA).write_text(json.dumps({"partial": partial}))
+    (folder / RECORD).write_text(json.dumps(content, indent=2) + "\n")
     return written
 
 
