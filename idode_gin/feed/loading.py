@@ -63,9 +63,10 @@ def load_split(config: DatasetConfig) -> ImageSplit:
     split = _as_split(_read(provider, parts, config), parts, config)
     if split.augmentation is not None:
         split.augmentation.check(split.image_shape)
-    known = parts[0].facts.known(config.split) if len(parts) == 1 else None
-    if known is not None:
-        known.check(str(split), split.fingerprint)
+    if len(parts) == 1 and parts[0].facts is not None:
+        known = parts[0].facts.known(config.split)
+        if known is not None:
+            known.check(str(split), split.fingerprint)
     _check_fingerprint(split, config.fingerprint)
     return split
 
@@ -228,13 +229,14 @@ def _check_rates(provider: Any, parts: list[TaskSplit], num_images: list[int]) -
 
 
 def _as_split(read: _Read, parts: list[TaskSplit], config: DatasetConfig) -> ImageSplit:
+    facts = [part.facts for part in parts if part.facts is not None]
     augmentation = config.augmentation or next(
-        filter(None, (part.facts.augmentation for part in parts)), None
+        filter(None, (each.augmentation for each in facts)), None
     )
     images, conditioning = read.images, _conditioning(read, augmentation, config)
     images.setflags(write=False)
     conditioning.setflags(write=False)
-    variants = dict.fromkeys(part.facts.variant for part in parts)
+    variants = dict.fromkeys(each.variant for each in facts)
     return ImageSplit(
         images=images,
         conditioning=conditioning,

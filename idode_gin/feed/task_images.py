@@ -29,14 +29,14 @@ class TaskSplit:
         task: the seqio task, over the user's files if there is a `data_path`.
         split: name of the split.
         use_cached: read seqio's offline cache of the task.
-        facts: the task's source if it is an `ImageSource`; otherwise one without any facts.
+        facts: the task's source if it is an `ImageSource`, else None.
         source: the source to read without the task; None: read through the task.
     """
 
     task: Any
     split: str
     use_cached: bool
-    facts: ImageSource
+    facts: ImageSource | None
     source: ImageSource | None
 
     @property
@@ -74,19 +74,15 @@ def open_split(task: Any, config: DatasetConfig) -> TaskSplit:
                 "Choose the task image_folder or image_npz, or leave data_path out."
             )
         task = task.replace(source=source)
-    described = isinstance(source, ImageSource)
+    facts = source if isinstance(source, ImageSource) else None
     is_plain = all(isinstance(each, KeepsImages) for each in task.preprocessors)
     return TaskSplit(
         task=task,
         split=config.split,
         use_cached=config.use_cached,
-        facts=source if described else _NoFacts(),
-        source=source if described and is_plain and not config.use_cached else None,
+        facts=facts,
+        source=facts if is_plain and not config.use_cached else None,
     )
-
-
-class _NoFacts(ImageSource):
-    """The defaults of `ImageSource`."""
 
 
 def _from_source(part: TaskSplit, source: ImageSource) -> Iterator[Chunk]:

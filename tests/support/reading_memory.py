@@ -1,6 +1,6 @@
-"""Prints the memory that reading a split takes, for every way to read one, as JSON.
+"""Print, as JSON, the memory that reading a split takes, for every way to read one.
 
-A program of its own: what other tests leave in the process would hide copies, or be taken for some.
+A program of its own: memory left by other tests in the process would distort the measurement.
 """
 
 import gc
@@ -22,7 +22,7 @@ WHOLE, NO_CACHE = {"memory_map": False}, {"cache_dir": ""}
 
 
 def make(index):
-    """An image that TensorFlow makes when it is asked for."""
+    """Return an image that TensorFlow makes on demand."""
     return {"image": tf.fill(SHAPE, tf.cast(index % 251, tf.uint8))}
 
 
@@ -49,7 +49,7 @@ def add(name, start=0, stop=COUNT, preprocessors=(), **options):
 
 
 def field(name):
-    """Bytes, of this process."""
+    """Return a field of this process's status, in bytes."""
     (kilobytes,) = re.findall(rf"{name}:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())
     return 1024 * int(kilobytes)
 
