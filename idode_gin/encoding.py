@@ -1,4 +1,4 @@
-"""Pixels and their encoding. The only owner of the scaling between levels and reals."""
+"""Encoding of pixels: the only place that scales between levels and reals."""
 
 import dataclasses
 from typing import final
@@ -28,39 +28,40 @@ class Encoding:
     levels: int = 256
 
     def __post_init__(self) -> None:
-        """Checks the argument."""
+        """Check the number of levels."""
         if self.levels < 2:
             raise ValueError(f"`levels` must be at least 2, got levels={self.levels}.")
 
     def encode(self, x: types.Pixels) -> types.Images:
-        """Bin centres of integer pixels."""
+        """Return the bin centres of integer pixels."""
         return self._centre(x.astype(numerics.float_dtype()))
 
     def decode(self, y: types.Images) -> types.Pixels:
-        """Nearest level of each value of y = z / alpha; clipped to 0 … V-1."""
+        """Return the nearest level of each value of y = z / alpha, clipped to 0 … V-1."""
         level = jnp.floor((y + 1) * (self.levels / 2))
         return jnp.clip(level, 0, self.levels - 1).astype(jnp.int32)
 
     def level_log_probs(
         self, y: types.Images, gamma: types.Gamma
     ) -> Float[Array, "batch height width channels levels"]:
-        """log P(level | y) for every level, a softmax over Gaussians around the bin centres.
+        """Return log P(level | y) for every level: a softmax of Gaussians around bin centres.
 
             log softmax_k( -1/2 ((y - f_k) e^{-gamma/2})^2 ),     y = z / alpha
 
-        `y` is already divided by alpha: it is not divided a second time.
+        `y` is already divided by alpha and is not divided again.
+
         Refs: VDM, decoder of the discretized likelihood.
         """
         return jax.nn.log_softmax(self._logits(y, gamma), axis=-1)
 
     def log_prob(self, x: types.Pixels, y: types.Images, gamma: types.Gamma) -> types.PerExample:
-        """log P(x | y), nats summed over the image, under `level_log_probs`."""
+        """Return log P(x | y) under `level_log_probs`, nats summed over the image."""
         at_x = -0.5 * jnp.square((y - self.encode(x)) * jnp.exp(-gamma / 2))
         normalizer = jax.nn.logsumexp(self._logits(y, gamma), axis=-1)
         return numerics.sum_pixels(at_x - normalizer)
 
     def check(self, image_shape: tuple[int, ...]) -> None:
-        """Raises ValueError unless `image_shape` is (height, width, channels)."""
+        """Raise ValueError unless `image_shape` is (height, width, channels)."""
         if len(image_shape) != 3:
             raise ValueError(
                 f"Images must be (height, width, channels), got shape {image_shape}. "

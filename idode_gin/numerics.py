@@ -1,4 +1,4 @@
-"""Small numerical helpers without a layer above them."""
+"""Small numerical functions used by all layers of the maths."""
 
 import math
 from collections.abc import Callable
@@ -12,24 +12,24 @@ from idode_gin import types
 
 
 def expand(per_example: Shaped[Array, " batch"], like: Array) -> Array:
-    """Appends unit axes to `[B]` so that it broadcasts against `[B, ...]`."""
+    """Append unit axes to `[B]` so that it broadcasts against `[B, ...]`."""
     return per_example.reshape(per_example.shape + (1,) * (like.ndim - per_example.ndim))
 
 
 def sum_pixels(values: Array) -> types.PerExample:
-    """Sums everything but the batch axis: `[B, ...] -> [B]`."""
+    """Sum over all axes but the first: `[B, ...] -> [B]`."""
     return jnp.sum(values, axis=tuple(range(1, values.ndim)))
 
 
 def num_dims(values: Array) -> int:
-    """Dimensions d of one example of `[B, ...]`."""
+    """Return the number of values d of one example of `[B, ...]`."""
     return math.prod(values.shape[1:])
 
 
 def coarse_products() -> str | None:
-    """Products of float32 numbers, in words, where the backend rounds their factors first.
+    """Describe float32 products if the backend rounds their factors first, else return None.
 
-    Accelerators do, unless `jax_default_matmul_precision` forbids it: a GPU to TensorFloat-32
+    Accelerators do so unless `jax_default_matmul_precision` forbids it: a GPU to TensorFloat-32
     (10 bits of mantissa), a TPU to bfloat16 (7).
     """
     exact = jax.config.jax_default_matmul_precision in ("highest", "float32")  # type: ignore[attr-defined]
@@ -39,31 +39,31 @@ def coarse_products() -> str | None:
 
 
 def nats_to_bpd(nats: Array, dims: int) -> Array:
-    """Bits per dim of `nats`: `nats / (d log 2)`, same sign."""
+    """Convert to bits per dim: `nats / (d log 2)`, same sign."""
     return nats / (dims * math.log(2.0))
 
 
 def log_mean_exp(values: Float[Array, "draws batch"]) -> types.PerExample:
-    """log of the mean of exp over the first axis; `log K` is subtracted."""
+    """Return the log of the mean of exp over the first axis; `log K` is subtracted."""
     return jax.nn.logsumexp(values, axis=0) - math.log(values.shape[0])
 
 
 def fold_in_each(key: types.PRNGKey, numbers: Array) -> types.PRNGKeys:
-    """One key per number: `[B] integers -> [B] keys`."""
+    """Fold each number into the key: `[B] integers -> [B] keys`."""
     return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
 
 
 def split_each(keys: types.PRNGKeys, count: int) -> tuple[types.PRNGKeys, ...]:
-    """Splits every key of `[B]` into `count`: a tuple of `count` arrays `[B]` of keys."""
+    """Split every key of `[B]` into `count`: a tuple of `count` arrays `[B]` of keys."""
     return tuple(jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, count))(keys), 1, 0))
 
 
 def map_chunks(fn: Callable[[Any], Any], batch: Any, size: int) -> Any:
-    """`fn` of a batch, worked out on `size` examples at a time; leaves `[B, ...]`, B any number.
+    """Apply `fn` to `size` examples of a batch at a time; leaves `[B, ...]` for any B.
 
-    `fn` always sees the same shapes (the last chunk is filled up with the first example), so that
-    what it makes of an example is the same bit for bit whatever B is: how a convolution rounds
-    depends on the number of images beside each other, not on which they are.
+    Every call has the same shapes (the last chunk is padded with the first example), so that the
+    result of an example is the same bit for bit for every B: the rounding of a convolution depends
+    on the number of images in a batch, not on their content.
     """
     count = jax.tree.leaves(batch)[0].shape[0]
     chunks = -(-count // size)
@@ -78,16 +78,16 @@ def map_chunks(fn: Callable[[Any], Any], batch: Any, size: int) -> Any:
 
 
 def float_dtype() -> jnp.dtype:
-    """float32, or float64 where `jax_enable_x64` is set."""
+    """Return float32, or float64 if `jax_enable_x64` is set."""
     return jnp.zeros(()).dtype
 
 
 def normal_each(keys: types.PRNGKeys, shape: tuple[int, ...]) -> types.Images:
-    """Standard normal images of `shape` (H, W, C), one per key."""
+    """Draw standard normal images of `shape` (H, W, C), one per key."""
     sample = jax.vmap(lambda key: jax.random.normal(key, shape, dtype=float_dtype()))
     return sample(keys)
 
 
 def log_normal(noise: types.Images) -> types.PerExample:
-    """log N(noise; 0, I), nats: `[B, ...] -> [B]`."""
+    """Return log N(noise; 0, I), nats: `[B, ...] -> [B]`."""
     return -0.5 * (sum_pixels(noise**2) + num_dims(noise) * math.log(2 * math.pi))

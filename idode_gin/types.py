@@ -1,6 +1,6 @@
-"""Names for arrays: what a shape means is written once, here.
+"""Type aliases of arrays, which define shapes and units in one place.
 
-The annotations are checked while the tests run (see `tests/conftest.py`), never in production.
+The annotations are checked in the test run only (see `tests/conftest.py`).
 """
 
 import dataclasses
@@ -42,20 +42,20 @@ NetworkFn: TypeAlias = Callable[..., Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """A pytree: together with the seed and the data it determines the rest of the run.
+    """State of training, a pytree that with seed and data determines the rest of the run.
 
-    Its fields are untyped because trees of the same structure hold shapes or shardings.
+    Fields are untyped because trees of the same structure also hold shapes or shardings.
 
     Args:
-        step: updates made so far, an integer `[]`.
-        params: the network's parameters.
-        ema: exponential moving average of `params`, the ones that are evaluated.
-        opt_state: optax's.
-        window: sums `[]` of the metrics since the last log, and `count`, the steps they are
-            summed over; `skipped`, the steps left out; and by bin of gamma `[bins]` the sums of
-            the batches' `loss_by_gamma` and `gamma_share`. They are part of the state so that a
-            restart in mid-window logs the same row.
-        guard: what the rules for bad steps remember, see `training.guards.fresh`.
+        step: number of updates, an integer `[]`.
+        params: parameters of the network.
+        ema: exponential moving average of `params`, which is evaluated.
+        opt_state: state of the optax optimizer.
+        window: sums `[]` of the metrics since the last log, `count`, the number of steps summed,
+            `skipped`, the number of steps skipped, and sums `[bins]` by bin of gamma of
+            `loss_by_gamma` and `gamma_share`. Part of the state so that a restart logs the same
+            row.
+        guard: state of the rules for bad steps, see `training.guards.fresh`.
     """
 
     step: Any

@@ -1,1 +1,1 @@
-"""From integer pixels to the start of the ODE, with the density that adds."""
+"""Dequantizers: from integer pixels to the start of the ODE, with its density."""

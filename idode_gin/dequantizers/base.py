@@ -1,4 +1,4 @@
-"""The contract of a dequantizer: integers to the start of the ODE, with the density it adds."""
+"""The interface of a dequantizer: from integers to the start of the ODE, with its density."""
 
 import abc
 import dataclasses
@@ -17,7 +17,7 @@ Scalar = Float[Array, ""]
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CleanEnd:
-    """What the clean end of the path looks like: all a dequantizer needs to know.
+    """The clean end of the path, as needed by a dequantizer.
 
     Args:
         schedule: the path.
@@ -36,12 +36,12 @@ class CleanEnd:
 
     @property
     def alpha(self) -> Scalar:
-        """alpha_0, the signal amplitude there."""
+        """alpha_0, the signal amplitude at the clean end."""
         return self.schedule.alpha(self.gamma)
 
     @property
     def sigma(self) -> Scalar:
-        """sigma_0, the noise amplitude there."""
+        """sigma_0, the noise amplitude at the clean end."""
         return self.schedule.sigma(self.gamma)
 
     @property
@@ -55,32 +55,32 @@ class AbstractDequantizer(abc.ABC):
 
         log P(x) >= E_q[log p(z) + log P(x | z) - log q(z | x)].
 
-    `log P(x | z)` is zero, and the bound the exact probability of the bin in the limit of many
-    importance samples, where q lives inside the bin of x.
+    If q is supported inside the bin of x, `log P(x | z)` is zero, and the bound converges to the
+    exact probability of the bin with many importance samples.
     """
 
     @abc.abstractmethod
     def gamma_start(self, end: CleanEnd) -> float:
-        """gamma at which the ODE starts, nats."""
+        """Return gamma at the start of the ODE, nats."""
 
     @abc.abstractmethod
     def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...], end: CleanEnd) -> types.Images:
-        """The noise behind z, one image of `shape` (H, W, C) per key."""
+        """Draw the noise of z, one image of `shape` (H, W, C) per key."""
 
     @abc.abstractmethod
     def start(self, x: types.Pixels, noise: types.Images, end: CleanEnd) -> types.Images:
-        """z, the start of the ODE."""
+        """Return z, the start of the ODE."""
 
     @abc.abstractmethod
     def neg_log_q(self, noise: types.Images, end: CleanEnd) -> types.PerExample:
-        """-log q(z | x) of these draws, nats per image."""
+        """Return -log q(z | x) of these draws, nats per image."""
 
     @abc.abstractmethod
     def entropy(self, dims: int, end: CleanEnd) -> Scalar:
-        """The mean of -log q over q, nats for an image of `dims` dimensions; closed form."""
+        """Return the mean of -log q over q in closed form, nats per image of `dims` values."""
 
     @abc.abstractmethod
     def log_reconstruction(
         self, x: types.Pixels, z: types.Images, end: CleanEnd
     ) -> types.PerExample:
-        """log P(x | z), nats per image; zero where z determines x."""
+        """Return log P(x | z), nats per image; zero if z determines x."""

@@ -14,7 +14,7 @@ from idode_gin.dequantizers import base
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TruncatedNormal(base.AbstractDequantizer):
-    """The forward process at gamma_min, cut to the bin: z = alpha_0 f + sigma_0 u, |u| < tau.
+    """The forward process at gamma_min, truncated to the bin: z = alpha_0 f + sigma_0 u, |u| < tau.
 
         -log q = d/2 log(2 pi sigma_0^2 Z^2) + 1/2 |u|^2        Z = erf(tau / sqrt 2)
         mean  d/2 (1 + log(2 pi sigma_0^2)) + d log Z - d tau e^{-tau^2/2} / (sqrt(2 pi) Z)
@@ -24,27 +24,27 @@ class TruncatedNormal(base.AbstractDequantizer):
     """
 
     def gamma_start(self, end: base.CleanEnd) -> float:
-        """The clean end itself."""
+        """Return gamma at the clean end, nats."""
         return end.gamma_min
 
     def draw(
         self, keys: types.PRNGKeys, shape: tuple[int, ...], end: base.CleanEnd
     ) -> types.Images:
-        """Standard normal noise truncated to [-tau, tau]."""
+        """Draw standard normal noise truncated to [-tau, tau]."""
         dtype, tau = numerics.float_dtype(), end.tau
         return jax.vmap(lambda key: jax.random.truncated_normal(key, -tau, tau, shape, dtype))(keys)
 
     def start(self, x: types.Pixels, noise: types.Images, end: base.CleanEnd) -> types.Images:
-        """alpha_0 f + sigma_0 u."""
+        """Return alpha_0 f + sigma_0 u."""
         return end.alpha * end.encoding.encode(x) + end.sigma * noise
 
     def neg_log_q(self, noise: types.Images, end: base.CleanEnd) -> types.PerExample:
-        """-log q of these draws, nats per image."""
+        """Return -log q of these draws, nats per image."""
         log_scale = 0.5 * math.log(2 * math.pi) + jnp.log(end.sigma) + jnp.log(_mass(end))
         return numerics.num_dims(noise) * log_scale + 0.5 * numerics.sum_pixels(noise**2)
 
     def entropy(self, dims: int, end: base.CleanEnd) -> base.Scalar:
-        """Entropy of q, nats per image."""
+        """Return the entropy of q, nats per image."""
         mass, tau = _mass(end), end.tau
         normal = 0.5 * (1 + math.log(2 * math.pi)) + jnp.log(end.sigma)
         cut = jnp.log(mass) - tau * jnp.exp(-(tau**2) / 2) / (math.sqrt(2 * math.pi) * mass)
@@ -53,10 +53,10 @@ class TruncatedNormal(base.AbstractDequantizer):
     def log_reconstruction(
         self, x: types.Pixels, z: types.Images, end: base.CleanEnd
     ) -> types.PerExample:
-        """Zero: z lies in the bin of x."""
+        """Return zero: z is inside the bin of x."""
         return jnp.zeros(z.shape[0], z.dtype)
 
 
 def _mass(end: base.CleanEnd) -> base.Scalar:
-    """Z, the mass of a standard normal inside [-tau, tau]."""
+    """Return Z, the mass of a standard normal inside [-tau, tau]."""
     return jax.scipy.special.erf(end.tau / math.sqrt(2))

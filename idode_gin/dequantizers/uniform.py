@@ -20,9 +20,9 @@ class Uniform(base.AbstractDequantizer):
 
         -log q = -d log(V / 2)          it adds log2(V) - 1 bits per dim, 7 for V = 256
 
-    The latent is taken as it is, without alpha; the ODE therefore starts where its noise and the
-    bin are of one size. The published start for 256 levels, -11.8, keeps `e^{gamma/2} V` at 0.70;
-    other V keep that ratio. Any start gives a valid density; a bad one gives a worse bound.
+    The latent is not scaled by alpha, so the ODE starts where its noise and the bin have about the
+    same size. The published start for 256 levels, -11.8, gives `e^{gamma/2} V` = 0.70, and other V
+    keep that ratio. Every start gives a valid density; a bad one gives a looser bound.
 
     Args:
         start_gamma: gamma at which the ODE starts, nats; None for the rule above.
@@ -32,7 +32,7 @@ class Uniform(base.AbstractDequantizer):
     start_gamma: float | None = None
 
     def gamma_start(self, end: base.CleanEnd) -> float:
-        """The start of the ODE, nats."""
+        """Return gamma at the start of the ODE, nats."""
         if self.start_gamma is not None:
             return self.start_gamma
         return _PUBLISHED_GAMMA + 2 * math.log(_PUBLISHED_LEVELS / end.encoding.levels)
@@ -40,12 +40,12 @@ class Uniform(base.AbstractDequantizer):
     def draw(
         self, keys: types.PRNGKeys, shape: tuple[int, ...], end: base.CleanEnd
     ) -> types.Images:
-        """Uniform noise in [0, 1)."""
+        """Draw uniform noise in [0, 1)."""
         dtype = numerics.float_dtype()
         return jax.vmap(lambda key: jax.random.uniform(key, shape, dtype))(keys)
 
     def start(self, x: types.Pixels, noise: types.Images, end: base.CleanEnd) -> types.Images:
-        """2 (x + u) / V - 1: the bin's centre, moved by up to half a bin."""
+        """Return 2 (x + u) / V - 1: the centre of the bin, moved by up to half a bin."""
         return end.encoding.encode(x) + (2 * noise - 1) / end.encoding.levels
 
     def neg_log_q(self, noise: types.Images, end: base.CleanEnd) -> types.PerExample:
@@ -60,5 +60,5 @@ class Uniform(base.AbstractDequantizer):
     def log_reconstruction(
         self, x: types.Pixels, z: types.Images, end: base.CleanEnd
     ) -> types.PerExample:
-        """Zero: z lies in the bin of x."""
+        """Return zero: z is inside the bin of x."""
         return jnp.zeros(z.shape[0], z.dtype)

@@ -13,39 +13,39 @@ from idode_gin.dequantizers import base
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variational(base.AbstractDequantizer):
-    """The forward process at gamma_min, uncut, with its decoder: z = alpha_0 f + sigma_0 eps.
+    """The forward process at gamma_min with its decoder: z = alpha_0 f + sigma_0 eps.
 
         -log q = d/2 log(2 pi sigma_0^2) + 1/2 |eps|^2       mean d/2 (1 + log(2 pi sigma_0^2))
 
-    z may leave the bin of x, so the decoder's log P(x | z) is part of the bound.
+    z may be outside the bin of x, so log P(x | z) of the decoder is part of the bound.
     Refs: i-DODE, variational dequantization; VDM's decoder.
     """
 
     def gamma_start(self, end: base.CleanEnd) -> float:
-        """The clean end itself."""
+        """Return gamma at the clean end, nats."""
         return end.gamma_min
 
     def draw(
         self, keys: types.PRNGKeys, shape: tuple[int, ...], end: base.CleanEnd
     ) -> types.Images:
-        """Standard normal noise."""
+        """Draw standard normal noise."""
         return numerics.normal_each(keys, shape)
 
     def start(self, x: types.Pixels, noise: types.Images, end: base.CleanEnd) -> types.Images:
-        """alpha_0 f + sigma_0 eps."""
+        """Return alpha_0 f + sigma_0 eps."""
         return end.alpha * end.encoding.encode(x) + end.sigma * noise
 
     def neg_log_q(self, noise: types.Images, end: base.CleanEnd) -> types.PerExample:
-        """-log q of these draws, nats per image."""
+        """Return -log q of these draws, nats per image."""
         log_scale = 0.5 * math.log(2 * math.pi) + jnp.log(end.sigma)
         return numerics.num_dims(noise) * log_scale + 0.5 * numerics.sum_pixels(noise**2)
 
     def entropy(self, dims: int, end: base.CleanEnd) -> base.Scalar:
-        """Entropy of q, nats per image."""
+        """Return the entropy of q, nats per image."""
         return dims * (0.5 * (1 + math.log(2 * math.pi)) + jnp.log(end.sigma))
 
     def log_reconstruction(
         self, x: types.Pixels, z: types.Images, end: base.CleanEnd
     ) -> types.PerExample:
-        """The decoder's log P(x | z), nats per image."""
+        """Return log P(x | z) of the decoder, nats per image."""
         return end.encoding.log_prob(x, z / end.alpha, end.gamma)

@@ -1,7 +1,7 @@
-"""`python -m idode_gin.interop.convert --source <file> --output <folder>`: a published checkpoint.
+"""Convert a published checkpoint: `python -m idode_gin.interop.convert --source FILE --output DIR`.
 
-Writes `checkpoint_<step>` in the format of this library: parameters, EMA and Adam's moments, to be
-scored, sampled from, or started from (CHECKPOINT_PATH, INITIAL_CHECKPOINT_PATH). Exit codes: 0
+Writes `checkpoint_<step>` in the format of this library with parameters, EMA and Adam's moments,
+for scoring, sampling or warm starts (CHECKPOINT_PATH, INITIAL_CHECKPOINT_PATH). Exit codes: 0
 done, 2 refused.
 """
 
@@ -22,7 +22,7 @@ from idode_gin.training import optimizers, train_state
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program; returns its exit code."""
+    """Run the program and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m idode_gin.interop.convert",
         description="Writes a checkpoint of the published training program in our format.",
@@ -42,17 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def convert(source: str | pathlib.Path, output: str | pathlib.Path) -> pathlib.Path:
-    """Writes a published checkpoint as one of ours, and returns where.
+    """Convert a published checkpoint and return the path of the result.
 
-    The optimizer's state is that of `AdamW` without clipping and accumulation.
+    The optimizer state is that of `AdamW` without clipping and accumulation.
 
     Args:
         source: a `ckpt-<n>.flax` file, or the folder that holds them (the newest is read).
-        output: a run directory to be.
+        output: the run directory to create.
 
     Raises:
         ValueError: if there is no such file, or `output` holds checkpoints.
-        OSError: where the disk refuses.
+        OSError: if the output cannot be written.
     """
     if steps := saving.saved_steps(output):
         raise ValueError(
@@ -74,7 +74,7 @@ def convert(source: str | pathlib.Path, output: str | pathlib.Path) -> pathlib.P
 
 
 def _with_moments(opt_state: optax.OptState, adam: dict) -> optax.OptState:
-    """The same with Adam's moments and every counter replaced by published ones."""
+    """Replace Adam's moments and all counters of an optimizer state by published ones."""
 
     def replaced(node: object) -> object:
         if isinstance(node, optax.ScaleByAdamState):

@@ -9,7 +9,7 @@ The published tree maps to ours leaf by leaf; shapes are the same and only names
     score_model/mid.block_1, mid.attn_1   middle_0/block, middle_0/attention
     score_model/mid.block_2               middle_1/block
 
-What the published programs compute differently is in `official_parity`.
+`official_parity` holds what the published programs compute differently.
 """
 
 import pathlib
@@ -57,11 +57,11 @@ _MIDDLE = {
 
 
 def from_official(tree: Mapping[Any, Any], network: UNet | None = None) -> types.Params:
-    """Our parameters from a published tree.
+    """Return our parameters from a published tree.
 
     Args:
         tree: nested, or flat with names such as "score_model/down.block_0/conv1/kernel".
-        network: what the parameters must fit; None reads the sizes off the tree.
+        network: network that the parameters must fit; None infers it from the tree.
 
     Raises:
         ValueError: if leaves are missing, unexpected or of another shape; all are named.
@@ -74,7 +74,7 @@ def from_official(tree: Mapping[Any, Any], network: UNet | None = None) -> types
 
 
 def to_official(params: types.Params) -> dict[str, Any]:
-    """The published, nested tree from our parameters: the inverse of `from_official`.
+    """Return the published, nested tree of our parameters, the inverse of `from_official`.
 
     Raises:
         ValueError: if a leaf has no published counterpart.
@@ -84,14 +84,14 @@ def to_official(params: types.Params) -> dict[str, Any]:
 
 
 def network_of(tree: Mapping[Any, Any]) -> UNet:
-    """The network a published tree belongs to, its sizes read off the leaves.
+    """Return the network of a published tree, with sizes inferred from the leaves.
 
     Groups are 32 and exponents (6, 7), or none, as published; `min_channels_per_group` is 1.
     Published networks have one attention head and one number of conditioning.
 
     Raises:
-        ValueError: if a leaf that tells a size is missing, or the Fourier channels are not 0 or 4
-            per channel of the image.
+        ValueError: if a leaf that determines a size is missing, or the Fourier channels are not
+            0 or 4 per channel of the image.
     """
     leaves = flatten(tree)
     kernel = leaves.get((_ROOT, "conv_in", "kernel"))
@@ -119,7 +119,7 @@ def network_of(tree: Mapping[Any, Any]) -> UNet:
 
 
 def load_official_checkpoint(path: str | pathlib.Path) -> dict[str, Any]:
-    """A checkpoint of the published training program, in our parameter names.
+    """Read a checkpoint of the published training program, with our parameter names.
 
     Args:
         path: a `ckpt-<n>.flax` file, or the folder that holds them (the newest is read).
@@ -151,7 +151,7 @@ def load_official_checkpoint(path: str | pathlib.Path) -> dict[str, Any]:
 
 
 def our_name(official_name: str) -> str:
-    """Our name of a published leaf: "score_model/dense0/bias" -> "dense_0/bias".
+    """Return our name of a published leaf: "score_model/dense0/bias" -> "dense_0/bias".
 
     Raises:
         ValueError: if no published network has such a leaf.
@@ -160,7 +160,7 @@ def our_name(official_name: str) -> str:
 
 
 def published_name(path: Path) -> str:
-    """The published name of our leaf: ("dense_0", "bias") -> "score_model/dense0/bias".
+    """Return the published name of our leaf: ("dense_0", "bias") -> "score_model/dense0/bias".
 
     Raises:
         ValueError: if the leaf has no published counterpart.
@@ -169,7 +169,7 @@ def published_name(path: Path) -> str:
 
 
 def flatten(tree: Mapping[Any, Any]) -> dict[Path, Any]:
-    """Leaves by path, from a nested tree or one whose names hold slashes."""
+    """Return leaves by path, from a nested tree or one with slashes in names."""
     leaves: dict[Path, Any] = {}
     for name, value in tree.items():
         prefix = name if isinstance(name, tuple) else tuple(name.split("/"))
@@ -268,7 +268,7 @@ def _checkpoint_file(path: pathlib.Path) -> pathlib.Path:
 
 
 def _restore(file: pathlib.Path) -> Mapping[str, Any]:
-    """The trees of a checkpoint file; ValueError if it holds something else."""
+    """Return the trees of a checkpoint file; raise ValueError if it holds something else."""
     try:
         state = serialization.msgpack_restore(file.read_bytes())
     except (ValueError, TypeError) as error:
@@ -281,7 +281,7 @@ def _restore(file: pathlib.Path) -> Mapping[str, Any]:
 
 
 def _find_adam(state: Any) -> Mapping[str, Any] | None:
-    """The part of an optimizer state that holds Adam's moments, however deep optax nested it."""
+    """Return the part of an optimizer state with Adam's moments, at any depth."""
     if not isinstance(state, Mapping):
         return None
     if {"count", "mu", "nu"} <= set(state):

@@ -1,4 +1,4 @@
-"""Our objects for a published `config.model`."""
+"""Build our objects from a published `config.model`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,7 +32,7 @@ _DEQUANTIZERS: dict[str, type[AbstractDequantizer]] = {
 
 
 def network_of(config: Mapping[str, Any]) -> UNet:
-    """The published network, flaws included (32 groups whatever the number of channels)."""
+    """Return the published network, including its flaw: 32 groups for any number of channels."""
     return UNet(
         channels=config["sm_n_embd"],
         levels=config["sm_n_layer"],
@@ -44,11 +44,11 @@ def network_of(config: Mapping[str, Any]) -> UNet:
 
 
 def model_of(config: Mapping[str, Any]) -> DiffusionODE:
-    """Network, path, parameterization, time sampling and loss of a published `config.model`.
+    """Return the model of a published `config.model`.
 
     Raises:
-        ValueError: for what the published code offers beside the paper: a learned gamma(t), or
-            discrete time.
+        ValueError: for options of the published code that are not in the paper: a learned gamma(t)
+            or discrete time.
     """
     if config["gamma_type"] != "fixed" or config["sm_n_timesteps"]:
         raise ValueError(
@@ -71,7 +71,7 @@ def model_of(config: Mapping[str, Any]) -> DiffusionODE:
 
 
 def dequantizer_of(config: Mapping[str, Any]) -> AbstractDequantizer:
-    """The published `config.model.dequantization`: "tn", "u" or "v"."""
+    """Return the dequantizer of `config.model.dequantization`: "tn", "u" or "v"."""
     return _choose("dequantization", config["dequantization"], _DEQUANTIZERS)()
 
 

@@ -1,4 +1,4 @@
-"""What the published i-DODE evaluation reports, explained by the size of each of its choices."""
+"""Decompose the difference between the published i-DODE evaluation and ours by its causes."""
 
 import dataclasses
 import math
@@ -30,7 +30,7 @@ _PUBLISHED_BITS = 7.0
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OfficialParity(parity.AbstractParity):
-    """The published program's figures from our noise, probes and solver, and why they differ.
+    """Computes the published figures from our noise, probes and solver, and explains differences.
 
         repeats_averaged       one sample (K = 1) is the mean of five draws, more are one draw of K
         log_k_not_subtracted   -log2(K) / d
@@ -39,17 +39,17 @@ class OfficialParity(parity.AbstractParity):
         random_batches         the mean over batches of a shuffled stream that does not end with an
                                epoch, so that some images count more often than others, or never
 
-    Each is what it adds to the bits per dim when it is brought in after those above it: with ours
-    they sum up to the published figure. Left out is what changes noise and not the mean: one probe
-    for all repeats, fresh noise whenever an image comes again, one norm for all images of a batch.
-    The stream is of the published kind, but its order is that of `seed`: `random_batches_sd` says
-    how far apart orders are.
+    Each row is the change in bits per dim when this choice is added to those above it; with our
+    figure they sum to the published one. Choices that change noise but not the mean are left
+    out: one probe for all repeats, new noise whenever an image is repeated, one norm for all images
+    of a batch. The stream is of the published kind with the order of `seed`; `random_batches_sd` is
+    its standard deviation over orders.
 
     Args:
-        num_batches: batches that are scored.
-        batch_size: images in each, over all devices.
-        num_skipped: batches that are taken from the stream before the first that is scored.
-        seed: of the stream's order.
+        num_batches: number of scored batches.
+        batch_size: images per batch, over all devices.
+        num_skipped: batches skipped before the first scored one.
+        seed: seed of the order of the stream.
     """
 
     num_batches: int = 100
@@ -58,7 +58,7 @@ class OfficialParity(parity.AbstractParity):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Checks the sizes."""
+        """Check the sizes."""
         checks.check_positive("num_batches", self.num_batches)
         checks.check_positive("batch_size", self.batch_size)
         if self.num_skipped < 0:
@@ -73,7 +73,7 @@ class OfficialParity(parity.AbstractParity):
         estimator: ODELikelihood,
         bpd: types.PerExample,
     ) -> parity.Parts:
-        """See `parity.AbstractParity`; solves anew, five times where K = 1 and else K times."""
+        """See `parity.AbstractParity`; makes five more solves if K = 1, else K more."""
         x, end, dequantizer = batch["image"], model.end, estimator.dequantizer
         samples, dims = estimator.num_importance, numerics.num_dims(batch["image"])
         draws = official_parity.REPEATS_OF_ONE_SAMPLE if samples == 1 else samples
@@ -101,7 +101,7 @@ class OfficialParity(parity.AbstractParity):
     def bound_parts(
         self, model: DiffusionODE, batch: types.Batch, key: types.PRNGKey
     ) -> parity.Parts:
-        """The decoder's second division, at noise of its own."""
+        """Return the effect of the decoder's second division, with its own noise."""
         x, end = batch["image"], model.end
         keys = numerics.fold_in_each(key, batch["index"])
         noise = numerics.normal_each(keys, x.shape[1:])
@@ -110,7 +110,7 @@ class OfficialParity(parity.AbstractParity):
 
     @property
     def legend(self) -> str:
-        """What the rows are."""
+        """Return descriptions of the rows."""
         return (
             f"The published program's figures: ours ({RIGHT}) and, one after the other, what each "
             f"of its choices adds,\nmake what it reports ({PUBLISHED}). {BATCHES}_sd is the "
@@ -119,7 +119,7 @@ class OfficialParity(parity.AbstractParity):
         )
 
     def summarize(self, scores: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
-        """By bound: `right`, what each choice adds, and `published`; bits per dim."""
+        """Return `right`, the change by each choice, and `published` by bound; bits per dim."""
         return {name: self._explained(each) for name, each in scores.items()}
 
     def _explained(self, scores: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -141,14 +141,14 @@ class OfficialParity(parity.AbstractParity):
         }
 
     def stream(self, count: int) -> np.ndarray:
-        """Numbers of the images that are scored, of `count`, in order: epoch after epoch."""
+        """Return the indices of scored images out of `count`, in order, epoch after epoch."""
         generator = np.random.default_rng(self.seed)
         first, last = self._ends()
         epochs = [generator.permutation(count) for _ in range(-(-last // count))]
         return np.concatenate(epochs)[first:last]
 
     def deviation(self, values: np.ndarray) -> float:
-        """Standard deviation over orders of the mean of the stream; 0 where it is whole epochs.
+        """Return the standard deviation over orders of the mean of the stream; 0 for whole epochs.
 
         Part of an epoch is drawn without replacement: n of N have a sum of variance
         n (1 - n / N) S^2.
@@ -180,7 +180,7 @@ def _noise(
     end: CleanEnd,
     draws: int,
 ) -> jax.Array:
-    """The dequantization noise behind the likelihood's draws, `[draws, B, H, W, C]`."""
+    """Return the dequantization noise of the likelihood's draws, `[draws, B, H, W, C]`."""
 
     def draw(number: jax.Array) -> types.Images:
         return dequantizer.draw(draw_keys(keys, number)[0], x.shape[1:], end)
@@ -191,7 +191,7 @@ def _noise(
 def _second_division(
     dequantizer: AbstractDequantizer, x: types.Pixels, noise: types.Images, end: CleanEnd
 ) -> types.PerExample:
-    """What it adds to log P(x | z_0), nats; nothing where there is no decoder."""
+    """Return the change of log P(x | z_0) by the second division, nats; zero without a decoder."""
     if not isinstance(dequantizer, Variational):
         return jnp.zeros(x.shape[0], noise.dtype)
     z = dequantizer.start(x, noise, end)
@@ -200,7 +200,7 @@ def _second_division(
 
 
 def _missing_bits(dequantizer: AbstractDequantizer, levels: int) -> float:
-    """The published bits of a uniform bin less the right ones."""
+    """Return the published bits of a uniform bin minus the correct ones."""
     if not isinstance(dequantizer, Uniform):
         return 0.0
     return _PUBLISHED_BITS - (math.log2(levels) - 1)

@@ -1,12 +1,11 @@
-"""What the published i-DODE programs compute differently, as explicit functions.
+"""Functions that reproduce what the published i-DODE programs compute differently.
 
-Nothing in the library calls these: they reproduce published figures, and show by how much those
-differ from the corrected ones.
+`official_evaluation` uses them to report published figures beside the corrected ones.
 
     decoder      z_0 / alpha_0 is divided by alpha_0 a second time
                  (about 0.02 bits per dim on the straight path, below 1e-5 where it preserves
                  variance)
-    importance   log K is not subtracted: K samples report log2(K) / d bits per dim too few
+    importance   log K is not subtracted: K samples report log2(K) / d bits per dim too low
     one sample   five repeats, their log-likelihoods averaged
 """
 
@@ -22,7 +21,7 @@ REPEATS_OF_ONE_SAMPLE = 5
 
 
 def decoder_log_prob(end: CleanEnd, x: types.Pixels, y: types.Images) -> types.PerExample:
-    """log P(x | y) of y = z_0 / alpha_0, divided by alpha_0 once more; nats per image.
+    """Return log P(x | y) for y = z_0 / alpha_0 divided by alpha_0 again, nats per image.
 
     The corrected value is `end.encoding.log_prob(x, y, end.gamma)`.
     """
@@ -30,23 +29,23 @@ def decoder_log_prob(end: CleanEnd, x: types.Pixels, y: types.Images) -> types.P
 
 
 def level_log_probs(end: CleanEnd, y: types.Images) -> Array:
-    """log P(level | y) for every level, with the second division: `[B, H, W, C, V]`."""
+    """Return log P(level | y) for every level, with the second division: `[B, H, W, C, V]`."""
     return end.encoding.level_log_probs(y / end.alpha, end.gamma)
 
 
 def reconstruction_term(end: CleanEnd, x: types.Pixels, noise: types.Images) -> types.PerExample:
-    """-log P(x | z_0) as published; nats per image. Corrected: `losses.base`'s."""
+    """Return -log P(x | z_0) as published, nats; `losses.base` has the correct one."""
     y = end.encoding.encode(x) + jnp.exp(end.gamma / 2) * noise
     return -decoder_log_prob(end, x, y)
 
 
 def decode(end: CleanEnd, z: types.Images) -> types.Pixels:
-    """Levels of latents at the clean end, with the second division."""
+    """Decode latents at the clean end to levels, with the second division."""
     return end.encoding.decode(z / end.alpha / end.alpha)
 
 
 def importance_log_likelihood(log_weights: Float[Array, "draws batch"]) -> types.PerExample:
-    """log sum_k w_k as published, without -log K; nats per image.
+    """Return log sum_k w_k as published, without -log K, nats per image.
 
     The published single-sample figure is the mean of five `log_weights` instead:
     see `one_sample_log_likelihood`.
@@ -55,5 +54,5 @@ def importance_log_likelihood(log_weights: Float[Array, "draws batch"]) -> types
 
 
 def one_sample_log_likelihood(log_weights: Float[Array, "repeats batch"]) -> types.PerExample:
-    """The mean over repeats that the published `num_importance=1` reports; nats per image."""
+    """Return the mean over repeats that the published `num_importance=1` reports, nats."""
     return jnp.mean(log_weights, axis=0)

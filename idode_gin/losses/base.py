@@ -1,4 +1,4 @@
-"""The contracts of training losses and of bounds, and the two terms every bound shares."""
+"""The interfaces of training losses and bounds, and the two terms that all bounds share."""
 
 import abc
 from collections.abc import Callable
@@ -14,29 +14,29 @@ from idode_gin.schedules.time.base import AbstractTime
 
 
 class LossDraws(NamedTuple):
-    """The random arrays a loss consumes, so that they can be given as well as drawn."""
+    """The random arrays of a loss, which can be drawn or given."""
 
     noise: types.Images
     """eps, standard normal `[B, H, W, C]`."""
     probes: Float[Array, "probes batch height width channels"]
-    """Hutchinson probes; `[0, B, H, W, C]` where the loss needs none."""
+    """Hutchinson probes; `[0, B, H, W, C]` if the loss needs none."""
 
 
 class LossTerms(NamedTuple):
-    """The objective of each example, in nats, by terms; what is minimized is their sum."""
+    """The objective of each example, the sum of these terms, nats."""
 
     diffusion: types.PerExample
-    """The estimate of the bound's diffusion term."""
+    """Estimate of the diffusion term of the bound."""
     second_order: types.PerExample
-    """What the loss adds to it; zero for first-order losses."""
+    """Second-order term; zero for first-order losses."""
 
 
 class AbstractLoss(abc.ABC):
-    """One training objective per example."""
+    """A training objective per example."""
 
     @abc.abstractmethod
     def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...]) -> LossDraws:
-        """The noise for images of `shape` (H, W, C), one example per key."""
+        """Draw the noise for images of `shape` (H, W, C), one example per key."""
 
     @abc.abstractmethod
     def __call__(
@@ -47,7 +47,7 @@ class AbstractLoss(abc.ABC):
         density: types.PerExample,
         draws: LossDraws,
     ) -> LossTerms:
-        """The objective at each example's gamma, which was drawn with this `density` per nat."""
+        """Return the objective at each gamma, whose sampling density per nat is `density`."""
 
 
 class BoundTerms(NamedTuple):
@@ -59,12 +59,12 @@ class BoundTerms(NamedTuple):
 
     @property
     def total(self) -> types.PerExample:
-        """Their sum: an upper bound on -log P(x)."""
+        """Sum of the terms, an upper bound on -log P(x)."""
         return self.reconstruction + self.prior + self.diffusion
 
 
 class AbstractBound(abc.ABC):
-    """An unbiased estimate of a variational bound, image by image."""
+    """An unbiased estimator of a variational bound per image."""
 
     @abc.abstractmethod
     def __call__(
@@ -75,11 +75,11 @@ class AbstractBound(abc.ABC):
         x: types.Pixels,
         keys: types.PRNGKeys,
     ) -> BoundTerms:
-        """The bound's terms with the noise of each image's own key; nats."""
+        """Return the terms of the bound with noise from each image's key, nats."""
 
     @abc.abstractmethod
     def num_evaluations(self) -> int:
-        """Network evaluations per image."""
+        """Return the number of network evaluations per image."""
 
 
 def prior_term(field: ode.Field, time: AbstractTime, f: types.Images) -> types.PerExample:
@@ -105,10 +105,10 @@ def stratified_bound(
     num_times: int,
     diffusion: Callable[[types.Images, types.PerExample, types.Images], types.PerExample],
 ) -> BoundTerms:
-    """A bound whose diffusion term is the mean of `diffusion(f, u, noise)` over u in [0, 1).
+    """Return a bound whose diffusion term is the mean of `diffusion(f, u, noise)` over u in [0, 1).
 
-    The `num_times` quantiles u of an image are spread evenly behind one random offset, so that an
-    image's figure is a pure function of its own key.
+    The `num_times` quantiles u of an image are equally spaced with one random offset, so that its
+    result is a pure function of its own key.
     """
     keys_offset, keys_reconstruction, keys_noise = numerics.split_each(keys, 3)
     f, shape = end.encoding.encode(x), x.shape[1:]

@@ -16,13 +16,13 @@ from idode_gin.time_samplers.uniform import Uniform
 class VariationalBound(base.AbstractBound):
     """-log P(x) <= reconstruction + prior + integral of 1/2 |eps - eps_hat|^2 d gamma.
 
-    The integral is estimated at `num_times` gammas per image, spread evenly over the quantiles of
-    the time sampler with one random offset per image, so that an image's figure is a pure function
-    of its own key. Only the sampler's density is used; its own quantiles are not.
+    The integral is estimated at `num_times` gammas per image, equally spaced in the quantiles of
+    the time sampler with one random offset per image, so that the result of an image is a pure
+    function of its key. Only the distribution of the sampler is used, not its own quantiles.
 
     Args:
         num_times: gammas per image.
-        time_sampler: where they lie.
+        time_sampler: distribution of the gammas.
     Refs: VDM, continuous-time bound; maximum-likelihood training of score-based models.
     """
 
@@ -30,11 +30,11 @@ class VariationalBound(base.AbstractBound):
     time_sampler: AbstractTimeSampler = dataclasses.field(default_factory=Uniform)
 
     def __post_init__(self) -> None:
-        """Checks the number of times."""
+        """Check the number of times."""
         checks.check_positive("num_times", self.num_times)
 
     def num_evaluations(self) -> int:
-        """One per gamma."""
+        """Return one per gamma."""
         return self.num_times
 
     def __call__(
@@ -45,7 +45,7 @@ class VariationalBound(base.AbstractBound):
         x: types.Pixels,
         keys: types.PRNGKeys,
     ) -> base.BoundTerms:
-        """The bound's terms with the noise of each image's own key; nats."""
+        """Return the terms of the bound with noise from each image's key, nats."""
 
         def weight(gamma: types.Gamma) -> types.Gamma:
             return field.parameterization.weight(field.schedule, gamma)
@@ -62,6 +62,6 @@ class VariationalBound(base.AbstractBound):
 def integrand(
     field: ode.Field, f: types.Images, gamma: types.PerExample, noise: types.Images
 ) -> types.PerExample:
-    """1/2 |eps - eps_hat|^2, nats per nat of gamma."""
+    """Return 1/2 |eps - eps_hat|^2, nats per nat of gamma."""
     z = ode.noised(field.schedule, f, gamma, noise)
     return 0.5 * numerics.sum_pixels((noise - field.noise_hat(z, gamma)) ** 2)

@@ -18,8 +18,8 @@ class DiscreteTime(base.AbstractBound):
 
         sum over steps of 1/2 expm1(gamma_t - gamma_s) |eps - eps_hat|^2
 
-    Each image takes `num_times` random steps, spread evenly;
-    with `num_times = T` it takes every step once. It falls towards the continuous bound as T grows.
+    Each image is evaluated at `num_times` random, equally spaced steps; with `num_times = T` at
+    every step once. The bound decreases to the continuous one as T grows.
 
     Args:
         steps: T.
@@ -31,7 +31,7 @@ class DiscreteTime(base.AbstractBound):
     num_times: int = 16
 
     def __post_init__(self) -> None:
-        """Checks the arguments."""
+        """Check the arguments."""
         checks.check_positive("steps", self.steps)
         checks.check_positive("num_times", self.num_times)
         if self.num_times > self.steps:
@@ -41,7 +41,7 @@ class DiscreteTime(base.AbstractBound):
             )
 
     def num_evaluations(self) -> int:
-        """One per step taken."""
+        """Return one per step."""
         return self.num_times
 
     def __call__(
@@ -52,7 +52,7 @@ class DiscreteTime(base.AbstractBound):
         x: types.Pixels,
         keys: types.PRNGKeys,
     ) -> base.BoundTerms:
-        """The bound's terms with the noise of each image's own key; nats."""
+        """Return the terms of the bound with noise from each image's key, nats."""
 
         def diffusion(
             f: types.Images, u: types.PerExample, noise: types.Images

@@ -19,7 +19,7 @@ class FirstOrder(base.AbstractLoss):
     """
 
     def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...]) -> base.LossDraws:
-        """Noise; no probes."""
+        """Draw noise; no probes."""
         noise = numerics.normal_each(keys, shape)
         return base.LossDraws(noise=noise, probes=jnp.zeros((0, *noise.shape), noise.dtype))
 
@@ -31,7 +31,7 @@ class FirstOrder(base.AbstractLoss):
         density: types.PerExample,
         draws: base.LossDraws,
     ) -> base.LossTerms:
-        """The diffusion term; nats."""
+        """Return the diffusion term, nats."""
         z = ode.noised(field.schedule, f, gamma, draws.noise)
         target = field.parameterization.target(field.schedule, gamma, z, draws.noise)
         weight = field.parameterization.weight(field.schedule, gamma) / (2 * density)

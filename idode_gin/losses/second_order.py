@@ -21,13 +21,13 @@ class SecondOrder(base.AbstractLoss):
     T is Hutchinson's estimate of tr dF/dz, weight the first-order weight 1/2 a^2 / p, and sg stops
     the gradient. At the optimal network the expectation of r given z is zero.
 
-    The trace is taken forward-mode inside the reverse-mode gradient, from the same linearization as
-    the value.
+    The trace is computed in forward mode inside the reverse-mode gradient, from the linearization
+    that also gives the value.
 
     Args:
         strength: lambda, published 0.1.
         num_probes: probes averaged in T, published 1.
-        probe: their distribution.
+        probe: distribution of the probes.
     Refs: i-DODE, error-bounded second-order flow matching.
     """
 
@@ -36,12 +36,12 @@ class SecondOrder(base.AbstractLoss):
     probe: probes.AbstractProbe = dataclasses.field(default_factory=probes.Rademacher)
 
     def __post_init__(self) -> None:
-        """Checks the arguments."""
+        """Check the arguments."""
         checks.check_positive("strength", self.strength)
         checks.check_positive("num_probes", self.num_probes)
 
     def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...]) -> base.LossDraws:
-        """Noise and probes."""
+        """Draw noise and probes."""
         keys_noise, keys_probes = numerics.split_each(keys, 2)
         noise = numerics.normal_each(keys_noise, shape)
         return base.LossDraws(noise=noise, probes=self._trace.draw(keys_probes, shape))
@@ -54,7 +54,7 @@ class SecondOrder(base.AbstractLoss):
         density: types.PerExample,
         draws: base.LossDraws,
     ) -> base.LossTerms:
-        """Both terms; nats."""
+        """Return both terms, nats."""
         dims = numerics.num_dims(f)
         z = ode.noised(field.schedule, f, gamma, draws.noise)
         target = field.parameterization.target(field.schedule, gamma, z, draws.noise)

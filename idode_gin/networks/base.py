@@ -1,4 +1,4 @@
-"""The contract of a network."""
+"""The interface of a network."""
 
 import abc
 from typing import Any, TypeAlias
@@ -18,31 +18,31 @@ class AbstractNetwork(abc.ABC):
 
     Contract:
         F has the shape and dtype of z, and F of one image depends on that image alone.
-        Nothing random happens without keys.
-        Schedule and parameterization are unknown here: what F means is decided elsewhere.
+        The function is deterministic without keys.
+        Schedule and parameterization define the meaning of F, not the network.
     """
 
     @abc.abstractmethod
     def init(self, key: types.PRNGKey, image_shape: tuple[int, int, int]) -> types.Params:
-        """Fresh float32 parameters for images of shape (height, width, channels)."""
+        """Initialize float32 parameters for images of shape (height, width, channels)."""
 
     def logical_axes(self, image_shape: tuple[int, int, int]) -> Any:
-        """Names of the parameters' axes, for a partitioner's rules.
+        """Return the axis names of all parameters, for the rules of a partitioner.
 
         Returns:
             A tree like the parameters; each leaf is a `PartitionSpec` with one name, or None, per
-            axis, no name twice. Here: None everywhere, and such a parameter is never split.
+            axis, no name twice. By default None everywhere, so that no parameter is split.
         """
         params = jax.eval_shape(lambda: self.init(jax.random.key(0), image_shape))
         return jax.tree.map(lambda leaf: PartitionSpec(*[None] * leaf.ndim), params)
 
     @property
     def coarse_dtype(self) -> str | None:
-        """Name of what the network computes in where that is coarser than float32; here, never."""
+        """Name of the arithmetic if coarser than float32, else None (the default)."""
         return None
 
     def in_full_precision(self) -> "AbstractNetwork":
-        """The same function of the same parameters, computed in float32 or better."""
+        """Return this function of the same parameters, computed in float32 or better."""
         return self
 
     @abc.abstractmethod
@@ -54,12 +54,12 @@ class AbstractNetwork(abc.ABC):
         conditioning: Conditioning,
         key: types.PRNGKeys | None = None,
     ) -> types.Images:
-        """The raw output F.
+        """Return the raw output F.
 
         Args:
-            params: what `init` returned, possibly trained since.
+            params: parameters from `init`, or trained.
             z: latents.
             time: gamma as a fraction of its range, in [0, 1].
-            conditioning: K numbers per image; zeros where the dataset has none.
+            conditioning: K numbers per image; zeros if the dataset has none.
             key: one key per image, for dropout; None switches dropout off.
         """

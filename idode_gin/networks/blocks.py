@@ -1,4 +1,4 @@
-"""The blocks of the U-Net, in flax linen. Shapes stay `[B, H, W, *]` throughout."""
+"""The blocks of the U-Net, in flax linen. All shapes are `[B, H, W, *]`."""
 
 import math
 from typing import Any
@@ -15,9 +15,9 @@ Features = Float[Array, "batch height width _"]
 
 
 def dropout(x: Features, keys: types.PRNGKeys, rate: float) -> Features:
-    """Zeroes a fraction `rate` of the features and scales the others up to keep the mean.
+    """Zero a fraction `rate` of the features and scale the others to preserve the mean.
 
-    One key per example: a mask never depends on who else is in the batch.
+    Each example has its own key, so that its mask does not depend on the batch.
     """
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
@@ -27,7 +27,7 @@ class ResNetBlock(nn.Module):
     """x + conv_2(swish(norm_2(conv_1(swish(norm_1(x))) + conditioning))).
 
     The last convolution and the projection of the conditioning start at zero, so a fresh block is
-    the identity (or `shortcut`, a linear map, where the number of channels changes).
+    the identity (or `shortcut`, a linear map, if the number of channels changes).
     """
 
     channels: int
@@ -42,7 +42,7 @@ class ResNetBlock(nn.Module):
         conditioning: Float[Array, "batch embedding"],
         keys: types.PRNGKeys | None,
     ) -> Features:
-        """Applies the block; `keys` None switches dropout off."""
+        """Apply the block; `keys` None switches dropout off."""
         norm_1 = layers.group_norm(self.groups, "channels_in", self.dtype, "norm_1")
         conv_1 = layers.conv(self.channels, ("channels_in", "hidden"), self.dtype, "conv_1")
         h = conv_1(nn.swish(norm_1(x)))
@@ -78,7 +78,7 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
-        """Applies the block."""
+        """Apply the block."""
         channels = x.shape[-1]
         normed = layers.group_norm(self.groups, "channels", self.dtype, "norm")(x)
         pixels = normed.reshape(x.shape[0], -1, channels)
@@ -99,7 +99,7 @@ class AttentionBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """A ResNet block and, where asked for, attention after it: the U-Net's unit of depth."""
+    """A ResNet block, optionally followed by attention: one level of the U-Net."""
 
     channels: int
     groups: int
@@ -115,7 +115,7 @@ class Stage(nn.Module):
         conditioning: Float[Array, "batch embedding"],
         keys: types.PRNGKeys | None,
     ) -> Features:
-        """Applies the unit; `keys` None switches dropout off."""
+        """Apply the level; `keys` None switches dropout off."""
         x = ResNetBlock(
             channels=self.channels,
             groups=self.groups,

@@ -10,7 +10,7 @@ from idode_gin import types
 def timestep_embedding(
     time: types.PerExample, size: int, scale: float = 1000.0
 ) -> Float[Array, "batch size"]:
-    """Sines, then cosines, of time at `size / 2` frequencies falling geometrically to 1e-4.
+    """Return sines, then cosines, of time at `size / 2` geometrically spaced frequencies.
 
         sin(w_i scale time), cos(w_i scale time),     w_i = 10^(-4 i / (size/2 - 1))
 
@@ -30,15 +30,15 @@ def timestep_embedding(
 def fourier_features(
     z: types.Images, exponents: tuple[int, ...]
 ) -> Float[Array, "batch height width features"]:
-    """Sines, then cosines, of 2 pi 2^k z for each channel and, within it, each exponent k.
+    """Return sines, then cosines, of 2 pi 2^k z for each channel and each exponent k.
 
     `2 * channels * len(exponents)` features. Large k make the last bits of a pixel visible.
     Refs: VDM, section on Fourier features.
     """
     z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
     turns = z[..., None] * jnp.asarray([2.0**k for k in exponents], z.dtype)
-    # Whole turns go first: multiplying by 2^k and subtracting them is exact, while sin of a large
-    # angle would carry the rounding of 2 pi 2^k z, 5e-5 for k = 7 in float32.
+    # Whole turns are subtracted first, which is exact. The sine of a large angle would contain the
+    # rounding error of 2 pi 2^k z, 5e-5 for k = 7 in float32.
     angles = 2 * np.pi * (turns - jnp.round(turns))
     angles = angles.reshape(*z.shape[:-1], z.shape[-1] * len(exponents))
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

@@ -1,16 +1,16 @@
 """flax layers whose parameters carry the names of their axes.
 
-The names are what a partitioner's rules speak of; they have no effect on the arithmetic.
+The rules of a partitioner refer to these names; they do not affect the arithmetic.
 
     kernel_height, kernel_width    taps of a convolution
-    features      what a network is given: pixels, their Fourier features, time, conditioning
-    embedding     the vector of time and conditioning; embedding_in where a layer takes it in
-    channels      of the stream that runs from block to block; also what attention reads
-    channels_in   of a block's input: the stream, with what a skip adds to it
+    features      inputs of the network: pixels, their Fourier features, time, conditioning
+    embedding     the vector of time and conditioning; embedding_in as input of a layer
+    channels      channels passed from block to block; also the input of attention
+    channels_in   input channels of a block, including those of a skip connection
     hidden        channels inside a block, between its two convolutions
-    heads         channels of queries, keys and values, all heads side by side
+    heads         channels of queries, keys and values of all heads
     image         channels of the image that a network returns
-    layers        equal blocks, one after the other, where their parameters are stacked
+    layers        equal blocks in order, if their parameters are stacked
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ ZEROS = nn.initializers.zeros
 
 
 def conv(channels: int, axes: Axes, dtype: Any, name: str, kernel_init: Any = LECUN_NORMAL) -> Any:
-    """A 3 x 3 convolution with a bias."""
+    """Return a 3 x 3 convolution with a bias."""
     return nn.Conv(
         channels,
         (3, 3),
@@ -47,7 +47,7 @@ def dense(
     kernel_init: Any = LECUN_NORMAL,
     use_bias: bool = True,
 ) -> Any:
-    """A matrix, and a bias unless told otherwise."""
+    """Return a dense layer, by default with a bias."""
     return nn.Dense(
         channels,
         use_bias=use_bias,
@@ -59,7 +59,7 @@ def dense(
 
 
 def group_norm(groups: int, axis: str, dtype: Any, name: str) -> Any:
-    """Normalization over groups of channels, with a scale and a bias for each channel."""
+    """Return a normalization over groups of channels, with a scale and bias per channel."""
     return nn.GroupNorm(
         groups,
         scale_init=_named(nn.initializers.ones, axis),
@@ -70,12 +70,12 @@ def group_norm(groups: int, axis: str, dtype: Any, name: str) -> Any:
 
 
 def unboxed(boxed: Any) -> types.Params:
-    """Plain arrays from parameters that carry names."""
+    """Return the arrays of parameters that carry names."""
     return jax.tree.map(lambda box: box.unbox(apply_constraint=False), boxed, is_leaf=_is_box)
 
 
 def axis_names(boxed: Any) -> Any:
-    """Of parameters that carry names, a tree of the same structure with nothing but the names."""
+    """Return the names of parameters that carry names, in a tree of the same structure."""
     return nn.get_partition_spec(boxed)
 
 

@@ -1,4 +1,4 @@
-"""What the gradient keeps of a block's inside: memory against work done again."""
+"""Rematerialization: which activations of a block the gradient stores or recomputes."""
 
 import difflib
 from typing import Any
@@ -30,7 +30,7 @@ the others are jax's."""
 
 
 def check(name: str | None) -> None:
-    """Raises ValueError unless `name` is a policy or None; names the nearest."""
+    """Raise ValueError, with the nearest name, unless `name` is a policy or None."""
     if name is None or name in POLICIES:
         return
     near = difflib.get_close_matches(str(name), POLICIES, 1, 0)[0]
@@ -41,12 +41,13 @@ def check(name: str | None) -> None:
 
 
 def lift(module: type[nn.Module], name: str | None, in_loop: bool) -> Any:
-    """`module`, which keeps for the gradient what the policy `name` says; None changes nothing.
+    """Return `module` with the rematerialization policy `name`; None changes nothing.
 
     Args:
         module: a flax module.
-        name: of the policy.
-        in_loop: the loop itself keeps the compiler from merging the work done again with the first.
+        name: name of the policy.
+        in_loop: True inside a loop, which already keeps the compiler from merging recomputed
+            operations with the original ones.
     """
     if name is None:
         return module

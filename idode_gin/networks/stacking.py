@@ -17,7 +17,7 @@ PARTS = ("down", "up")
 
 
 def stacked(params: dict[str, Any]) -> dict[str, Any]:
-    """Unrolled parameters, or a tree like them such as their average, to stacked ones."""
+    """Convert unrolled parameters, or a tree like them such as their average, to stacked ones."""
     check(params, is_stacked=False)
     result = {name: each for name, each in params.items() if not _numbered(name)}
     for part in PARTS:
@@ -29,7 +29,7 @@ def stacked(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def unrolled(params: dict[str, Any]) -> dict[str, Any]:
-    """Stacked parameters, or a tree like them such as their average, to unrolled ones."""
+    """Convert stacked parameters, or a tree like them such as their average, to unrolled ones."""
     check(params, is_stacked=True)
     result = {name: each for name, each in params.items() if name not in PARTS}
     for part in set(PARTS) & set(params):
@@ -41,13 +41,13 @@ def unrolled(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def check(params: Any, is_stacked: bool) -> None:
-    """Raises ValueError if `params` is of the other form."""
+    """Raise ValueError if `params` is of the other form."""
     if ("up" in params) == is_stacked:
         return
     forms = ("unrolled", "stacked")
     raise ValueError(
         f"The blocks' parameters must be {forms[is_stacked]}, got {forms[not is_stacked]} ones. "
-        f"`networks.stacking.{forms[is_stacked]}(params)` makes them of those; a network with "
+        f"`networks.stacking.{forms[is_stacked]}(params)` converts them; a network with "
         f"scan={not is_stacked} takes them as they are."
     )
 

@@ -17,34 +17,34 @@ from idode_gin.networks import base, blocks, embeddings, layers, remat, stacking
 class UNet(base.AbstractNetwork):
     """VDM's U-Net: ResNet blocks at full resolution, skips, attention in the middle, `F + z`.
 
-        down    `levels` blocks, each output kept
+        down    `levels` blocks, whose outputs are kept
         middle  block, attention, block
-        up      `levels + 1` blocks, each fed one kept output beside its input
+        up      `levels + 1` blocks, each with one kept output as additional input
 
     Time and conditioning enter every block through one vector: the embedding of time and the
     conditioning, through two dense layers of 4 * channels.
 
     Args:
-        channels: of every block; published 128 (CIFAR-10) and 256.
-        levels: blocks on the way down; published 32.
-        groups: of every GroupNorm; must divide `channels`.
-        min_channels_per_group: what `channels / groups` must reach. With one channel per group the
-            normalization after the conditioning is added removes it exactly, and the network
-            cannot see time. 1 loads published networks that have this flaw.
+        channels: channels of every block; published 128 (CIFAR-10) and 256.
+        levels: blocks of the downward path; published 32.
+        groups: groups of every GroupNorm; must divide `channels`.
+        min_channels_per_group: lower bound of `channels / groups`. With one channel per group, the
+            normalization after the conditioning is added removes it exactly, and the output does
+            not depend on time. Use 1 to load published networks that have this flaw.
         fourier_exponents: k of the input features sin, cos(2 pi 2^k z); () switches them off.
-        attention_everywhere: attention after every block on the way down and up as well.
-        attention_heads: must divide `channels`.
-        dropout_rate: in [0, 1), inside every block, only where keys are given.
+        attention_everywhere: attention after every block, not only in the middle.
+        attention_heads: number of heads; must divide `channels`.
+        dropout_rate: in [0, 1), inside every block, applied only if keys are given.
         conditioning_size: K, the numbers per image in `conditioning`.
         time_embedding_scale: radians of the fastest sine over the whole range of time.
-        remat: what the gradient keeps of a block's inside, a name in `remat.POLICIES`: "full" keeps
-            nothing and works the block out once more, "convolutions" works out again all but them.
-            None keeps everything.
-        scan: run the blocks of the way down, and those of the way up, in a loop over parameters
-            stacked along a first axis: compile time does not grow with `levels`. `stacking` turns
-            parameters of either form into the other; fresh ones differ as two seeds do. Leave it
-            off on a CPU, where the gradient of a convolution in a loop is some 20 times slower.
-        dtype: of the blocks' arithmetic, such as "bfloat16"; None computes in the dtype of z.
+        remat: which activations of a block the gradient stores, a name in `remat.POLICIES`: "full"
+            recomputes the whole block, "convolutions" recomputes everything but convolutions. None
+            stores everything.
+        scan: run the blocks of the downward and of the upward path in loops over parameters stacked
+            along a first axis, so that compile time does not grow with `levels`. `stacking`
+            converts between the two forms; initial values differ as with another seed. Leave it
+            off on a CPU, where the gradient of a convolution in a loop is about 20 times slower.
+        dtype: type of the blocks' arithmetic, such as "bfloat16"; None for the dtype of z.
             First and last layers, normalization statistics and softmax stay in float32 or better,
             and so do the parameters.
 
@@ -68,7 +68,7 @@ class UNet(base.AbstractNetwork):
     dtype: str | None = None
 
     def __post_init__(self) -> None:
-        """Checks the arguments."""
+        """Check the arguments."""
         object.__setattr__(self, "fourier_exponents", tuple(self.fourier_exponents))
         for name in ("channels", "groups", "attention_heads", "time_embedding_scale"):
             checks.check_positive(name, getattr(self, name))
@@ -91,30 +91,30 @@ class UNet(base.AbstractNetwork):
         _check_dtype(self.dtype)
 
     def init(self, key: types.PRNGKey, image_shape: tuple[int, int, int]) -> types.Params:
-        """Fresh parameters: LeCun normal kernels, zero where a block must start as identity."""
+        """Initialize parameters: LeCun normal kernels, zero if a block must start as identity."""
         return layers.unboxed(self._boxed(key, image_shape))
 
     def logical_axes(self, image_shape: tuple[int, int, int]) -> Any:
-        """Names of the parameters' axes; what they mean is said in `layers`."""
+        """Return the axis names of all parameters, which `layers` defines."""
         boxed = jax.eval_shape(lambda: self._boxed(jax.random.key(0), image_shape))
         return layers.axis_names(boxed)
 
     @property
     def coarse_dtype(self) -> str | None:
-        """`dtype` where it has fewer than float32's 32 bits."""
+        """`dtype` if it has fewer than 32 bits, else None."""
         is_coarse = self.dtype is not None and jnp.finfo(self.dtype).bits < 32
         return self.dtype if is_coarse else None
 
     def in_full_precision(self) -> "UNet":
-        """With blocks in the dtype of z, where theirs is coarse."""
+        """Return the network with blocks in the dtype of z."""
         return self if self.coarse_dtype is None else dataclasses.replace(self, dtype=None)
 
     def _boxed(self, key: types.PRNGKey, image_shape: tuple[int, int, int]) -> Any:
-        """Fresh parameters, each with its names."""
+        """Initialize parameters that carry names."""
         z = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         time = jax.ShapeDtypeStruct((1,), jnp.float32)
         conditioning = jax.ShapeDtypeStruct((1, self.conditioning_size), jnp.float32)
-        # Lazy: parameters are drawn without running the network once.
+        # Lazy: parameters are drawn without running the network.
         return _LinenUNet(self).lazy_init(key, z, time, conditioning, None)["params"]
 
     def __call__(
@@ -125,7 +125,7 @@ class UNet(base.AbstractNetwork):
         conditioning: base.Conditioning,
         key: types.PRNGKeys | None = None,
     ) -> types.Images:
-        """The raw output F, in the dtype of z."""
+        """Return the raw output F, in the dtype of z."""
         expected = (z.shape[0], self.conditioning_size)
         if conditioning.shape != expected:
             raise ValueError(
@@ -139,7 +139,7 @@ class UNet(base.AbstractNetwork):
 
 
 class _LinenUNet(nn.Module):
-    """The same as `UNet`, in flax's terms."""
+    """`UNet` as a flax module."""
 
     config: UNet
 
@@ -180,7 +180,7 @@ def _fourier(z: Array, exponents: tuple[int, ...]) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class _Stages:
-    """The blocks, one by one or, with `scan`, in loops."""
+    """The blocks, unrolled or, with `scan`, in loops."""
 
     config: UNet
     dtype: Any
@@ -188,7 +188,7 @@ class _Stages:
     keys: types.PRNGKeys | None
 
     def down(self, h: Array) -> tuple[Array, Any]:
-        """The features after the way down, and those kept on it, the input first."""
+        """Return the features after the downward path, and those kept, the input first."""
         count, kept = self.config.levels, [h]
         if self.config.scan:
             if not count:
@@ -201,7 +201,7 @@ class _Stages:
         return h, kept
 
     def up(self, h: Array, skips: Any) -> Array:
-        """The features after the way up, which takes in `skips`, the last first."""
+        """Return the features after the upward path, which uses `skips`, the last first."""
         count = self.config.levels + 1
         if self.config.scan:
             return self._loop("up", h, (jnp.arange(count), skips[::-1]), count)[0]
@@ -211,12 +211,12 @@ class _Stages:
         return h
 
     def one(self, part: str, number: int, attention: bool, h: Array) -> Array:
-        """The block `part_number`."""
+        """Return the block `part_number`."""
         stage = self._module(f"{part}_{number}", attention)
         return stage(h, self.vector, _keys_of_stage(self.keys, part, number))
 
     def _loop(self, part: str, h: Array, each: Any, count: int) -> tuple[Array, Array]:
-        """All blocks of one part: the last one's output, and every one's, `[count, B, ...]`."""
+        """Run all blocks of one part; return the last output and all, `[count, B, ...]`."""
 
         def body(stage: Any, h: Array, each: Any, vector: Array, keys: Any) -> tuple[Array, Array]:
             number, *skip = each
@@ -251,7 +251,7 @@ class _Stages:
 def _keys_of_stage(
     keys: types.PRNGKeys | None, part: str, number: int | Array
 ) -> types.PRNGKeys | None:
-    """One key per example, different for every stage."""
+    """Return one key per example, distinct for every stage."""
     if keys is None:
         return None
     stage = 3 * number + ("down", "middle", "up").index(part)

@@ -1,1 +1,1 @@
-"""What the network's output means: affine maps from output to noise."""
+"""Parameterizations: the meaning of the network's output as an affine map to noise."""

@@ -1,4 +1,4 @@
-"""The contract of a parameterization: an affine map from network output to noise."""
+"""The interface of a parameterization, an affine map from network output to noise."""
 
 import abc
 
@@ -9,10 +9,10 @@ from idode_gin.schedules.base import AbstractSchedule
 
 
 class AbstractParameterization(abc.ABC):
-    """What the network's output F means: `eps_hat = a(gamma) F + b(gamma) z`.
+    """The meaning of the network's output F: `eps_hat = a(gamma) F + b(gamma) z`.
 
-    A subclass gives `a` and `b` for any schedule. Target, weight, importance density, second-order
-    residual and drift are derived from these two, here or in the layers above.
+    A subclass defines `a` and `b` for any schedule. Target, weight, importance sampling density,
+    second-order residual and drift are derived from these two, here or in higher layers.
     """
 
     @abc.abstractmethod
@@ -25,21 +25,21 @@ class AbstractParameterization(abc.ABC):
 
     @abc.abstractmethod
     def natural_log_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
-        """log m, so that y = z / m has an ODE without a linear part.
+        """Return log m such that the ODE of y = z / m has no linear part.
 
         d log m / d gamma = d log alpha / d gamma + sigma b / 2
         """
 
     @abc.abstractmethod
     def natural_time(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
-        """s, monotone in gamma, in which dy/ds = `natural_speed` F; to many digits where small."""
+        """Return the time s, monotone in gamma, with dy/ds = `natural_speed` F; accurate near 0."""
 
     @abc.abstractmethod
     def natural_gamma(self, schedule: AbstractSchedule, time: types.Gamma) -> types.Gamma:
-        """gamma at s: the inverse of `natural_time`."""
+        """Return gamma at s, the inverse of `natural_time`."""
 
     def natural_speed(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
-        """One: the output is the velocity."""
+        """Return one: the output is the velocity."""
         return jnp.ones_like(gamma)
 
     def weight(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:

@@ -36,5 +36,5 @@ class Score(base.AbstractParameterization):
         return 2 * jnp.log(time)
 
     def natural_speed(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
-        """-sigma: the noise is the velocity, and the score -1 / sigma of it."""
+        """Return -sigma: the noise is the velocity, and the score is -1 / sigma times the noise."""
         return -schedule.sigma(gamma)

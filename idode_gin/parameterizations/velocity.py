@@ -13,7 +13,7 @@ from idode_gin.schedules.base import AbstractSchedule
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Velocity(base.AbstractParameterization):
-    """The network predicts the direction of travel along the path, at unit speed.
+    """The network predicts the velocity along the path at unit speed.
 
     With alpha' and sigma' the derivatives of the two amplitudes by gamma and n the length of
     (alpha', sigma'), the target is the velocity per unit of arc length in the (alpha, sigma) plane:
@@ -22,8 +22,8 @@ class Velocity(base.AbstractParameterization):
         a = 2 n / sigma        b = -2 (d log alpha / d gamma) / sigma
 
     For the variance-preserving path that is F* = alpha eps - sigma f (a = alpha, b = sigma), for
-    the straight path F* = (eps - f) / sqrt 2 (a = sqrt 2 alpha, b = 1): the two normalizations of
-    the paper are one rule.
+    the straight path F* = (eps - f) / sqrt 2 (a = sqrt 2 alpha, b = 1), which are the two
+    normalizations of the paper.
     Refs: i-DODE, velocity parameterization.
     """
 
@@ -38,13 +38,13 @@ class Velocity(base.AbstractParameterization):
         return -2 * schedule.dlog_alpha(gamma) / schedule.sigma(gamma)
 
     def natural_log_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
-        """Zero: the output is dz/ds."""
+        """Return zero: the output is dz/ds."""
         return jnp.zeros_like(gamma)
 
     def natural_time(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
-        """Arc length in the (alpha, sigma) plane."""
+        """Return the arc length in the (alpha, sigma) plane."""
         return schedule.arc_length(gamma)
 
     def natural_gamma(self, schedule: AbstractSchedule, time: types.Gamma) -> types.Gamma:
-        """Where the path has that length."""
+        """Return gamma at that arc length."""
         return schedule.gamma_at(time)

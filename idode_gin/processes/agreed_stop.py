@@ -2,8 +2,8 @@
 
 Loops poll between steps, all processes equally often. A process that is asked publishes that. Each
 process then holds its loop at its next poll and publishes how many polls it has made. When all have
-done so, the loops go on to the first poll that none has reached, and stop there: no process stops
-while another waits for it in a step.
+done so, the loops continue to the first poll that none has reached, and stop there: no process
+stops while another waits for it in a step.
 
 jax's `multihost_utils.reached_preemption_sync_point` works alike, but for SIGTERM alone, not for
 Ctrl-C; it takes the signal's handler, so that a second signal cannot end the process.

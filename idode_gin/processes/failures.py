@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+from idode_gin import checks
 from idode_gin.processes.agreed_stop import AgreedStop
 from idode_gin.processes.connections import Connections
 
@@ -66,7 +67,8 @@ class _Watch:
                 self.stop.look(self._connections.found)
             elif index != self._connections.index:
                 self.is_leaving.set()
-                print(f"stopped: process {index} failed: {message}", file=sys.stderr)
+                failed = "" if code == checks.EXIT_PREEMPTED else " failed"
+                print(f"stopped: process {index}{failed}: {message}", file=sys.stderr)
                 if self.last_act is not None:
                     with contextlib.suppress(Exception):  # the first failure is the one to report
                         self.last_act()

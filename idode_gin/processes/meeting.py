@@ -1,4 +1,4 @@
-"""Meeting of the processes of a run, before jax connects them: who is missing or doubled is named.
+"""Connecting the processes of a run before jax does: missing and doubled ones are named.
 
 All connect to process 0 at the port that jax's service uses next, and stay connected.
 
@@ -201,7 +201,7 @@ def reach(host: str, port: int, count: int, index: int, timeout: float) -> Conne
         ValueError: with what process 0 reports, or if it cannot be reached in time.
     """
     deadline = time.monotonic() + timeout
-    reason = "nobody listens there"
+    reason = "no program listens there"
     while time.monotonic() < deadline:
         try:
             end = socket.create_connection((host.strip("[]"), port), timeout=2.0)

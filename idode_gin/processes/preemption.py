@@ -112,12 +112,12 @@ class _Listener:
             last_words = self.loops[-1].last_words if self.loops else _message
             if last_words is None or (not self.loops and self.is_answered):
                 return
-            code = checks.EXIT_PREEMPTED
+            code, label = checks.EXIT_PREEMPTED, "stopped"
             try:
-                message = f"stopped: {last_words(signal.Signals(self.received).name)}"
+                message = last_words(signal.Signals(self.received).name)
             except OSError as error:
-                message, code = f"error: {error}", checks.EXIT_BAD_INPUT
-            print(message, file=sys.stderr, flush=True)
+                code, label, message = checks.EXIT_BAD_INPUT, "error", str(error)
+            print(f"{label}: {message}", file=sys.stderr, flush=True)
             failures.fail(code, message)
             os._exit(code)
 

@@ -50,7 +50,7 @@ def held(directory: str | pathlib.Path, *, is_first: bool = True) -> Iterator[No
     finally:
         _held.discard(path)
         with contextlib.suppress(OSError):
-            path.unlink()  # before it is released: who then gets the lock finds no file
+            path.unlink()  # while it is locked: the next owner then finds that it is gone
         os.close(number)
 
 

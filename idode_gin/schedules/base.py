@@ -1,4 +1,4 @@
-"""The contract of a noise schedule (a path from data to noise)."""
+"""The interface of a noise schedule, a path from data to noise."""
 
 import abc
 
@@ -13,8 +13,8 @@ class AbstractSchedule(abc.ABC):
         gamma = 2 (log sigma - log alpha)
         dlog_sigma - dlog_alpha = 1/2
 
-    The two derivatives are separate methods because each has a closed form that keeps its relative
-    accuracy where their difference from the other would cancel.
+    The two derivatives are separate methods because each has a closed form with full relative
+    accuracy, which their difference of 1/2 would lose by cancellation.
     """
 
     @abc.abstractmethod

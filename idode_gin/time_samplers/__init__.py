@@ -1,1 +1,1 @@
-"""How training draws gamma, and with what density."""
+"""Time samplers: the distribution of gamma in training."""

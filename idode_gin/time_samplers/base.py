@@ -1,4 +1,4 @@
-"""The contract of a time sampler."""
+"""The interface of a time sampler."""
 
 import abc
 from collections.abc import Callable
@@ -9,13 +9,13 @@ from idode_gin.schedules.time.base import AbstractTime
 from idode_gin.time_samplers.quantiles.base import AbstractQuantiles
 
 Weight: TypeAlias = Callable[[types.Gamma], types.Gamma]
-"""gamma -> a(gamma)^2, elementwise: how much a squared output error counts there."""
+"""gamma -> a(gamma)^2, elementwise: the weight of a squared error of the output."""
 
 
 class AbstractTimeSampler(abc.ABC):
-    """Turns uniform quantiles into gammas with a known density on [gamma_min, gamma_max].
+    """Maps uniform quantiles to gammas with a known sampling density on [gamma_min, gamma_max].
 
-    Subclasses have a field `quantiles`: where the uniform numbers come from.
+    Subclasses have a field `quantiles`, the source of the uniform numbers.
     """
 
     quantiles: AbstractQuantiles
@@ -24,4 +24,4 @@ class AbstractTimeSampler(abc.ABC):
     def gamma_and_density(
         self, u: types.PerExample, time: AbstractTime, weight: Weight
     ) -> tuple[types.PerExample, types.PerExample]:
-        """gamma at quantile u in [0, 1), increasing in u, and its probability density per nat."""
+        """Return gamma at quantile u in [0, 1), increasing in u, and its density per nat."""

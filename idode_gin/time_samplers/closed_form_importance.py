@@ -17,7 +17,7 @@ from idode_gin.time_samplers.quantiles.low_discrepancy import LowDiscrepancy
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VPVelocityImportance(base.AbstractTimeSampler):
-    """gamma with density sigmoid(-gamma) / Z: p proportional to a^2 where a = alpha of the VP path.
+    """Sampling density sigmoid(-gamma) / Z, proportional to a^2 with a = alpha of the VP path.
 
         Z = log((1 + e^{-gamma_min}) / (1 + e^{-gamma_max}))
         gamma(u) = -log(e^{-Z u} (1 + e^{-gamma_min}) - 1)
@@ -33,7 +33,7 @@ class VPVelocityImportance(base.AbstractTimeSampler):
     def gamma_and_density(
         self, u: types.PerExample, time: AbstractTime, weight: base.Weight
     ) -> tuple[types.PerExample, types.PerExample]:
-        """gamma at quantile u, and p there."""
+        """Return gamma at quantile u, and p there."""
         _check_weight(weight, time)
         log_mass = jnp.logaddexp(0.0, -jnp.asarray(time.gamma_min, u.dtype))
         total = log_mass - jnp.logaddexp(0.0, -jnp.asarray(time.gamma_max, u.dtype))

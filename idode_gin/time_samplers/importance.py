@@ -14,21 +14,21 @@ from idode_gin.time_samplers.quantiles.base import AbstractQuantiles
 from idode_gin.time_samplers.quantiles.low_discrepancy import LowDiscrepancy
 
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(8)
-# Within a panel the integrand is nearly constant, so Newton gains digits fourfold a step at worst;
-# five reach float64 rounding for panels up to one nat wide.
+# Within a panel the integrand is nearly constant, so Newton steps converge fast: five reach float64
+# rounding for panels up to one nat wide.
 _NEWTON_STEPS = 5
 
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Importance(base.AbstractTimeSampler):
-    """gamma with density p(gamma) = a(gamma)^2 / Z, which makes the loss weight constant, Z / 2.
+    """gamma with sampling density p(gamma) = a(gamma)^2 / Z, so that the loss weight is Z / 2.
 
     The distribution function is integrated by Gauss-Legendre panels and inverted by Newton steps
-    inside the panel that holds the quantile: exact to rounding for smooth weights.
+    inside the panel of the quantile, to rounding error for smooth weights.
 
     Args:
-        quantiles: where the uniform numbers come from.
+        quantiles: source of the uniform numbers.
         panels: equal panels of [gamma_min, gamma_max]; 8 nodes each.
     Refs: i-DODE, importance sampling of time.
     """
@@ -37,13 +37,13 @@ class Importance(base.AbstractTimeSampler):
     panels: int = 128
 
     def __post_init__(self) -> None:
-        """Checks the number of panels."""
+        """Check the number of panels."""
         checks.check_positive("panels", self.panels)
 
     def gamma_and_density(
         self, u: types.PerExample, time: AbstractTime, weight: base.Weight
     ) -> tuple[types.PerExample, types.PerExample]:
-        """gamma at quantile u of p, and p there."""
+        """Return gamma at quantile u of p, and p there."""
         edges = jnp.linspace(time.gamma_min, time.gamma_max, self.panels + 1, dtype=u.dtype)
         masses = _integral(weight, edges[:-1], edges[1:])
         mass_below = jnp.concatenate([jnp.zeros(1, u.dtype), jnp.cumsum(masses)])
@@ -60,7 +60,7 @@ class Importance(base.AbstractTimeSampler):
 
 
 def _integral(weight: base.Weight, left: Array, right: Array) -> Array:
-    """Integral of `weight` from `left` to `right`, elementwise on `[N]`."""
+    """Integrate `weight` from `left` to `right`, elementwise on `[N]`."""
     half = (right - left)[:, None] / 2
     gamma = left[:, None] + half * (1 + jnp.asarray(_NODES, left.dtype))
     return jnp.sum(half * jnp.asarray(_NODE_WEIGHTS, left.dtype) * weight(gamma), axis=1)

@@ -13,9 +13,10 @@ from idode_gin.time_samplers.quantiles.low_discrepancy import LowDiscrepancy
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Uniform(base.AbstractTimeSampler):
-    """t uniform in [0, 1]: gamma = gamma(t), with density 1 / (d gamma / dt).
+    """t uniform in [0, 1]: gamma = gamma(t), with sampling density 1 / (d gamma / dt).
 
-    Uniform in gamma where gamma(t) is linear; for noise prediction that is the importance sampler.
+    This is uniform in gamma if gamma(t) is linear, and then the importance sampler of noise
+    prediction.
     """
 
     quantiles: AbstractQuantiles = dataclasses.field(default_factory=LowDiscrepancy)
@@ -23,5 +24,5 @@ class Uniform(base.AbstractTimeSampler):
     def gamma_and_density(
         self, u: types.PerExample, time: AbstractTime, weight: base.Weight
     ) -> tuple[types.PerExample, types.PerExample]:
-        """gamma(u) and its density; the weight does not matter."""
+        """Return gamma(u) and its sampling density; the weight is not used."""
         return time.gamma(u), 1 / time.dgamma(u)

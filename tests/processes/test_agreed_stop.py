@@ -77,8 +77,8 @@ def ended():
     return run
 
 
-def test_who_has_left_is_not_waited_for():
-    """Process 1 has made all its polls before anybody is asked, and nobody watches for it."""
+def test_a_process_that_has_left_is_not_waited_for():
+    """Process 1 has made all its polls before process 0 is asked, and receives no more."""
     store = Store()
     here, gone = (agreed_stop.AgreedStop(store.publish, index, 2) for index in (0, 1))
     assert [gone.poll() for _ in range(3)] == [False] * 3
@@ -97,7 +97,7 @@ def test_all_stop_at_one_poll(ended, seed):
     assert stopped_at < 1000
 
 
-def test_nobody_asks(ended):
+def test_no_process_asks(ended):
     assert ended(3, 30, []) == {None}
 
 

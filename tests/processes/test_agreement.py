@@ -17,7 +17,7 @@ def test_differences_in_words() -> None:
     assert agreement.differences(first, {1: first}) == []
 
 
-def test_equal_differences_are_told_once() -> None:
+def test_equal_differences_are_listed_once() -> None:
     others = {index: {"jax": "0.9"} for index in range(1, 9)}
     assert agreement.differences({"jax": "0.10"}, others) == [
         "8 processes (1, 2, 3, 4, 5, …) have jax = 0.9, process 0 has 0.10"
@@ -31,7 +31,7 @@ def test_one_process_does_not_look() -> None:
     agreement.check("anything", facts)
     agreement.check_shared(pathlib.Path("nowhere"), "MODEL_DIR")
     with failures.until_done():
-        failures.fail(2, "of nobody's concern")
+        failures.fail(2, "not for other processes")
 
 
 def test_every_module_counts() -> None:
@@ -48,7 +48,7 @@ def test_every_module_counts() -> None:
     assert {"idode_gin", "jax", "jax_platforms", "jax_enable_x64"} <= set(agreement.of_code())
 
 
-def test_long_values_are_shortened_but_told_apart() -> None:
+def test_long_values_are_shortened_but_stay_different() -> None:
     one, other = (agreement._text("x" * 500 + end) for end in "ab")
     assert one != other
     assert len(one) < 250

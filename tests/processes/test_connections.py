@@ -96,4 +96,4 @@ def test_process_0_is_missed_as_well(pair):
         assert ended(each) == [0]
         assert "last words" in each.found
         assert not each.is_open
-        each.publish("nobody receives this")
+        each.publish("not received")

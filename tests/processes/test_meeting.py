@@ -21,14 +21,14 @@ def all_meet(*members: tuple[int, int], timeout: float = 20, late: float = 0) ->
 
     The last one comes `late` seconds after the others.
     """
-    port, told = free_port(), {}
+    port, errors = free_port(), {}
 
     def take_part(number: int, count: int, index: int) -> None:
         try:
             meeting.meet(f"localhost:{port}", count, index, timeout)
-            told[number] = ""
+            errors[number] = ""
         except ValueError as error:
-            told[number] = str(error)
+            errors[number] = str(error)
 
     threads = [
         threading.Thread(target=take_part, args=(number, *each))
@@ -40,7 +40,7 @@ def all_meet(*members: tuple[int, int], timeout: float = 20, late: float = 0) ->
         each.start()
     for each in threads:
         each.join()
-    return told
+    return errors
 
 
 def test_all_are_there() -> None:
@@ -48,32 +48,32 @@ def test_all_are_there() -> None:
     assert all_meet((1, 0)) == {0: ""}
 
 
-def test_all_are_told_what_is_wrong() -> None:
-    told = all_meet((3, 0), (3, 1), (3, 1))
-    assert len(told) == 3
-    assert set(told.values()) == {
+def test_all_report_what_is_wrong() -> None:
+    errors = all_meet((3, 0), (3, 1), (3, 1))
+    assert len(errors) == 3
+    assert set(errors.values()) == {
         "Two processes have index 1. Give each its own --process_index, 0 to 2."
     }
     (message,) = set(all_meet((3, 0), (3, 1), (4, 2)).values())
     assert message.startswith("Process 2 was started as one of 4 processes, process 0 as one of 3")
 
 
-def test_who_comes_later_is_told_as_well() -> None:
-    told = all_meet((3, 0), (4, 2), (3, 1), late=1)
-    assert len(told) == 3
-    (message,) = set(told.values())
+def test_a_process_that_comes_later_reports_it_as_well() -> None:
+    errors = all_meet((3, 0), (4, 2), (3, 1), late=1)
+    assert len(errors) == 3
+    (message,) = set(errors.values())
     assert message.startswith("Process 2 was started as one of 4 processes, process 0 as one of 3")
 
 
-def test_who_is_missing_is_named() -> None:
-    told = all_meet((5, 0), (5, 2), (5, 4), timeout=1)
-    for message in told.values():
+def test_missing_processes_are_named() -> None:
+    errors = all_meet((5, 0), (5, 2), (5, 4), timeout=1)
+    for message in errors.values():
         assert "Of 5 processes, 1, 3 did not reach process 0 in 1 seconds." in message
 
 
 def test_two_first_processes() -> None:
-    told = all_meet((2, 0), (2, 0), timeout=1)
-    assert any("Is another process 0 running?" in message for message in told.values())
+    errors = all_meet((2, 0), (2, 0), timeout=1)
+    assert any("Is another process 0 running?" in message for message in errors.values())
 
 
 def first_of_two(port: int, errors: list[str], timeout: float = 20) -> threading.Thread:
@@ -117,7 +117,7 @@ def test_strangers_at_the_door_change_nothing() -> None:
         each.close()
 
 
-def test_strangers_that_send_a_byte_at_times_keep_nobody_waiting() -> None:
+def test_strangers_that_send_a_byte_at_times_cause_no_delay() -> None:
     port, errors, is_over = free_port(), [], threading.Event()
     host = first_of_two(port, errors, timeout=1)
     stranger = knock(port, b"i")

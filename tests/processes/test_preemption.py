@@ -117,14 +117,14 @@ def test_several_processes_that_save_together_are_not_left_in_mid_batch(one_of_t
             assert not left.wait(0.4)
         with stop.with_nothing_to_save(lambda name: f"by {name}"):
             assert left.wait(10)
-    assert one_of_two.failures[0] == (75, "stopped: by SIGTERM")
+    assert one_of_two.failures[0] == (75, "by SIGTERM")
 
 
 def test_several_processes_say_what_each_can_say_alone(one_of_two, left):
     with StopRequest(preemption.RESULTS, lambda name: f"kept, {name}"):
         os.kill(os.getpid(), signal.SIGTERM)
         assert left.wait(10)
-    assert one_of_two.failures[0] == (75, "stopped: kept, SIGTERM")
+    assert one_of_two.failures[0] == (75, "kept, SIGTERM")
 
 
 def test_what_there_is_is_kept_for_another_process_that_leaves(monkeypatch):

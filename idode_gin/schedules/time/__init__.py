@@ -1,1 +1,1 @@
-"""How fast time runs along a path: gamma(t)."""
+"""Time schedules: gamma as a function of time, gamma(t)."""

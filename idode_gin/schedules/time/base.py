@@ -1,4 +1,4 @@
-"""The contract of gamma(t): how fast time runs along a schedule."""
+"""The interface of gamma(t), the speed of time along a schedule."""
 
 import abc
 
@@ -10,8 +10,8 @@ from idode_gin import types
 class AbstractTime(abc.ABC):
     """A strictly increasing map from t in [0, 1] to gamma in [gamma_min, gamma_max].
 
-    The continuous-time bound depends on it only through its two ends; what lies between changes
-    the variance of its estimates, not their mean.
+    The continuous-time bound depends on it only through its two ends; the interior changes the
+    variance of estimates, not their mean.
     """
 
     @property
@@ -33,5 +33,5 @@ class AbstractTime(abc.ABC):
         return jax.vmap(jax.grad(self.gamma))(t)
 
     def rescale(self, gamma: types.Gamma) -> types.Gamma:
-        """gamma as a fraction of its range, in [0, 1]: the network's time input."""
+        """Return gamma as a fraction of its range, in [0, 1]: the time input of the network."""
         return (gamma - self.gamma_min) / (self.gamma_max - self.gamma_min)

@@ -9,7 +9,7 @@ from idode_gin.schedules.time import base
 
 
 def gamma_min_for_levels(levels: int) -> float:
-    """The clean end that keeps tau = alpha / (sigma V) near 3 for `levels` = V pixel levels.
+    """Return the clean end with tau = alpha / (sigma V) near 3 for `levels` = V pixel levels.
 
         gamma_min = -2 log(3 V)        -13.29 for 256 levels, -7.86 for 17
 
@@ -39,7 +39,7 @@ class Linear(base.AbstractTime):
     gamma_max: float = 5.0
 
     def __post_init__(self) -> None:
-        """Checks the ends."""
+        """Check the ends."""
         if not self.gamma_min < self.gamma_max:
             raise ValueError(
                 f"`gamma_min` must be below `gamma_max`, got gamma_min={self.gamma_min} and "
@@ -47,5 +47,5 @@ class Linear(base.AbstractTime):
             )
 
     def gamma(self, t: types.Gamma) -> types.Gamma:
-        """gamma(t), elementwise."""
+        """Return gamma(t), elementwise."""
         return self.gamma_min + (self.gamma_max - self.gamma_min) * t

@@ -1,1 +1,1 @@
-"""The uniform numbers behind a batch of times."""
+"""Uniform quantiles of a batch of times."""

@@ -1,4 +1,4 @@
-"""The contract of the uniform numbers behind a batch of times."""
+"""The interface of the uniform quantiles of a batch of times."""
 
 import abc
 
@@ -8,19 +8,19 @@ from idode_gin import types
 
 
 class AbstractQuantiles(abc.ABC):
-    """Uniform numbers in [0, 1), one per example, a pure function of key and place.
+    """Uniform numbers in [0, 1), one per example, a pure function of key and position.
 
-    Each is uniform by itself; how they depend on each other is the subclass's choice.
+    Each number is uniform; subclasses define their joint distribution.
     """
 
     @abc.abstractmethod
     def draw(
         self, key: types.PRNGKey, position: Integer[Array, " batch"], global_batch_size: int
     ) -> types.PerExample:
-        """Quantiles of the examples at `position` of a global batch; `[B]`.
+        """Return the quantiles of the examples at `position` of a global batch, `[B]`.
 
         Args:
-            key: the key of the whole global batch (the same on every device and process).
-            position: places in the global batch, 0 … global_batch_size - 1.
-            global_batch_size: over all devices, processes and microbatches.
+            key: key of the whole global batch, the same on every device and process.
+            position: positions in the global batch, 0 … global_batch_size - 1.
+            global_batch_size: size over all devices, processes and microbatches.
         """

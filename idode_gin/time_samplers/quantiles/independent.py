@@ -18,6 +18,6 @@ class Independent(base.AbstractQuantiles):
     def draw(
         self, key: types.PRNGKey, position: Integer[Array, " batch"], global_batch_size: int
     ) -> types.PerExample:
-        """Independent uniforms, `[B]`; the global batch size does not matter."""
+        """Return independent uniform numbers, `[B]`; the global batch size is not used."""
         keys = numerics.fold_in_each(key, position)
         return jax.vmap(lambda each: jax.random.uniform(each, dtype=numerics.float_dtype()))(keys)
