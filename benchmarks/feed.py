@@ -9,13 +9,13 @@ after the other, `repeats` rounds of all; medians are printed. grain is measured
 installed (`pip install grain`).
 
     images/s    over 3 seconds, after the first two batches
-    per core    images per second of a core's time: what a busy machine leaves as it is
-    first       seconds from opening the cache to the first batch; imports are not counted
+    per core    images per second of a core's time, which a busy machine does not change
+    first       seconds from opening the cache to the first batch, without imports
     peak        most resident memory since the imports, as a multiple of the decoded images
-    private     the same of what is not a mapped file's, after the first batches or at the end
-    load        of the machine, mean of the rounds: this process alone makes it one or two
+    private     the same without mapped files, after the first batches or at the end
+    load        mean load average of the machine; this process alone causes one or two
 
-The first column of figures is for two cores that have nothing else to do; see `load`.
+The first column of figures holds for two otherwise idle cores; see `load`.
 """
 
 import argparse

@@ -2,16 +2,16 @@
 
     python -m benchmarks.feed_memory [--images 50000 200000]
 
-Synthetic 32 x 32 x 3 images, which TensorFlow makes one by one, so that nothing but the feed holds
-them; 16-bit ones and .npz files as named. Each line is a process of its own; what it had before
-`load_split`, TensorFlow and seqio imported and a small split read, is taken off.
+Synthetic 32 x 32 x 3 images, which TensorFlow makes one by one, so that only the feed holds them.
+Each line is a process of its own. Its memory before `load_split`, with TensorFlow and seqio
+imported and a small split read, is subtracted.
 
     peak / decoded      most resident memory, as a multiple of the images as they are trained on
-    private, MB         of it what is no mapped file's: the most during `load_split`, after the
-                        first batch, and the most over an epoch of shuffled, augmented batches
+    private, MB         the part of it outside mapped files: the most during `load_split`, after
+                        the first batch, and the most over an epoch of shuffled, augmented batches
 
-Mapped pages count as resident, so only the private columns tell that memory does not grow with a
-mapped split, but for the permutation and the random words of an epoch: 8 bytes each per image.
+Mapped pages count as resident, so only the private columns show that a mapped split takes no memory
+but the permutation and the random words of an epoch, 8 bytes each per image.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import numpy as np
 
 from benchmarks import processes
 from idode_gin.feed import augmentation, batches, data, loading
+from idode_gin.feed.sources import ImageSource
 
 SHAPE = (32, 32, 3)
 BATCH = 128
@@ -49,13 +50,11 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def register(count: int) -> None:
-    """Tasks `plain`, half of it each `first` and `second`, `mixture` of both, and `through`."""
+    """Register `plain`, its halves `first` and `second`, their `mixture`, and `through`."""
     import seqio
     import tensorflow as tf
 
-    class Made(seqio.FunctionDataSource):
-        augmentation = None
-
+    class Made(seqio.FunctionDataSource, ImageSource):
         def __init__(self, name: str, start: int, stop: int) -> None:
             self.name = name
             super().__init__(
@@ -65,10 +64,6 @@ def register(count: int) -> None:
                 splits=("train",),
                 num_input_examples={"train": stop - start},
             )
-
-        @property
-        def plain(self) -> "Made":
-            return self
 
         def cache_key(self, split: str) -> str:
             return str(self.num_input_examples(split))

@@ -1,11 +1,11 @@
 """Datasets as seqio tasks, one per file: importing this package registers them all.
 
 To add a dataset, add a file `tasks/<dataset>.py` that registers a task of that name when it is
-imported, with `register_images` for arrays or `support.registration.add_task` for any other source.
-A file that registers others lists them in `TASKS`. It is found by itself; folders in this one are
-not datasets, but what datasets share.
+imported, with `register_images` for arrays or `support.registration.add_task` for other sources.
+A file that registers tasks of other names lists them in `TASKS`. Folders hold no datasets:
+`support` has what the tasks share, `formats` published facts, `prepare` the program.
 A task yields a dict with "image", integers `[H, W, C]` in `0..V-1`, and optionally "conditioning",
-`[K]`. Registering reads, writes and downloads nothing: any number of processes may do it at once.
+`[K]`. Registering reads, writes and downloads nothing, so processes may do it concurrently.
 """
 
 import importlib
@@ -19,17 +19,17 @@ import numpy as np
 def register_images(
     name: str, split_sizes: Mapping[str, int], load_split: Callable[[str], np.ndarray]
 ) -> None:
-    """Registers a seqio task over images that fit in memory; does nothing when it is known already.
+    """Register a seqio task over images that fit in memory, unless there is one of that name.
 
     Args:
       name: the task's name.
-      split_sizes: how many images each split holds.
+      split_sizes: number of images of each split.
       load_split: split name -> images, uint8 `[N, H, W, C]`, always in the same order. Called when
-        the task is read, never when it is registered.
+        the task is read, not when it is registered.
     """
-    from tasks.support import arrays, registration
+    from tasks.support import array_images, registration
 
-    registration.add_task(name, arrays.ArrayImages(split_sizes, load_split))
+    registration.add_task(name, array_images.ArrayImages(split_sizes, load_split))
 
 
 def _register_all() -> None:
@@ -38,6 +38,6 @@ def _register_all() -> None:
             importlib.import_module(f"{__name__}.{module.name}")
 
 
-# `python -m tasks.prepare` opens no task, and answers before seqio would be imported.
+# `python -m tasks.prepare` needs no task; without this it would wait seconds for seqio's import.
 if "tasks.prepare" not in sys.orig_argv[1:3]:
     _register_all()

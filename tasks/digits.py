@@ -1,7 +1,7 @@
 """Task `digits`: 1,797 handwritten digits, 8 x 8 x 1, 17 grey levels `0..16`.
 
 The images come with scikit-learn (its `load_digits`, the test half of UCI's Optical Recognition of
-Handwritten Digits), so nothing is downloaded. They have no official split; ours is one fixed
+Handwritten Digits), so nothing is downloaded. There is no official split; this one is a fixed
 permutation, cut into 1,347 training, 150 validation and 300 test images.
 """
 
@@ -15,9 +15,9 @@ SPLIT_SEED = 0
 
 
 def split_indices(split: str) -> np.ndarray:
-    """Places of a split's images in scikit-learn's own order, `[N]`."""
-    # Ranks of raw random words: NumPy promises that those never change, and does not promise it
-    # for `Generator.permutation`.
+    """Return the places of a split's images in scikit-learn's own order, `[N]`."""
+    # Ranks of raw random words: NumPy guarantees that those never change, unlike
+    # `Generator.permutation`.
     words = np.random.PCG64(SPLIT_SEED).random_raw(sum(SPLIT_SIZES.values()))
     order = np.argsort(words, kind="stable")
     start = 0
@@ -29,7 +29,7 @@ def split_indices(split: str) -> np.ndarray:
 
 
 def load_split(split: str) -> np.ndarray:
-    """Images of one split, uint8 `[N, 8, 8, 1]`."""
+    """Return the images of one split, uint8 `[N, 8, 8, 1]`."""
     images = datasets.load_digits().images.astype(np.uint8)[..., None]
     return images[split_indices(split)]
 

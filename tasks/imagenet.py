@@ -1,17 +1,21 @@
 """Tasks `imagenet32_old`, `imagenet32_new`, `imagenet64_old`, `imagenet64_new`: 3 x 8 bits.
 
-Two ways to shrink ImageNet's photographs, whose bits per dim cannot be compared: the old one by
-van den Oord et al., the new, anti-aliased one by Chrabaszcz et al. From files in the format of
-TensorFlow Datasets.
+ImageNet's photographs, downsampled in two ways whose bits per dim cannot be compared: the old one
+by van den Oord et al., the new, anti-aliased one by Chrabaszcz et al. Read from files in the format
+of TensorFlow Datasets.
 """
 
-from tasks.support import variants
+from tasks.formats import published
 from tasks.support.registration import add_task
-from tasks.support.sources import TfdsImages
+from tasks.support.tfds_images import TfdsImages
 
-TASKS = ("imagenet32_old", "imagenet32_new", "imagenet64_old", "imagenet64_new")
+_VARIANTS = (
+    published.IMAGENET32_OLD,
+    published.IMAGENET32_NEW,
+    published.IMAGENET64_OLD,
+    published.IMAGENET64_NEW,
+)
+TASKS = tuple(variant.name for variant in _VARIANTS)
 
-add_task("imagenet32_old", TfdsImages(variants.IMAGENET32_OLD))
-add_task("imagenet32_new", TfdsImages(variants.IMAGENET32_NEW))
-add_task("imagenet64_old", TfdsImages(variants.IMAGENET64_OLD))
-add_task("imagenet64_new", TfdsImages(variants.IMAGENET64_NEW))
+for variant in _VARIANTS:
+    add_task(variant.name, TfdsImages(variant))

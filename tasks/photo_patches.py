@@ -32,7 +32,7 @@ NUM_PHOTOGRAPHS = 2
 
 
 def halve(photograph: np.ndarray) -> np.ndarray:
-    """Mean of each 2 x 2 block, halves rounded up; an odd last row or column is left out.
+    """Return the mean of each 2 x 2 block, halves rounded up, without an odd last row or column.
 
     uint8 `[H, W, C] -> [H // 2, W // 2, C]`.
     """
@@ -43,7 +43,7 @@ def halve(photograph: np.ndarray) -> np.ndarray:
 
 
 def corners(split: str) -> Iterator[tuple[int, int]]:
-    """Row and column of the top left pixel of every crop of a split, in a halved photograph."""
+    """Yield row and column of the top left pixel of each crop, in a halved photograph."""
     stride = STRIDES[split]
     for row in range(0, HALVED_SHAPE[0] - PATCH + 1, stride):
         for first, end in STRETCHES[split]:
@@ -52,17 +52,17 @@ def corners(split: str) -> Iterator[tuple[int, int]]:
 
 
 def crops(halved: np.ndarray, split: str) -> np.ndarray:
-    """All crops of one halved photograph, `[213, 320, C] -> [N, 32, 32, C]`, dtype kept."""
+    """Return all crops of one halved photograph, `[213, 320, C] -> [N, 32, 32, C]`, dtype kept."""
     if halved.shape[:2] != HALVED_SHAPE:
         raise ValueError(
             f"A halved photograph must measure {HALVED_SHAPE}, got {halved.shape[:2]}: this "
-            "scikit-learn ships other photographs, on which the splits were not laid out."
+            "scikit-learn ships other photographs, for which the splits were not designed."
         )
     return np.stack([halved[r : r + PATCH, c : c + PATCH] for r, c in corners(split)])
 
 
 def load_split(split: str) -> np.ndarray:
-    """Crops of one split, uint8 `[N, 32, 32, 3]`: the first photograph's, then the second's."""
+    """Return one split, uint8 `[N, 32, 32, 3]`: crops of the first photograph, then the second."""
     photographs = datasets.load_sample_images().images
     return np.concatenate([crops(halve(each), split) for each in photographs])
 

@@ -1,1 +1,1 @@
-"""From a task name to a decoded split to batches on devices."""
+"""Datasets: from a task's name to a decoded split to batches."""

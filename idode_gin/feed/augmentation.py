@@ -1,7 +1,7 @@
 """Random flips, rotations and channel orders of training images, as pure functions.
 
-What happens to an image is decided by `(seed, epoch, image)` alone: no state, nothing to save, the
-same on every process and however often a run was resumed.
+`(seed, epoch, image)` alone decides how an image is augmented: there is no state to save, and all
+processes and resumed runs draw the same.
 """
 
 import abc
@@ -14,15 +14,15 @@ from typing import NamedTuple, final
 import numpy as np
 
 KINDS = ("flip", "rotation", "channels")
-"""In the order they are applied."""
+"""Kinds of augmentation, in the order they are applied."""
 
-_STREAM = 0x41554700  # keeps these words apart from those that order the epochs
+_STREAM = 0x41554700  # separates these words from those that order the epochs
 _SMALLEST_TABLE = 1 << 12
 _MOST_CHANNELS = 5  # 120 orders, 960 codes
 
 
 class Codes(NamedTuple):
-    """What happens to each of n images."""
+    """The augmentation drawn for each of n images."""
 
     flip: np.ndarray
     """bool `[n]`: mirrored left to right."""
@@ -31,67 +31,67 @@ class Codes(NamedTuple):
     order: np.ndarray
     """int `[n]`: place in `channel_orders(C)` of the new order of the channels."""
     applied: np.ndarray
-    """bool `[n, kinds]`: whether each kind that is switched on was applied, in the order of KINDS.
-    A shuffle of the channels counts even if it happens to change nothing."""
+    """bool `[n, kinds]`: True where a kind was applied; kinds switched on, in the order of KINDS.
+    A shuffle of the channels counts even if it draws the present order."""
 
 
 class AbstractBits(abc.ABC):
-    """How the network is told what was done to an image."""
+    """Conditioning of the network on the augmentation of an image."""
 
     @abc.abstractmethod
     def size(self, kinds: int) -> int:
-        """K, numbers per image for so many kinds of augmentation."""
+        """Return K, the numbers per image, for this many kinds of augmentation."""
 
     @abc.abstractmethod
     def __call__(self, applied: np.ndarray) -> np.ndarray:
-        """bool `[n, kinds]` -> float32 `[n, K]`; zeros where nothing was done."""
+        """Map bool `[n, kinds]` to float32 `[n, K]`; zeros for an image that was not augmented."""
 
 
 @final
 @dataclasses.dataclass(frozen=True)
 class AnyBit(AbstractBits):
-    """One bit: whether anything was done. Published."""
+    """One bit: 1 if any kind was applied. The published choice."""
 
     def size(self, kinds: int) -> int:
-        """One."""
+        """Return 1."""
         return 1
 
     def __call__(self, applied: np.ndarray) -> np.ndarray:
-        """float32 `[n, 1]`."""
+        """Return float32 `[n, 1]`."""
         return np.any(applied, axis=1)[:, None].astype(np.float32)
 
 
 @final
 @dataclasses.dataclass(frozen=True)
 class BitPerKind(AbstractBits):
-    """One bit for every kind that is switched on, in the order of `KINDS`."""
+    """One bit for each kind that is switched on, in the order of `KINDS`."""
 
     def size(self, kinds: int) -> int:
-        """As many as kinds."""
+        """Return the number of kinds."""
         return kinds
 
     def __call__(self, applied: np.ndarray) -> np.ndarray:
-        """float32 `[n, kinds]`."""
+        """Return float32 `[n, kinds]`."""
         return applied.astype(np.float32)
 
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Each kind happens with probability 1/2, independently, in the order of `KINDS`.
+    """Applies each kind with probability 1/2, independently, in the order of `KINDS`.
 
         flip        mirrored left to right
         rotation    1, 2 or 3 quarter turns, equally likely
         channels    any of the C! orders of the channels, equally likely, the present one included
 
     Args:
-        flip: whether images are mirrored.
-        rotation: whether they are turned; they must then be square.
-        channels: whether the channels change places.
-        bits: what the network is told, its conditioning.
+        flip: mirror images.
+        rotation: turn images, which must then be square.
+        channels: permute the channels.
+        bits: conditioning of the network.
 
     Raises:
-        ValueError: if nothing is switched on.
+        ValueError: if no kind is switched on.
     Refs: i-DODE, the settings with data augmentation; its published data pipeline.
     """
 
@@ -101,7 +101,6 @@ class Augmentation:
     bits: AbstractBits = AnyBit()
 
     def __post_init__(self) -> None:
-        """Checks that something is left to do."""
         if not any(getattr(self, kind) for kind in KINDS):
             raise ValueError(
                 "`Augmentation` needs one of flip, rotation and channels, got none. To train on "
@@ -110,7 +109,7 @@ class Augmentation:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What is switched on."""
+        """Kinds that are switched on."""
         return tuple(kind for kind in KINDS if getattr(self, kind))
 
     @property
@@ -119,11 +118,11 @@ class Augmentation:
         return self.bits.size(len(self.kinds))
 
     def check(self, image_shape: tuple[int, ...]) -> None:
-        """Raises ValueError unless images (height, width, channels) can be augmented so."""
+        """Raise ValueError unless images (height, width, channels) can be augmented this way."""
         height, width, channels = image_shape
         if self.channels and channels > _MOST_CHANNELS:
             raise ValueError(
-                f"At most {_MOST_CHANNELS} channels can change places, got {channels}. Set "
+                f"At most {_MOST_CHANNELS} channels can be permuted, got {channels}. Set "
                 "Augmentation.channels = False."
             )
         if self.rotation and height != width:
@@ -133,7 +132,7 @@ class Augmentation:
             )
 
     def codes(self, seed: int, epoch: int, index: np.ndarray, channels: int = 3) -> Codes:
-        """What happens to the images at `index` (places in their split) in this epoch.
+        """Draw the augmentation of the images at `index` (places in their split) in this epoch.
 
         Args:
             seed: of the dataset.
@@ -147,7 +146,7 @@ class Augmentation:
             kind: (words >> np.uint64(place)) & np.uint64(1) for place, kind in enumerate(KINDS)
         }
         applied = {kind: coins[kind].astype(bool) & getattr(self, kind) for kind in KINDS}
-        # 24 bits each, of one word that nobody else reads: bias below 1e-6.
+        # 24 bits each, of one word that nothing else reads: bias below 1e-6.
         turns = 1 + _below(words >> np.uint64(8), 3)
         orders = len(channel_orders(channels)) if self.channels else 1
         order = _below(words >> np.uint64(32), orders)
@@ -160,9 +159,9 @@ class Augmentation:
 
 
 def apply(images: np.ndarray, codes: Codes) -> np.ndarray:
-    """Augmented copies of `[n, H, W, C]`, in the same order and dtype.
+    """Return augmented copies of `[n, H, W, C]`, in the same order and dtype.
 
-    Images with the same code are worked on together: every code is one permutation of the places.
+    Images with the same code are processed together: every code is one permutation of the places.
     """
     shape = images.shape[1:]
     orders = len(channel_orders(shape[2])) if np.any(codes.order) else 1
@@ -179,13 +178,13 @@ def apply(images: np.ndarray, codes: Codes) -> np.ndarray:
 
 @functools.cache
 def channel_orders(channels: int) -> tuple[tuple[int, ...], ...]:
-    """All orders of C channels, the present one first."""
+    """Return all orders of C channels, the present one first."""
     return tuple(itertools.permutations(range(channels)))
 
 
 @functools.lru_cache(maxsize=1024)
 def _places(shape: tuple[int, int, int], number: int, orders: int) -> np.ndarray:
-    """For each place of the augmented image, the place it comes from; flat."""
+    """Return, flat, the source place of each place of the augmented image."""
     rest, order = divmod(number, orders)
     flip, turns = divmod(rest, 4)
     places = np.arange(math.prod(shape)).reshape(shape)
@@ -198,18 +197,18 @@ def _places(shape: tuple[int, int, int], number: int, orders: int) -> np.ndarray
 
 
 def _table_size(index: np.ndarray) -> int:
-    """A power of two above every index, so that few tables are made."""
+    """Return a power of two above every index, so that few tables are made."""
     largest = int(index.max(initial=0))
     return max(_SMALLEST_TABLE, 1 << largest.bit_length())
 
 
-@functools.lru_cache(maxsize=2)  # an epoch, or two where a batch lies across their border
+@functools.lru_cache(maxsize=2)  # one epoch, or two for a batch that spans both
 def _words(seed: int, epoch: int, size: int) -> np.ndarray:
-    """uint64 `[size]`: word i of the epoch's stream, whatever the size."""
-    # Raw words: NumPy promises that those never change.
+    """Return uint64 `[size]`; word i of the epoch's stream does not depend on the size."""
+    # NumPy guarantees that raw words never change.
     return np.random.Philox(np.random.SeedSequence([seed, epoch, _STREAM])).random_raw(size)
 
 
 def _below(words: np.ndarray, end: int) -> np.ndarray:
-    """Integers 0 … end - 1 from the lowest 24 bits."""
+    """Return integers 0 … end - 1 from the lowest 24 bits."""
     return ((words & np.uint64(0xFFFFFF)) % np.uint64(end)).astype(np.int64)

@@ -1,19 +1,19 @@
 """Batches of a split, as pure functions of seed and step.
 
-There is no iterator to save: a run that is resumed, or cut over more processes, sees what it would
-have seen. Every epoch is a permutation of the whole split. Evaluation walks the split in order,
-every image exactly once, and is never augmented.
+There is no iterator to save: a run that is resumed, or split over more processes, sees the same
+batches. Every epoch is a permutation of the whole split. Evaluation reads the split in order, every
+image exactly once, and is never augmented.
 
 A batch is a dict, with the batch axis `B` first:
 
     image         integers `[B, H, W, C]` in `0..V-1`
-    conditioning  float32 `[B, K]`; zeros `[B, 1]` where there is nothing to tell the network
+    conditioning  float32 `[B, K]`; zeros `[B, 1]` without any
     position      int32 `[B]`, place in the global batch
     index         int32 `[B]`, the image's place in the split
     mask          float32 `[B]`, 1 for an image, 0 for padding
 
-Each function makes only the `rows` of the global batch that it is asked for: a process reads the
-images of its own devices and no others.
+Each function returns only the requested `rows` of the global batch, so that a process reads the
+images of its own devices only.
 """
 
 import contextlib
@@ -32,15 +32,15 @@ from idode_gin.feed.data import Batch, DatasetConfig, ImageSplit
 T = TypeVar("T")
 
 
-@functools.lru_cache(maxsize=2)  # a step asks for the order of the epoch it is in, or of two
+@functools.lru_cache(maxsize=2)  # a batch lies in one epoch, or spans two
 def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
-    """The permutation of one epoch, integers `[num_images]`, read-only: a pure function.
+    """Return the permutation of one epoch, integers `[num_images]`, read-only.
 
-    This and the words of an augmentation are all that a feed from a memory map holds for every
-    image: some 12 to 24 bytes each. While it is made it takes 20 bytes per image.
+    A feed from a memory map holds only this and the words of an augmentation for every image: 12 to
+    24 bytes. Computing it takes 20 bytes per image.
     """
-    # Ranks of raw random words: NumPy promises that those never change, and does not promise it
-    # for `Generator.permutation`. A run resumed under a newer NumPy continues as it would have.
+    # Ranks of raw random words: NumPy guarantees that those never change, unlike
+    # `Generator.permutation`, so a run may be resumed under a newer NumPy.
     words = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(num_images)
     order = np.argsort(words, kind="stable").astype(np.min_scalar_type(-num_images))
     order.setflags(write=False)
@@ -50,16 +50,16 @@ def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
 def train_batch(
     split: ImageSplit, config: DatasetConfig, step: int, rows: np.ndarray | None = None
 ) -> Batch:
-    """A training step's batch, counted from 0: a pure function of seed and step.
+    """Return the batch of a training step, a pure function of seed and step.
 
     Step `s` takes the images `s B … (s + 1) B - 1` of the epochs laid end to end, so a batch may
-    take the end of one permutation and the start of the next.
+    span the end of one permutation and the start of the next.
 
     Args:
         split: the images.
         config: batch size, order and seed.
         step: from 0.
-        rows: places in the global batch, integers `[n]`; None makes all of them.
+        rows: places in the global batch, integers `[n]`; None returns all.
     """
     step = int(step)
     checks.check_integer("step", step, at_least=0)
@@ -68,7 +68,7 @@ def train_batch(
     index = np.empty_like(places)
     codes: list[augmentation.Codes] = []
     for epoch in np.unique(epochs).tolist():
-        here = epochs == epoch  # rows rise, so that the epochs' parts follow each other
+        here = epochs == epoch  # rows increase, so the epochs' parts stay in order
         index[here] = _ordered(config, epoch, split.num_images, places[here])
         if split.augmentation is not None:
             channels = split.image_shape[2]
@@ -88,13 +88,13 @@ def eval_batches(
     rows: np.ndarray | None = None,
     index: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """Every image exactly once, in order; the last batch is filled up with masked image 0.
+    """Yield every image exactly once, in order; the last batch is padded with masked image 0.
 
     Args:
         split: the images.
         batch_size: of the global batch.
-        rows: places in each global batch, integers `[n]`; None makes all of them.
-        index: the images wanted, as places in the split; None is all.
+        rows: places in each global batch, integers `[n]`; None returns all.
+        index: the images to return, as places in the split; None returns all.
     """
     checks.check_integer("batch_size", batch_size, at_least=1)
     rows = np.arange(batch_size) if rows is None else np.asarray(rows)
@@ -108,7 +108,7 @@ def eval_batches(
 def index_batches(
     index: np.ndarray, batch_size: int, rows: np.ndarray
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """For each batch of `index`, those at `rows` of it, 0 for padding; and how many are no padding.
+    """Yield, for each batch of `index`, its entries at `rows`, 0 for padding; and its real size.
 
     Args:
         index: integers `[N]`.
@@ -121,11 +121,11 @@ def index_batches(
 
 
 def prefetch(batches: Iterable[T], *, size: int = 2) -> Generator[T, None, None]:
-    """Yields the same items, made up to `size` (and one) ahead by a background thread.
+    """Yield the same items, made up to `size` + 1 ahead by a background thread.
 
-    Where making an item puts it on the devices, they have the next batch before they ask for it.
-    An exception of `batches` is raised here, after the items that came before it. Closing the
-    iterator, or dropping it, ends the thread.
+    If making an item puts it on the devices, the next batch is there before it is needed. An
+    exception of `batches` is raised here, after the items before it. Closing or dropping the
+    iterator ends the thread.
     """
     checks.check_integer("size", size, at_least=1)
     return _prefetch(batches, size)
@@ -159,7 +159,7 @@ def _prefetch(batches: Iterable[T], size: int) -> Generator[T, None, None]:
                 if stop.is_set():
                     return
             ahead.put(("end", None))
-        except BaseException as error:  # the consumer's to handle, whatever it is
+        except BaseException as error:  # raised in the consumer's thread
             ahead.put(("error", error))
 
     thread = threading.Thread(target=produce, name="prefetch", daemon=True)
@@ -174,7 +174,7 @@ def _prefetch(batches: Iterable[T], size: int) -> Generator[T, None, None]:
             yield value
     finally:
         stop.set()
-        # The thread may wait for room: it needs one place for what it holds, then sees `stop`.
+        # The thread may be waiting to put its item: it needs one free place, then sees `stop`.
         with contextlib.suppress(queue.Empty):
             while True:
                 ahead.get_nowait()

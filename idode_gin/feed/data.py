@@ -1,6 +1,6 @@
-"""What a feed is made of: which images, in what order, and the images themselves.
+"""Configuration of a dataset, and the split that it selects.
 
-`loading` reads them, `batches` makes batches of them.
+`loading` reads splits, `batches` makes batches of them.
 """
 
 import dataclasses
@@ -17,34 +17,34 @@ from idode_gin.feed.image_fingerprints import ImageFingerprint
 Batch = dict[str, np.ndarray]
 
 DIGITS = 16
-"""Of a fingerprint, as many as can be taken for the whole."""
+"""Fewest hex digits of a fingerprint that identify it."""
 
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
-    """Which images, in what order. The names are t5x's.
+    """Selects the images and their order. The names are t5x's.
 
     Attributes:
       mixture_or_task_name: a registered seqio task, or a mixture (see `load_split`).
       split: one of its splits, such as "train".
       batch_size: images per global batch, over all devices and hosts.
-      shuffle: a new permutation each epoch; otherwise the split's own order, over and over.
-      seed: chooses the permutations.
+      shuffle: a new permutation each epoch; otherwise the split's own order, repeated.
+      seed: of the permutations and augmentations.
       use_cached: read seqio's offline cache of the task, from a folder given to `set_data_dirs`.
-      module: the module whose import registers the task; None is this repository's `tasks`.
-      data_path: where the user's own images are, for tasks that read any (`image_folder`).
-      augmentation: what training batches do to the images; None leaves it to the task.
+      module: module that registers the task when imported; None is this repository's `tasks`.
+      data_path: path of the user's own images, for tasks that read them (`image_folder`).
+      augmentation: of training batches; None uses the task's own.
       cache_dir: folder for decoded images; None is `image_cache.default_directory()`, "" keeps
         them in memory only.
       memory_map: page cached images in from disk as they are used, shared by all processes of a
-        machine. False reads them whole at the start: for slow network disks.
-      fingerprint: SHA-256 of the pixels that the split must have, as printed in any result, in its
-        order or as content, or the first 16 digits or more of it; None takes any.
+        machine. False reads them whole at the start, which suits slow network disks.
+      fingerprint: required `sha256` or `content_sha256` of the split, as in any result, or at least
+        its first 16 digits; None accepts any.
 
     Raises:
-      ValueError: for a batch size below one, a negative seed, either not an integer, or a
-        fingerprint that is none.
+      ValueError: for a batch size below one, a negative seed, a value of either that is not an
+        integer, or a malformed fingerprint.
     """
 
     mixture_or_task_name: str
@@ -66,8 +66,8 @@ class DatasetConfig:
         given = self.fingerprint
         if given is not None and (len(given) < DIGITS or set(given) - set("0123456789abcdef")):
             raise ValueError(
-                f"`fingerprint` must be {DIGITS} or more small hex digits of a "
-                f"result's fingerprint, got {given!r}."
+                f"`fingerprint` must be at least {DIGITS} lowercase hex digits of a result's "
+                f"`sha256` or `content_sha256`, got {given!r}."
             )
 
 
@@ -78,15 +78,15 @@ class ImageSplit:
 
     Attributes:
       images: integers `[N, H, W, C]`.
-      conditioning: float32 `[N, K]`, of images as they are.
+      conditioning: float32 `[N, K]`, of images without augmentation.
       name: the task or mixture it came from.
       split: the split's name.
-      variant: which published variant of the dataset it is, in words; "" where there is one only.
-      augmentation: what training batches do to the images, or None.
-      known_fingerprint: of the images, if it was taken already.
+      variant: published variant of the dataset, in words; "" if there is only one.
+      augmentation: of training batches, or None.
+      known_fingerprint: of the images, if already computed.
 
     Raises:
-      ValueError: when there are no images, they are not integers of rank 4, or the conditioning is
+      ValueError: if there are no images, they are not integers of rank 4, or the conditioning is
         not one finite row per image.
     """
 
@@ -130,11 +130,11 @@ class ImageSplit:
 
     @functools.cached_property
     def fingerprint(self) -> ImageFingerprint:
-        """What identifies the images: equal on two hosts that loaded the same ones."""
+        """Fingerprint of the images: equal on two hosts that loaded the same ones."""
         return self.known_fingerprint or image_fingerprints.fingerprint(self.images)
 
     def facts(self) -> dict[str, Any]:
-        """For result files: dataset, variant, split and fingerprint, as JSON holds them."""
+        """Return dataset, variant, split and fingerprint for result files, as JSON values."""
         return {
             "dataset": self.name,
             "variant": self.variant,
@@ -144,7 +144,7 @@ class ImageSplit:
 
 
 def check_images(split: ImageSplit, levels: int) -> None:
-    """Raises ValueError, naming the first bad pixel, unless all pixels are in `0..levels-1`."""
+    """Raise ValueError, naming the first bad pixel, unless all pixels are in `0..levels-1`."""
     checks.check_integer("levels", levels, at_least=2)
     smallest, largest = split.fingerprint.pixel_range
     if smallest >= 0 and largest < levels:

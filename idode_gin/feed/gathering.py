@@ -1,4 +1,4 @@
-"""Images that come some at a time, made one array without ever being there twice."""
+"""Collects images that arrive some at a time into one array, without a second copy."""
 
 from typing import final
 
@@ -9,14 +9,14 @@ _GROWTH = 16  # one part in so many more than is needed
 
 @final
 class Gathered:
-    """Rows in one array that grows where it lies.
+    """Rows in one array that grows in place.
 
-    Takes the memory of the rows where their number is known, and up to a 16th more where it is not
-    (on Linux, where the system can move pages instead of copying them).
+    Takes the memory of the rows if their number is known, and up to a 16th more if it is not (on
+    Linux, which moves pages instead of copying them).
 
     Args:
-        what: the rows are, for messages.
-        expected: how many there will be, or 0. A wrong number costs memory and nothing else.
+        what: name of the rows, for messages.
+        expected: number of rows, or 0 if unknown. A wrong number only costs memory.
     """
 
     def __init__(self, what: str, expected: int = 0) -> None:
@@ -29,10 +29,10 @@ class Gathered:
         return self._count
 
     def add(self, rows: np.ndarray) -> None:
-        """Adds `[n, ...]` after those before; dtypes are joined as NumPy joins them.
+        """Append `[n, ...]`; dtypes are promoted as by `np.result_type`.
 
         Raises:
-            ValueError: if they have another shape than those before.
+            ValueError: if they differ in shape from those before.
         """
         if self._array is None:
             self._array = self._first(rows)
@@ -50,10 +50,10 @@ class Gathered:
         self._count = end
 
     def result(self) -> np.ndarray:
-        """All rows `[N, ...]`, which then belong to the caller.
+        """Return all rows `[N, ...]`, and keep none.
 
         Raises:
-            ValueError: if there were none.
+            ValueError: if there are none.
         """
         if self._array is None:
             raise ValueError(f'There was no "{self._what}" to gather.')
@@ -62,27 +62,27 @@ class Gathered:
         return array
 
     def _first(self, rows: np.ndarray) -> np.ndarray:
-        # Memory that is asked for and not written takes none: a number too large does no harm.
+        # Memory that is allocated but never written costs nothing: too large a number is harmless.
         try:
             if self._expected:
                 return np.empty((self._expected, *rows.shape[1:]), rows.dtype)
         except (MemoryError, ValueError):
             pass
-        # NumPy asks for huge pages in what it makes large, and that the system cannot move. What
-        # begins small and is made larger it can.
+        # NumPy requests huge pages for large arrays, which the system cannot move. An array that
+        # starts small and grows has none.
         return np.empty((1, *rows.shape[1:]), rows.dtype)
 
     def _resize(self, length: int) -> None:
         assert self._array is not None
-        # Nobody else has seen the array: there are no references to check for.
+        # The array is private until `result`: there are no references to check.
         self._array.resize((length, *self._array.shape[1:]), refcheck=False)
 
 
 def narrowed(images: np.ndarray) -> np.ndarray:
-    """uint8 as it is, other integers as int32, which is what a device holds; the rest as it is.
+    """Return integers as int32, the devices' type; uint8 and other dtypes unchanged.
 
     Raises:
-        ValueError: if a value is outside of int32.
+        ValueError: if a value does not fit int32.
     """
     if images.dtype.kind not in "iu" or images.dtype in (np.uint8, np.int32):
         return images

@@ -1,13 +1,13 @@
-"""Decoded images on disk: written once, then read in no time, memory-mapped or whole.
+"""Cache of decoded images on disk: written once, then memory-mapped or read whole.
 
 A split is two files in the cache's folder,
 
     <task>-<split>-<key>-<fingerprint>.npy     integers [N, H, W, C], an ordinary NumPy file
     <task>-<split>-<key>-<fingerprint>.json    its fingerprint, size and time of change
 
-where `key` says which files the images were decoded from, and `fingerprint` is the start of the
-SHA-256 of their pixels. The second is written last: without it the first does not count. What has
-changed since is looked at pixel by pixel before it is used again.
+where `key` identifies the files that the images were decoded from, and `fingerprint` is the start
+of the SHA-256 of their pixels. The second is written last: without it, the first is ignored. A file
+whose size or time changed is compared pixel by pixel before it is used again.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ class CachedImages(NamedTuple):
 
 
 def default_directory() -> pathlib.Path:
-    """$IDODE_CACHE_DIR, else the folder `idode_gin` of the user's caches."""
+    """Return $IDODE_CACHE_DIR, or else the folder `idode_gin` in the user's cache folder."""
     if own := os.environ.get("IDODE_CACHE_DIR"):
         return pathlib.Path(own)
     users = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
@@ -62,27 +62,27 @@ def load(
     memory_map: bool,
     expected_bytes: int = 0,
 ) -> CachedImages:
-    """The images of a split: from the cache, or decoded into it first.
+    """Return the images of a split from the cache, decoding them into it if need be.
 
-    Of several processes that come at once, one decodes and the others wait for it.
+    If several processes call this at once, one decodes and the others wait for it.
 
     Args:
-        directory: of the cache; made if missing.
+        directory: of the cache; created if missing.
         name: of task and split, part of the files' names.
         key: identifies what the images are decoded from.
         decode: yields them, integers `[n, H, W, C]`, in order.
-        memory_map: leave them on disk, to be paged in as they are used; otherwise read them whole.
-        expected_bytes: what they will take on disk, where that is known.
+        memory_map: leave them on disk, paged in as they are used; otherwise read them whole.
+        expected_bytes: their size on disk, or 0 if unknown.
 
     Raises:
-        ValueError: if the folder cannot be written, or is about to be full.
+        ValueError: if the folder cannot be written, or lacks the space.
     """
     folder = pathlib.Path(directory).expanduser().absolute()
     stem = f"{re.sub(r'[^A-Za-z0-9_.]+', '_', name)}-{key}"
-    found = _find(folder, stem)  # without the lock: a folder that is whole may be read-only
+    found = _find(folder, stem)  # without the lock: a complete cache may be read-only
     if found is None:
         with _explained(folder), _only_one(folder, stem):
-            found = _find(folder, stem)  # another process may have been faster
+            found = _find(folder, stem)  # another process may have decoded it
             if found is None:
                 _remove(folder, stem)
                 _check_space(folder, expected_bytes)
@@ -100,16 +100,16 @@ def join(
     *,
     memory_map: bool,
 ) -> CachedImages:
-    """Several mapped splits of the cache one after the other, as one more split of it.
+    """Return several mapped splits of the cache, concatenated, as one more split of it.
 
     Args:
         directory: of the cache.
-        name: of the whole.
+        name: of the concatenation.
         parts: from `load`, mapped.
-        memory_map: as of `load`.
+        memory_map: as for `load`.
 
     Raises:
-        ValueError: as `load`, and if their images differ in shape.
+        ValueError: as by `load`, and if their images differ in shape.
     """
     key = hashlib.sha256("".join(part.fingerprint.sha256 for part in parts).encode()).hexdigest()
     dtype = np.result_type(*(part.images.dtype for part in parts))
@@ -130,9 +130,9 @@ def join(
 
 
 def pieces(cached: CachedImages) -> Iterator[np.ndarray]:
-    """Its images, `[n, H, W, C]` some at a time.
+    """Yield the images, `[n, H, W, C]`, some at a time.
 
-    Those of a map are read from its file: pages of a map that were looked at stay in memory.
+    A memory map's images are read from its file, because pages read through the map stay in memory.
     """
     images = cached.images
     row = images.itemsize * math.prod(images.shape[1:])
@@ -153,7 +153,7 @@ def _find(folder: pathlib.Path, stem: str) -> tuple[pathlib.Path, ImageFingerpri
             known = ImageFingerprint.from_dict(meta["fingerprint"])
             if meta["format"] == FORMAT and _is_as_written(path, meta["file"], known):
                 if meta["file"] != _facts(path):
-                    with contextlib.suppress(OSError):  # read-only: looked at again next time
+                    with contextlib.suppress(OSError):  # read-only: compared again next time
                         _describe(path, known)
                 return path, known
         except (OSError, ValueError, KeyError, TypeError):
@@ -162,7 +162,7 @@ def _find(folder: pathlib.Path, stem: str) -> tuple[pathlib.Path, ImageFingerpri
 
 
 def _remove(folder: pathlib.Path, stem: str) -> None:
-    """Removes what `_find` did not find whole; under the lock, so that nobody is writing it."""
+    """Remove incomplete files of a split; call it under the lock, so that nothing writes them."""
     for each in [*folder.glob(f"{stem}-*.json"), *folder.glob(f"{stem}-*.npy")]:
         logging.warning("%s is damaged and will be decoded again.", each)
         each.unlink(missing_ok=True)
@@ -171,7 +171,7 @@ def _remove(folder: pathlib.Path, stem: str) -> None:
 def _is_as_written(path: pathlib.Path, facts: dict[str, int], known: ImageFingerprint) -> bool:
     if _facts(path) == facts:
         return True
-    # Copied or touched: the pixels decide.
+    # Copied or touched: compare the pixels.
     return fingerprint(np.load(path, mmap_mode="r")) == known
 
 
@@ -203,7 +203,7 @@ def _describe(path: pathlib.Path, known: ImageFingerprint) -> None:
 
 
 def _write(file: BinaryIO, chunks: Iterable[np.ndarray]) -> ImageFingerprint:
-    """Writes a NumPy file whose first axis is known only at the end."""
+    """Write a NumPy file whose first axis is known only at the end."""
     fingerprinter, first = Fingerprinter(), None
     for chunk in chunks:
         if first is None:
@@ -212,9 +212,9 @@ def _write(file: BinaryIO, chunks: Iterable[np.ndarray]) -> ImageFingerprint:
         fingerprinter.add(chunk)
         file.write(np.ascontiguousarray(chunk, first.dtype).data)
     known = fingerprinter.result()
-    assert first is not None  # or there would be no result
+    assert first is not None  # otherwise `result` raises
     file.seek(0)
-    # As long as the first one: NumPy leaves room for the first axis to grow.
+    # Of the same length as the first: NumPy's headers leave room for the first axis to grow.
     file.write(_header(first, known.num_images))
     return known
 
@@ -232,7 +232,7 @@ def _header(chunk: np.ndarray, num_images: int) -> bytes:
 
 @contextlib.contextmanager
 def _only_one(folder: pathlib.Path, stem: str) -> Iterator[None]:
-    """Lets one process of this machine, or of those that share the folder, in at a time."""
+    """Let in one process at a time, of all that share the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder)
     with (folder / f".{stem}.lock").open("w") as lock:
@@ -241,7 +241,7 @@ def _only_one(folder: pathlib.Path, stem: str) -> Iterator[None]:
 
 
 def _remove_stale(folder: pathlib.Path) -> None:
-    """Removes what processes that were killed left behind."""
+    """Remove files left behind by killed processes."""
     for partial in folder.glob(".*.partial"):
         with contextlib.suppress(OSError):
             if time.time() - partial.stat().st_mtime > _STALE_SECONDS:

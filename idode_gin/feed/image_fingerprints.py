@@ -1,4 +1,4 @@
-"""What identifies a split: its number of images, their shape, their mean and their pixels."""
+"""Fingerprints that identify a split: number of images, shape, channel means, pixels."""
 
 import dataclasses
 import hashlib
@@ -6,21 +6,24 @@ from typing import Any, final
 
 import numpy as np
 
-_CHUNK = 1024  # images turned into bytes at one time
+RECORD = "fingerprint.json"
+"""File in a prepared dataset's folder: split name -> fingerprint."""
+
+_CHUNK = 1024  # images converted to bytes at a time
 
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageFingerprint:
-    """Two splits with one fingerprint hold the same images.
+    """Facts that identify a split's images: two splits with equal fingerprints hold the same ones.
 
     Attributes:
         num_images: N.
         image_shape: (H, W, C).
         channel_mean: mean pixel of each channel, levels; exact to rounding.
-        pixel_range: smallest and largest pixel.
+        pixel_range: smallest and largest pixel, levels.
         sha256: of the pixels' bytes in the split's order.
-        content_sha256: whatever the order: of the images' own digests, sorted.
+        content_sha256: of the images' own digests, sorted: independent of the order.
     """
 
     num_images: int
@@ -31,13 +34,13 @@ class ImageFingerprint:
     content_sha256: str
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as lists, numbers and strings, for JSON."""
+        """Return the fields as lists, numbers and strings, for JSON."""
         fields = dataclasses.asdict(self)
         return {key: list(v) if isinstance(v, tuple) else v for key, v in fields.items()}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "ImageFingerprint":
-        """The inverse of `as_dict`."""
+        """Return the fingerprint of which `fields` is the `as_dict()`."""
         lists_as_tuples: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
         }
@@ -45,7 +48,7 @@ class ImageFingerprint:
 
 
 class Fingerprinter:
-    """Takes the fingerprint of images that come some at a time."""
+    """Computes the fingerprint of images that arrive some at a time."""
 
     def __init__(self) -> None:
         self._shape: tuple[int, int, int] | None = None
@@ -55,10 +58,10 @@ class Fingerprinter:
         self._smallest, self._largest = 0, 0
 
     def add(self, images: np.ndarray) -> None:
-        """Adds integer images `[n, H, W, C]`, those after the ones before.
+        """Append integer images `[n, H, W, C]`.
 
         Raises:
-            ValueError: if they are no integer images, or of another shape than those before.
+            ValueError: if they are not integers of rank 4, or of another shape than those before.
         """
         if images.ndim != 4 or images.dtype.kind not in "iu":
             raise ValueError(
@@ -77,7 +80,7 @@ class Fingerprinter:
             self._add_chunk(np.ascontiguousarray(images[start : start + _CHUNK]))
 
     def result(self) -> ImageFingerprint:
-        """The fingerprint of all images so far.
+        """Return the fingerprint of all images so far.
 
         Raises:
             ValueError: if there were none.
@@ -86,7 +89,7 @@ class Fingerprinter:
             raise ValueError("A fingerprint needs one image or more, got none.")
         height, width, _ = self._shape
         digests = np.frombuffer(self._digests, "S32")
-        digests.sort()  # where they are
+        digests.sort()  # in place
         pixels = len(digests) * height * width
         return ImageFingerprint(
             num_images=len(digests),
@@ -98,7 +101,7 @@ class Fingerprinter:
         )
 
     def _add_chunk(self, images: np.ndarray) -> None:
-        # Little endian, whatever the machine.
+        # Little endian on every machine.
         images = images.astype(images.dtype.newbyteorder("<"), copy=False)
         self._in_order.update(images.data)
         for image in images:
@@ -110,7 +113,7 @@ class Fingerprinter:
 
 
 def fingerprint(images: np.ndarray) -> ImageFingerprint:
-    """The fingerprint of a whole split `[N, H, W, C]`, read some images at a time."""
+    """Return the fingerprint of a whole split `[N, H, W, C]`, read some images at a time."""
     fingerprinter = Fingerprinter()
     for start in range(0, len(images), _CHUNK):
         fingerprinter.add(images[start : start + _CHUNK])

@@ -1,104 +1,126 @@
-"""One task's images, some at a time: from its source where that is possible, else through the task.
+"""One split of one seqio task, some images at a time.
 
-Beside seqio's own contract a task's source may have any of
-
-    plain                  the source of the images as they are, without augmentation
-    augmentation           what training does to them, an `Augmentation`
-    variant                which of the published variants it is, in words
-    array(split)           the split as one array, or None where it has to be gathered
-    cache_key(split)       hex digest of the files the split is decoded from; None: not cached
-    known(split)           {"num_images", "image_shape", "channel_mean", "channel_mean_tolerance"}
-    check_recorded(split, fingerprint)  ValueError unless the decoded images are those recorded
-    other_variants(num_images, split)   a sentence, if another variant has so many images
-    at(path)               the same source for a user's own files
-
-The source is read without the task only if every preprocessor of the task has an attribute
-`keeps_plain_images`, as those of `tasks.support.registration.add_task` have.
-
-seqio and TensorFlow take seconds to import, so only the functions that need them do.
+Read from the task's source if that is an `ImageSource` and every preprocessor a `KeepsImages`;
+otherwise through the task. seqio and TensorFlow take seconds to import, so only the functions that
+need them do.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 
 from idode_gin.feed.data import DatasetConfig
+from idode_gin.feed.sources import ImageSource, KeepsImages
 
 _READ_CHUNK = 256  # images per TensorFlow call: reading them one by one is ten times slower
-
-
-def source_of(task: Any, config: DatasetConfig) -> Any:
-    """Where a task's images come from, the user's own files included."""
-    source = task.source
-    if config.data_path is None:
-        return source
-    if not hasattr(source, "at"):
-        raise ValueError(
-            f"Task {task.name!r} reads no files of yours, but data_path={config.data_path!r}. "
-            "Choose the task image_folder or image_npz, or leave data_path out."
-        )
-    return source.at(config.data_path)
-
-
-def plain_source(task: Any, config: DatasetConfig) -> Any:
-    """The source of a task's images, if they can be read without the task; None otherwise."""
-    if config.use_cached:
-        return None
-    if not all(getattr(each, "keeps_plain_images", False) for each in task.preprocessors):
-        return None  # the task makes something else of them
-    return getattr(source_of(task, config), "plain", None)
-
 
 Chunk = dict[str, np.ndarray]
 """Some examples, `[n, ...]` by feature."""
 
 
-def array_of(plain: Any, split: str) -> np.ndarray | None:
-    """The split of a plain source as one array, if that is how it is kept."""
-    return plain.array(split) if hasattr(plain, "array") else None
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskSplit:
+    """One split of one task.
+
+    Attributes:
+        task: the seqio task, over the user's files if there is a `data_path`.
+        split: name of the split.
+        use_cached: read seqio's offline cache of the task.
+        facts: the task's source if it is an `ImageSource`, else None.
+        source: the source to read without the task; None: read through the task.
+    """
+
+    task: Any
+    split: str
+    use_cached: bool
+    facts: ImageSource | None
+    source: ImageSource | None
+
+    @property
+    def name(self) -> str:
+        """Name of the task."""
+        return str(self.task.name)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield "image", `[n, H, W, C]`, and "conditioning", `[n, K]`, if the task has one.
+
+        Raises:
+            ValueError: if there are no images, one cannot be read, or one read from a source is
+                not of integers or differs in shape from the first.
+        """
+        chunks = _from_task(self) if self.source is None else _from_source(self, self.source)
+        first = next(chunks, None)
+        if first is None:
+            raise ValueError(f"Split {self.split!r} of task {self.name!r} is empty.")
+        yield first
+        yield from chunks
 
 
-def plain_chunks(plain: Any, split: str, name: str) -> Iterator[Chunk]:
-    """The images of a source, integers `[n, H, W, C]`, some at a time."""
-    array = array_of(plain, split)
+def open_split(task: Any, config: DatasetConfig) -> TaskSplit:
+    """Return the configured split of a task; nothing is read yet.
+
+    Raises:
+        ValueError: if there is a `data_path`, and the task reads no files of the user's.
+    """
+    source = task.source
+    if config.data_path is not None:
+        source = source.at(config.data_path) if isinstance(source, ImageSource) else None
+        if source is None:
+            raise ValueError(
+                f"Task {task.name!r} reads no files of yours, but data_path={config.data_path!r}. "
+                "Choose the task image_folder or image_npz, or leave data_path out."
+            )
+        task = task.replace(source=source)
+    facts = source if isinstance(source, ImageSource) else None
+    is_plain = all(isinstance(each, KeepsImages) for each in task.preprocessors)
+    return TaskSplit(
+        task=task,
+        split=config.split,
+        use_cached=config.use_cached,
+        facts=facts,
+        source=facts if is_plain and not config.use_cached else None,
+    )
+
+
+def _from_source(part: TaskSplit, source: ImageSource) -> Iterator[Chunk]:
+    array, chunks = source.array(part.split), None
     if array is None:
-        dataset = plain.get_dataset(split=split, shuffle=False)
+        dataset = source.get_dataset(split=part.split, shuffle=False)
         chunks = _chunks(dataset.map(lambda example: {"image": example["image"]}), ["image"])
     else:
         starts = range(0, len(array), _READ_CHUNK)
         chunks = ({"image": array[at : at + _READ_CHUNK]} for at in starts)
-    first = None
+    shape = None
     for chunk in chunks:
         images = chunk["image"]
-        first = images[:0] if first is None else first
-        if images.shape[1:] != first.shape[1:] or images.dtype.kind not in "iu":
+        shape = shape or images.shape[1:]
+        if images.shape[1:] != shape or images.dtype.kind not in "iu":
             raise ValueError(
-                f"Every image of split {split!r} of {name!r} must be integers "
-                f"{list(first.shape[1:])}, as the first is, got {images.dtype} "
-                f"{list(images.shape[1:])}."
+                f"Every image of split {part.split!r} of {part.name!r} must be integers "
+                f"{list(shape)}, as the first is, got {images.dtype} {list(images.shape[1:])}."
             )
         yield chunk
-    if first is None:
-        raise ValueError(f"Split {split!r} of task {name!r} is empty.")
 
 
-def chunks_through_task(task: Any, config: DatasetConfig) -> Iterator[Chunk]:
-    """One task's "image" and, if it has it, "conditioning", some at a time."""
-    if config.use_cached and not task.supports_caching:
+def _from_task(part: TaskSplit) -> Iterator[Chunk]:
+    task = part.task
+    if part.use_cached and not task.supports_caching:
         raise ValueError(
             f"Task {task.name!r} cannot be cached by seqio, but use_cached=True. Leave it at "
             "False: images are kept in a cache of their own, see DatasetConfig.cache_dir."
         )
-    if config.use_cached and not task.cache_dir:
+    if part.use_cached and not task.cache_dir:
         raise ValueError(
             f"Task {task.name!r} is in none of the seqio cache folders that were given, but "
             "use_cached=True. Cache it, name its folder, or set use_cached=False."
         )
-    dataset = task.replace(source=source_of(task, config)).get_dataset(
+    dataset = task.get_dataset(
         sequence_length=None,  # any length would crop the images
-        split=config.split,
-        use_cached=config.use_cached,
+        split=part.split,
+        use_cached=part.use_cached,
         shuffle=False,
         num_epochs=1,
         try_in_mem_cache=False,
@@ -110,12 +132,7 @@ def chunks_through_task(task: Any, config: DatasetConfig) -> Iterator[Chunk]:
             "Rename it in the task's preprocessors."
         )
     keys = [key for key in ("image", "conditioning") if key in spec]
-    is_empty = True
-    for chunk in _chunks(dataset.map(lambda example: {key: example[key] for key in keys}), keys):
-        is_empty = False
-        yield chunk
-    if is_empty:
-        raise ValueError(f"Split {config.split!r} of task {task.name!r} is empty.")
+    return _chunks(dataset.map(lambda example: {key: example[key] for key in keys}), keys)
 
 
 def _chunks(dataset: Any, keys: Sequence[str]) -> Iterator[Chunk]:
@@ -128,6 +145,6 @@ def _chunks(dataset: Any, keys: Sequence[str]) -> Iterator[Chunk]:
     except tf.errors.OpError as error:
         first_line = (error.message.strip().splitlines() or [""])[0].rpartition("}} ")[2]
         raise ValueError(
-            f"An image could not be read: {first_line}. A damaged file, or one of "
-            "another shape? Prepare the dataset again, or take the file out."
+            f"An image could not be read: {first_line}. Prepare the dataset again, or remove the "
+            "file if it is damaged or its image has another shape."
         ) from error

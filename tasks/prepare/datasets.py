@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import final
 
+from tasks.formats import published
+
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,55 +36,58 @@ class Dataset:
         return "/".join(filter(None, (self.name, self.config, self.version)))
 
 
-OLD_SIZES = {"train": 1_281_149, "validation": 49_999}
-NEW_SIZES = {"train": 1_281_167, "validation": 50_000}
+OLD_SIZES = published.OLD_IMAGENET_SIZES
+NEW_SIZES = published.NEW_IMAGENET_SIZES
 
 
-def _old(size: int) -> Dataset:
+def _published(variant: published.Variant, title: str, sources: str) -> Dataset:
+    names, version = variant.tfds_name.split(":")
+    name, _, config = names.partition("/")
     return Dataset(
-        title=f"the old downsampled ImageNet {size}x{size} (van den Oord et al.)",
-        name="downsampled_imagenet",
-        config=f"{size}x{size}",
-        image_shape=(size, size, 3),
-        sizes=OLD_SIZES,
-        sources=f"train_{size}x{size}.tar and valid_{size}x{size}.tar, PNG files in a folder",
+        title=title,
+        name=name,
+        config=config or None,
+        version=version,
+        image_shape=variant.image_shape,
+        sizes=variant.sizes,
+        sources=sources,
     )
 
 
-def _new(size: int) -> Dataset:
+def _old(variant: published.Variant) -> Dataset:
+    size = variant.image_shape[0]
+    return _published(
+        variant,
+        f"the old downsampled ImageNet {size}x{size} (van den Oord et al.)",
+        f"train_{size}x{size}.tar and valid_{size}x{size}.tar, PNG files in a folder",
+    )
+
+
+def _new(variant: published.Variant) -> Dataset:
+    size = variant.image_shape[0]
     train = "train" if size == 32 else "train_part1, train_part2"
-    return Dataset(
-        title=f"the new downsampled ImageNet {size}x{size} (Chrabaszcz et al.)",
-        name="downsampled_imagenet_new",
-        config=f"{size}x{size}",
-        image_shape=(size, size, 3),
-        sizes=NEW_SIZES,
-        sources=(
-            f"Imagenet{size}_{{{train}, val}}.zip (members train_data_batch_1 to _10, val_data), "
-            f"the same with _npz, their extracted folders, or the ready tfrecords "
-            f"downsampled_imagenet_new/{size}x{size}/2.0.0"
-        ),
+    return _published(
+        variant,
+        f"the new downsampled ImageNet {size}x{size} (Chrabaszcz et al.)",
+        f"Imagenet{size}_{{{train}, val}}.zip (members train_data_batch_1 to _10, val_data), "
+        f"the same with _npz, their extracted folders, or the ready tfrecords "
+        f"downsampled_imagenet_new/{size}x{size}/2.0.0",
     )
 
 
-CIFAR10 = Dataset(
-    title="CIFAR-10",
-    name="cifar10",
-    version="3.0.2",
-    image_shape=(32, 32, 3),
-    sizes={"train": 50_000, "test": 10_000},
-    sources=(
-        "cifar-10-python.tar.gz (members data_batch_1 to _5, test_batch and batches.meta), "
-        "cifar-10-binary.tar.gz (the same with .bin, and batches.meta.txt), or either's folder"
-    ),
+CIFAR10 = _published(
+    published.CIFAR10,
+    "CIFAR-10",
+    "cifar-10-python.tar.gz (members data_batch_1 to _5, test_batch and batches.meta), "
+    "cifar-10-binary.tar.gz (the same with .bin, and batches.meta.txt), or either's folder",
 )
 
 DATASETS: dict[str, Dataset] = {
     "cifar10": CIFAR10,
-    "imagenet32_old": _old(32),
-    "imagenet32_new": _new(32),
-    "imagenet64_old": _old(64),
-    "imagenet64_new": _new(64),
+    "imagenet32_old": _old(published.IMAGENET32_OLD),
+    "imagenet32_new": _new(published.IMAGENET32_NEW),
+    "imagenet64_old": _old(published.IMAGENET64_OLD),
+    "imagenet64_new": _new(published.IMAGENET64_NEW),
 }
 
 

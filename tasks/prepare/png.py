@@ -6,8 +6,8 @@ import math
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from tasks.formats import depth
 from tasks.prepare.refusals import SourceError
-from tasks.support import depth
 
 _MOST_PIXELS = 4096 * 4096
 _MODES = ("L", "RGB", "RGBA")

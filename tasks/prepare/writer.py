@@ -11,14 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from idode_gin.feed.image_fingerprints import Fingerprinter, ImageFingerprint
+from idode_gin.feed.image_fingerprints import RECORD, Fingerprinter, ImageFingerprint
 from tasks.prepare import on_cpu, png
 from tasks.prepare.records import Source, check_size
 from tasks.prepare.refusals import SourceError, TargetError
 from tasks.prepare.targets import explain
 
-FINGERPRINT = "fingerprint.json"
-"""Beside the shards: split -> `ImageFingerprint`, compared whenever the dataset is opened."""
 METADATA = "metadata.json"
 _CHUNK = 1024  # images hashed or read back at one time
 _LINE_PERIOD = 10.0  # seconds between reports of progress, where there is no terminal
@@ -95,7 +93,7 @@ def record(folder: pathlib.Path, *, partial: bool) -> dict[str, ImageFingerprint
         written[split] = fingerprinter.result()
     content = {split: each.as_dict() for split, each in written.items()}
     (folder / METADATA).write_text(json.dumps({"partial": partial}))
-    (folder / FINGERPRINT).write_text(json.dumps(content, indent=2) + "\n")
+    (folder / RECORD).write_text(json.dumps(content, indent=2) + "\n")
     return written
 
 

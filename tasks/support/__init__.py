@@ -1,1 +1,1 @@
-"""What the datasets share: sources, augmentation, feature converter, metric, registration."""
+"""Sources, augmentation, feature converter, metric and registration, shared by the tasks."""

@@ -1,54 +1,61 @@
 """Random flips, rotations and channel orders for seqio's users, in TensorFlow.
 
-Means what `idode_gin.feed.augmentation` means, whose own feed it does not serve: there an image
-is augmented by its place and epoch, here by the seeds that seqio hands to a preprocessor.
+Same distribution as `idode_gin.feed.augmentation`. The project's own feed does not use it: there
+an image's place and epoch decide, here the seeds that seqio passes to a preprocessor.
 """
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import final
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
 from idode_gin.feed.augmentation import Augmentation, channel_orders
+from idode_gin.feed.sources import KeepsImages
 from tasks.support.sources import AUGMENT
 
 Example = dict[str, tf.Tensor]
 
 
-def augment(augmentation: Augmentation) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
-    """A task's preprocessor, which augments the examples that `AugmentedSource` has marked.
+@final
+class Augment(KeepsImages):
+    """A preprocessor that augments the examples marked by their source.
 
-    Adds "conditioning", float32 `[K]`: zeros where examples are not marked, and those are left as
-    they are. The same seed gives the same images in the same order; without one they differ from
-    run to run. Every epoch is augmented anew.
+    Adds "conditioning", float32 `[K]`: zeros for examples without the mark, whose images stay
+    unchanged. The same seed gives the same images in the same order; without a seed they differ
+    between runs. Every epoch is augmented differently.
     """
 
-    @seqio.map_over_dataset(num_seeds=1)
-    def draw(example: Mapping[str, tf.Tensor], seed: tf.Tensor) -> Example:
-        return augment_example(augmentation, example["image"], seed)
+    def __init__(self, augmentation: Augmentation) -> None:
+        self._augmentation = augmentation
 
-    def leave(example: Mapping[str, tf.Tensor]) -> Example:
-        bits = tf.zeros([augmentation.conditioning_size], tf.float32)
-        return {**example, "conditioning": bits}
+    def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """Return the augmented dataset; raise ValueError if its images cannot be augmented."""
+        augmentation = self._augmentation
 
-    def preprocess(dataset: tf.data.Dataset) -> tf.data.Dataset:
+        @seqio.map_over_dataset(num_seeds=1)
+        def draw(example: Mapping[str, tf.Tensor], seed: tf.Tensor) -> Example:
+            return augment_example(augmentation, example["image"], seed)
+
+        def leave(example: Mapping[str, tf.Tensor]) -> Example:
+            bits = tf.zeros([augmentation.conditioning_size], tf.float32)
+            return {**example, "conditioning": bits}
+
         if AUGMENT not in dataset.element_spec:
             return dataset.map(leave, num_parallel_calls=tf.data.AUTOTUNE)
         augmentation.check(tuple(dataset.element_spec["image"].shape))
         return draw(dataset)
 
-    return preprocess
-
 
 def augment_example(augmentation: Augmentation, image: tf.Tensor, seed: tf.Tensor) -> Example:
-    """Draws what happens to one image, and does it.
+    """Return one image, augmented at random, and its conditioning.
 
     Args:
-        augmentation: which kinds may happen.
+        augmentation: the kinds that may happen.
         image: `[H, W, C]`.
-        seed: two integers: all that the result depends on.
+        seed: two integers; they alone decide the result.
     """
     coin_seed, turns_seed, order_seed = tf.unstack(tf.random.split(seed, 3))
     orders = len(channel_orders(image.shape[2]))
@@ -63,13 +70,13 @@ def augment_example(augmentation: Augmentation, image: tf.Tensor, seed: tf.Tenso
 
 
 def apply(image: tf.Tensor, flip: tf.Tensor, turns: tf.Tensor, order: tf.Tensor) -> tf.Tensor:
-    """One augmented image `[H, W, C]`: the codes of `idode_gin.feed.augmentation.Codes`.
+    """Return one augmented image `[H, W, C]`; arguments as in `idode_gin.feed.augmentation.Codes`.
 
     Args:
         image: `[H, W, C]`; square if it is turned.
         flip: bool, mirrored left to right.
         turns: 0 ... 3 quarter turns, counter-clockwise.
-        order: place in `channel_orders(C)`; 0 leaves the channels alone.
+        order: place in `channel_orders(C)`; 0 keeps the order.
     """
     shape = image.shape
     image = tf.where(flip, tf.reverse(image, [1]), image)
@@ -83,7 +90,7 @@ def _below(end: int, seed: tf.Tensor, shape: list[int]) -> tf.Tensor:
 
 
 def _bits(augmentation: Augmentation, coins: tf.Tensor) -> tf.Tensor:
-    """What the augmentation's own NumPy function says of these coins, from a table of them all."""
+    """Return the conditioning of these coins, from a table of the NumPy function's results."""
     kinds = len(augmentation.kinds)
     every = np.array(list(itertools.product((False, True), repeat=kinds)))
     row = tf.reduce_sum(coins * 2 ** np.arange(kinds - 1, -1, -1, dtype=np.int32))

@@ -1,4 +1,4 @@
-"""Task features to model features, for seqio's and t5x's own loops. Nothing is cut or padded."""
+"""Converter of task features for seqio's and t5x's own loops; it neither cuts nor pads."""
 
 from collections.abc import Mapping
 from typing import Any, TypeAlias, final
@@ -15,13 +15,13 @@ Spec: TypeAlias = seqio.FeatureConverter.FeatureSpec
 class ImageFeatureConverter(seqio.FeatureConverter):
     """Images, uint8 `[H, W, C]`, and their conditioning, float32 `[K]`, as the task yields them.
 
-    A task without conditioning gets zeros `[1]`. Images cannot be packed, so that is not asked
-    for: `pack` and the other options of seqio's converters are accepted and mean nothing.
+    A task without conditioning gets zeros `[1]`. Images cannot be packed: `pack` and the other
+    options of seqio's converters are accepted and ignored.
 
     Raises, when called:
-        ValueError: for features of another type, rank or an unknown shape, for lengths that differ
-            from the image's shape or name another feature, and from `batch` of the result, where
-            the last images of an epoch would be dropped, or might be: where their number is
+        ValueError: for features of another dtype or rank or of unknown shape, and for lengths that
+            differ from the image's shape or name another feature. `batch` of the result raises it
+            if the last images of an epoch would be dropped, or might be, as their number is
             unknown.
     """
 
@@ -43,7 +43,7 @@ class ImageFeatureConverter(seqio.FeatureConverter):
         del pack, use_custom_packing_ops, apply_length_check
         super().__init__(
             pack=False,
-            apply_length_check=False,  # shapes are static: they are checked before any is read
+            apply_length_check=False,  # shapes are static: checked here, before any image is read
             bos_id=bos_id,
             passthrough_features=passthrough_features,
         )
@@ -51,7 +51,7 @@ class ImageFeatureConverter(seqio.FeatureConverter):
     def __call__(
         self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, Length] | None = None
     ) -> tf.data.Dataset:
-        """The converted dataset, one example at a time."""
+        """Return the converted dataset, not batched."""
         lengths = dict(task_feature_lengths or {})
         unknown = set(lengths) - set(self.TASK_FEATURES) - set(self._passthrough_features)
         if unknown:
@@ -82,7 +82,7 @@ class ImageFeatureConverter(seqio.FeatureConverter):
     def get_model_feature_lengths(
         self, task_feature_lengths: Mapping[str, Length]
     ) -> Mapping[str, Length]:
-        """The same; one conditioning number where none is said."""
+        """Return the same lengths, with 1 for the conditioning unless given."""
         return {"conditioning": 1, **task_feature_lengths}
 
 
@@ -104,9 +104,9 @@ def _check_feature(feature: str, wanted: Spec, specs: Mapping[str, Any]) -> None
 
 
 def _refuse_dropping(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """The same dataset, whose `batch` raises ValueError where it would drop images of an epoch.
+    """Return the dataset with a `batch` that raises ValueError if it would drop images of an epoch.
 
-    `seqio.get_dataset(batch_size=...)` calls it with drop_remainder=True and says nothing.
+    `seqio.get_dataset(batch_size=...)` silently passes drop_remainder=True.
     """
     batch = dataset.batch
 
@@ -114,8 +114,8 @@ def _refuse_dropping(dataset: tf.data.Dataset) -> tf.data.Dataset:
         num_images = int(dataset.cardinality())
         if drop_remainder and num_images == tf.data.UNKNOWN_CARDINALITY:
             raise ValueError(
-                f"The dataset does not say how many images it has, so batches of {int(batch_size)} "
-                "might drop the last ones. Say it with dataset.apply("
+                f"The dataset's number of images is unknown, so batches of {int(batch_size)} "
+                "might drop the last ones. Declare it with dataset.apply("
                 "tf.data.experimental.assert_cardinality(N)) in the task's last preprocessor, use "
                 "num_epochs=None to train, or leave `batch_size` out and call .batch(...) on the "
                 "result yourself."

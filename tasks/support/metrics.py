@@ -9,14 +9,14 @@ import seqio
 
 @final
 class BitsPerDim(seqio.metrics.CollectingMetric):
-    """Mean bits per dim of a task, from the log-likelihood of each of its images in nats.
+    """Mean bits per dim of a task, from the log-likelihood of each of its images, in nats.
 
         bits_per_dim   = mean of  -log_p / (H W C log 2)
-        standard_error = of that mean, over the images
+        standard_error = std(bits_per_dim) / sqrt(N)
         num_images     = N
 
-    The scores are what a `score_fn` of `seqio.Evaluator` returns. No targets are needed, and a
-    logger writes nothing but these three numbers: no images, no scores.
+    The scores are those that a `score_fn` of `seqio.Evaluator` returns. No targets are needed, and
+    loggers write these three numbers alone: no images, no scores.
 
     Raises:
         ValueError: unless every image of the dataset has exactly one finite score.
@@ -31,7 +31,7 @@ class BitsPerDim(seqio.metrics.CollectingMetric):
         target_field_name: str = "targets",
         cached_targets: list[str] | None = None,
     ) -> tuple[dict[str, float], dict[str, Any]]:
-        """The three numbers, and nothing for the loggers to write beside them."""
+        """Return the three numbers, and nothing else for the loggers to write."""
         log_p = self._scores()
         size, num_images = _measure(task_dataset_as_numpy)
         if len(log_p) != num_images:
@@ -49,7 +49,7 @@ class BitsPerDim(seqio.metrics.CollectingMetric):
         return metrics, {"targets": []}
 
     def _scores(self) -> np.ndarray:
-        """Log-likelihoods `[N]` in nats, without what only filled up a batch."""
+        """Return log-likelihoods `[N]` in nats, without the padding of batches."""
         values = {key: _whole(value) for key, value in self.values.items()}
         scores, mask = np.asarray(values["model_output"], np.float64), values["mask"]
         if scores.shape != mask.shape:
@@ -61,7 +61,7 @@ class BitsPerDim(seqio.metrics.CollectingMetric):
         if len(np.unique(index, axis=0)) != len(index):
             raise ValueError(
                 f"{len(index)} scores are of {len(np.unique(index, axis=0))} images: some were "
-                "scored twice. Mask what fills up the last batch."
+                "scored twice. Mask the padding of the last batch."
             )
         if not np.isfinite(scores[mask == 1]).all():
             bad = int(np.flatnonzero(~np.isfinite(scores) & (mask == 1))[0])
@@ -70,12 +70,12 @@ class BitsPerDim(seqio.metrics.CollectingMetric):
 
 
 def _whole(value: Any) -> np.ndarray:
-    """One array of what merging has made a tuple of."""
+    """Return one array; merging metrics leaves a tuple of them."""
     return np.concatenate(value) if isinstance(value, tuple) else np.asarray(value)
 
 
 def _measure(examples: Iterable[Mapping[str, np.ndarray]]) -> tuple[int, int]:
-    """Numbers per image, and images."""
+    """Return the number of values per image, and of images."""
     size = num_images = 0
     for example in examples:
         size, num_images = int(np.size(example["image"])), num_images + 1

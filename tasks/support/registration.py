@@ -1,33 +1,32 @@
-"""What every task of images has in common."""
+"""Registering a source of images as a seqio task."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, final
 
 import seqio
 import tensorflow as tf
 
-from tasks.support.augmenting import augment
+from idode_gin.feed.sources import KeepsImages
+from tasks.support.augmenting import Augment
 from tasks.support.metrics import BitsPerDim
+from tasks.support.sources import AbstractImages
 
 Length = int | Sequence[int | None] | None
 
 
-def add_task(name: str, source: seqio.DataSource) -> None:
-    """Registers a task that yields the images of `source`; nothing if there is one of that name.
+def add_task(name: str, source: AbstractImages) -> None:
+    """Register a task that yields the images of `source`, unless there is one of that name.
 
-    The task refuses to be cropped, augments where its source says so, and has `BitsPerDim` as its
+    The task refuses to be cropped, augments what its source marks, and has `BitsPerDim` as its
     metric.
     """
     if name in seqio.TaskRegistry.names():
         return
     features = {"image": seqio.ContinuousFeature(dtype=tf.uint8, rank=3)}
-    preprocessors: list[Any] = [refuse_cropping]
-    augmentation = getattr(source, "augmentation", None)
-    if augmentation is not None:
+    preprocessors: list[Any] = [RefuseCropping()]
+    if source.augmentation is not None:
         features["conditioning"] = seqio.ContinuousFeature(dtype=tf.float32, rank=1)
-        preprocessors.append(augment(augmentation))
-    for each in preprocessors:
-        each.keeps_plain_images = True  # the feed may read them at the source
+        preprocessors.append(Augment(source.augmentation))
     seqio.TaskRegistry.add(
         name,
         source=source,
@@ -37,20 +36,20 @@ def add_task(name: str, source: seqio.DataSource) -> None:
     )
 
 
-def refuse_cropping(
-    dataset: tf.data.Dataset, sequence_length: Mapping[str, Length] | None = None
-) -> tf.data.Dataset:
-    """A preprocessor that changes nothing: seqio cuts features to their lengths right after it.
+@final
+class RefuseCropping(KeepsImages):
+    """A preprocessor that only checks: seqio cuts features to their lengths right after it."""
 
-    Raises:
-        ValueError: if `sequence_length` differs from the image's shape.
-    """
-    check_length("image", dataset.element_spec["image"].shape, sequence_length or {})
-    return dataset
+    def __call__(
+        self, dataset: tf.data.Dataset, sequence_length: Mapping[str, Length] | None = None
+    ) -> tf.data.Dataset:
+        """Return the dataset; raise ValueError if a length differs from the image's shape."""
+        check_length("image", dataset.element_spec["image"].shape, sequence_length or {})
+        return dataset
 
 
 def check_length(feature: str, shape: tf.TensorShape, lengths: Mapping[str, Length]) -> None:
-    """Raises ValueError if the length given for a feature would cut it, or is more than it has."""
+    """Raise ValueError unless the length given for a feature, if any, is that of its shape."""
     length = lengths.get(feature)
     given = [length] if isinstance(length, int) else list(length or ())
     fits = len(given) <= len(shape) and all(
@@ -59,6 +58,6 @@ def check_length(feature: str, shape: tf.TensorShape, lengths: Mapping[str, Leng
     if not fits:
         raise ValueError(
             f'`task_feature_lengths` must not change an image: "{feature}" is {list(shape)}, got '
-            f"{length!r}, and seqio would crop to that without a word. Leave {feature!r} out, or "
+            f"{length!r}, and seqio would silently crop to that. Leave {feature!r} out, or "
             f"give {shape[0]} or {tuple(shape)}."
         )

@@ -1,4 +1,7 @@
-"""Datasets on disk in the format of TensorFlow Datasets, read without the code that built them."""
+"""One split of a dataset on disk in the format of TensorFlow Datasets.
+
+It is read without the code that built it.
+"""
 
 import dataclasses
 import hashlib
@@ -10,8 +13,7 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from idode_gin.feed.image_fingerprints import ImageFingerprint
-from tasks.prepare.writer import FINGERPRINT
+from idode_gin.feed.image_fingerprints import RECORD, ImageFingerprint
 
 INFO = "dataset_info.json"
 DESCRIPTION = (INFO, "features.json")
@@ -23,10 +25,10 @@ class TfdsFiles:
     """One split of the dataset in a folder.
 
     Args:
-        folder: which holds `dataset_info.json`, `features.json` and the shards.
+        folder: holds `dataset_info.json`, `features.json` and the shards.
         split: one of its splits.
         name: of the dataset, for messages.
-        remedy: what to do where files of it are no good, a sentence.
+        remedy: a sentence that says what to do about bad files.
     Raises, by all but `is_partial` and `check_recorded`:
         ValueError: if the folder cannot be read as a dataset with this split, or lacks files.
     """
@@ -38,17 +40,17 @@ class TfdsFiles:
 
     @property
     def num_images(self) -> int:
-        """N, as the description says."""
+        """N, according to the description."""
         return int(self._opened().info.splits[self.split].num_examples)
 
     @property
     def image_shape(self) -> tuple[int | None, ...]:
-        """(height, width, channels), None where the description does not say it."""
+        """(height, width, channels); None where the description leaves one open."""
         return tuple(self._opened().info.features["image"].shape)
 
     @property
     def is_partial(self) -> bool:
-        """Whether it was prepared from a part of the publisher's files, knowingly."""
+        """True if it was prepared with `--allow_partial`."""
         try:
             metadata = json.loads((self.folder / "metadata.json").read_text())
         except (OSError, ValueError):
@@ -56,11 +58,11 @@ class TfdsFiles:
         return isinstance(metadata, dict) and metadata.get("partial") is True
 
     def check_recorded(self, found: ImageFingerprint) -> None:
-        """Raises ValueError unless the decoded split is the one that was prepared.
+        """Raise ValueError unless the decoded split is the one that was prepared.
 
-        A dataset that others have made has no record, and nothing is compared.
+        Datasets made by other programs have no record; nothing is compared then.
         """
-        path = self.folder / FINGERPRINT
+        path = self.folder / RECORD
         try:
             recorded = ImageFingerprint.from_dict(json.loads(path.read_text())[self.split])
         except FileNotFoundError:
@@ -79,7 +81,7 @@ class TfdsFiles:
                 )
 
     def shards(self) -> list[pathlib.Path]:
-        """The files that hold the split, checked to be there."""
+        """Return the files of the split; raise ValueError if one is missing."""
         paths = [pathlib.Path(each) for each in self._opened().info.splits[self.split].filepaths]
         missing = [path for path in paths if not path.is_file()]
         if missing:
@@ -90,7 +92,7 @@ class TfdsFiles:
         return paths
 
     def facts(self) -> list[Any]:
-        """What identifies the bytes: the description, and the shards with size and time."""
+        """Return a digest of the description, and each shard's name, size and time of change."""
         info = hashlib.sha256((self.folder / INFO).read_bytes()).hexdigest()
         shards = [(path.name, path.stat()) for path in self.shards()]
         return [info, self.split, [(name, each.st_size, each.st_mtime_ns) for name, each in shards]]
@@ -98,7 +100,7 @@ class TfdsFiles:
     def dataset(
         self, *, shuffle: bool, seed: int | None, shard_info: seqio.ShardInfo | None
     ) -> tf.data.Dataset:
-        """Dicts with "image" and nothing else, file by file; `shuffle` mixes the files."""
+        """Return dicts with "image" alone, file by file; `shuffle` mixes the files."""
         self.shards()
         builder = self._opened()
         config = tfds.ReadConfig(
@@ -120,7 +122,7 @@ class TfdsFiles:
         try:
             _check_types(json.loads((self.folder / "features.json").read_text(encoding="utf-8")))
             builder = tfds.builder_from_directory(str(self.folder))
-        except Exception as error:  # whatever its parsers make of a damaged description
+        except Exception as error:  # its parsers raise many types for a damaged description
             raise ValueError(
                 f"{self.name} in {self.folder} cannot be opened: {error}. {self.remedy}"
             ) from error
@@ -135,7 +137,7 @@ class TfdsFiles:
 
 
 def _check_types(features: Any) -> None:
-    """Raises ValueError if a description names a class that is not TFDS's: it would be imported."""
+    """Raise ValueError if a description names a class outside TFDS, which would be imported."""
     if isinstance(features, list):
         features = dict(enumerate(features))
     if not isinstance(features, dict):

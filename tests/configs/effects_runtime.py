@@ -284,7 +284,7 @@ CASES = {
             "augmentation": Augmentation(),
             "cache_dir": "",
             "memory_map": False,
-            "fingerprint": Refused("0" * 16, "does not have the pixels asked for"),
+            "fingerprint": Refused("0" * 16, "must have fingerprint="),
         },
     ),
     Augmentation: Case(

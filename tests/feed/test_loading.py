@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from idode_gin.feed import augmentation, loading
+from idode_gin.feed.sources import ImageSource, KnownSplit
 
 # Reading seqio tasks.
 
@@ -278,25 +279,17 @@ def knowing(register):
     import seqio
     import tensorflow as tf
 
-    class Knowing(seqio.FunctionDataSource):
+    class Knowing(seqio.FunctionDataSource, ImageSource):
         variant = "the real one"
-        augmentation = None
-        facts: dict | None = None
+        facts: KnownSplit | None = None
         key: str | None = "k1"
         reads = 0
-
-        @property
-        def plain(self):
-            return self
 
         def cache_key(self, split):
             return self.key
 
         def known(self, split):
             return self.facts
-
-        def other_variants(self, num_images, split):
-            return f"{num_images} is the other one." if num_images == 9 else None
 
         def at(self, path):
             assert path == "/mine"
@@ -320,10 +313,11 @@ def known(images, **changes):
     facts = {
         "num_images": len(images),
         "image_shape": images.shape[1:],
-        "channel_mean": images.astype(float).mean((0, 1, 2)).tolist(),
+        "channel_mean": tuple(images.astype(float).mean((0, 1, 2))),
         "channel_mean_tolerance": 1e-6,
+        "lookalikes": {9: "the other one"},
     }
-    return facts | changes
+    return KnownSplit(**(facts | changes))
 
 
 def test_a_split_is_decoded_once_and_mapped(knowing, tmp_path):
@@ -350,13 +344,27 @@ def test_the_wrong_split_is_refused(knowing):
     images = random_images(9)
     source = knowing("made_wrong", images)
     for facts, message in (
-        (known(images, num_images=10), r"must hold 10 images, got 9\. 9 is the other one\."),
+        (
+            known(images, num_images=10),
+            r"must hold 10 images, got 9\. 9 images .* the other one\.",
+        ),
         (known(images, image_shape=(5, 4, 1)), r"must be \(5, 4, 1\), got \(4, 5, 1\)"),
-        (known(images, channel_mean=[1.0]), r"channel means of 1\.000, got .*other pixels"),
+        (known(images, channel_mean=(1.0,)), r"channel means of 1\.000, got .*other pixels"),
     ):
         source.facts = facts
         with pytest.raises(ValueError, match=message):
             load("made_wrong", cache_dir="")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_mixture_of_cached_and_other_tasks_is_read_whole(knowing, register, tmp_path, order):
+    first, second = random_images(4), random_images(12, seed=1)
+    knowing("made_cached", first)
+    register("made_other", {"image": second})
+    rates = {"made_cached": 1.0, "made_other": 3.0}
+    register.mixture("made_both", dict(list(rates.items())[::order]))
+    split = load("made_both", cache_dir=str(tmp_path))
+    np.testing.assert_array_equal(split.images, np.concatenate([first, second]))
 
 
 def test_a_fingerprint_can_be_insisted_on(knowing):
@@ -367,7 +375,7 @@ def test_a_fingerprint_can_be_insisted_on(knowing):
         load("made_pinned", cache_dir="", fingerprint=wanted)
     with pytest.raises(ValueError, match=f"fingerprint={'0' * 16}, got sha256 {found.sha256}"):
         load("made_pinned", cache_dir="", fingerprint="0" * 16)
-    with pytest.raises(ValueError, match="16 or more small hex digits"):
+    with pytest.raises(ValueError, match="at least 16 lowercase hex digits"):
         load("made_pinned", cache_dir="", fingerprint="0123")
 
 

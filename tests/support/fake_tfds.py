@@ -1,4 +1,4 @@
-"""Small datasets on disk, laid out by TensorFlow Datasets itself, of images that tests know."""
+"""Small datasets on disk, written by TensorFlow Datasets, of images known to the tests."""
 
 import contextlib
 import dataclasses
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def random_images(num_images: int, shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
-    """uint8 `[N, H, W, C]`, no two alike."""
+    """Return uint8 `[N, H, W, C]`, no two alike."""
     return np.random.default_rng(seed).integers(0, 256, (num_images, *shape)).astype(np.uint8)
 
 
@@ -21,14 +21,14 @@ def write(
     static: bool = True,
     num_shards: int | None = None,
 ) -> pathlib.Path:
-    """Writes `<root>/<name>[/<config>]/<version>` and returns it.
+    """Write `<root>/<name>[/<config>]/<version>` and return it.
 
     Args:
         root: the data directory.
         tfds_name: "<name>[/<config>]:<version>".
         splits: images of each split.
-        static: whether `features.json` says their size.
-        num_shards: files per split; None leaves it to TFDS, which makes one.
+        static: declare the images' size in `features.json`.
+        num_shards: files per split; None is TFDS's choice, one.
     """
     import tensorflow_datasets as tfds
 
@@ -65,16 +65,14 @@ def write(
 
 
 def with_counts(variant, splits: Mapping[str, np.ndarray]):
-    """The variant, but known to hold as many images as these splits."""
-    from tasks.support.variants import KnownSplit
-
-    known = {split: KnownSplit(num_images=len(images)) for split, images in splits.items()}
-    return dataclasses.replace(variant, splits=known)
+    """Return the variant with the numbers of images of these splits, and no known mean."""
+    sizes = {split: len(images) for split, images in splits.items()}
+    return dataclasses.replace(variant, sizes=sizes, train_mean=None)
 
 
 @contextlib.contextmanager
 def data_dir(root: pathlib.Path) -> Iterator[None]:
-    """What `--tfds_data_dir` does, undone afterwards."""
+    """Set the data directory as `--tfds_data_dir` does; restore it afterwards."""
     import seqio
 
     seqio.set_tfds_data_dir_override(str(root))
@@ -86,7 +84,7 @@ def data_dir(root: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def task(name: str, source) -> Iterator[str]:
-    """A task of the source, registered for a while."""
+    """Register a task of the source within a context."""
     import seqio
 
     from tasks.support.registration import add_task
@@ -99,11 +97,11 @@ def task(name: str, source) -> Iterator[str]:
 
 
 def images_of(dataset) -> np.ndarray:
-    """All images of a seqio dataset, in its order."""
+    """Return all images of a seqio dataset, in its order."""
     return np.stack([example["image"] for example in dataset.as_numpy_iterator()])
 
 
 def sorted_images(images: np.ndarray) -> np.ndarray:
-    """In an order of their own, to compare what may come in any."""
+    """Return the images sorted by their pixels, for comparisons in any order."""
     flat = images.reshape(len(images), -1)
     return flat[np.lexsort(flat.T)]

@@ -1,4 +1,4 @@
-"""A split whose pixels tell which image they belong to."""
+"""A split whose pixels hold the index of their image."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from idode_gin.feed import data
 
 
 def split(num_images=7, shape=(2, 3, 1), dtype=np.uint8) -> data.ImageSplit:
-    """Images that carry their own index in every pixel."""
+    """Return images whose every pixel is their index."""
     images = np.broadcast_to(
         np.arange(num_images).reshape(-1, 1, 1, 1), (num_images, *shape)
     ).astype(dtype)

@@ -1,6 +1,6 @@
-"""Prints the memory that reading a split takes, for every way to read one, as JSON.
+"""Print, as JSON, the memory that reading a split takes, for every way to read one.
 
-A program of its own: what other tests leave in the process would hide copies, or be taken for some.
+A program of its own: memory left by other tests in the process would distort the measurement.
 """
 
 import gc
@@ -14,6 +14,7 @@ import seqio
 import tensorflow as tf
 
 from idode_gin.feed import augmentation, batches, data, loading
+from idode_gin.feed.sources import ImageSource
 
 COUNT, SHAPE, BATCH = 48_000, (32, 32, 3), 256  # 147 MB: TensorFlow has 12 MB of its own
 KINDS = augmentation.Augmentation(channels=True)
@@ -21,13 +22,11 @@ WHOLE, NO_CACHE = {"memory_map": False}, {"cache_dir": ""}
 
 
 def make(index):
-    """An image that TensorFlow makes when it is asked for."""
+    """Return an image that TensorFlow makes on demand."""
     return {"image": tf.fill(SHAPE, tf.cast(index % 251, tf.uint8))}
 
 
-class Made(seqio.FunctionDataSource):
-    augmentation = None
-
+class Made(seqio.FunctionDataSource, ImageSource):
     def __init__(self, name, start, stop, is_counted=True):
         def dataset_fn(split, shuffle_files, seed=None):
             return tf.data.Dataset.range(start, stop).map(make)
@@ -35,10 +34,6 @@ class Made(seqio.FunctionDataSource):
         count = {"train": stop - start} if is_counted else None
         super().__init__(dataset_fn, splits=("train",), num_input_examples=count)
         self.name = name
-
-    @property
-    def plain(self):
-        return self
 
     def cache_key(self, split):
         return self.name
@@ -54,7 +49,7 @@ def add(name, start=0, stop=COUNT, preprocessors=(), **options):
 
 
 def field(name):
-    """Bytes, of this process."""
+    """Return a field of this process's status, in bytes."""
     (kilobytes,) = re.findall(rf"{name}:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())
     return 1024 * int(kilobytes)
 

@@ -164,7 +164,7 @@ def test_an_unknown_number_of_images_is_not_batched_in_silence(tf, converter, im
     known = tf.data.Dataset.from_tensor_slices({"image": images})
     unknown = known.filter(lambda example: True)
     assert unknown.cardinality() == tf.data.UNKNOWN_CARDINALITY
-    with pytest.raises(ValueError, match="does not say how many images it has.* Say it with"):
+    with pytest.raises(ValueError, match="number of images is unknown.* Declare it with"):
         converter()(unknown).batch(4, drop_remainder=True)
     said = unknown.apply(tf.data.experimental.assert_cardinality(NUM_IMAGES))
     with pytest.raises(ValueError, match="would drop the last 2 of 10 images"):

@@ -17,10 +17,10 @@ SHAPES = {1: (6, 5, 1), 3: (6, 5, 3), 4: (6, 5, 4)}
 
 
 @pytest.fixture(scope="module")
-def own_images():
-    from tasks.support import own_images
+def image_files():
+    from tasks.support import image_files
 
-    return own_images
+    return image_files
 
 
 def png(image: np.ndarray) -> bytes:
@@ -164,9 +164,9 @@ BAD = {
     "one bit": (encoded("1"), r"bad\.png must be .* got mode '1'"),
     "16 bits": (encoded("I;16"), r"bad\.png must be .* got mode 'I;16'"),
     "animated": (animated(), r"bad\.png must be .* and 2 frames"),
-    "empty": (b"", r"bad\.png is no readable image"),
-    "text": (b"not an image", r"bad\.png is no readable image"),
-    "bomb": (bomb(), r"bad\.png (is no readable image|says that it is 60000 x 60000)"),
+    "empty": (b"", r"bad\.png is not a readable image"),
+    "text": (b"not an image", r"bad\.png is not a readable image"),
+    "bomb": (bomb(), r"bad\.png (is not a readable image|claims to be 60000 x 60000)"),
 }
 
 
@@ -179,7 +179,7 @@ def test_a_bad_file_among_good_ones_is_named_before_any_is_decoded(folder, kind)
 
 
 @pytest.mark.parametrize("name", archives.not_8_bits())
-def test_depths_that_pillow_would_change_are_refused(name, folder, own_images):
+def test_depths_that_pillow_would_change_are_refused(name, folder, image_files):
     content, found = archives.not_8_bits()[name]
     path = folder / "train" / name
     path.write_bytes(content)
@@ -196,7 +196,7 @@ def test_depths_that_pillow_would_change_are_refused(name, folder, own_images):
     assert found in str(caught.value)
 
 
-def test_eight_bits_in_any_format_are_read_as_they_are(tmp_path, own_images):
+def test_eight_bits_in_any_format_are_read_as_they_are(tmp_path, image_files):
     image = fake_tfds.random_images(1, SHAPES[3])[0]
     files = {
         "a.ppm": b"P6\n# from 0 to\n5 6 255\n" + image.tobytes(),
@@ -207,7 +207,7 @@ def test_eight_bits_in_any_format_are_read_as_they_are(tmp_path, own_images):
     for name in ("c.tif", "d.bmp", "e.png"):
         Image.fromarray(image).save(tmp_path / name)
     for path in tmp_path.iterdir():
-        np.testing.assert_array_equal(own_images.read_image(path, SHAPES[3]), image)
+        np.testing.assert_array_equal(image_files.read_image(path, SHAPES[3]), image)
 
 
 def test_integers_above_255_are_read_from_an_npz(tmp_path):
@@ -220,7 +220,7 @@ def test_integers_above_255_are_read_from_an_npz(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP"])
-def test_damage_in_a_later_frame_is_named(kind, folder, own_images):
+def test_damage_in_a_later_frame_is_named(kind, folder, image_files):
     """Pillow counts frames by walking through them, and stumbles with errors of many types."""
     out = io.BytesIO()
     frames = [Image.new("RGB", (5, 6), shade) for shade in ("red", "blue")]
@@ -233,44 +233,44 @@ def test_damage_in_a_later_frame_is_named(kind, folder, own_images):
         content[start : start + 4] = rng.bytes(4)
         path.write_bytes(content)
         try:
-            own_images.read_image(path, own_images.image_shape(path))
+            image_files.read_image(path, image_files.image_shape(path))
         except ValueError as error:
             assert type(error) is ValueError
             assert str(path) in str(error)
 
 
-def test_an_error_in_counting_frames_is_named(tmp_path, own_images, monkeypatch):
+def test_an_error_in_counting_frames_is_named(tmp_path, image_files, monkeypatch):
     def fail(image):
         raise IndexError("no such frame")
 
     Image.new("RGB", (5, 6)).save(tmp_path / "a.bmp")
     monkeypatch.setattr(Image.Image, "n_frames", property(fail), raising=False)
-    with pytest.raises(ValueError, match=r"a\.bmp is no readable image: no such frame"):
-        own_images.image_shape(tmp_path / "a.bmp")
+    with pytest.raises(ValueError, match=r"a\.bmp is not a readable image: no such frame"):
+        image_files.image_shape(tmp_path / "a.bmp")
 
 
 def test_a_file_that_is_no_image_by_its_name_is_named(folder):
     (folder / "train" / "labels.csv").write_text("1,2")
-    with pytest.raises(ValueError, match=r"labels\.csv is no image: files must end in \.png"):
+    with pytest.raises(ValueError, match=r"labels\.csv is not an image: files must end in \.png"):
         load("image_folder", folder)
 
 
-def test_large_images_are_refused_by_their_header(own_images, tmp_path, monkeypatch):
-    monkeypatch.setattr(own_images, "MAX_PIXELS", 29)
+def test_large_images_are_refused_by_their_header(image_files, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 29)
     path = tmp_path / "a.png"
     path.write_bytes(encoded("RGB"))
-    with pytest.raises(ValueError, match="says that it is 6 x 5; images of more than 29 pixels"):
-        own_images.image_shape(path)
+    with pytest.raises(ValueError, match="claims to be 6 x 5, but images may have at most 29"):
+        image_files.image_shape(path)
 
 
-def test_pixels_that_cannot_be_decoded_are_named(folder, own_images):
+def test_pixels_that_cannot_be_decoded_are_named(folder, image_files):
     import tensorflow as tf
 
     path = folder / "train" / "002.png"
     path.write_bytes(path.read_bytes()[:-40])
-    assert own_images.image_shape(path) == SHAPES[3]  # its header is whole
+    assert image_files.image_shape(path) == SHAPES[3]  # its header is whole
     with pytest.raises(ValueError, match=r"002\.png cannot be decoded"):
-        own_images.read_image(path, SHAPES[3])
+        image_files.read_image(path, SHAPES[3])
     # TensorFlow reads it, and hands over the message.
     with pytest.raises((ValueError, tf.errors.OpError), match=r"002\.png cannot be decoded"):
         load("image_folder", folder)
@@ -346,7 +346,9 @@ def test_a_member_that_is_no_array_by_its_name_is_none(tmp_path):
 
 
 @pytest.mark.parametrize("compress", [np.savez, np.savez_compressed])
-def test_a_damaged_npz_is_read_whole_or_named(compress, tmp_path, own_images):
+def test_a_damaged_npz_is_read_whole_or_named(compress, tmp_path):
+    from tasks.support import npz_arrays
+
     images = fake_tfds.random_images(3, SHAPES[3])
     out = io.BytesIO()
     compress(out, train=images)
@@ -358,7 +360,7 @@ def test_a_damaged_npz_is_read_whole_or_named(compress, tmp_path, own_images):
         content[start : start + 4] = [b"\xff" * 4, bytes(4), rng.bytes(4)][rng.integers(3)]
         path.write_bytes(content)
         try:
-            np.testing.assert_array_equal(own_images.read_array(path, "train"), images)
+            np.testing.assert_array_equal(npz_arrays.read_array(path, "train"), images)
         except ValueError as error:
             assert type(error) is ValueError
             assert str(path) in str(error)
@@ -382,7 +384,7 @@ def test_a_file_that_is_no_npz_or_lacks_the_split_is_named(tmp_path):
     np.savez(path, train=np.zeros((2, 6, 5, 3), np.uint8))
     with pytest.raises(ValueError, match="there is no array 'test'; arrays: train"):
         load("image_npz", path, "test")
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match="is not a file"):
         load("image_npz", tmp_path)
 
 

@@ -38,22 +38,10 @@ def images():
 @pytest.fixture
 def make_source(images):
     """A source in memory whose splits are all the same images."""
-    import seqio
-    import tensorflow as tf
+    from tasks.support.array_images import ArrayImages
 
-    from tasks.support.sources import AugmentedSource
-
-    def dataset_fn(split, shuffle_files=False, seed=None):
-        return tf.data.Dataset.from_tensor_slices({"image": images})
-
-    splits = ("train", "validation", "test")
-    sizes = dict.fromkeys(splits, len(images))
-
-    def make(augmentation):
-        plain = seqio.FunctionDataSource(dataset_fn, splits=splits, num_input_examples=sizes)
-        return AugmentedSource(plain, augmentation)
-
-    return make
+    sizes = dict.fromkeys(("train", "validation", "test"), len(images))
+    return lambda augmentation: ArrayImages(sizes, lambda split: images, augmentation)
 
 
 def read(name, **options):
@@ -168,7 +156,7 @@ def test_the_plain_source_in_its_place_gives_plain_images(make_source, images):
     source = make_source(Augmentation())
     assert source.augmentation == Augmentation()
     with fake_tfds.task("made_augmented", source) as name:
-        task = seqio.get_mixture_or_task(name).replace(source=source.plain)
+        task = seqio.get_mixture_or_task(name).replace(source=make_source(None))
         dataset = task.get_dataset(split="train", shuffle=False, seed=3)
         np.testing.assert_array_equal(fake_tfds.images_of(dataset), images)
 
@@ -176,19 +164,16 @@ def test_the_plain_source_in_its_place_gives_plain_images(make_source, images):
 def test_images_that_cannot_be_turned_are_refused(tf, augmenting):
     wide = tf.data.Dataset.from_tensors({"image": np.zeros((4, 6, 3), np.uint8), "augment": True})
     with pytest.raises(ValueError, match="need square images, got 4 x 6"):
-        augmenting.augment(Augmentation())(wide)
+        augmenting.Augment(Augmentation())(wide)
 
 
 def test_it_has_the_facts_of_the_plain_source():
-    from tasks.support.sources import AugmentedSource, TfdsImages
-    from tasks.support.variants import CIFAR10
+    from tasks.formats.published import CIFAR10
+    from tasks.support.tfds_images import TfdsImages
 
-    plain = TfdsImages(CIFAR10)
-    source = AugmentedSource(plain, Augmentation())
-    assert source.plain is plain
-    assert plain.plain is plain
+    plain, source = TfdsImages(CIFAR10), TfdsImages(CIFAR10, Augmentation())
     assert plain.augmentation is None
+    assert source.name == plain.name == "cifar10"
     assert source.variant == plain.variant == "Krizhevsky"
     assert source.known("train") == plain.known("train")
-    assert source.other_variants(3, "train") is None
     assert tuple(source.splits) == ("train", "test")

@@ -15,17 +15,17 @@ SIZES = {"train": 23, "validation": 5}
 
 
 @pytest.fixture(scope="module")
-def variants():
-    from tasks.support import variants
+def published():
+    from tasks.formats import published
 
-    return variants
+    return published
 
 
 @pytest.fixture(scope="module")
-def sources():
-    from tasks.support import sources
+def tfds_images():
+    from tasks.support import tfds_images
 
-    return sources
+    return tfds_images
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +37,20 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def root(images, variants, tmp_path_factory):
+def root(images, published, tmp_path_factory):
     """A data directory with both ImageNet-32s; the old one does not say its images' size."""
     root = tmp_path_factory.mktemp("tfds")
     new = {split: 255 - each for split, each in images.items()}
-    fake_tfds.write(root, variants.IMAGENET32_NEW.tfds_name, new)
-    fake_tfds.write(root, variants.IMAGENET32_OLD.tfds_name, images, static=False)
+    fake_tfds.write(root, published.IMAGENET32_NEW.tfds_name, new)
+    fake_tfds.write(root, published.IMAGENET32_OLD.tfds_name, images, static=False)
     return root
 
 
 @pytest.fixture
-def source(images, variants, sources, root):
+def source(images, published, tfds_images, root):
     """Of the old ImageNet-32, known to be small."""
     with fake_tfds.data_dir(root):
-        yield sources.TfdsImages(fake_tfds.with_counts(variants.IMAGENET32_OLD, images))
+        yield tfds_images.TfdsImages(fake_tfds.with_counts(published.IMAGENET32_OLD, images))
 
 
 @pytest.fixture
@@ -114,15 +114,15 @@ def test_shards_share_the_images_out(source, images):
     )
 
 
-def test_files_are_read_one_after_the_other(variants, sources, tmp_path):
+def test_files_are_read_one_after_the_other(published, tfds_images, tmp_path):
     import seqio
 
     # More per file than TFDS would read from one before it goes to the next.
     train = fake_tfds.random_images(90, (32, 32, 3))
-    described = fake_tfds.with_counts(variants.IMAGENET32_OLD, {"train": train})
+    described = fake_tfds.with_counts(published.IMAGENET32_OLD, {"train": train})
     fake_tfds.write(tmp_path, described.tfds_name, {"train": train}, num_shards=3)
     with fake_tfds.data_dir(tmp_path):
-        source = sources.TfdsImages(described)
+        source = tfds_images.TfdsImages(described)
         assert len(source.list_shards("train")) == 3
         whole = fake_tfds.images_of(source.get_dataset("train", shuffle=False))
         parts = [
@@ -136,10 +136,12 @@ def test_files_are_read_one_after_the_other(variants, sources, tmp_path):
     np.testing.assert_array_equal(whole, np.concatenate(parts))
 
 
-def test_a_dataset_prepared_from_a_part_is_not_held_to_what_is_known(copied, variants, sources):
-    wrong = fake_tfds.with_counts(variants.IMAGENET32_OLD, {"train": range(24)})
-    source = sources.TfdsImages(wrong)
-    assert source.known("train")["num_images"] == 24
+def test_a_dataset_prepared_from_a_part_is_not_held_to_what_is_known(
+    copied, published, tfds_images
+):
+    wrong = fake_tfds.with_counts(published.IMAGENET32_OLD, {"train": range(24)})
+    source = tfds_images.TfdsImages(wrong)
+    assert source.known("train").num_images == 24
     (copied / "metadata.json").write_text('{"partial": true}')
     assert source.known("train") is None
     assert source.variant == "van den Oord et al. (old), PARTIAL"
@@ -155,10 +157,10 @@ def test_the_feed_loads_them(source, images):
     )
 
 
-def test_the_folder_given_last_is_read(source, images, variants, tmp_path):
+def test_the_folder_given_last_is_read(source, images, published, tmp_path):
     # seqio's own source remembers the first, for as long as the process lives.
     source.get_dataset("validation")
-    fake_tfds.write(tmp_path, variants.IMAGENET32_OLD.tfds_name, {"validation": images["train"]})
+    fake_tfds.write(tmp_path, published.IMAGENET32_OLD.tfds_name, {"validation": images["train"]})
     with fake_tfds.data_dir(tmp_path):
         assert source.num_input_examples("validation") == SIZES["train"]
 
@@ -199,7 +201,7 @@ def test_each_task_knows_its_dataset_and_says_how_to_get_it(
     assert set(task.splits) == set(known)
     for split, num_images in known.items():
         facts = task.source.known(split)
-        assert (facts["num_images"], facts["image_shape"]) == (num_images, shape)
+        assert (facts.num_images, facts.image_shape) == (num_images, shape)
     assert task.source.known("no such split") is None
     assert task.source.variant
     folder = tmp_path / tfds_folder
@@ -215,65 +217,61 @@ def test_each_task_knows_its_dataset_and_says_how_to_get_it(
 
 
 def test_the_mean_of_cifar10_is_the_known_one_in_levels():
-    from tasks.support.variants import CIFAR10
+    from tasks.formats.published import CIFAR10
 
     known = CIFAR10.known("train")
     np.testing.assert_allclose(
-        np.array(known["channel_mean"]) / 255, (0.4914, 0.4822, 0.4465), atol=5e-5
+        np.array(known.channel_mean) / 255, (0.4914, 0.4822, 0.4465), atol=5e-5
     )
-    assert 0 < known["channel_mean_tolerance"] < 0.01
+    assert 0 < known.channel_mean_tolerance < 0.01
 
 
-def test_a_split_of_another_variant_is_refused_and_named(variants, sources, images):
-    held = {"validation": images["validation"]}
-    few = fake_tfds.with_counts(variants.IMAGENET32_OLD, held).splits
-    assert sources.TfdsImages(variants.IMAGENET32_NEW).other_variants(49_999, "validation") == (
-        "49,999 images in 'validation' are those of imagenet32_old (van den Oord et al. (old))."
-    )
-    for num_images, split in ((50_000, "validation"), (49_999, "train"), (7, "validation")):
-        assert variants.other_variants(variants.IMAGENET32_NEW, num_images, split) is None
-    assert few["validation"].num_images == SIZES["validation"]
+def test_the_lookalikes_of_a_split_are_named_by_their_sizes(published):
+    new = published.IMAGENET32_NEW
+    assert new.known("validation").lookalikes == {49_999: str(published.IMAGENET32_OLD)}
+    with pytest.raises(ValueError, match=r"49,999 images are those of imagenet32_old \(van den"):
+        new.known("validation").check_num_images("it", 49_999)
+    assert set(new.known("train").lookalikes) == {1_281_149, 50_000}
+    assert published.IMAGENET64_NEW.known("test") is None
 
 
-def test_a_wrong_number_of_images_stops(root, variants, sources):
-    wrong = fake_tfds.with_counts(variants.IMAGENET32_OLD, {"train": range(24)})
+def test_a_wrong_number_of_images_stops(root, published, tfds_images):
+    wrong = fake_tfds.with_counts(published.IMAGENET32_OLD, {"train": range(24)})
     with (
         fake_tfds.data_dir(root),
-        pytest.raises(ValueError, match=r"must hold 24 images, but .* holds 23\. No published"),
+        pytest.raises(ValueError, match=r"must hold 24 images, got 23\. Prepare it again"),
     ):
-        sources.TfdsImages(wrong).get_dataset("train")
+        tfds_images.TfdsImages(wrong).get_dataset("train")
 
 
 def test_the_old_variant_in_the_place_of_the_new_is_named(
-    root, variants, sources, images, monkeypatch
+    root, published, tfds_images, images, monkeypatch
 ):
-    old = fake_tfds.with_counts(variants.IMAGENET32_OLD, images)
-    monkeypatch.setattr(variants, "VARIANTS", (old,))
-    new = fake_tfds.with_counts(variants.IMAGENET32_NEW, {"train": range(24)})
+    old = fake_tfds.with_counts(published.IMAGENET32_OLD, images)
+    monkeypatch.setattr(published, "VARIANTS", (old,))
+    new = fake_tfds.with_counts(published.IMAGENET32_NEW, {"train": range(24)})
     with (
         fake_tfds.data_dir(root),
         pytest.raises(ValueError, match=r"are those of imagenet32_old \(van den Oord"),
     ):
-        sources.TfdsImages(new).get_dataset("train")
+        tfds_images.TfdsImages(new).get_dataset("train")
 
 
-def test_images_of_another_shape_are_refused(source, variants, sources, images, root):
+def test_images_of_another_shape_are_refused(source, published, tfds_images, images, root):
     import dataclasses
 
-    described = fake_tfds.with_counts(variants.IMAGENET32_NEW, images)
-    other = sources.TfdsImages(dataclasses.replace(described, image_shape=(16, 16, 3)))
+    described = fake_tfds.with_counts(published.IMAGENET32_NEW, images)
+    other = tfds_images.TfdsImages(dataclasses.replace(described, image_shape=(16, 16, 3)))
     with pytest.raises(ValueError, match=r"must be uint8 \[16, 16, 3\], got uint8 \(32, 32, 3\)"):
         other.get_dataset("train")
 
 
-def test_a_dataset_without_the_split_is_refused(source, variants, sources, root):
+def test_a_dataset_without_the_split_is_refused(source, published, tfds_images, root):
     import dataclasses
 
-    described = dataclasses.replace(
-        variants.IMAGENET32_OLD, splits={"test": variants.KnownSplit(num_images=3)}
-    )
+    described = dataclasses.replace(published.IMAGENET32_OLD, sizes={"test": 3})
     with pytest.raises(ValueError, match="no split 'test'; its splits: train, validation"):
-        sources.TfdsImages(described).get_dataset("test")
+        tfds_images.TfdsImages(described).get_dataset("test")
 
 
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
@@ -330,7 +328,7 @@ def recorded(copied, source):
 
     writer.record(copied, partial=False)
     with fake_tfds.data_dir(copied.parents[2]):
-        yield copied / writer.FINGERPRINT
+        yield copied / "fingerprint.json"
 
 
 @pytest.mark.parametrize("cache_dir", ["", None])
@@ -360,11 +358,14 @@ def test_files_that_changed_since_they_were_prepared_stop(
         assert load().fingerprint != expected
 
 
-def test_the_record_is_compared_with_what_augmentation_has_not_touched(recorded, source, sources):
+def test_the_record_is_compared_with_what_augmentation_has_not_touched(
+    recorded, images, published, tfds_images
+):
     from idode_gin.feed.augmentation import Augmentation
 
     content = recorded.read_text()
-    with fake_tfds.task("made_aug", sources.AugmentedSource(source, Augmentation())) as name:
+    small = fake_tfds.with_counts(published.IMAGENET32_OLD, images)
+    with fake_tfds.task("made_aug", tfds_images.TfdsImages(small, Augmentation())) as name:
         config = data.DatasetConfig(mixture_or_task_name=name, split="train", batch_size=1)
         assert loading.load_split(config).num_images == SIZES["train"]
         renamed = content.replace("train", "trial")

@@ -1,0 +1,1 @@
+"""Facts about published datasets and file formats, for `tasks.support` and `tasks.prepare`."""

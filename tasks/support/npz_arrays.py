@@ -1,0 +1,74 @@
+"""Arrays of images in .npz files, which may be damaged or forged."""
+
+import lzma
+import math
+import pathlib
+import struct
+import tokenize
+import zipfile
+import zlib
+
+import numpy as np
+
+LAYOUT = (
+    "It must be a .npz file with an array uint8 (or uint16, for more than 256 levels) "
+    "[N, H, W, C] for each split that is used, as numpy.savez(path, train=..., "
+    "validation=..., test=...) writes it."
+)
+
+# Raised by `zipfile` and NumPy's header reader, which parses the text of a Python dict, for damaged
+# and forged files.
+_NO_ARRAY = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError),
+    *(ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError, RuntimeError),
+    *(SyntaxError, tokenize.TokenError, AttributeError),
+)
+
+
+def read_array(path: pathlib.Path, name: str) -> np.ndarray:
+    """Return an array of a .npz file, `[N, H, W, C]`; pickled objects are refused, not run.
+
+    Raises:
+        ValueError: with the file's name, if it is not such a file, or lacks such an array.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            suffix = ".npy"
+            held = [
+                each.removesuffix(suffix) for each in archive.namelist() if each.endswith(suffix)
+            ]
+            if name not in held:
+                raise ValueError(f"there is no array {name!r}; arrays: {', '.join(held) or 'none'}")
+            _check_size(archive, name, path.stat().st_size)
+            with archive.open(f"{name}{suffix}") as member:
+                images = np.lib.format.read_array(member, allow_pickle=False)
+                if member.read(1):  # reading to the end compares the checksum
+                    raise ValueError(f"{name!r} holds more than its header says")
+    except _NO_ARRAY as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} cannot be read: {reason:.200}. {LAYOUT}") from error
+    if images.dtype not in (np.uint8, np.uint16) or images.ndim != 4 or images.size == 0:
+        raise ValueError(
+            f"{name!r} in {path} must be uint8 or uint16 [N, H, W, C] and not empty, got "
+            f"{images.dtype} {list(images.shape)}. Grey images need a last axis of 1."
+        )
+    return images
+
+
+def _check_size(archive: zipfile.ZipFile, name: str, file_bytes: int) -> None:
+    """Raise ValueError, before allocating, if the header claims more than the file can hold."""
+    with archive.open(f"{name}.npy") as member:
+        version = np.lib.format.read_magic(member)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read_header is None:
+            raise ValueError(f"{name!r} has the unknown format {version}")
+        shape, _, dtype = read_header(member)
+        wanted = member.tell() + math.prod(shape) * dtype.itemsize
+    info = archive.getinfo(f"{name}.npy")
+    # Deflate compresses to no less than 1/1032 of the size.
+    most = min(info.file_size, 1032 * min(info.compress_size, file_bytes))
+    if wanted > most:
+        raise ValueError(f"{name!r} claims {wanted:,} bytes, and the file holds {most:,}")
