@@ -88,7 +88,7 @@ class SaveCheckpointConfig:
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RestoreCheckpointConfig:
-    """What a run starts from if its own directory holds no checkpoint (a warm start).
+    """Start of a run whose own directory holds no checkpoint (a warm start).
 
     Args:
         path: a run directory (its newest intact checkpoint) or one `checkpoint_<step>` directory.

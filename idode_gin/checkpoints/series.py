@@ -81,7 +81,7 @@ class Watch(AbstractSeries):
     timeout: float | None = 3600.0
 
     def __post_init__(self) -> None:
-        """Checks the times."""
+        """Check the times."""
         checks.check_positive("period", self.period)
         if self.timeout is not None and not self.timeout >= 0:
             raise ValueError(f"`timeout` must be zero or more, got timeout={self.timeout}.")

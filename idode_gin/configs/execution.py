@@ -1,4 +1,4 @@
-"""What a program does between its flags and its function."""
+"""The steps of a program between its flags and its function."""
 
 import importlib
 import re

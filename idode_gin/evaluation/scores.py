@@ -1,4 +1,4 @@
-"""Scores of every image, by functions that compile once for any number of checkpoints.
+"""Score every image, by functions that compile once for any number of checkpoints.
 
 A likelihood gives, `[B]` each:
 

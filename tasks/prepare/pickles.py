@@ -123,7 +123,7 @@ def _stand_ins() -> dict[tuple[str, str], Any]:
 
     @functools.cache  # else a few opcodes could encode a long text again and again
     def encode(text: str, encoding: str) -> bytes:
-        """How Python 3 writes bytes in protocol 2."""
+        """Stand-in for the function by which Python 3 writes bytes in protocol 2."""
         if encoding not in ("latin1", "latin-1"):
             raise ValueError(f"bytes written as {encoding!r:.50}")
         return text.encode("latin-1")

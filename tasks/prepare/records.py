@@ -1,4 +1,4 @@
-"""What a reader hands to the writer: a source with the records of its splits."""
+"""The interface between a reader and the writer: a source with the records of its splits."""
 
 import dataclasses
 import math
