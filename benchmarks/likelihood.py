@@ -52,8 +52,7 @@ def errors(found: Solve, reference: np.ndarray) -> tuple[float, float]:
     difference = found.bpd - reference
     return float(np.mean(np.abs(difference))), float(abs(np.mean(difference)))
 
-
-def evaluations_at(points: Sequence[tuple[float, float]], target: float) -> float | None:
+    """Return evaluations for an error of `target`; points (evaluations, error), coarsest first."""
     """Evaluations for a mean error of `target`, from (evaluations, error), coarsest first."""
     below = len(points)
     while below and points[below - 1][1] <= target:

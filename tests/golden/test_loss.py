@@ -44,7 +44,7 @@ STATED_TERMS = {"recon": "recon", "latent": "klz", "diff": "diff", "diff2": "dif
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Given(AbstractTimeSampler):
-    """Gammas and densities drawn elsewhere."""
+    """A time sampler that returns given gammas and densities."""
 
     gamma: Any
     density: Any
@@ -248,5 +248,5 @@ def check(name, dtype):
 )
 @pytest.mark.parametrize("name", cases.of_kind("loss"))
 def test_recorded_output_gives_recorded_loss(name):
-    """One record contradicts itself; a second one would be news."""
+    """Exactly one record is inconsistent."""
     assert not output_contradicts_loss(cases.load(name)) or name in CONTRADICTORY
