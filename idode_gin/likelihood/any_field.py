@@ -14,6 +14,9 @@ suit image networks for 256 levels. Both ends affect the result:
   up to about e^{-gamma_max} |x|^2 / 2 nats (0.0034 |x|^2 at 5, 3e-6 |x|^2 at 12), and the mean is
   too low by at most the mean of that. A field in closed form can be integrated to a larger gamma.
 
+The result can be differentiated with respect to x and to what `field` holds: in forward mode with
+every solver, in reverse mode with grids (`Adams`, `FixedGrid`).
+
 Refs: VDM, the prior loss.
 """
 
@@ -61,8 +64,6 @@ def log_prob(
 ) -> Float[Array, " batch"]:
     """Return log p(x) of data under a field, nats, `[B]`; NaN where a solve did not finish.
 
-    Differentiable in forward mode with every solver, in reverse mode with `Adams` and `FixedGrid`.
-
     Args:
         field: `(z, gamma, *args) -> output`, example by example; gamma = log(sigma^2 / alpha^2).
         x: data, real numbers `[B, *shape]` of any shape.
@@ -75,7 +76,8 @@ def log_prob(
             `lambda z, gamma: v(z, jax.nn.sigmoid(gamma / 2)) / sqrt(2)`, on `StraightPath()`.
         gamma_min: clean end, nats.
         gamma_max: noise end, nats, where the prior is N(0, sigma^2 I).
-        solver: solver of the ODE. To measure its error, compare with twice the steps.
+        solver: solver of the ODE. Its error is not measured: compare with twice the steps, or with
+            `DormandPrince()`.
         variable: variable that the ODE is integrated in.
         divergence: method for the trace: by default one random probe, whose noise is in the result;
             `divergence.Exact()` for few dimensions.
@@ -83,7 +85,8 @@ def log_prob(
 
     Raises:
         TypeError: if an argument has another type.
-        ValueError: if gamma_max is not above gamma_min, x is empty, or a shape does not match.
+        ValueError: if gamma_max is not above gamma_min, x is empty, or the output of the field or
+            an entry of `args` has another shape.
     """
     _check_instances(
         schedule=(schedule, AbstractSchedule, "VariancePreserving()"),

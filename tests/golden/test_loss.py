@@ -124,7 +124,7 @@ def computed_values(case, model, parts, latents, gamma, batch, draws):
 
 
 def float32_slack(case):
-    """Where four times the published code's own float32 error asks too much.
+    """Extra tolerance where four times the float32 error of the published code is too strict.
 
     Prior and reconstruction sum d terms near one that cancel: a few roundings of one per dim. A
     mean over the batch is only as good as its images, whose recorded errors may cancel by luck.
@@ -169,7 +169,7 @@ def check_gradient(case, computed, dtype):
 
 
 def output_contradicts_loss(case):
-    """Whether the recorded output and trace give the recorded loss, by NumPy from the formulas.
+    """Return True if recorded output and trace do not give the recorded loss, computed by NumPy.
 
     With a loss weight w, loss_diff = w |F* - F|^2; on the straight path F* = (eps - f) / sqrt 2.
     Importance sampling makes w one constant, so the ratio must be the same for every image.

@@ -23,7 +23,7 @@ LIMIT = {"float64": 2e-5, "float32": 8e-5}
 """Bits per dim between ours and the record at tight tolerance, where 1e-4 is asked for."""
 
 QUICK_DRAWS, QUICK_DRAWS_OF_LARGE = 3, 1
-"""Of five recorded repeats, in the quick test run; three importance samples are always all."""
+"""Number of the five recorded repeats in the quick test run; importance samples are not reduced."""
 
 
 @functools.cache

@@ -153,7 +153,7 @@ def test_parts_are_of_our_own_draws(kind, samples, float64):
 
 
 def test_decoder_of_a_variational_bound(float64):
-    """Of the straight path about 0.02 bits per dim; next to nothing where variance is preserved."""
+    """About 0.02 bits per dim on the straight path, nearly zero on the variance-preserving path."""
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8))
     batch = {"image": images, "index": jnp.arange(4)}
     found = {}
