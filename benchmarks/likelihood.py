@@ -1,23 +1,22 @@
-"""Bits per dim of a trained network: time and evaluations for an error, beside SciPy's RK45.
+"""Bits per dim of a trained network: time and evaluations for an error, compared with SciPy's RK45.
 
     python -m benchmarks.likelihood --checkpoint=runs/digits --experiment=digits_eval
     python -m benchmarks.likelihood --checkpoint=runs/photo --experiment=photo_patches_eval \\
         --images=4 --repeats=1 --seconds=60 [--gin UNet.fourier_exponents='(6, 7)']
 
-The same network, images, dequantization noise and probes throughout, in one run. The reference is
-Adams in the exponential variable with steps doubled until figures stand still. Errors are means
-over images of |bpd - reference|.
+All solvers use the same network, images, dequantization noise and probes. The reference is Adams in
+the exponential variable, with steps doubled until the figures converge. Errors are means over
+images of |bpd - reference|.
 
-    a   time of RK45 from the host over that of Dormand-Prince at equal tolerance, in gamma and in
-        natural time, with our norm and with SciPy's of one image, on half as many lanes
-    b   time for a mean error of 1e-3, each by its cheapest setting that is below
-    c   network evaluations per image for errors of 1e-2, 1e-3 and 1e-4: log-log between the last
-        setting above and the first below, from which on all finer ones are below
-    d   time per image of a whole solve over (mean evaluations x time per image of one call of the
-        network with its trace, at the batch size where that is least); `--only=d` is that alone
+    a   time of RK45 from the host divided by that of Dormand-Prince at equal tolerance, in gamma
+        and in natural time, with our norm and with SciPy's, two images per lane
+    b   time for a mean error of 1e-3, with the cheapest setting of each solver below it
+    c   network evaluations per image for errors of 1e-2, 1e-3 and 1e-4, by log-log interpolation
+        between the last setting above the error and the next one
+    d   time per image of a whole solve divided by (mean evaluations x time per image of one call of
+        the network with its trace, at the fastest batch size); `--only=d` measures only this
 
-The host's function is compiled once, and compiling is nobody's time. Timed runs take turns; medians
-of `repeats` are printed.
+Compilation is not timed. Timed runs alternate; medians of `repeats` are printed.
 """
 
 import argparse
@@ -48,13 +47,13 @@ HOST_TOLERANCES = (1e-2, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 
 
 def errors(found: Solve, reference: np.ndarray) -> tuple[float, float]:
-    """Mean over images of |error|, and |error of the mean|."""
+    """Return the mean over images of |error|, and |error of the mean|."""
     difference = found.bpd - reference
     return float(np.mean(np.abs(difference))), float(abs(np.mean(difference)))
 
 
 def evaluations_at(points: Sequence[tuple[float, float]], target: float) -> float | None:
-    """Evaluations for a mean error of `target`, from (evaluations, error), coarsest first."""
+    """Return evaluations for an error of `target`; points (evaluations, error), coarsest first."""
     below = len(points)
     while below and points[below - 1][1] <= target:
         below -= 1
@@ -68,7 +67,7 @@ def evaluations_at(points: Sequence[tuple[float, float]], target: float) -> floa
 
 
 def median_seconds(runs: Mapping[str, Callable[[], Solve]], repeats: int) -> dict[str, float]:
-    """They take turns."""
+    """Return the median time of each run; runs alternate."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
@@ -77,7 +76,7 @@ def median_seconds(runs: Mapping[str, Callable[[], Solve]], repeats: int) -> dic
 
 
 class Report:
-    """All measurements of one network, printed as they come."""
+    """Measures one network and prints each result."""
 
     def __init__(self, args: argparse.Namespace, case: Case) -> None:
         self.args, self.case = args, case
@@ -89,12 +88,12 @@ class Report:
         print(f"\n## {args.title or self.case.about}\n\n    {shlex.join(command())}\n")
         print(
             f"{datetime.date.today()}, {machine()}. {self.case.about}.\nReference: "
-            f"{found.setting}, which moved figures by {moved:.1e} when their number was doubled "
-            "last; beyond that no error is known.\n"
+            f"{found.setting}, whose last doubling changed figures by {moved:.1e}; smaller errors "
+            "cannot be resolved.\n"
         )
 
     def sweep_all(self) -> None:
-        """Every solver in every variable, and the host's."""
+        """Run every solver in every variable, and that of the host."""
 
         def is_enough(found: Solve) -> bool:
             return errors(found, self.reference)[0] < min(TARGETS)
@@ -130,11 +129,11 @@ class Report:
             )
 
     def error(self, solve: Solve) -> float:
-        """Mean over images of |error|."""
+        """Return the mean over images of |error|."""
         return errors(solve, self.reference)[0]
 
     def table_of_evaluations(self) -> None:
-        """Table c."""
+        """Print table c."""
         print(
             "c. Network evaluations per image for a mean error, bits per dim:\n\n| solver | "
             f"variable | {' | '.join(f'{each:g}' for each in TARGETS)} | least error seen |\n"
@@ -149,8 +148,7 @@ class Report:
         print()
 
     def cheapest(self, keys: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], float] | None:
-        """Of these solvers, the setting below TARGET that took least time; and all finer ones are
-        below as well."""
+        """Return the fastest setting below TARGET such that all finer ones are below it too."""
         found = []
         for key in keys:
             points = self.points[key]
@@ -160,7 +158,7 @@ class Report:
         return min(found)[1:] if found else None
 
     def times(self) -> None:
-        """Tables a and b."""
+        """Measure and print tables a and b."""
         ours = [key for key in self.points if key[0] != HOST]
         runs: dict[str, tuple[tuple[str, str], float]] = {"host, 1e-5": ((HOST, "gamma"), 1e-5)}
         lanes = max(self.case.count // 2, 1)
@@ -197,14 +195,17 @@ class Report:
                 f"{np.mean(last[name].evaluations):.0f} | {one:.1e} | {mean:.1e} | "
                 f"{seconds[name]:.2f} |"
             )
+        self._print_ratios(seconds, has_host=host is not None)
+
+    def _print_ratios(self, seconds: dict[str, float], has_host: bool) -> None:
         print()
-        names = list(runs)
+        names = list(seconds)
         for name in names:
             if name.startswith("ours"):
                 ratio = seconds[names[0]] / seconds[name]
                 print(f"a. {name}: {ratio:.2f} times faster than the host's at 1e-5.")
             if name.startswith(("best", "default")):
-                if host:
+                if has_host:
                     ratio = seconds[f"host, error below {TARGET:g}"] / seconds[name]
                     print(f"b. {name}: {ratio:.2f} times faster than the host's.")
                 else:
@@ -216,7 +217,7 @@ class Report:
 
 
 def overhead(case: Case, repeats: int) -> None:
-    """Table d. Calls and solves take turns: the ratio is the median of neighbours'."""
+    """Print table d; calls and solves alternate, and the ratio is a median."""
     calls = solves.calls(case)
     once = {count: statistics.median(call() for _ in range(5)) for count, call in calls.items()}
     best = min(once, key=once.__getitem__)
@@ -236,7 +237,7 @@ def overhead(case: Case, repeats: int) -> None:
         print(
             f"d. {name}, {solve.setting}, {case.count} images on {lanes} lanes: {evaluations:.1f} "
             f"evaluations, {1e3 * whole:.1f} ms per image; a call of the network with its trace "
-            f"{1e3 * call:.2f} ms per image at {best} side by side; ratio {ratio:.2f}.",
+            f"{1e3 * call:.2f} ms per image in batches of {best}; ratio {ratio:.2f}.",
             flush=True,
         )
 
@@ -261,12 +262,12 @@ def main() -> None:
     parser.add_argument("--experiment", default="digits_eval")
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4, help="of one solve in a sweep")
+    parser.add_argument("--seconds", type=float, default=4, help="limit for one solve in a sweep")
     parser.add_argument("--solvers", nargs="+", default=list(solves.FAMILIES))
     parser.add_argument("--variables", nargs="+", default=list(solves.VARIABLES))
     parser.add_argument("--gin", nargs="*", default=[], help="bindings")
     parser.add_argument("--title", default="")
-    parser.add_argument("--only", choices=("d",), help="one of the tables")
+    parser.add_argument("--only", choices=("d",), help="measure only this table")
     args = parser.parse_args()
     case = likelihood_case.load(args.experiment, args.checkpoint, args.images, args.gin)
     if args.only is None:

@@ -1,4 +1,4 @@
-"""A trained network and images of its split, with the noise and probes that all solvers share."""
+"""A trained network, images, and the noise and probes that all solvers share."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ DEQUANTIZER = TruncatedNormal()
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What every solver starts from.
+    """The problem that every solver solves.
 
     Args:
         model: network and path.
@@ -29,7 +29,7 @@ class Case:
         conditioning: `[B, n]`.
         z: dequantized images at the clean end, `[B, H, W, C]`.
         probes: one Rademacher vector per image, `[1, B, H, W, C]`.
-        about: which images and network, in words.
+        about: description of images and network.
     """
 
     model: DiffusionODE
@@ -41,29 +41,29 @@ class Case:
 
     @property
     def span(self) -> tuple[float, float]:
-        """gamma at the clean end and at the noise end."""
+        """Gamma at the clean end and at the noise end."""
         return DEQUANTIZER.gamma_start(self.model.end), self.model.time.gamma_max
 
     @property
     def count(self) -> int:
-        """Images."""
+        """Number of images."""
         return self.z.shape[0]
 
     @property
     def dims(self) -> int:
-        """Dimensions of an image."""
+        """Number of dimensions of an image."""
         return numerics.num_dims(self.z)
 
     def field(self) -> ode.Field:
-        """Of these images."""
+        """Return the field of these images."""
         return self.model.field(self.params, self.conditioning)
 
     def bpd(self, log_p: Any) -> np.ndarray:
-        """Bits per dim of log-densities, but for the entropy of the noise: the same for all."""
+        """Convert log-densities to bits per dim, without the entropy of the noise."""
         return -np.asarray(log_p, np.float64) / (self.dims * np.log(2))
 
     def take(self, count: int) -> "Case":
-        """The first `count` images, all over again where there are fewer."""
+        """Return the first `count` images, repeated if there are fewer."""
         index = np.arange(count) % self.count
         return dataclasses.replace(
             self,
@@ -76,7 +76,7 @@ class Case:
 def load(
     experiment: str, checkpoint: str, count: int, bindings: Sequence[str] = (), seed: int = 0
 ) -> Case:
-    """The first `count` images of the experiment's split, and the checkpoint's moving averages."""
+    """Load the first `count` images of the experiment's split, and the EMA of the checkpoint."""
     file = f"gin_configs/experiments/{experiment}.gin"
     root = eval_program.evaluate
     here = [f"CHECKPOINT_PATH = {checkpoint!r}", "EVAL_OUTPUT_DIR = 'unused'"]

@@ -1,7 +1,7 @@
 """Solves of one case by any solver in any integration variable, compiled once for all settings.
 
-Tolerances and numbers of steps are arguments of the compiled programs, so that a sweep over them
-compiles nothing. Steps of Runge-Kutta grids are not: each number has a program of its own.
+Tolerances and numbers of steps are arguments of the compiled programs, so a sweep does not compile
+again, except for Runge-Kutta grids, which compile for every number of steps.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ _EVERY_PART = EveryPart()
 
 @dataclasses.dataclass(frozen=True)
 class Solve:
-    """What a solve gave and cost."""
+    """Result and cost of a solve."""
 
     setting: str
     """A tolerance or a number of steps."""
@@ -53,7 +53,7 @@ class Solve:
 
 
 Family = Callable[[float], Solve]
-"""One solver in one variable: of a tolerance or a number of steps."""
+"""One solver in one variable, as a function of a tolerance or a number of steps."""
 
 
 def dormand_prince(
@@ -62,7 +62,7 @@ def dormand_prince(
     lanes: int | None,
     norm: AbstractNorm = _EVERY_PART,
 ) -> Family:
-    """Steps of each image's own."""
+    """Return Dormand-Prince with steps per image."""
 
     @jax.jit
     def run(conditioning: Any, z: Any, probes: Any, tolerance: Any) -> Any:
@@ -76,7 +76,7 @@ def dormand_prince(
 
 
 def adams_grid(case: Case, variable: AbstractIntegrationVariable, lanes: int | None) -> Family:
-    """Equal steps in the variable, one evaluation each."""
+    """Return Adams with equal steps in the variable."""
 
     def problem_of(conditioning: Any) -> Problem:
         field = case.model.field(case.params, conditioning)
@@ -97,7 +97,7 @@ def adams_grid(case: Case, variable: AbstractIntegrationVariable, lanes: int | N
 def runge_kutta_grid(
     case: Case, variable: AbstractIntegrationVariable, lanes: int | None
 ) -> Family:
-    """Equal steps in the variable, of the classical method of order 4."""
+    """Return the classical method of order 4 with equal steps in the variable."""
 
     def solve(steps: float) -> Solve:
         @jax.jit
@@ -133,13 +133,13 @@ FAMILIES: dict[str, tuple[Any, tuple[float, ...]]] = {
     "Adams": (adams_grid, (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256)),
     "Runge-Kutta 4": (runge_kutta_grid, (8, 16, 32, 64)),
 }
-"""Each with its settings, coarsest first."""
+"""Solvers with their settings, coarsest first."""
 
 
 def sweep(
     family: Family, settings: Sequence[float], is_enough: Callable[[Solve], bool], seconds: float
 ) -> Iterator[Solve]:
-    """Coarsest first, until one is enough or the next, twice as long, would take too long."""
+    """Solve from the coarsest setting until one is enough or the next would take too long."""
     for setting in settings:
         found = family(setting)
         yield found
@@ -148,7 +148,7 @@ def sweep(
 
 
 def reference(family: Family, moved_by: float, seconds: float) -> tuple[Solve, float]:
-    """Adams with its steps doubled until the figures move by less; and by how much they moved."""
+    """Double the steps of Adams until figures change less; return the solve and the change."""
     last, steps = family(32), 64
     while True:
         found = family(steps)
@@ -159,7 +159,7 @@ def reference(family: Family, moved_by: float, seconds: float) -> tuple[Solve, f
 
 
 def host_rk45(case: Case) -> Family:
-    """SciPy's, from the host."""
+    """Return RK45 of SciPy, run on the host."""
     host = HostRK45(case.field(), case.probes[0], *case.span)
 
     def solve(tolerance: float) -> Solve:
@@ -171,8 +171,8 @@ def host_rk45(case: Case) -> Family:
 
 
 def calls(case: Case) -> dict[int, Callable[[], float]]:
-    """By the number of images beside each other: a call of the network with its trace, compiled,
-    and the seconds that it took per image."""
+    """Return, by batch size, a compiled call of the network with its trace that returns the seconds
+    per image."""
     most = max(case.count, 8)
     return {count: _call(case.take(count)) for count in BATCHES if count <= most}
 

@@ -1,9 +1,9 @@
-"""Breaks one formula at a time: each break must turn a law red, and a golden number too.
+"""Mutation tests: break one formula at a time; a law test and a golden test must fail.
 
     python tests/mutants.py            all mutants, some ten minutes on 2 cores
     python tests/mutants.py 3 7        only those
 
-A mutant is one line changed in a copy of the repository. Exits with 1 if one survives.
+A mutant is one changed line in a copy of the repository. The exit code is 1 if one survives.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ DRIFT = "tests/golden/test_drift.py -k drift_SP_vel"
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """One line changed, and the tests that should notice: pytest's arguments.
+    """One changed line, and the pytest arguments of the tests that must fail.
 
-    `tests/laws/test_mutants.py` sees to it that the line is still there.
+    `tests/laws/test_mutants.py` checks that the line exists.
     """
 
     path: str
@@ -166,7 +166,7 @@ def main(wanted: list[int]) -> int:
 
 
 def _apply(copy: pathlib.Path, mutant: Mutant) -> tuple[bool, bool]:
-    """Whether a law and a golden number turn red in the mutated copy, which is mended after."""
+    """Return if a law and a golden test fail in the mutated copy, and restore the copy."""
     path = copy / "idode_gin" / mutant.path
     text = path.read_text(encoding="utf-8")
     if text.count(mutant.before) != 1:
@@ -182,7 +182,7 @@ def _apply(copy: pathlib.Path, mutant: Mutant) -> tuple[bool, bool]:
 
 
 def _is_red(copy: pathlib.Path, arguments: str) -> bool:
-    """Whether the tests ran and one failed."""
+    """Return True if a test failed."""
     command = f"{sys.executable} -m pytest -q -x -p no:cacheprovider {arguments}"
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(

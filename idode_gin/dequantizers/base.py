@@ -21,7 +21,7 @@ class CleanEnd:
 
     Args:
         schedule: the path.
-        encoding: levels and bins.
+        encoding: pixel levels and their bins.
         gamma_min: gamma at the clean end, nats.
     """
 

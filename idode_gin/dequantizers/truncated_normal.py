@@ -1,4 +1,4 @@
-"""Truncated-normal dequantization, which needs no training."""
+"""Truncated-normal dequantization, which requires no training."""
 
 import dataclasses
 import math

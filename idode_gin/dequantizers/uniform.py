@@ -25,7 +25,7 @@ class Uniform(base.AbstractDequantizer):
     keep that ratio. Every start gives a valid density; a bad one gives a looser bound.
 
     Args:
-        start_gamma: gamma at which the ODE starts, nats; None for the rule above.
+        start_gamma: gamma at the start of the ODE, nats; None for the rule above.
     Refs: i-DODE, Remark A.2.
     """
 
@@ -49,12 +49,12 @@ class Uniform(base.AbstractDequantizer):
         return end.encoding.encode(x) + (2 * noise - 1) / end.encoding.levels
 
     def neg_log_q(self, noise: types.Images, end: base.CleanEnd) -> types.PerExample:
-        """-d log(V / 2), the same for every draw; nats per image."""
+        """Return -d log(V / 2), the same for every draw; nats per image."""
         entropy = self.entropy(numerics.num_dims(noise), end)
         return jnp.broadcast_to(entropy, noise.shape[:1]).astype(noise.dtype)
 
     def entropy(self, dims: int, end: base.CleanEnd) -> base.Scalar:
-        """-d log(V / 2), nats per image."""
+        """Return -d log(V / 2), nats per image."""
         return jnp.asarray(-dims * math.log(end.encoding.levels / 2), numerics.float_dtype())
 
     def log_reconstruction(

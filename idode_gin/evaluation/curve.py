@@ -55,8 +55,7 @@ def score_each(
         checks.NonFiniteError: after all are scored, if some scores are not finite.
     """
     _check_settings(directory / SETTINGS, settings)
-    failed: list[str] = []
-    prefix = "Nothing left to score. "
+    failed, prefix = list[str](), "Nothing left to score. "
 
     def is_done(checkpoint: pathlib.Path) -> bool:
         found = _summary(folder(directory, checkpoint))

@@ -25,12 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m idode_gin.interop.convert",
-        description="Writes a checkpoint of the published training program in our format.",
+        description="Convert a checkpoint of the published training program to our format.",
     )
     parser.add_argument(
         "--source", required=True, help="ckpt-<n>.flax, or the folder of such files"
     )
-    parser.add_argument("--output", required=True, help="a run directory to be; must hold none")
+    parser.add_argument("--output", required=True, help="new run directory, without checkpoints")
     options = parser.parse_args(arguments)
     try:
         path = convert(options.source, options.output)
@@ -56,7 +56,7 @@ def convert(source: str | pathlib.Path, output: str | pathlib.Path) -> pathlib.P
     """
     if steps := saving.saved_steps(output):
         raise ValueError(
-            f"{output} holds checkpoints already (steps {steps}). Name another folder."
+            f"{output} already contains checkpoints (steps {steps}). Use another folder."
         )
     found = official.load_official_checkpoint(source)
     params, ema = (jax.tree.map(jnp.asarray, found[name]) for name in ("params", "ema_params"))

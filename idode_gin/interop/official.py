@@ -1,6 +1,6 @@
-"""Parameters and checkpoints of the published i-DODE code, read and written.
+"""Conversion of parameters and checkpoints of the published i-DODE code.
 
-The published tree maps to ours leaf by leaf; shapes are the same and only names change:
+Every published leaf corresponds to one of ours with the same shape; only names differ:
 
     score_model/dense0                    dense_0
     score_model/conv_in, conv_out         conv_in, conv_out
@@ -64,7 +64,7 @@ def from_official(tree: Mapping[Any, Any], network: UNet | None = None) -> types
         network: network that the parameters must fit; None infers it from the tree.
 
     Raises:
-        ValueError: if leaves are missing, unexpected or of another shape; all are named.
+        ValueError: if leaves are missing, unexpected or of another shape; it lists all of them.
     """
     leaves = flatten(tree)
     network = network_of(leaves) if network is None else network
@@ -87,7 +87,7 @@ def network_of(tree: Mapping[Any, Any]) -> UNet:
     """Return the network of a published tree, with sizes inferred from the leaves.
 
     Groups are 32 and exponents (6, 7), or none, as published; `min_channels_per_group` is 1.
-    Published networks have one attention head and one number of conditioning.
+    Published networks have one attention head and one conditioning number.
 
     Raises:
         ValueError: if a leaf that determines a size is missing, or the Fourier channels are not
@@ -129,7 +129,7 @@ def load_official_checkpoint(path: str | pathlib.Path) -> dict[str, Any]:
         (int), "mu" and "nu" (trees like the parameters); "network": the `UNet` they fit.
 
     Raises:
-        ValueError: if there is no such file, or it does not hold these trees.
+        ValueError: if there is no such file, or it does not contain these trees.
     """
     file = _checkpoint_file(pathlib.Path(path))
     state = _restore(file)

@@ -80,7 +80,7 @@ class OfficialParity(parity.AbstractParity):
         single = dataclasses.replace(estimator, num_importance=1, num_repeats=draws)
         found = model.likelihood_fn(params, batch, key, single).repeats
         noise = _noise(dequantizer, numerics.fold_in_each(key, batch["index"]), x, end, draws)
-        if samples > 1:  # a single sample has the mean of -log q in place of its own
+        if samples > 1:  # with K = 1 the mean of -log q is used instead
             found = found - dequantizer.entropy(dims, end)
             found = found + jax.vmap(lambda each: dequantizer.neg_log_q(each, end))(noise)
         twice = found + jax.vmap(lambda each: _second_division(dequantizer, x, each, end))(noise)
@@ -112,9 +112,9 @@ class OfficialParity(parity.AbstractParity):
     def legend(self) -> str:
         """Return descriptions of the rows."""
         return (
-            f"The published program's figures: ours ({RIGHT}) and, one after the other, what each "
-            f"of its choices adds,\nmake what it reports ({PUBLISHED}). {BATCHES}_sd is the "
-            f"standard deviation over orders of its {self.num_batches} batches,\n{UNSCORED} a "
+            f"Figures of the published program: ours ({RIGHT}) plus the effect of each difference, "
+            f"added in this order,\nis the published figure ({PUBLISHED}). {BATCHES}_sd is the "
+            f"standard deviation over orders of the {self.num_batches} batches,\n{UNSCORED} a "
             "number of images."
         )
 

@@ -3,10 +3,10 @@
 `official_evaluation` uses them to report published figures beside the corrected ones.
 
     decoder      z_0 / alpha_0 is divided by alpha_0 a second time
-                 (about 0.02 bits per dim on the straight path, below 1e-5 where it preserves
-                 variance)
+                 (about 0.02 bits per dim on the straight path, below 1e-5 on the
+                 variance-preserving path)
     importance   log K is not subtracted: K samples report log2(K) / d bits per dim too low
-    one sample   five repeats, their log-likelihoods averaged
+    one sample   the mean of five log-likelihoods is reported
 """
 
 import jax
@@ -17,7 +17,7 @@ from idode_gin import types
 from idode_gin.dequantizers.base import CleanEnd
 
 REPEATS_OF_ONE_SAMPLE = 5
-"""Dequantization draws that the published `num_importance=1` averages."""
+"""Number of dequantization draws averaged for the published `num_importance=1`."""
 
 
 def decoder_log_prob(end: CleanEnd, x: types.Pixels, y: types.Images) -> types.PerExample:

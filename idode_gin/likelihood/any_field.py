@@ -14,6 +14,9 @@ suit image networks for 256 levels. Both ends affect the result:
   up to about e^{-gamma_max} |x|^2 / 2 nats (0.0034 |x|^2 at 5, 3e-6 |x|^2 at 12), and the mean is
   too low by at most the mean of that. A field in closed form can be integrated to a larger gamma.
 
+The result can be differentiated with respect to x and to what `field` holds: in forward mode with
+every solver, in reverse mode with grids (`Adams`, `FixedGrid`).
+
 Refs: VDM, the prior loss.
 """
 
@@ -60,9 +63,6 @@ def log_prob(
     lanes: int | None = None,
 ) -> Float[Array, " batch"]:
     """Return log p(x) of data under a field, nats, `[B]`; NaN where a solve did not finish.
-
-    Differentiable with respect to x and to what `field` holds: in forward mode with every solver,
-    in reverse mode with grids (`Adams`, `FixedGrid`).
 
     Args:
         field: `(z, gamma, *args) -> output`, example by example; gamma = log(sigma^2 / alpha^2).
@@ -200,8 +200,8 @@ def _check_key(key: Any) -> None:
     typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
     if not (typed and shape == ()) and not (dtype == np.uint32 and shape == (2,)):
         raise TypeError(
-            "`key` must be one random key, such as jax.random.key(0); keys of examples are derived "
-            f"from it. Got {_described(key)}."
+            "`key` must be one random key, such as jax.random.key(0), from which keys of examples "
+            f"are derived, got {_described(key)}."
         )
 
 

@@ -27,7 +27,7 @@ _EQUAL = spacings.Equal()
 
 @runtime_checkable
 class Model(Protocol):
-    """The part of a model that a pilot uses: a dataclass such as `models.DiffusionODE`."""
+    """The parts of a model that a pilot uses; a dataclass such as `models.DiffusionODE`."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 

@@ -83,7 +83,10 @@ class AbstractBound(abc.ABC):
 
 
 def prior_term(field: ode.Field, time: AbstractTime, f: types.Images) -> types.PerExample:
-    """KL(q(z_1 | x) || N(0, I)) = 1/2 sum(alpha_1^2 f^2 + sigma_1^2 - log sigma_1^2 - 1); nats."""
+    """Return KL(q(z_1 | x) || N(0, I)), nats per image.
+
+    1/2 sum(alpha_1^2 f^2 + sigma_1^2 - log sigma_1^2 - 1)
+    """
     gamma = jnp.asarray(time.gamma_max, f.dtype)
     alpha, sigma = field.schedule.alpha(gamma), field.schedule.sigma(gamma)
     constant = sigma**2 - 2 * jnp.log(sigma) - 1
@@ -91,7 +94,7 @@ def prior_term(field: ode.Field, time: AbstractTime, f: types.Images) -> types.P
 
 
 def reconstruction_term(end: CleanEnd, x: types.Pixels, noise: types.Images) -> types.PerExample:
-    """-log P(x | z_0) at z_0 / alpha_0 = f + e^{gamma_min / 2} eps; nats."""
+    """Return -log P(x | z_0) at z_0 / alpha_0 = f + e^{gamma_min / 2} eps, nats."""
     y = end.encoding.encode(x) + jnp.exp(end.gamma / 2) * noise
     return -end.encoding.log_prob(x, y, end.gamma)
 

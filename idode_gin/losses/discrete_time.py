@@ -23,7 +23,7 @@ class DiscreteTime(base.AbstractBound):
 
     Args:
         steps: T.
-        num_times: steps evaluated per image, T scaled accordingly.
+        num_times: number of steps evaluated per image; their mean is scaled by T.
     Refs: VDM, discrete-time loss.
     """
 
@@ -37,7 +37,7 @@ class DiscreteTime(base.AbstractBound):
         if self.num_times > self.steps:
             raise ValueError(
                 f"`num_times` must be at most `steps`, got num_times={self.num_times} and "
-                f"steps={self.steps}: with num_times = steps every step is taken once."
+                f"steps={self.steps}: num_times = steps evaluates every step once."
             )
 
     def num_evaluations(self) -> int:

@@ -61,5 +61,5 @@ class AbstractNetwork(abc.ABC):
             z: latents.
             time: gamma as a fraction of its range, in [0, 1].
             conditioning: K numbers per image; zeros if the dataset has none.
-            key: one key per image, for dropout; None switches dropout off.
+            key: one key per image, for dropout; None for no dropout.
         """

@@ -69,7 +69,7 @@ class ResNetBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """x + out(softmax(q k^T / sqrt(size of a head)) v), every pixel attending to every pixel.
 
-    `out` starts at zero, so a fresh block is the identity.
+    `out` starts at zero, so the block is initially the identity.
     """
 
     heads: int

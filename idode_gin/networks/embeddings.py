@@ -17,7 +17,7 @@ def timestep_embedding(
     Args:
         time: in [0, 1].
         size: even, at least 4.
-        scale: radians of the fastest sine over the whole range of time.
+        scale: angle of the fastest sine over the whole range of time, radians.
     Refs: VDM, appendix on the score network.
     """
     half = size // 2
@@ -32,7 +32,7 @@ def fourier_features(
 ) -> Float[Array, "batch height width features"]:
     """Return sines, then cosines, of 2 pi 2^k z for each channel and each exponent k.
 
-    `2 * channels * len(exponents)` features. Large k make the last bits of a pixel visible.
+    `2 * channels * len(exponents)` features. Large k resolve the last bits of a pixel.
     Refs: VDM, section on Fourier features.
     """
     z = z.astype(jnp.promote_types(z.dtype, jnp.float32))

@@ -9,7 +9,7 @@ The rules of a partitioner refer to these names; they do not affect the arithmet
     channels_in   input channels of a block, including those of a skip connection
     hidden        channels inside a block, between its two convolutions
     heads         channels of queries, keys and values of all heads
-    image         channels of the image that a network returns
+    image         channels of the output image
     layers        equal blocks in order, if their parameters are stacked
 """
 

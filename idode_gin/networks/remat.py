@@ -25,8 +25,8 @@ POLICIES: dict[str, Any] = {
     "convolutions": _keep_convolutions,
     **{name: getattr(jax.checkpoint_policies, name) for name in _JAX},
 }
-"""`full` keeps a block's input alone; `convolutions` what they return, and normalizes once more;
-the others are jax's."""
+"""`full` stores only the input of a block; `convolutions` also the outputs of its convolutions; the
+others are those of jax."""
 
 
 def check(name: str | None) -> None:

@@ -1,7 +1,7 @@
-"""Parameters of equal blocks: one tree each, or one tree with the blocks along a first axis.
+"""Parameters of equal blocks: one tree per block, or one tree with the blocks on a first axis.
 
 unrolled    down_0, down_1, ..., up_0, up_1, ...      as published
-stacked     down, up: every leaf [blocks, *shape]     what `UNet.scan` runs on
+stacked     down, up: every leaf [blocks, *shape]     for `UNet.scan`
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The U-Net of constant resolution."""
+"""A U-Net of constant resolution."""
 
 import dataclasses
 from typing import Any, final
@@ -15,7 +15,7 @@ from idode_gin.networks import base, blocks, embeddings, layers, remat, stacking
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UNet(base.AbstractNetwork):
-    """VDM's U-Net: ResNet blocks at full resolution, skips, attention in the middle, `F + z`.
+    """U-Net of VDM: ResNet blocks at full resolution, skips, attention in the middle, `F + z`.
 
         down    `levels` blocks, whose outputs are kept
         middle  block, attention, block
@@ -31,7 +31,7 @@ class UNet(base.AbstractNetwork):
         min_channels_per_group: lower bound of `channels / groups`. With one channel per group, the
             normalization after the conditioning is added removes it exactly, and the output does
             not depend on time. Use 1 to load published networks that have this flaw.
-        fourier_exponents: k of the input features sin, cos(2 pi 2^k z); () switches them off.
+        fourier_exponents: k of the input features sin, cos(2 pi 2^k z); () for none.
         attention_everywhere: attention after every block, not only in the middle.
         attention_heads: number of heads; must divide `channels`.
         dropout_rate: in [0, 1), inside every block, applied only if keys are given.
@@ -49,7 +49,7 @@ class UNet(base.AbstractNetwork):
             and so do the parameters.
 
     Raises:
-        ValueError: if sizes do not divide as said, or a number is out of range.
+        ValueError: if sizes are not divisible as required, or a number is out of range.
     Refs: VDM, appendix on the score network; i-DODE, experimental settings.
     """
 
@@ -148,7 +148,7 @@ class _LinenUNet(nn.Module):
         self, z: Array, time: Array, conditioning: Array, keys: types.PRNGKeys | None
     ) -> Array:
         config = self.config
-        edge = z.dtype  # first and last layers; the blocks between may be coarser
+        edge = z.dtype  # of first and last layers; blocks may use a coarser dtype
         inner = edge if config.dtype is None else jnp.dtype(config.dtype)
         embedding = embeddings.timestep_embedding(
             time, config.channels, config.time_embedding_scale

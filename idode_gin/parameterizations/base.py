@@ -17,11 +17,11 @@ class AbstractParameterization(abc.ABC):
 
     @abc.abstractmethod
     def noise_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
-        """a(gamma); never zero."""
+        """Return a(gamma), which is never zero."""
 
     @abc.abstractmethod
     def latent_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
-        """b(gamma)."""
+        """Return b(gamma)."""
 
     @abc.abstractmethod
     def natural_log_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
@@ -43,7 +43,7 @@ class AbstractParameterization(abc.ABC):
         return jnp.ones_like(gamma)
 
     def weight(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
-        """a^2, so that 1/2 |eps - eps_hat|^2 = 1/2 a^2 |F* - F|^2."""
+        """Return a^2, so that 1/2 |eps - eps_hat|^2 = 1/2 a^2 |F* - F|^2."""
         return self.noise_scale(schedule, gamma) ** 2
 
     def noise_hat(
@@ -53,7 +53,7 @@ class AbstractParameterization(abc.ABC):
         z: types.Images,
         output: types.Images,
     ) -> types.Images:
-        """Predicted noise a F + b z."""
+        """Return the predicted noise a F + b z."""
         a = numerics.expand(self.noise_scale(schedule, gamma), z)
         b = numerics.expand(self.latent_scale(schedule, gamma), z)
         return a * output + b * z
@@ -65,7 +65,7 @@ class AbstractParameterization(abc.ABC):
         z: types.Images,
         noise: types.Images,
     ) -> types.Images:
-        """F* = (eps - b z) / a, the output that predicts `noise` exactly."""
+        """Return F* = (eps - b z) / a, the output that predicts `noise` exactly."""
         a = numerics.expand(self.noise_scale(schedule, gamma), z)
         b = numerics.expand(self.latent_scale(schedule, gamma), z)
         return (noise - b * z) / a

@@ -16,21 +16,21 @@ class Data(base.AbstractParameterization):
     """The network predicts the clean image: F* = f, so a = -alpha/sigma and b = 1/sigma."""
 
     def noise_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
-        """a = -alpha / sigma = -exp(-gamma / 2)."""
+        """Return a = -alpha / sigma = -exp(-gamma / 2)."""
         return -jnp.exp(-gamma / 2)
 
     def latent_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
-        """b = 1 / sigma."""
+        """Return b = 1 / sigma."""
         return 1 / schedule.sigma(gamma)
 
     def natural_log_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
-        """log sigma."""
+        """Return log sigma."""
         return jnp.log(schedule.sigma(gamma))
 
     def natural_time(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
-        """1 / kappa = e^{-gamma / 2}."""
+        """Return 1 / kappa = e^{-gamma / 2}."""
         return jnp.exp(-gamma / 2)
 
     def natural_gamma(self, schedule: AbstractSchedule, time: types.Gamma) -> types.Gamma:
-        """-2 log s."""
+        """Return -2 log s."""
         return -2 * jnp.log(time)

@@ -19,21 +19,21 @@ class Noise(base.AbstractParameterization):
     """
 
     def noise_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
-        """a = 1."""
+        """Return a = 1."""
         return jnp.ones_like(gamma)
 
     def latent_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
-        """b = 0."""
+        """Return b = 0."""
         return jnp.zeros_like(gamma)
 
     def natural_log_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
-        """log alpha."""
+        """Return log alpha."""
         return jnp.log(schedule.alpha(gamma))
 
     def natural_time(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
-        """kappa = e^{gamma / 2}."""
+        """Return kappa = e^{gamma / 2}."""
         return jnp.exp(gamma / 2)
 
     def natural_gamma(self, schedule: AbstractSchedule, time: types.Gamma) -> types.Gamma:
-        """2 log kappa."""
+        """Return 2 log kappa."""
         return 2 * jnp.log(time)

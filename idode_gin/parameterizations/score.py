@@ -16,23 +16,23 @@ class Score(base.AbstractParameterization):
     """The network predicts the score of the noisy marginal: F* = -eps/sigma, a = -sigma, b = 0."""
 
     def noise_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
-        """a = -sigma."""
+        """Return a = -sigma."""
         return -schedule.sigma(gamma)
 
     def latent_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
-        """b = 0."""
+        """Return b = 0."""
         return jnp.zeros_like(gamma)
 
     def natural_log_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
-        """log alpha."""
+        """Return log alpha."""
         return jnp.log(schedule.alpha(gamma))
 
     def natural_time(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
-        """kappa = e^{gamma / 2}."""
+        """Return kappa = e^{gamma / 2}."""
         return jnp.exp(gamma / 2)
 
     def natural_gamma(self, schedule: AbstractSchedule, time: types.Gamma) -> types.Gamma:
-        """2 log kappa."""
+        """Return 2 log kappa."""
         return 2 * jnp.log(time)
 
     def natural_speed(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:

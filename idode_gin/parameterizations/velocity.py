@@ -28,13 +28,13 @@ class Velocity(base.AbstractParameterization):
     """
 
     def noise_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
-        """a = 2 n / sigma, with alpha / sigma = exp(-gamma / 2)."""
+        """Return a = 2 n / sigma, with alpha / sigma = exp(-gamma / 2)."""
         towards_data = jnp.exp(-gamma / 2) * schedule.dlog_alpha(gamma)
         towards_noise = schedule.dlog_sigma(gamma)
         return 2 * jnp.sqrt(towards_data**2 + towards_noise**2)
 
     def latent_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
-        """b = -2 (d log alpha / d gamma) / sigma."""
+        """Return b = -2 (d log alpha / d gamma) / sigma."""
         return -2 * schedule.dlog_alpha(gamma) / schedule.sigma(gamma)
 
     def natural_log_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:

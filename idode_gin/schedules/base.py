@@ -19,27 +19,27 @@ class AbstractSchedule(abc.ABC):
 
     @abc.abstractmethod
     def alpha(self, gamma: types.Gamma) -> types.Gamma:
-        """Signal amplitude."""
+        """Return the signal amplitude."""
 
     @abc.abstractmethod
     def sigma(self, gamma: types.Gamma) -> types.Gamma:
-        """Noise amplitude (standard deviation)."""
+        """Return the noise amplitude (standard deviation)."""
 
     @abc.abstractmethod
     def dlog_alpha(self, gamma: types.Gamma) -> types.Gamma:
-        """d log alpha / d gamma, per nat."""
+        """Return d log alpha / d gamma, per nat."""
 
     @abc.abstractmethod
     def dlog_sigma(self, gamma: types.Gamma) -> types.Gamma:
-        """d log sigma / d gamma, per nat."""
+        """Return d log sigma / d gamma, per nat."""
 
     @abc.abstractmethod
     def arc_length(self, gamma: types.Gamma) -> types.Gamma:
-        """Length of the path in the (alpha, sigma) plane from the clean end, sigma = 0, to gamma.
+        """Return the length of the path in the (alpha, sigma) plane from sigma = 0 to gamma.
 
         d arc_length / d gamma = sqrt((alpha dlog_alpha)^2 + (sigma dlog_sigma)^2)
         """
 
     @abc.abstractmethod
     def gamma_at(self, arc_length: types.Gamma) -> types.Gamma:
-        """gamma, the inverse of `arc_length`."""
+        """Return gamma, the inverse of `arc_length`."""

@@ -24,26 +24,26 @@ class StraightPath(base.AbstractSchedule):
     """
 
     def alpha(self, gamma: types.Gamma) -> types.Gamma:
-        """Signal amplitude."""
+        """Return the signal amplitude."""
         return jax.nn.sigmoid(-gamma / 2)
 
     def sigma(self, gamma: types.Gamma) -> types.Gamma:
-        """Noise amplitude."""
+        """Return the noise amplitude."""
         return jax.nn.sigmoid(gamma / 2)
 
     def dlog_alpha(self, gamma: types.Gamma) -> types.Gamma:
-        """-sigma / 2."""
+        """Return -sigma / 2."""
         return -jax.nn.sigmoid(gamma / 2) / 2
 
     def dlog_sigma(self, gamma: types.Gamma) -> types.Gamma:
-        """alpha / 2."""
+        """Return alpha / 2."""
         return jax.nn.sigmoid(-gamma / 2) / 2
 
     def arc_length(self, gamma: types.Gamma) -> types.Gamma:
-        """sqrt(2) sigma: the path is the diagonal of the unit square."""
+        """Return sqrt(2) sigma: the path is a diagonal of the unit square."""
         return math.sqrt(2) * self.sigma(gamma)
 
     def gamma_at(self, arc_length: types.Gamma) -> types.Gamma:
-        """2 log(sigma / (1 - sigma))."""
+        """Return 2 log(sigma / (1 - sigma))."""
         sigma = arc_length / math.sqrt(2)
         return 2 * (jnp.log(sigma) - jnp.log1p(-sigma))

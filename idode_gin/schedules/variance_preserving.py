@@ -22,25 +22,25 @@ class VariancePreserving(base.AbstractSchedule):
     """
 
     def alpha(self, gamma: types.Gamma) -> types.Gamma:
-        """Signal amplitude."""
+        """Return the signal amplitude."""
         return jnp.sqrt(jax.nn.sigmoid(-gamma))
 
     def sigma(self, gamma: types.Gamma) -> types.Gamma:
-        """Noise amplitude."""
+        """Return the noise amplitude."""
         return jnp.sqrt(jax.nn.sigmoid(gamma))
 
     def dlog_alpha(self, gamma: types.Gamma) -> types.Gamma:
-        """-sigma^2 / 2."""
+        """Return -sigma^2 / 2."""
         return -jax.nn.sigmoid(gamma) / 2
 
     def dlog_sigma(self, gamma: types.Gamma) -> types.Gamma:
-        """alpha^2 / 2."""
+        """Return alpha^2 / 2."""
         return jax.nn.sigmoid(-gamma) / 2
 
     def arc_length(self, gamma: types.Gamma) -> types.Gamma:
-        """The angle atan(sigma / alpha): the path is a quarter of a circle."""
+        """Return the angle atan(sigma / alpha): the path is a quarter of a circle."""
         return jnp.arctan(jnp.exp(gamma / 2))
 
     def gamma_at(self, arc_length: types.Gamma) -> types.Gamma:
-        """2 log tan."""
+        """Return 2 log(tan(arc_length))."""
         return 2 * jnp.log(jnp.tan(arc_length))

@@ -23,8 +23,8 @@ class VPVelocityImportance(base.AbstractTimeSampler):
         gamma(u) = -log(e^{-Z u} (1 + e^{-gamma_min}) - 1)
 
     Raises (at the first draw):
-        ValueError: if the weight is not proportional to sigmoid(-gamma); `importance.Importance`
-            serves every other pair of schedule and parameterization.
+        ValueError: if the weight is not proportional to sigmoid(-gamma). Use
+            `importance.Importance` for other pairs of schedule and parameterization.
     Refs: i-DODE, importance sampling of time.
     """
 
@@ -52,5 +52,5 @@ def _check_weight(weight: base.Weight, time: AbstractTime) -> None:
             "`VPVelocityImportance` needs a weight proportional to sigmoid(-gamma), which only "
             "velocity prediction on the variance-preserving path has; here the ratio of the two "
             f"runs from {ratio.min():.3g} to {ratio.max():.3g}. Use "
-            "`time_samplers.importance.Importance`, which serves every pair, as `time_sampler`."
+            "`time_samplers.importance.Importance`, which works for every pair, as `time_sampler`."
         )

@@ -1,4 +1,4 @@
-"""Importance-sampled time for any schedule and parameterization, inverted numerically."""
+"""Importance-sampled time for any schedule and parameterization, by numerical inversion."""
 
 import dataclasses
 from typing import final

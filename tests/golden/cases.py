@@ -32,7 +32,7 @@ STORED_ROUNDING = 1e-7
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
-    """One recorded case: inputs with the noise consumed, and what the published code made of them.
+    """A recorded case: inputs, including random arrays, and results of the published code.
 
     `f32` and `f64` are its results in the two precisions, `tol` the largest difference between
     them. `keys` are the published names of the parameters, the order of per-leaf arrays;
@@ -66,7 +66,7 @@ def paths() -> list[pathlib.Path]:
 
 
 def kind(path: pathlib.Path) -> str:
-    """What kind of case a file holds; "unknown" if its configuration does not say."""
+    """Return the kind of the case in a file; "unknown" if its configuration has none."""
     with np.load(path) as file:
         if "config" not in file:
             return "unknown"

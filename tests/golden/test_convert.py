@@ -1,4 +1,4 @@
-"""A published checkpoint as one of ours: what a run that starts from it has."""
+"""Conversion of a published checkpoint, and a run that starts from the result."""
 
 import jax
 import numpy as np
@@ -50,4 +50,4 @@ def test_what_cannot_be_converted(tmp_path, capsys):
     assert "No published checkpoint" in capsys.readouterr().err
     (tmp_path / "ours" / "checkpoint_3").mkdir(parents=True)
     assert convert.main(command) == 2
-    assert "holds checkpoints already (steps [3])" in capsys.readouterr().err
+    assert "already contains checkpoints (steps [3])" in capsys.readouterr().err

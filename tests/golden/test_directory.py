@@ -1,4 +1,4 @@
-"""No recorded case is passed over."""
+"""Every recorded case is tested."""
 
 import pathlib
 

@@ -44,7 +44,7 @@ STATED_TERMS = {"recon": "recon", "latent": "klz", "diff": "diff", "diff2": "dif
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Given(AbstractTimeSampler):
-    """Gammas and densities drawn elsewhere."""
+    """A time sampler that returns given gammas and densities."""
 
     gamma: Any
     density: Any
@@ -124,7 +124,7 @@ def computed_values(case, model, parts, latents, gamma, batch, draws):
 
 
 def float32_slack(case):
-    """Where four times the published code's own float32 error asks too much.
+    """Extra tolerance where four times the float32 error of the published code is too strict.
 
     Prior and reconstruction sum d terms near one that cancel: a few roundings of one per dim. A
     mean over the batch is only as good as its images, whose recorded errors may cancel by luck.
@@ -169,7 +169,7 @@ def check_gradient(case, computed, dtype):
 
 
 def output_contradicts_loss(case):
-    """Whether the recorded output and trace give the recorded loss, by NumPy from the formulas.
+    """Return True if recorded output and trace do not give the recorded loss, computed by NumPy.
 
     With a loss weight w, loss_diff = w |F* - F|^2; on the straight path F* = (eps - f) / sqrt 2.
     Importance sampling makes w one constant, so the ratio must be the same for every image.
@@ -248,5 +248,5 @@ def check(name, dtype):
 )
 @pytest.mark.parametrize("name", cases.of_kind("loss"))
 def test_recorded_output_gives_recorded_loss(name):
-    """One record contradicts itself; a second one would be news."""
+    """Exactly one record is inconsistent."""
     assert not output_contradicts_loss(cases.load(name)) or name in CONTRADICTORY

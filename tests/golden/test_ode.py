@@ -23,7 +23,7 @@ LIMIT = {"float64": 2e-5, "float32": 8e-5}
 """Bits per dim between ours and the record at tight tolerance, where 1e-4 is asked for."""
 
 QUICK_DRAWS, QUICK_DRAWS_OF_LARGE = 3, 1
-"""Of five recorded repeats, in the quick test run; three importance samples are always all."""
+"""Number of the five recorded repeats in the quick test run; importance samples are not reduced."""
 
 
 @functools.cache
@@ -58,7 +58,7 @@ class Recorded:
     def log_weights(self, monkeypatch):
         """The log-likelihood of every recorded draw and image; and the ODE's part in detail.
 
-        What surrounds the solve runs as it is; the solve is replaced by its compiled self.
+        Only the solve is replaced, by its compiled form.
         """
         solve = compiled(
             self.model, self.dequantizer.gamma_start(self.model.end), TOLERANCE[self.dtype]
@@ -98,7 +98,7 @@ class Recorded:
         return weights + jnp.stack([self.second_division(noise) for noise in self.noise])
 
     def second_division(self, noise):
-        """What dividing by alpha_0 a second time adds to log P(x | z), nats."""
+        """Return the change of log P(x | z) from a second division by alpha_0, nats."""
         end = self.model.end
         z = self.dequantizer.start(self.images, noise, end)
         twice = official_parity.decoder_log_prob(end, self.images, z / end.alpha)
@@ -193,7 +193,7 @@ def test_likelihood_in_float64(name, float64, monkeypatch):
 )
 @pytest.mark.parametrize("name", cases.of_kind("ode"))
 def test_published_aggregation(name, float64):
-    """The published figure from its own log-likelihoods: five repeats, or no log K."""
+    """The published aggregation: the mean of five repeats, or no log K."""
     case, recorded = cases.load(name), Recorded(name, float64)
     if case.model["num_importance"] == 1:
         assert len(case.f64["logps"]) == official_parity.REPEATS_OF_ONE_SAMPLE

@@ -1,4 +1,4 @@
-"""The published figure, and what each choice of the published evaluation adds to the right one."""
+"""The published figure, and the effect of each difference of the published evaluation."""
 
 import dataclasses
 import math
@@ -54,7 +54,7 @@ def recorded_log_p(case, dequantizer, end, images, noise):
     ],
 )
 def test_published_figure_is_the_recorded_one(name, float64, monkeypatch):
-    """Ours of the recorded noise, plus what every choice adds, is what was recorded."""
+    """Our figure for the recorded noise plus all differences equals the recorded figure."""
     case = cases.load(name)
     model = official_config.model_of(case.model)
     dequantizer, end = official_config.dequantizer_of(case.model), model.end
@@ -153,7 +153,7 @@ def test_parts_are_of_our_own_draws(kind, samples, float64):
 
 
 def test_decoder_of_a_variational_bound(float64):
-    """Of the straight path about 0.02 bits per dim; next to nothing where variance is preserved."""
+    """About 0.02 bits per dim on the straight path, nearly zero on the variance-preserving path."""
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8))
     batch = {"image": images, "index": jnp.arange(4)}
     found = {}
@@ -170,7 +170,7 @@ def test_decoder_of_a_variational_bound(float64):
     [(30, (8, 10, 1)), (30, (2, 5, 0)), (30, (2, 5, 7)), (7, (1, 3, 1)), (10, (4, 5, 0))],
 )
 def test_random_batches(count, sizes):
-    """The deviation is that over seeds, and none where epochs are whole."""
+    """The deviation equals that over seeds, and is zero for whole epochs."""
     num_batches, batch_size, num_skipped = sizes
     values = np.random.default_rng(1).normal(3.0, 0.5, count)
     made = [

@@ -98,7 +98,7 @@ def minus(tree, other):
 
 @functools.cache
 def trained(name, dtype):
-    """Runs a case from its recorded start with the real update; what it recorded, computed."""
+    """Run a case from its recorded start with the real update; return the recorded quantities."""
     case = cases.load(name)
     model, optimizer = official_config.model_of(case.model), optimizer_of(case)
     transformation = optimizer.build()

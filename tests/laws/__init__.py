@@ -1,1 +1,1 @@
-"""Laws: what every class of a kind must satisfy, and exactly solvable models."""
+"""Laws: identities that every class of a kind satisfies, and exactly solvable models."""

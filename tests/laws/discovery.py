@@ -1,7 +1,7 @@
-"""Finds the classes that fulfil a contract, by walking the folder that holds it.
+"""Find the classes that implement an interface in the folder of the interface.
 
-A new file in that folder is tested without a word here, unless its class cannot be made without
-arguments: those are given in `ARGUMENTS`.
+A class in a new file of that folder is tested automatically. If it cannot be built without
+arguments, add them to `ARGUMENTS`.
 """
 
 import importlib
@@ -20,7 +20,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 
 def classes(abstract: type) -> list[type]:
-    """Concrete subclasses of `abstract` in the package that defines it, in order of name."""
+    """Return concrete subclasses of `abstract` in its package, sorted by name."""
     folder = importlib.import_module(abstract.__module__.rpartition(".")[0])
     for module in pkgutil.walk_packages(folder.__path__, folder.__name__ + "."):
         importlib.import_module(module.name)
@@ -36,12 +36,12 @@ def classes(abstract: type) -> list[type]:
 
 
 def instances(abstract: type) -> list[Any]:
-    """One object of each of `classes(abstract)`."""
+    """Return one object of each of `classes(abstract)`."""
     return [each(**ARGUMENTS.get(each.__name__, {})) for each in classes(abstract)]
 
 
 def each(name: str, abstract: type) -> pytest.MarkDecorator:
-    """Parametrizes the argument `name` of a test over `instances(abstract)`."""
+    """Parametrize the argument `name` of a test over `instances(abstract)`."""
     found = instances(abstract)
     return pytest.mark.parametrize(name, found, ids=[type(each).__name__ for each in found])
 

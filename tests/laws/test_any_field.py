@@ -1,4 +1,4 @@
-"""`likelihood.log_prob`: anyone's field, in closed form, and what it says to a wrong argument."""
+"""`likelihood.log_prob`: fields in closed form, and errors for wrong arguments."""
 
 import inspect
 import math
@@ -30,7 +30,7 @@ def half(z, gamma, *args):
 
 
 def test_it_is_exact_and_differentiates():
-    """Data N(0, 4) of a shape of their own: log p(x), and its gradient -x / 4."""
+    """Data N(0, 4) of any shape: log p(x), and its gradient -x / 4."""
     schedule = VariancePreserving()
 
     def noise_hat(z, gamma, std):
@@ -54,7 +54,7 @@ def test_it_is_exact_and_differentiates():
 
 
 def test_adaptive_steps_differentiate_forward_and_say_so_in_reverse():
-    """Data N(0, 4): the slope in its deviation, of which a Jacobian takes a batch of directions."""
+    """Data N(0, 4): the derivative with respect to the standard deviation, also by jacfwd."""
     schedule, x = VariancePreserving(), jnp.asarray([[0.0, 1.0], [3.0, -2.0]])
 
     def log_p(x, std):
@@ -82,7 +82,7 @@ def test_a_solve_that_does_not_arrive_has_no_figure():
 
 
 def test_what_the_noise_end_leaves_out_is_as_documented():
-    """Data N(0, 4): at most e^{-gamma_max} |x|^2 / 2 of a single figure, and not much less."""
+    """Data N(0, 4): the error is close to, and at most, e^{-gamma_max} |x|^2 / 2 per example."""
     schedule, std, x = VariancePreserving(), 2.0, jnp.asarray([[0.0], [6.0]])
 
     def noise_hat(z, gamma):
@@ -99,7 +99,7 @@ def test_what_the_noise_end_leaves_out_is_as_documented():
 
 
 def test_a_velocity_of_flow_matching_is_scored_as_documented():
-    """z = (1 - t) x + t eps of data N(0, 4), and v = E[eps - x | z]."""
+    """Data N(0, 4) with z = (1 - t) x + t eps and v = E[eps - x | z]."""
 
     def v(z, t):
         signal, noise = (1 - t)[:, None], t[:, None]
@@ -130,7 +130,7 @@ def test_it_refuses_an_output_of_another_shape():
         ({"gamma_min": -math.inf}, ValueError, "both finite .*gamma_min=-inf"),
         ({"gamma_min": math.nan}, ValueError, "both finite .*gamma_min=nan"),
         ({"gamma_max": math.inf}, ValueError, "both finite .*gamma_max=inf"),
-        ({"gamma_max": "5"}, TypeError, "`gamma_max` must be a single number .*got .*'5'"),
+        ({"gamma_max": "5"}, TypeError, "`gamma_max` must be a single static number.*got .*'5'"),
         ({"lanes": 0}, ValueError, "`lanes` must be an integer, 1 or more, got lanes=0"),
         ({"x": np.ones((2, 3), int)}, TypeError, r"`x` .*real numbers.*int64 \[2, 3\].*Scale"),
         ({"x": [[1.0]]}, TypeError, "`x` must be an array of real numbers.*got list"),
@@ -141,7 +141,7 @@ def test_it_refuses_an_output_of_another_shape():
         ({"field": 3}, TypeError, "`field` must be a function"),
         ({"field": lambda z: z}, TypeError, r"`field` must take \(z, gamma\), got .*of \(z\)"),
         ({"field": lambda z, gamma: z, "args": (np.ones(2),)}, TypeError, "gamma.* and 1 more"),
-        ({"field": lambda z, gamma: (z,)}, ValueError, "`field` must give .*got tuple"),
+        ({"field": lambda z, gamma: (z,)}, ValueError, "`field` must return .*got tuple"),
         ({"schedule": "vp"}, TypeError, r"of idode_gin.schedules, such as Var.*\(\), got 'vp'"),
         ({"schedule": StraightPath}, TypeError, r"such as StraightPath\(…\), got the class"),
         ({"solver": StraightPath()}, TypeError, "`solver` .*such as Adams.*got StraightPath"),
@@ -157,7 +157,7 @@ def test_what_is_wrong_is_told_kindly(changes, error, said):
 
 
 def test_gammas_are_numbers_when_it_is_traced():
-    with pytest.raises(TypeError, match="`gamma_max` must be a single number .*static argument"):
+    with pytest.raises(TypeError, match="`gamma_max` must be a single static.*static argument"):
         jax.jit(lambda end: AS_USERS_CALL_IT(half, jnp.ones((2, 3)), key(), gamma_max=end))(5.0)
 
 

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 def problem(schedule, parameterization=None, off=0.0):
-    """Every level equally likely in one pixel, and a prediction that is `off` the optimum."""
+    """One pixel with equally likely levels, and a prediction `off` from the optimum."""
     end = toys.clean_end(schedule, LEVELS, TAU)
     data = toys.UniformLevels(end.encoding, schedule)
     field = toys.field_of(
@@ -43,7 +43,7 @@ def problem(schedule, parameterization=None, off=0.0):
 
 
 def run(bound, schedule, parameterization=None, off=0.0):
-    """The terms of COUNT images: every level as often."""
+    """Return the terms of COUNT images, with equally many of every level."""
     end, time, _, field = problem(schedule, parameterization, off)
     x = jnp.arange(COUNT).reshape(-1, 1, 1, 1) % LEVELS
     return jax.jit(lambda x, keys: bound(field, end, time, x, keys))(x, toys.keys_of(0, COUNT))
@@ -66,7 +66,7 @@ def exact_total(schedule):
 @EACH_PARAMETERIZATION
 @EACH_SCHEDULE
 def test_continuous_bound_is_tight_at_the_optimum(schedule, parameterization):
-    """Equally likely levels make the decoder exact: only the prior's mismatch is lost."""
+    """For equally likely levels the decoder is exact, and the gap is the mismatch of the prior."""
     terms = run(VariationalBound(num_times=8), schedule, parameterization)
     toys.assert_mean(terms.total, exact_total(schedule), at_most=0.015)
 
@@ -155,7 +155,7 @@ def entropy_of_level(gamma):
 @pytest.mark.full_cases("DiscreteTime")
 @EACH
 def test_an_image_has_its_own_figure(bound):
-    """Batch size, order and neighbours do not matter."""
+    """Results do not depend on batch size, order or neighbours."""
     end, time, _, field = problem(VariancePreserving())
     x = jnp.asarray([0, 3, 1, 2, 2]).reshape(5, 1, 1, 1)
     keys = toys.keys_of(1, 5)

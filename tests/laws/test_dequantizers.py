@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 @functools.cache
 def one_pixel(dequantizer, schedule, levels, count=50_000):
-    """Draws of the noise of one pixel, and the latents they make of level 1."""
+    """Draw noise of one pixel; return it with the latents of level 1."""
     end = toys.clean_end(schedule, levels, TAU)
     noise = jax.jit(lambda keys: dequantizer.draw(keys, PIXEL, end))(toys.keys_of(0, count))
     x = jnp.ones((count, *PIXEL), jnp.int32)
@@ -43,7 +43,7 @@ def grid(dequantizer, end, noise):
 
 
 def lives_in_the_bin(dequantizer, x, z, end):
-    """Whether z determines x, which the contract puts as log P(x | z) = 0."""
+    """Return True if z determines x, that is log P(x | z) = 0."""
     return bool(np.all(np.asarray(dequantizer.log_reconstruction(x, z, end)) == 0))
 
 
@@ -90,7 +90,7 @@ def test_draws_have_the_density_q(dequantizer, schedule, levels):
 @EACH
 @ON_EACH_SCHEDULE
 def test_many_pixels_add_up(dequantizer, schedule):
-    """One image of H W C pixels is that many pixels; keys alone decide the noise."""
+    """An image equals H W C independent pixels; the noise depends only on keys."""
     end = toys.clean_end(schedule, 5, TAU)
     noise = dequantizer.draw(toys.keys_of(3, 4), (2, 3, 2), end)
     assert noise.shape == (4, 2, 3, 2)
@@ -135,7 +135,7 @@ def test_reconstruction_of_an_image_adds_its_pixels(dequantizer, schedule):
 
 
 def test_where_the_ode_starts():
-    """At the clean end; and for uniform noise where it and the bin are of one size."""
+    """gamma_min; for uniform noise, gamma where the noise is as wide as the bin."""
     end = toys.clean_end(VariancePreserving(), 256, 3.0)
     assert TruncatedNormal().gamma_start(end) == end.gamma_min
     assert Variational().gamma_start(end) == end.gamma_min

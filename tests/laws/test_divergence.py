@@ -1,4 +1,4 @@
-"""Laws of every way to take a trace, and of every distribution of probes."""
+"""Laws of every trace method and of every distribution of probes."""
 
 import itertools
 
@@ -69,7 +69,7 @@ def test_the_mean_over_all_signs_is_exact():
 
 @EACH_PROBE
 def test_forward_mode_equals_reverse_mode(probe):
-    """v^T J v for given probes, where J is taken by pulling back."""
+    """v^T J v for given probes, with J by reverse mode."""
     divergence, x = Hutchinson(num_probes=2, probe=probe), points()
     probes = divergence.draw(toys.keys_of(0, BATCH), SHAPE)
     _, trace = divergence.value_and_trace(function, x, probes)

@@ -1,4 +1,4 @@
-"""Laws of every integration variable: another time and scale, the same path and density."""
+"""Laws of every integration variable: path and density do not depend on it."""
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +89,7 @@ def test_gaussian_density_is_exact_in_each(variable, schedule, solver):
 
 
 def test_known_factors_make_adams_exact_where_the_noise_is_constant():
-    """y' = e^{t/2} is one step of any size; without the factor it is not."""
+    """y' = e^{t/2} is solved exactly in one step of any size only with the known factor."""
 
     def field(t, y):
         return jnp.exp(t / 2)[:, None] * jnp.ones_like(y)

@@ -1,4 +1,4 @@
-"""Laws of latents: there and back, and on the sphere between two."""
+"""Laws of latents: the round trip, and spherical interpolation."""
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def test_images_come_back(schedule):
 
 
 def test_the_round_trip_error_is_in_levels():
-    """Of a coarse solver: as from the closed form of where the latent comes back to."""
+    """For a coarse solver, compared with the closed form of the round trip."""
     schedule = StraightPath()
     x = jnp.asarray(np.random.default_rng(1).integers(0, LEVELS, (4, *SHAPE)))
     coarse = FixedGrid(steps=2)

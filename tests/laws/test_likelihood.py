@@ -1,4 +1,4 @@
-"""The ODE's likelihood against densities and probabilities that are known in closed form."""
+"""Likelihood of the ODE, compared with densities and probabilities in closed form."""
 
 import dataclasses
 import math
@@ -60,7 +60,7 @@ def log_normal(z, mean, std):
 @EACH_PARAMETERIZATION
 @EACH_SCHEDULE
 def test_gaussian_density_is_exact(schedule, parameterization):
-    """The ODE is linear with a diagonal Jacobian, so that random signs give its trace exactly."""
+    """The ODE is linear with a diagonal Jacobian, so random signs give its trace exactly."""
     data = toys.gaussian(schedule)
     z = jax.random.normal(jax.random.key(0), (BATCH, *SHAPE))
     found = density_of(data.field(parameterization), z, divergence=Hutchinson())
@@ -220,7 +220,7 @@ def test_log_weight_of_a_draw(schedule, dequantizer, num_importance):
 @EACH_DEQUANTIZER
 @EACH_SCHEDULE
 def test_weights_are_unbiased_for_the_probability_of_each_image(schedule, dequantizer):
-    """E exp(log weight) = P(x), exactly, whatever q: any constant that is missing shows."""
+    """E exp(log weight) = P(x) exactly for every q, which detects missing constants."""
     data, end = toy(schedule)
     x = jnp.repeat(every_image(), 600, axis=0)
     estimator = ODELikelihood(
@@ -261,7 +261,7 @@ def test_more_importance_samples_are_tighter(dequantizer):
 
 @dataclasses.dataclass(frozen=True)
 class Certain(AbstractDequantizer):
-    """No noise at all: every importance sample is the same."""
+    """A dequantizer without noise: all importance samples are equal."""
 
     def gamma_start(self, end):
         return end.gamma_min
@@ -322,7 +322,7 @@ def test_repeats_are_averaged():
 
 @pytest.mark.full
 def test_an_image_has_its_own_figure():
-    """Exactly the same beside other images, in another order, or alone."""
+    """Results are identical alone, among other images, or in another order."""
     data, end = toy(StraightPath())
     estimator = ODELikelihood(
         dequantizer=TruncatedNormal(), solver=DormandPrince(), num_importance=2

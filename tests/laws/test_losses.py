@@ -80,7 +80,7 @@ def test_first_order_is_unbiased(sampler, schedule, parameterization):
 
 
 def tiny_problem(schedule, batch=3):
-    """A random network, and everything a loss needs besides."""
+    """A random network, and the other arguments of a loss."""
     network = toys.TinyNetwork(scale=0.5)
     params = network.init(jax.random.key(3), SHAPE)
     f, noise = jax.random.normal(jax.random.key(4), (2, batch, *SHAPE))
@@ -183,7 +183,7 @@ def posterior_noise(data, z, gamma):
 @EACH_PARAMETERIZATION
 @EACH_SCHEDULE
 def test_second_order_residual_at_the_optimum(solvable, schedule, parameterization):
-    """There r = (|eps - eps_hat|^2 - tr Cov[eps | z]) / a: zero in expectation given z."""
+    """The optimal r = (|eps - eps_hat|^2 - tr Cov[eps | z]) / a has mean zero given z."""
     data, strength = solvable(schedule), 0.1
     f = data.sample(1, 6)
     gamma = jnp.linspace(-3.0, 2.0, 6)
@@ -215,7 +215,7 @@ def test_second_order_residual_at_the_optimum(solvable, schedule, parameterizati
 
 
 def test_the_expected_error_of_the_toys_is_the_trace():
-    """What the law above stands on: E |eps - eps_hat|^2 = E tr Cov[eps | z]."""
+    """E |eps - eps_hat|^2 = E tr Cov[eps | z], which the previous test uses."""
     for make in (toys.gaussian, toys.mixture):
         data = make(VariancePreserving())
         f = data.sample(0, 40_000)
@@ -255,7 +255,7 @@ def test_draws_and_terms_depend_on_their_own_image(loss):
 def test_the_network_is_worked_out_once_for_value_and_trace(float32):
     """Floating-point operations of the gradient: each probe adds one pass to the one of the value.
 
-    Reverse mode for the trace, or the network run once more for its value, costs half a step more.
+    Reverse mode for the trace, or a second evaluation of the network, would cost half a step more.
     """
     network, shape = UNet(channels=16, levels=0, groups=4), (8, 8, 3)
     params = jax.eval_shape(lambda: network.init(jax.random.key(0), shape))

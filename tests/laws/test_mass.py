@@ -1,7 +1,7 @@
-"""The mass of all images: a constant missing anywhere in the likelihood shows here.
+"""Total probability of all images, which detects missing constants in the likelihood.
 
 With two pixels of a few levels every image can be scored. The sum of unbiased estimates of P(x) is
-the mass the model puts where pixels can be: at most one, and exactly what its own samples say.
+the probability of the set of images: at most one, and equal to the estimate from samples.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 def random_field(schedule):
-    """A random network around a Gaussian one: its ODE bends, and its Jacobian is full."""
+    """A Gaussian network plus a random one: a nonlinear ODE with a full Jacobian."""
     network = toys.TinyNetwork()
     params = network.init(jax.random.key(11), SHAPE)
     data = toys.gaussian(schedule, SHAPE, std_scale=0.5)
@@ -63,7 +63,7 @@ def mass_of_all_images(field, end, dequantizer):
 
 
 def mass_of_samples(field, end, dequantizer):
-    """For each of the model's samples, how much of it some image explains: in most cases 0 or 1."""
+    """Return the probability that each model sample belongs to some image, mostly 0 or 1."""
     start = dataclasses.replace(end, gamma_min=dequantizer.gamma_start(end))
     run = jax.jit(lambda keys: ODESampler(solver=SOLVER)(field, start, GAMMA_MAX, SHAPE, keys))
     z = run(toys.keys_of(1, SAMPLES)).latent

@@ -1,4 +1,4 @@
-"""Laws of the model: one figure per image, whatever shares its batch."""
+"""Laws of the model: results of an image do not depend on its batch."""
 
 import dataclasses
 
@@ -161,7 +161,7 @@ SAMPLER = ODESampler(solver=FixedGrid(steps=10))
 @pytest.mark.parametrize("name", FIGURES)
 @pytest.mark.parametrize("width", ["float32", "float64"])
 def test_an_image_has_its_own_figure(name, width, request):
-    """Batch size, order and neighbours do not matter; the image's index does."""
+    """Results depend on the index of the image, not on batch size, order or neighbours."""
     request.getfixturevalue(width)
     model = build()
     params = params_of(model)

@@ -1,4 +1,4 @@
-"""Mutants that follow the code: the full run makes them, this says at once that one is stale."""
+"""Check that mutants match the code, without running them."""
 
 import pathlib
 

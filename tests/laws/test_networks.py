@@ -33,7 +33,7 @@ def shapes_of_parameters(network, image_shape):
 
 
 def perturbed(network, image_shape):
-    """Parameters with no leaf at its initial zero, drawn by NumPy: nothing to compile."""
+    """Random parameters without zero leaves, drawn by NumPy to avoid compilation."""
     generator = np.random.default_rng(0)
 
     def draw(leaf):
@@ -258,7 +258,7 @@ class TestLoops:
         "dropout_rate", [0.0, pytest.param(0.5, marks=pytest.mark.full)], ids=["plain", "dropout"]
     )
     def test_equal_blocks_one_by_one(self, float64, dropout_rate):
-        """Output, gradient and masks; also of a network whose blocks are worked out once more."""
+        """Compare output, gradient and dropout masks, also with rematerialized blocks."""
         network, looped = (
             dataclasses.replace(each, dropout_rate=dropout_rate)
             for each in (self.network, self.looped)
@@ -305,7 +305,7 @@ class TestLoops:
 
 
 def mean_square(levels, **arguments):
-    """Of a network's output, as a function of its parameters; and their shapes."""
+    """Return the mean square output as a function of parameters, and the parameter shapes."""
     network = UNet(**{**TINY, "levels": levels}, **arguments)
     given = inputs(network, 16, (8, 8, 3))
     params = shapes_of_parameters(network, (8, 8, 3))
@@ -334,7 +334,7 @@ def test_a_program_in_loops_does_not_grow_with_depth():
 
 @pytest.mark.full
 def test_compiled_memory_in_loops():
-    """Without loops the compiler for CPUs moves the work done again to where it likes."""
+    """Only in loops: elsewhere the CPU compiler may move the recomputation."""
 
     def scratch(name):
         fn, params = mean_square(12, remat=name, scan=True)

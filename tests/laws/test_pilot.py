@@ -1,4 +1,4 @@
-"""The pilot: the error it promises is kept, by an exact density it knows nothing of."""
+"""The pilot: compare reported errors with an exact density that the pilot does not use."""
 
 import dataclasses
 import re
@@ -133,7 +133,7 @@ def test_what_a_reference_has_left_to_move(before, last, left):
 
 
 def test_what_a_reference_is_off_by_is_as_reported():
-    """Of a smooth density: to a factor, and not below."""
+    """For a smooth density the reported error is an upper bound within a factor."""
     model, batch, key, estimator, exact = problem(VariancePreserving(), Noise())
     for tolerance in (1e-1, 1e-2, 1e-3):
         _, report = Pilot(tolerance=tolerance).run(model, {}, batch, key, estimator)
@@ -171,7 +171,7 @@ def test_what_coarse_arithmetic_does_is_measured_and_refused(solver):
 
 @dataclasses.dataclass(frozen=True)
 class Noting(AbstractNetwork):
-    """Another network; notes how precise products must be, whenever it is traced."""
+    """A network that records the matmul precision when it is traced."""
 
     fine: AbstractNetwork
     noted: list
@@ -223,7 +223,7 @@ def test_arguments_must_be_positive(name):
 @pytest.mark.full
 @pytest.mark.parametrize(("tolerance", "times"), [(1e-2, 2), (1e-4, 4)])
 def test_a_fitted_grid_needs_few_steps_where_something_happens_at_once(tolerance, times):
-    """Something that lasts for a tenth of a nat, of twelve; checked by adaptive steps."""
+    """A change within a tenth of a nat of twelve; the reference uses adaptive steps."""
     schedule, parameterization = VariancePreserving(), Noise()
     model, batch, key, estimator, _ = problem(schedule, parameterization)
     model = dataclasses.replace(model, network=Sudden(model.network))
@@ -281,7 +281,7 @@ def test_a_single_image_is_not_enough_to_fit():
 
 @dataclasses.dataclass(frozen=True)
 class Sudden(AbstractNetwork):
-    """Another network, and something that depends on the image at about one time alone."""
+    """A network plus a term that depends on the image near one time only."""
 
     other: AbstractNetwork
 

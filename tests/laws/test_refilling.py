@@ -1,4 +1,4 @@
-"""Laws of lanes: an example ends the same whoever works beside it, and no lane waits."""
+"""Laws of lanes: results do not depend on other lanes, and no lane is idle."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def solve(solver, lanes, rates=RATES, field=decay):
 @EACH
 @pytest.mark.parametrize("lanes", [1, 3, 7, 10])
 def test_refilled_and_plain_agree(solver, lanes):
-    """With its own argument, cost and success."""
+    """Compare state, cost and success of every example."""
     plain, found = solve(solver, None), solve(solver, lanes)
     np.testing.assert_allclose(found.state, plain.state, rtol=1e-12)
     np.testing.assert_array_equal(found.num_evaluations, plain.num_evaluations)
@@ -37,7 +37,7 @@ def test_refilled_and_plain_agree(solver, lanes):
 
 
 def test_the_cost_is_the_mean_and_not_the_maximum():
-    """Evaluations of the whole loop: what lanes do side by side, without waiting."""
+    """The number of evaluations of the whole loop is the mean over examples per lane."""
     calls = []
 
     def counted(t, y, rate):

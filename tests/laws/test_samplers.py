@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 @pytest.mark.full_cases("(Ancestral|ODESampler).*")
 @EACH_SAMPLER
 def test_samples_have_the_mean_and_variance_of_the_data(sampler):
-    """The noise end is so noisy that what the prior leaves out cannot be seen."""
+    """gamma_max is so large that the mismatch of the prior is negligible."""
     schedule = StraightPath()
     end, data, count = toys.clean_end(schedule, LEVELS, TAU), toys.gaussian(schedule), 4_000
     run = jax.jit(lambda keys: sampler(data.field(Velocity()), end, 9.0, SHAPE, keys))
@@ -64,7 +64,7 @@ def test_an_image_depends_on_its_own_key_alone(sampler):
 @pytest.mark.full_cases("(Ancestral|ODESampler).*")
 @EACH_SAMPLER
 def test_network_evaluations_are_counted(sampler):
-    """What is reported is how often the network is called, here for one image."""
+    """The reported number equals the number of network calls for one image."""
     schedule, called = StraightPath(), []
     end, data = toys.clean_end(schedule, LEVELS, TAU), toys.gaussian(schedule)
 
@@ -80,7 +80,7 @@ def test_network_evaluations_are_counted(sampler):
 
 @EACH_DETERMINISTIC
 def test_samplers_without_noise_in_their_steps_make_the_same_images(sampler):
-    """Of the same key: all start with the same noise, and follow the ODE."""
+    """With the same key, all start with the same noise and follow the ODE."""
     schedule = VariancePreserving()
     end, data = toys.clean_end(schedule, LEVELS, TAU), toys.gaussian(schedule)
     keys = toys.keys_of(3, 5)

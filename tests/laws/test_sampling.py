@@ -68,7 +68,7 @@ def test_samples_have_the_mean_and_covariance_of_the_model(schedule):
 @pytest.mark.full_cases("StraightPath")
 @EACH_SCHEDULE
 def test_scoring_takes_samples_back_to_their_noise(schedule):
-    """And their density is the prior's, corrected by the determinant of the way."""
+    """The log-density is that of the prior minus the log-determinant of the map."""
     end, data = toys.clean_end(schedule, LEVELS, TAU), toys.mixture(schedule)
     field = data.field(Velocity())
     noise = jax.random.normal(jax.random.key(0), (5, *SHAPE))
@@ -120,7 +120,7 @@ def test_failed_solves_are_reported():
 @pytest.mark.full_cases("(Exponential|Gamma|Natural).*")
 @EACH_VARIABLE
 def test_images_and_their_density_are_the_same_in_each_variable(variable):
-    """To the solver's error: images whose way is known, with arguments of their own, in lanes."""
+    """Equal up to the solver's error, with arguments per image and with lanes."""
     schedule = StraightPath()
     end, data = toys.clean_end(schedule, LEVELS, TAU), toys.gaussian(schedule)
     noise, shifts = jax.random.normal(jax.random.key(0), (5, *SHAPE)), jnp.linspace(-1, 1, 5)

@@ -39,7 +39,7 @@ def stiff_linear(t, y):
 
 
 def logistic(t, y):
-    """Nonlinear, with time in it."""
+    """A nonlinear equation that depends on time."""
     return y * (1 - y) * (1 + jnp.sin(3 * t))
 
 
@@ -203,7 +203,7 @@ def test_relative_tolerance_counts_for_large_states():
 
 @EACH
 def test_an_example_is_alone_in_its_batch(solver):
-    """Exactly the same numbers, cost and success, whoever shares the batch."""
+    """State, cost and success do not depend on the batch."""
     starts = np.asarray([0.1, 30.0, -0.2, 1.7, 0.35])
     batch = solve(solver, polynomial, starts)
     for place, start in enumerate(starts):
@@ -272,7 +272,7 @@ def test_the_step_limit_is_a_failure(max_steps):
 
 
 def test_a_wall_is_a_failure_not_an_endless_loop():
-    """y' = y^2 from 1 leaves for infinity at t = 1."""
+    """y' = y^2 from 1 diverges at t = 1."""
     solution = solve(DormandPrince(), lambda t, y: y * y, [1.0, -1.0])
     np.testing.assert_array_equal(solution.success, [False, True])
     np.testing.assert_allclose(solution.state[1], -1 / 3, atol=1e-4)
@@ -280,7 +280,7 @@ def test_a_wall_is_a_failure_not_an_endless_loop():
 
 @EACH
 def test_a_path_of_no_length(solver):
-    """From t0 to t0 nothing moves."""
+    """An integration from t0 to t0 returns the state."""
     solution = solve(solver, logistic, STARTS, 1.0, 1.0)
     np.testing.assert_array_equal(solution.state, STARTS)
     assert np.all(np.asarray(solution.success))

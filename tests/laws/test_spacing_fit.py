@@ -1,4 +1,4 @@
-"""Where a fitted grid has its steps: by the rule that says how densely they should lie."""
+"""Fitted spacings, compared with the optimal concentration of steps."""
 
 import numpy as np
 import pytest

@@ -41,7 +41,7 @@ def draw(sampler, schedule, parameterization, u):
 
 
 def draw_or_refuse(sampler, schedule, parameterization, u):
-    """As `draw`; None where the sampler refuses this pair."""
+    """Return `draw`, or None if the sampler does not support this pair."""
     try:
         return draw(sampler, schedule, parameterization, u)
     except ValueError:
@@ -122,7 +122,7 @@ def test_closed_form_refuses_every_other_pair(schedule, parameterization):
 
 def test_refusal_works_before_compiling_too():
     weight = weight_of(Velocity(), StraightPath())
-    with pytest.raises(ValueError, match="serves every pair"):
+    with pytest.raises(ValueError, match="works for every pair"):
         VPVelocityImportance().gamma_and_density(jnp.asarray(U), TIME, weight)
 
 

@@ -1,4 +1,4 @@
-"""The error asked for is kept, for data whose log-density is known, by every solver.
+"""The requested tolerance is met by every solver, for data with known log-density.
 
 Traces here are exact, so that nothing but the solver is at fault: by unit vectors for few pixels;
 for 3,072 of them by one Rademacher probe where pixels are independent (the Jacobian is diagonal,
@@ -53,7 +53,7 @@ class Problem:
         return float(np.mean(np.abs(bpd - self.exact)))
 
     def pilot(self, tolerance, estimator=None):
-        """What a pilot finds."""
+        """Run a pilot."""
         pilot = Pilot(tolerance=tolerance)
         return pilot.run(self.model, {}, self.batch, self.key, estimator or self.estimator)
 
@@ -170,7 +170,7 @@ def width(request):
 
 
 def rounding():
-    """Bits per dim that no number of steps takes away: one unit of 20 nats per dim."""
+    """Return the rounding error in bits per dim: one unit in the last place of 20 nats per dim."""
     return 20 * float(jnp.finfo(numerics.float_dtype()).eps) / np.log(2)
 
 

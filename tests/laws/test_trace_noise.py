@@ -1,4 +1,4 @@
-"""Laws of the trace's noise: how large it is said to be, and what it does to a logarithm."""
+"""Laws of trace noise: its reported size, and the bias of a logarithm."""
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def test_right_angles_take_noise_away_and_all_of_it_at_the_end():
 
 
 def test_probes_and_their_opposites_say_the_same():
-    """So that antithetic pairs would be no better than one of each."""
+    """Antithetic pairs therefore do not reduce the variance."""
     probes = Hutchinson(num_probes=2).draw(toys.keys_of(0, 1), SHAPE)
     x = jnp.ones((1, *SHAPE))
     one, other = (
@@ -77,7 +77,7 @@ def test_more_probes_than_dimensions_are_refused():
 
 
 def test_the_bias_of_importance_weights_is_as_large_as_told():
-    """log 1/K sum exp(l_k + noise) is too large in the mean, by what is said to second order."""
+    """log 1/K sum exp(l_k + noise) is too large on average, by the second-order formula."""
     clean = jnp.asarray([[0.0, -0.5, 0.3, -2.0]])[..., None]
     sd = jnp.full((1, 4, 1), 0.3)
     noise = 0.3 * jax.random.normal(jax.random.key(0), (400_000, 1, 4, 1))

@@ -77,7 +77,7 @@ class Gaussian:
         return mean, ratio * float(self.schedule.sigma(end))
 
     def transported(self, z, gamma_from: float, gamma_to: float) -> np.ndarray:
-        """Where the ODE takes z: it keeps (z - mean) / std."""
+        """Return the end of the ODE from z, which conserves (z - mean) / std."""
         here, there = jnp.asarray(gamma_from), jnp.asarray(gamma_to)
         ratio = np.sqrt(np.asarray(self.variance(there)) / np.asarray(self.variance(here)))
         return np.asarray(self.centre(there)) + ratio * (
@@ -194,13 +194,13 @@ class PixelMixture:
         return alpha * self.means, np.sqrt((alpha * self.stds) ** 2 + sigma**2)
 
     def log_density(self, z: np.ndarray, gamma: float) -> np.ndarray:
-        """Of each pixel of the latent, float64."""
+        """Return the log-density of each pixel of the latent, float64."""
         means, stds = self._at(gamma)
         each = scipy.stats.norm.logpdf(z[:, None], means, stds) + np.log(self.weights)
         return scipy.special.logsumexp(each, axis=1)
 
     def transported(self, z: np.ndarray, gamma_from: float, gamma_to: float) -> np.ndarray:
-        """Where the ODE takes z: in one dimension it keeps the mass below, found by bisection."""
+        """Return the end of the ODE from z by bisection: in one dimension it conserves the CDF."""
         below = self._below(z, gamma_from)
         low, high = np.full(z.shape, -50.0), np.full(z.shape, 50.0)
         for _ in range(60):

@@ -26,10 +26,10 @@ class AbstractTime(abc.ABC):
 
     @abc.abstractmethod
     def gamma(self, t: types.Gamma) -> types.Gamma:
-        """gamma(t), elementwise."""
+        """Return gamma(t), elementwise."""
 
     def dgamma(self, t: types.PerExample) -> types.PerExample:
-        """d gamma / dt at `[B]` times."""
+        """Return d gamma / dt at `[B]` times."""
         return jax.vmap(jax.grad(self.gamma))(t)
 
     def rescale(self, gamma: types.Gamma) -> types.Gamma:

@@ -13,7 +13,7 @@ from idode_gin.time_samplers.quantiles import base
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Independent(base.AbstractQuantiles):
-    """Every example draws its own uniform number."""
+    """An independent uniform number for every example."""
 
     def draw(
         self, key: types.PRNGKey, position: Integer[Array, " batch"], global_batch_size: int
