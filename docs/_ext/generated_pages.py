@@ -125,7 +125,10 @@ def _macros_page() -> str:
                 if name := binding_checks.macro_name(reference):
                     bound[name][str(each.key)] = None
     lines = ["# Macros", ""]
-    lines += ["Every macro, its values and the files they are in, and the parameters bound to it.", ""]
+    lines += [
+        "Every macro, its values and the files they are in, and the parameters bound to it.",
+        "",
+    ]
     for name in sorted(defined):
         lines += [f"```{{macro}} {name}", "```", ""]
         if bound[name]:
@@ -167,7 +170,12 @@ def _configurables_page() -> str:
 def _configurable(target: Callable[..., Any]) -> Iterator[str]:
     role = "class" if isinstance(target, type) else "func"
     full = f"{target.__module__}.{target.__qualname__}"
-    yield from (f"## {target.__qualname__}", "", f"{{py:{role}}}`{full}`: {_first_line(target)}", "")
+    yield from (
+        f"## {target.__qualname__}",
+        "",
+        f"{{py:{role}}}`{full}`: {_first_line(target)}",
+        "",
+    )
     yield from ("| parameter | type | default |", "|---|---|---|")
     defaults = _defaults(target)
     for name, each in value_types.parameters(target).items():
