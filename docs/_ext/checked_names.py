@@ -1,31 +1,32 @@
 """A warning for every name in the pages that the project does not have, so that none can be stale.
 
-Checked are identifiers in inline code, paths of files, modules after `python -m`, gin files, and
-what `--gin.NAME=` binds. Code that a tutorial executes needs no check.
+Checked are identifiers in inline code, paths of files, modules after `python -m`, imports, and what
+`--gin.NAME=` binds. Roles such as `{py:class}` and links are checked by Sphinx.
 """
 
 import importlib.util
-import pathlib
+import pydoc
 import re
 from collections.abc import Iterator
 
 from generated_pages import ROOT, bindable, gin_files, own_bindings
-from idode_gin.configs import loading
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
+from idode_gin.configs import loading
+
 FOLDERS = ("idode_gin", "tasks", "gin_configs", "tests", "benchmarks", "launch", "docs/_ext", ".ci")
+TEXTS = ("", ".py", ".gin", ".sh", ".sbatch", ".yaml", ".toml")
 UNCHECKED = ("generated/", "changelog", "references")
 _FENCE = re.compile(r"^([`:]{3,}).*?^\1", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"(?<![`}])`([^`\n]+)`")
+_NAMES = re.compile(r"[\w./@%*]+")
 _WORD = re.compile(r"[A-Za-z_]\w+")
 _PATH = re.compile(r"(?:idode_gin|tasks|gin_configs|tests|benchmarks|launch|docs)/[\w./-]*\w")
 _MODULE = re.compile(r"python -m ((?:idode_gin|tasks|benchmarks)[\w.]*)")
+_IMPORTED = re.compile(r"^from ((?:idode_gin|tasks)[\w.]*) import (\w+)", re.MULTILINE)
 _BOUND = re.compile(r"--gin\.((?:\w+/)?\w+(?:\.\w+)?)=")
-# Names of other projects that pages may mention.
-OTHERS = set(
-    "functorch vjp dlpack torch numpy requires_grad no_grad Accelerate SciPy TORCH solve_ivp".split()
-)
+OTHERS = {"dlpack", "torch", "SciPy", "seqio", "optax", "tfrecords"}  # names of other projects
 
 log = logging.getLogger(__name__)
 
@@ -47,19 +48,21 @@ def _check(page: str, text: str) -> None:
 
 def _unknown(text: str) -> Iterator[str]:
     for path in _PATH.findall(text):
-        if not (ROOT / path).exists() and not re.match(r"docs/[\w/]+\.(md|html)$", path):
+        if not (ROOT / path).exists() and not path.startswith("docs/_build"):
             yield f"file {path!r}"
     for module in _MODULE.findall(text):
         if importlib.util.find_spec(module) is None:
             yield f"module {module!r}"
+    for module, name in _IMPORTED.findall(text):
+        if pydoc.locate(f"{module}.{name}") is None:
+            yield f"{name!r} in {module}"
     for name in _BOUND.findall(text):
-        if name.rpartition("/")[2] not in BINDABLE:
+        if name.rpartition("/")[2] not in {*BINDABLE, "NAME"}:
             yield f"macro or parameter {name!r}"
-    for code in _INLINE.findall(_FENCE.sub("", text)):
-        if re.fullmatch(r"[\w./@%*]+", code):
-            for word in _WORD.findall(code):
-                if word not in WORDS and word not in OTHERS:
-                    yield f"{word!r}, which `{code}` mentions"
+    known = WORDS | OTHERS | set(_WORD.findall(" ".join(each[0] for each in _FENCE.finditer(text))))
+    for code in filter(_NAMES.fullmatch, _INLINE.findall(_FENCE.sub("", text))):
+        for word in set(_WORD.findall(code)) - known:
+            yield f"{word!r}, which `{code}` mentions"
 
 
 def _bindable() -> set[str]:
@@ -81,10 +84,18 @@ def _words() -> set[str]:
     """Every word of the sources, and of the names of their files."""
     found: set[str] = set()
     paths = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
-    paths += [ROOT / "Makefile", ROOT / "setup.py", ROOT / "pyproject.toml"]
+    paths += [*ROOT.glob("*.*"), *ROOT.glob("docs/*/*.md"), ROOT / "Makefile"]
     for path in paths:
         found.update(_WORD.findall(path.relative_to(ROOT).as_posix()))
-        if path.is_file() and path.suffix in ("", ".py", ".gin", ".sh", ".sbatch", ".yaml", ".md"):
+        if path.is_file() and path.suffix in (
+            "",
+            ".py",
+            ".gin",
+            ".sh",
+            ".sbatch",
+            ".yaml",
+            ".toml",
+        ):
             found.update(_WORD.findall(path.read_text("utf-8", errors="ignore")))
     return found
 

@@ -129,7 +129,7 @@ def _macros_page() -> str:
         "Every macro, its values and the files they are in, and the parameters bound to it.",
         "",
     ]
-    for name in sorted(defined):
+    for name in sorted({*defined, *bound}):
         lines += [f"```{{macro}} {name}", "```", ""]
         if bound[name]:
             lines += ["Bound to " + ", ".join(f"`{each}`" for each in bound[name]) + ".", ""]
