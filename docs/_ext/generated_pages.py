@@ -20,7 +20,7 @@ from sphinx.application import Sphinx
 
 import idode_gin
 import tasks
-from idode_gin.configs import binding_checks, loading, programs, value_types
+from idode_gin.configs import flags, loading, reach, value_types
 
 ROOT = pathlib.Path(idode_gin.__file__).parents[1]
 sys.path.append(str(ROOT / "tests" / "configs"))
@@ -121,8 +121,8 @@ def _macros_page() -> str:
         for each in own_bindings(file):
             if each.key.selector == loading.MACRO:
                 defined[each.key.scope].append(each)
-            for reference in binding_checks.references(each.value):
-                if name := binding_checks.macro_name(reference):
+            for reference in config.iterate_references(each.value):
+                if name := reach.macro_name(reference):
                     bound[name][str(each.key)] = None
     lines = ["# Macros", ""]
     lines += [
@@ -209,7 +209,7 @@ def _defaults(target: Callable[..., Any]) -> dict[str, str]:
 def _flags_page() -> str:
     lines = ["# Flags of the programs", ""]
     lines += ["`python -m idode_gin.train`, `.eval`, `.sample`, `.encode` and `.interpolate`:", ""]
-    options = programs.parse_flags([])
+    options = flags.parse([])
     for name in options:
         if len(name) > 1:
             text = options[name].help.partition(";\n")[0]
