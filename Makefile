@@ -15,7 +15,7 @@ DEVICES ?= 2
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup quickstart test test-full lint mutants clean
+.PHONY: help setup quickstart test test-full lint mutants docs clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -58,5 +58,9 @@ lint: setup  ## ruff, layers, types
 mutants: setup  ## break one formula at a time: every break must turn a test red
 	$(RUN) tests/mutants.py
 
+docs:  ## build docs/_build/html: tutorials are executed, and any warning is an error
+	$(MAKE) setup EXTRAS=docs
+	$(RUN) -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+
 clean:  ## remove .venv and caches; runs/ stays
-	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache .mypy_cache .import_linter_cache build *.egg-info
+	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache .mypy_cache .import_linter_cache build docs/_build docs/generated *.egg-info

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nerror: {error}", file=sys.stderr)
         return checks.EXIT_BAD_INPUT
     except MemoryError:
-        print("\nerror: not enough memory: see README, Data.", file=sys.stderr)
+        print("\nerror: not enough memory: see docs/guides/train.md.", file=sys.stderr)
         return checks.EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print(
