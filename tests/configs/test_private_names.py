@@ -22,7 +22,7 @@ ALLOWED = {
         "gin has no public way to list bindings or to execute statements one by one",
         GIN,
     ),
-    "idode_gin/processes/joining.py": (
+    "idode_gin/processes/jax_internals.py": (
         "jax has no public key-value store between processes, and no list of cluster types",
         {"jax._src.clusters", "jax._src.distributed"},
     ),

@@ -285,7 +285,7 @@ def test_asked_to_stop_while_waiting(score, add, monkeypatch):
 
     def asking(stop):
         enter(stop)
-        if stop._notice == checkpoint_series.NOTICE:
+        if stop.notice == checkpoint_series.NOTICE:
             os.kill(os.getpid(), signal.SIGTERM)
         return stop
 
