@@ -25,6 +25,10 @@ class Preempted(Exception):
     """The process was asked to stop and has saved its state. Programs exit with 75."""
 
 
+class DisagreementError(ValueError):
+    """The processes of a run differ. All of them raise it together. Programs exit with 2."""
+
+
 def check_positive(name: str, value: float) -> None:
     """Raise ValueError unless `value` is greater than zero and finite."""
     if not 0 < value < math.inf:

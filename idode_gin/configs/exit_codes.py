@@ -58,8 +58,8 @@ def of(program: Callable[[], None], function: str, *, print_traceback: bool) -> 
             hint = "\n(--debug prints where it was raised)"
         label = "stopped" if code == checks.EXIT_PREEMPTED else "error"
         print(f"{label}: {text}{hint}", file=sys.stderr, flush=True)
-        if code == checks.EXIT_PREEMPTED:  # all processes have agreed to stop
-            return code
+        if isinstance(error, checks.Preempted | checks.DisagreementError):
+            return code  # all processes raise it together
     failures.fail(code, text)
     return code
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 import idode_gin
+from idode_gin import checks
 from idode_gin.processes import joining
 
 _SHOWN = 5
@@ -34,7 +35,7 @@ def check(what: str, facts: Callable[[], Mapping[str, Any]]) -> None:
         facts: returns them by name; not called in a single process.
 
     Raises:
-        ValueError: with the first differences from process 0.
+        checks.DisagreementError: with the first differences from process 0.
     """
     if joining.client() is None:
         return
@@ -42,7 +43,7 @@ def check(what: str, facts: Callable[[], Mapping[str, Any]]) -> None:
     if found:
         more = f"\n  … and {len(found) - _SHOWN} more" if found[_SHOWN:] else ""
         shown = "".join(f"\n  {each}" for each in found[:_SHOWN])
-        raise ValueError(
+        raise checks.DisagreementError(
             f"The processes do not agree on {what}:{shown}{more}\n"
             "Start all of them with the same files, command line and installation."
         )
@@ -52,7 +53,7 @@ def check_shared(file: pathlib.Path, macro: str) -> None:
     """Raise on every process unless all of them see `file` as process 0 has written it.
 
     Raises:
-        ValueError: naming `macro`, the directory that they do not share.
+        checks.DisagreementError: naming `macro`, the directory that they do not share.
     """
     store = joining.client()
     if store is None:
@@ -65,7 +66,7 @@ def check_shared(file: pathlib.Path, macro: str) -> None:
         time.sleep(_PATIENCE / 50)  # a network file system may show old content for a while
     found = _compare({str(file): _file_digest(file)})
     if found:
-        raise ValueError(
+        raise checks.DisagreementError(
             f"{macro} must be a directory that all processes share, but process 0 wrote a file "
             f"there, and {found[0]}. Bind one on a shared file system."
         )
