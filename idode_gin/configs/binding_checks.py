@@ -51,19 +51,20 @@ def check(
 
 
 def _without_effect(bindings: Sequence[Binding], reach: Reach) -> Iterator[str]:
-    """Report files of the command line of which the program reads nothing.
+    """Report files and bindings of the command line of which the program reads nothing.
 
     A file that is included may bind what this program does not use.
     """
     bound: dict[str, list[Key]] = {}
     for each in bindings:
         bound.setdefault(each.named, []).append(each.key)
-    for file, keys in bound.items():
+    for named, keys in bound.items():
         if reach.used.isdisjoint(keys):
+            given = named if named.startswith("--") else f"--gin_file={named}"
             yield (
-                f"--gin_file={file} has no effect: as configured, this program reads nothing of "
-                f"what the file binds ({', '.join(map(str, dict.fromkeys(keys)))}). Leave it out, "
-                "or add a file that reads it."
+                f"{given} has no effect: as configured, this program reads nothing of what it "
+                f"binds ({', '.join(map(str, dict.fromkeys(keys)))}). Leave it out, or add a file "
+                "that reads it."
             )
 
 

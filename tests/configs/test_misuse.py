@@ -164,8 +164,13 @@ MISUSE = {
     "a file of which nothing is used": (
         "sample",
         [DRY, f"{SAMPLERS}/heun.gin", "--gin_file=gin_configs/solvers/adams.gin"],
-        "solvers/adams.gin has no effect: as configured, this program reads nothing of what "
-        "the file binds (SOLVER, Adams.steps). Leave it out",
+        "solvers/adams.gin has no effect: as configured, this program reads nothing of what it "
+        "binds (SOLVER, Adams.steps). Leave it out",
+    ),
+    "a binding that nothing uses": (
+        "eval",
+        [DRY, "--gin_file=gin_configs/solvers/dormand_prince.gin", "BPD_TOLERANCE=1", "PILOT=None"],
+        "error: --gin.BPD_TOLERANCE=1 has no effect: as configured, this program reads nothing",
     ),
     "tolerance of steps where a pilot chooses": (
         "eval",
