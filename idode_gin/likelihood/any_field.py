@@ -10,9 +10,10 @@ suit image networks for 256 levels. Both ends affect the result:
 
 - At `gamma_min`, log p(x) = log p(z) + d log alpha with z = alpha x: the density, at x, of the data
   with added noise of standard deviation e^{gamma_min / 2}.
-- At `gamma_max` z is assumed to be N(0, sigma^2 I). For an exact field, the error of one example is
-  up to about e^{-gamma_max} |x|^2 / 2 nats (0.0034 |x|^2 at 5, 3e-6 |x|^2 at 12), and the mean is
-  too low by at most the mean of that. A field in closed form can be integrated to a larger gamma.
+- At `gamma_max` z is assumed to be N(0, sigma^2 I). For an exact field and centred data, the error
+  of one example is up to about e^{-gamma_max} |x|^2 / 2 nats (0.0034 |x|^2 at 5, 3e-6 |x|^2 at 12);
+  data of mean m cost about e^{-gamma_max / 2} |m| more. The mean over examples is too low by at
+  most the mean of e^{-gamma_max} |x|^2 / 2. A field in closed form can be integrated further.
 
 The result can be differentiated with respect to x and to what `field` holds: in forward mode with
 every solver, in reverse mode with grids (`Adams`, `FixedGrid`).
