@@ -57,7 +57,9 @@ def test_within_a_run_it_is_free(tmp_path):
 
 def test_other_processes_of_a_run_do_not_ask(tmp_path, other_run):
     with run_lock.held(tmp_path, is_first=False):
-        pass
+        owner = json.loads((tmp_path / run_lock.NAME).read_text())
+        assert owner["pid"] == other_run.pid
+    assert (tmp_path / run_lock.NAME).exists()
 
 
 def test_without_locks_a_warning_is_logged(tmp_path, monkeypatch, caplog):
@@ -87,4 +89,4 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_taken_again(tmp_path, monkey
 def test_a_file_that_was_cut_short_names_nobody(tmp_path):
     (tmp_path / run_lock.NAME).write_text('{"ho')
     with run_lock.held(tmp_path):
-        pass
+        assert json.loads((tmp_path / run_lock.NAME).read_text())["pid"] == os.getpid()
