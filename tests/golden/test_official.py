@@ -105,7 +105,10 @@ def test_checkpoint(name, tmp_path):
     moved = jax.tree.map(
         lambda new, old: np.max(np.abs(new - old)), state["params"], cases.params(case)
     )
-    assert 0 < max(jax.tree.leaves(moved)) < 1e-4
+    # No entry of a leaf moves further than the leaf; float32 rounds parameters themselves.
+    size = max(float(np.max(np.abs(leaf))) for leaf in jax.tree.leaves(cases.params(case)))
+    farthest = float(np.max(case.f64["delta_norm"][-1])) + np.finfo(np.float32).eps * size
+    assert max(jax.tree.leaves(moved)) <= farthest
     assert all(np.all(leaf >= 0) for leaf in jax.tree.leaves(moments["nu"]))
     file = next(folder.glob("*.flax"))
     again = official.load_official_checkpoint(file)
@@ -114,11 +117,12 @@ def test_checkpoint(name, tmp_path):
 
 @CHECKPOINTS
 def test_newest_checkpoint_of_a_folder(name, tmp_path):
-    folder = cases.unpack_checkpoint(cases.load(name), tmp_path)
+    case = cases.load(name)
+    folder = cases.unpack_checkpoint(case, tmp_path)
     (folder / "ckpt-0.flax").write_bytes(b"old")
     (folder / "ckpt-10.flax").write_bytes(next(folder.glob("ckpt-1.flax")).read_bytes())
     (folder / "ckpt-1.flax").write_bytes(b"old")
-    assert official.load_official_checkpoint(folder)["step"] == 3
+    assert official.load_official_checkpoint(folder)["step"] == int(case.f64["state_step"])
 
 
 def test_no_checkpoint(tmp_path):

@@ -156,9 +156,10 @@ def test_decoder_of_a_variational_bound(float64):
     """About 0.02 bits per dim on the straight path, nearly zero on the variance-preserving path."""
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8))
     batch = {"image": images, "index": jnp.arange(4)}
+    ends = {"gamma_min": -13.3, "gamma_max": 5.0, "vocab_size": 256}
     found = {}
     for schedule in ("SP", "VP"):
-        config = cases.load(cases.of_kind("ode")[0]).model | {"schedule": schedule}
+        config = cases.load(cases.of_kind("ode")[0]).model | ends | {"schedule": schedule}
         parts = PARITY.bound_parts(official_config.model_of(config), batch, jax.random.key(0))
         found[schedule] = float(np.mean(parts[official_evaluation.DECODER]))
     assert 0.005 < found["SP"] < 0.05, found

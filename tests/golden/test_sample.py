@@ -16,7 +16,7 @@ from . import cases
 @pytest.mark.parametrize("name", cases.of_kind("sample"))
 def test_samples(name, float64):
     case = cases.load(name)
-    model = official_config.model_of(case.model)
+    model, levels = official_config.model_of(case.model), case.model["vocab_size"]
     noise = jnp.asarray(case.inputs["z_init"], "float64")
     field = model.field(cases.params(case, "float64"), jnp.zeros((noise.shape[0], 1)))
     sampler = ODESampler(solver=DormandPrince(rtol=1e-6, atol=1e-6))
@@ -29,25 +29,30 @@ def test_samples(name, float64):
     )(noise)
     assert np.all(found.success)
     error, _ = cases.difference(found.latent, case.f64["tight_z_0"], name)
-    assert error < 2e-5, error
+    # The recorded run had a tolerance ten times ours.
+    own_error, _ = cases.difference(case.f64["z_0"], case.f64["tight_z_0"], name)
+    assert error < max(2e-5, own_error), error
     check_levels(
         official_parity.decode(model.end, found.latent),
         case.f64["tight_samples"],
         found.latent / model.end.alpha**2,
         error,
+        levels,
     )
     corrected = np.floor(
-        (np.asarray(case.f64["tight_z_0"], float) / float(model.end.alpha) + 1) * 128
+        (np.asarray(case.f64["tight_z_0"], float) / float(model.end.alpha) + 1) * levels / 2
     )
-    check_levels(found.pixels, np.clip(corrected, 0, 255), found.latent / model.end.alpha, error)
+    corrected = np.clip(corrected, 0, levels - 1)
+    check_levels(found.pixels, corrected, found.latent / model.end.alpha, error, levels)
     # The recorded run at the published tolerance, on the whole batch's steps.
     error, _ = cases.difference(found.latent, case.f64["z_0"], name)
-    assert error < 1e-4, error
+    assert error < own_error + 2e-5, error
 
 
-def check_levels(found, expected, y, error):
+def check_levels(found, expected, y, error, levels):
     """Equal levels, but for values within the solver's error of the edge of a bin."""
-    to_edge = np.abs(np.asarray((y + 1) * 128 - np.round((y + 1) * 128))) / 128
+    in_bins = np.asarray(y + 1) * levels / 2
+    to_edge = np.abs(in_bins - np.round(in_bins)) * 2 / levels
     clear = to_edge > 4 * error + 1e-7
     assert clear.mean() > 0.9
     np.testing.assert_array_equal(np.asarray(found)[clear], expected[clear])

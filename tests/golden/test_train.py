@@ -155,6 +155,21 @@ def without_null_leaves(case, name, values):
     return values[:, ~case.null_grad] if name.endswith("_norm") else values
 
 
+def largest(case):
+    """The largest magnitude of a parameter."""
+    return max(float(np.max(np.abs(leaf))) for leaf in jax.tree.leaves(cases.params(case)))
+
+
+def rounding_of_decoder(case):
+    """Change of the mean reconstruction, bits per dim, from one float32 rounding of each pixel.
+
+    A pixel's log-probability changes by about 1 / sigma a unit, independently of the others.
+    """
+    per_unit = np.exp(-case.model["gamma_min"] / 2) / np.log(2)
+    pixels = case.dims * case.inputs["images"].shape[1]
+    return np.finfo(np.float32).eps * per_unit / np.sqrt(pixels)
+
+
 def check(case, dtype, computed):
     """Compares what was computed with the record, leaf by leaf where it has leaves."""
     for name in sorted(computed):
@@ -162,13 +177,13 @@ def check(case, dtype, computed):
         expected = without_null_leaves(case, name, case.f64[name])
         error, scale = cases.difference(actual, expected, f"{case.name} {name}")
         if dtype == "float64":
-            # The average has moved by 1e-9 only, next to parameters near one.
-            bound = cases.STORED_ROUNDING * scale + 2 * np.finfo(np.float64).eps
+            # The average has moved by 1e-9 only, next to much larger parameters.
+            bound = cases.STORED_ROUNDING * scale + 2 * np.finfo(np.float64).eps * largest(case)
         else:
             tol = float(case.tol[name]) if name in case.tol else 0.0
             bound = 4 * tol + 4 * np.finfo(np.float32).eps * scale
-            if name.endswith("recon"):  # a sum of logarithms near zero; some records are lucky
-                bound += 1e-4 * scale
+            if name.endswith("recon"):
+                bound += rounding_of_decoder(case)
         assert error <= bound, f"{case.name} {name}: off by {error:.3g}, allowed {bound:.3g}"
 
 
@@ -234,5 +249,7 @@ def test_published_checkpoint_is_the_state_we_arrive_at(name, tmp_path):
     for tree, (ours, theirs) in pairs.items():
         off = without_null_leaves(case, "slice16", slices(case, minus(ours, theirs)))
         scale = np.abs(case.f64[f"{tree}_slice16"]).max()
-        bound = 8 * float(case.tol[f"{tree}_slice16"]) + 1e-5 * scale + 3e-7 * ("delta" in tree)
+        bound = 8 * float(case.tol[f"{tree}_slice16"]) + 1e-5 * scale
+        if "delta" in tree:  # of parameters rounded to float32
+            bound += 4 * np.finfo(np.float32).eps * largest(case)
         assert np.abs(off).max() <= bound, (tree, np.abs(off).max(), bound)
