@@ -9,12 +9,7 @@ from tasks.formats import published
 from tasks.support.registration import add_task
 from tasks.support.tfds_images import TfdsImages
 
-_VARIANTS = (
-    published.IMAGENET32_OLD,
-    published.IMAGENET32_NEW,
-    published.IMAGENET64_OLD,
-    published.IMAGENET64_NEW,
-)
+_VARIANTS = [each for each in published.VARIANTS if each.name.startswith("imagenet")]
 TASKS = tuple(variant.name for variant in _VARIANTS)
 
 for variant in _VARIANTS:

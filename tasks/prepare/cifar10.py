@@ -1,6 +1,5 @@
 """CIFAR-10 as its authors publish it: batches pickled by Python 2, or the plain binary form."""
 
-import functools
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -8,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from tasks.prepare import members, pickles
-from tasks.prepare.datasets import CIFAR10
-from tasks.prepare.records import Record, Source, check_splits
+from tasks.prepare.datasets import CIFAR10, Dataset
+from tasks.prepare.records import Record, Source, check_splits, source_of
 from tasks.prepare.refusals import SourceError, shown
 
 _BATCH = re.compile(r"(data_batch_[1-5]|test_batch|batches\.meta)(\.bin|\.txt)?")
@@ -36,13 +35,7 @@ def read(sources: Sequence[pathlib.Path], *, partial: bool) -> Source:
             f"CIFAR-10 has data_batch_1 to data_batch_5, the sources hold "
             f"{shown([each.name for each in batches['train']])}. Download the archive again."
         )
-    return Source(
-        dataset=CIFAR10,
-        splits={split: functools.partial(_records, split, each) for split, each in batches.items()},
-        sizes={} if partial else CIFAR10.sizes,
-        label_names=label_names,
-        partial=partial,
-    )
+    return source_of(CIFAR10, batches, _records, partial=partial, label_names=label_names)
 
 
 def _find(sources: Sequence[pathlib.Path]) -> dict[str, members.Member]:
@@ -67,7 +60,7 @@ def _find(sources: Sequence[pathlib.Path]) -> dict[str, members.Member]:
     return found
 
 
-def _records(split: str, batches: Sequence[members.Member]) -> Iterator[Record]:
+def _records(dataset: Dataset, split: str, batches: Sequence[members.Member]) -> Iterator[Record]:
     index = 0
     for batch in batches:
         for image, label in zip(*_images(batch), strict=True):

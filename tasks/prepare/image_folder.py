@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from tasks.prepare import members, png
 from tasks.prepare.datasets import Dataset
-from tasks.prepare.records import Record, Source
+from tasks.prepare.records import Record, Source, source_of
 from tasks.prepare.refusals import SourceError
 
 SPLITS = ("train", "validation", "test")
@@ -51,21 +50,17 @@ def read(dataset: Dataset, sources: Sequence[pathlib.Path], *, partial: bool) ->
             f"{source} must hold readable 8-bit images of one shape, grey, RGB or RGBA. "
             f"{len(problems):,} files are refused; repair or move them:{listed}{more}"
         )
-    return Source(
-        dataset=dataclasses.replace(dataset, image_shape=shape),
-        splits={split: functools.partial(_records, each) for split, each in files.items()},
-        sizes={split: len(each) for split, each in files.items()},
-        partial=partial,
-        in_order=True,
-    )
+    dataset = dataclasses.replace(dataset, image_shape=shape)
+    sizes = {split: len(each) for split, each in files.items()}
+    return source_of(dataset, files, _records, partial=partial, sizes=sizes, in_order=True)
 
 
-def _records(files: Sequence[pathlib.Path]) -> Iterator[Record]:
+def _records(dataset: Dataset, split: str, files: Sequence[pathlib.Path]) -> Iterator[Record]:
     for index, file in enumerate(files):
-        yield Record(key=index, image=_decode(file))
+        yield Record(key=index, image=decode(file))
 
 
-def _decode(path: pathlib.Path) -> np.ndarray:
+def decode(path: pathlib.Path) -> np.ndarray:
     """Return the pixels of an image file, uint8 `[H, W, C]`.
 
     Raises:
@@ -102,7 +97,7 @@ def _common_shape(
     shapes: dict[pathlib.Path, tuple[int, int, int]] = {}
     for file in (file for each in files.values() for file in each):
         try:
-            shapes[file] = _decode(file).shape  # type: ignore[assignment]
+            shapes[file] = decode(file).shape  # type: ignore[assignment]
         except SourceError as error:
             problems.append(str(error))
     counts = collections.Counter(shapes.values())

@@ -4,7 +4,6 @@ A batch is a dict of "data", uint8 `[N, 3 * H * W]` with the red plane first, th
 blue; "labels", 1 to 1000; and, for training, the "mean". Refs: https://arxiv.org/abs/1707.08819.
 """
 
-import functools
 import math
 import pathlib
 import re
@@ -14,7 +13,7 @@ import numpy as np
 
 from tasks.prepare import members, npz, pickles
 from tasks.prepare.datasets import Dataset
-from tasks.prepare.records import Record, Source, check_splits
+from tasks.prepare.records import Record, Source, check_splits, source_of
 from tasks.prepare.refusals import SourceError, shown
 
 _BATCH = re.compile(r"(train_data_batch_([1-9]|10)|val_data)(\.npz)?")
@@ -55,14 +54,7 @@ def read(dataset: Dataset, sources: Sequence[pathlib.Path], *, partial: bool) ->
             f"{dataset.title} has train_data_batch_1 to _10; the sources hold "
             f"{shown([str(each) for each in batches['train']])}. Name the other archive too."
         )
-    return Source(
-        dataset=dataset,
-        splits={
-            split: functools.partial(_records, dataset, each) for split, each in batches.items()
-        },
-        sizes={} if partial else dataset.sizes,
-        partial=partial,
-    )
+    return source_of(dataset, batches, _records, partial=partial)
 
 
 def is_batches(path: pathlib.Path) -> bool:
@@ -94,7 +86,7 @@ def _not_these(dataset: Dataset, source: pathlib.Path, names: list[str]) -> Sour
     )
 
 
-def _records(dataset: Dataset, batches: Sequence[members.Member]) -> Iterator[Record]:
+def _records(dataset: Dataset, split: str, batches: Sequence[members.Member]) -> Iterator[Record]:
     height, width, channels = dataset.image_shape
     index = 0
     for member in batches:

@@ -4,14 +4,13 @@ Refs: https://arxiv.org/abs/1601.06759.
 """
 
 import dataclasses
-import functools
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
 
 from tasks.prepare import imagenet_new, members, png
 from tasks.prepare.datasets import Dataset
-from tasks.prepare.records import Record, Source, check_splits
+from tasks.prepare.records import Record, Source, check_splits, source_of
 from tasks.prepare.refusals import SourceError
 
 _NAME = re.compile(r"(?:^|/)(train|valid)_(\d+x\d+)(?:[./]|$)")
@@ -32,16 +31,8 @@ def read(dataset: Dataset, sources: Sequence[pathlib.Path], *, partial: bool) ->
             raise SourceError(f"{found[split]} and {source} both hold split {split!r}.")
         found[split] = source
     check_splits(dataset, found, sources, partial=partial)
-    return Source(
-        dataset=dataset,
-        splits={
-            split: functools.partial(_records, dataset, split, found[split])
-            for split in dataset.sizes
-            if split in found
-        },
-        sizes={} if partial else dataset.sizes,
-        partial=partial,
-    )
+    in_order = {split: found[split] for split in dataset.sizes if split in found}
+    return source_of(dataset, in_order, _records, partial=partial)
 
 
 def _records(dataset: Dataset, split: str, source: pathlib.Path) -> Iterator[Record]:

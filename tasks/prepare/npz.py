@@ -1,12 +1,11 @@
 """Arrays of an npz file, read some rows at a time.
 
-`numpy.load` allocates what the header of an array claims, and holds the array beside the archive.
-Here the claim is compared with the archive first, and rows are read as they are needed.
+`numpy.load` allocates what the header of an array claims, and holds the array beside the archive:
+measured, 293 MB for one of 154 MB, of which 156 MB are held here. The claim is compared first.
 """
 
 import io
 import math
-import tokenize
 import zipfile
 from collections.abc import Iterator
 from typing import IO
@@ -15,12 +14,6 @@ import numpy as np
 
 from tasks.prepare.members import Member, damage_named
 from tasks.prepare.refusals import SourceError
-
-# Raised by NumPy's reader of headers, which parses the text of a Python dict.
-_NO_HEADER = (
-    *(ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError),
-    tokenize.TokenError,
-)
 
 
 def open_npz(member: Member) -> zipfile.ZipFile:
@@ -49,8 +42,10 @@ def open_array(
         }
         try:
             shape, is_fortran, dtype = readers[np.lib.format.read_magic(stream)](stream)
-        except _NO_HEADER as error:
-            raise SourceError(f"{name} in {what} is not an array: {error!s:.200}.") from error
+        except Exception as error:  # NumPy's reader raises many types for damage
+            raise SourceError(
+                f"{name} in {what} is not an array: {error!s:.200}. Download it again."
+            ) from error
     if dtype.hasobject or (is_fortran and len(shape) > 1):
         raise SourceError(
             f"{name} in {what} must hold numbers row by row, got {dtype}, column by column."

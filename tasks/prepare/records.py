@@ -1,15 +1,18 @@
 """The interface between a reader and the writer: a source with the records of its splits."""
 
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import final
+from typing import Any, TypeVar, final
 
 import numpy as np
 
 from tasks.prepare.datasets import NEW_SIZES, OLD_SIZES, Dataset
 from tasks.prepare.refusals import SourceError, shown
+
+Part = TypeVar("Part")
 
 _IN_MEMORY = 1 << 30  # bytes that TFDS sorts in memory; more goes through temporary files
 
@@ -58,6 +61,32 @@ class Source:
         """Bound the bytes on disk: photographs make PNG files no larger than their pixels."""
         pixels = sum(self.sizes.values()) * math.prod(self.dataset.image_shape)
         return pixels if pixels <= _IN_MEMORY else 2 * pixels
+
+
+def source_of(
+    dataset: Dataset,
+    found: Mapping[str, Part],
+    records: Callable[[Dataset, str, Part], Iterator[Record]],
+    *,
+    partial: bool,
+    **fields: Any,
+) -> Source:
+    """Return a source of the `records` of what was found of each split.
+
+    Args:
+        dataset: its description.
+        found: split -> where its images are.
+        records: yields the images of one split.
+        partial: accept any number of images.
+        fields: the other fields of the source; by default the published sizes are expected.
+    """
+    fields.setdefault("sizes", {} if partial else dataset.sizes)
+    return Source(
+        dataset=dataset,
+        splits={split: functools.partial(records, dataset, split, found[split]) for split in found},
+        partial=partial,
+        **fields,
+    )
 
 
 def check_splits(

@@ -5,14 +5,13 @@ claims: measured, one that claims 10^15 bytes aborts the process, one that claim
 file takes 4 GB. So the lengths of all records are compared with the file first.
 """
 
-import functools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tasks.prepare import members, on_cpu, png
 from tasks.prepare.datasets import Dataset
-from tasks.prepare.records import Record, Source, check_size, check_splits
+from tasks.prepare.records import Record, Source, check_size, check_splits, source_of
 from tasks.prepare.refusals import SourceError, shown
 
 INFO = "dataset_info.json"
@@ -64,13 +63,8 @@ def read(dataset: Dataset, folder: pathlib.Path, *, partial: bool) -> Source:
     sizes = {split: sum(shards[split].values()) for split in dataset.sizes if split in shards}
     for split, size in sizes.items():
         check_size(dataset, split, size, partial=partial)
-    return Source(
-        dataset=dataset,
-        splits={split: functools.partial(_records, dataset, shards[split]) for split in sizes},
-        sizes=sizes,
-        partial=partial,
-        in_order=True,
-    )
+    found = {split: shards[split] for split in sizes}
+    return source_of(dataset, found, _records, partial=partial, sizes=sizes, in_order=True)
 
 
 def image_of(record: bytes, what: str) -> bytes:
@@ -90,7 +84,7 @@ def image_of(record: bytes, what: str) -> bytes:
     return features["image"].bytes_list.value[0]
 
 
-def _records(dataset: Dataset, shards: Mapping[pathlib.Path, int]) -> Iterator[Record]:
+def _records(dataset: Dataset, split: str, shards: Mapping[pathlib.Path, int]) -> Iterator[Record]:
     tf, index = on_cpu.tensorflow(), 0
     for path, expected in shards.items():
         _check_lengths(path, png.most_bytes(dataset.image_shape))

@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from idode_gin.feed.image_fingerprints import ImageFingerprint
-from tasks.support import image_files, npz_arrays
+from tasks.support import npz_arrays
+from tasks.support.image_files import SUFFIXES, image_shape, read_image
 from tasks.support.sources import AbstractImages, digest, with_static_shape
 from tasks.support.tfds_files import INFO, TfdsFiles
 
@@ -93,9 +94,9 @@ class FolderImages(AbstractOwnImages):
         if not files:
             raise ValueError(f"There are no images in {folder}. {self.layout}")
         for each in files:
-            if each.suffix.lower() not in image_files.SUFFIXES:
+            if each.suffix.lower() not in SUFFIXES:
                 raise ValueError(
-                    f"{each} is not an image: files must end in {', '.join(image_files.SUFFIXES)}. "
+                    f"{each} is not an image: files must end in {', '.join(SUFFIXES)}. "
                     "Move it away; only hidden files are skipped."
                 )
         return files
@@ -106,16 +107,16 @@ class FolderImages(AbstractOwnImages):
             images = prepared.dataset(shuffle=False, seed=None, shard_info=None)
             return with_static_shape(images, prepared.image_shape, str(self.path))
         files = self.files(split)
-        shape = image_files.image_shape(files[0])
+        shape = image_shape(files[0])
         for each in files[1:]:
-            if (found := image_files.image_shape(each)) != shape:
+            if (found := image_shape(each)) != shape:
                 raise ValueError(
                     f"{each} is {found}, but {files[0]} is {shape} (height, width, "
                     "channels). Images of a split must have one size and colour mode."
                 )
 
         def read(place: np.ndarray) -> np.ndarray:
-            return image_files.read_image(files[int(place)], shape)
+            return read_image(files[int(place)], shape)
 
         images = tf.data.Dataset.range(len(files)).map(
             lambda place: {"image": tf.numpy_function(read, [place], tf.uint8, stateful=False)},
