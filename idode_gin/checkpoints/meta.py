@@ -12,14 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from idode_gin.reports import fingerprints
 
 FORMAT = 1
 _SHOWN = 5
-_COUNTERS = ("window", "guard")
-"""Flat parts of `training` that may differ from those of this run and then restart at zero."""
+_COUNTERS = ("training/window/", "training/guard/")
+"""Leaves that may differ from those of this run and then restart at zero."""
 
 
 class DamagedError(ValueError):
@@ -116,7 +115,7 @@ def check_sums(
 def check_same_leaves(
     checkpoint: pathlib.Path, meta: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> None:
-    """Check that names and shapes of leaves match.
+    """Check that names and shapes of leaves match, but for the metrics window and guard state.
 
     Args:
         checkpoint: its directory.
@@ -131,6 +130,8 @@ def check_same_leaves(
         saved = {path: tuple(entry[1:]) for path, entry in meta["trees"][name].items()}
         ours = {path: tuple(leaf.shape) for path, leaf in _named(abstract).items()}
         for path in sorted(saved.keys() | ours.keys()):
+            if f"{name}/{path}".startswith(_COUNTERS):
+                continue
             if path not in saved:
                 problems.append(f"{name}/{path}: missing from the checkpoint")
             elif path not in ours:
@@ -158,61 +159,6 @@ def check_same_leaves(
     raise ValueError(
         f"{checkpoint} does not fit: {len(problems)} leaves differ.{shown}{more}\n{way_out}"
     )
-
-
-def with_saved_counters(meta: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `wanted` with the metrics window and guard state in the shapes they were saved in.
-
-    Args:
-        meta: description from `read_meta`.
-        wanted: trees of shapes and dtypes, by the name of the part.
-    """
-    if "training" not in wanted:
-        return dict(wanted)
-    training = dict(wanted["training"])
-    for part in _COUNTERS:
-        saved = {
-            path.removeprefix(f"{part}/"): jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
-            for path, (dtype, *shape) in meta["trees"]["training"].items()
-            if path.startswith(f"{part}/")
-        }
-        del training[part]
-        if saved:
-            training[part] = _like(saved, wanted["training"][part])
-    return {**wanted, "training": training}
-
-
-def restarted_counters(
-    checkpoint: pathlib.Path, loaded: Mapping[str, Any], wanted: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return `loaded` with zeros for a metrics window or guard state of other shapes than `wanted`.
-
-    Metrics, bins or the version changed since the save; a warning is logged.
-    """
-    training = dict(loaded)
-    for part in _COUNTERS:
-        given, own = loaded.get(part, {}), wanted[part]
-        if {name: each.shape for name, each in given.items()} == {
-            name: each.shape for name, each in own.items()
-        }:
-            training[part] = given
-            continue
-        logging.warning("%s keeps another %s than this run; it restarts at zero.", checkpoint, part)
-        shardings = {name: getattr(each, "sharding", None) for name, each in own.items()}
-        zeros = jax.jit(
-            lambda own=own: {name: jnp.zeros(each.shape, each.dtype) for name, each in own.items()},
-            out_shardings=shardings,
-        )
-        training[part] = zeros()
-    return training
-
-
-def _like(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace leaves that `wanted` has too, which carry a dtype and a sharding."""
-    return {
-        name: wanted[name] if name in wanted and wanted[name].shape == each.shape else each
-        for name, each in saved.items()
-    }
 
 
 def _named(tree: Any) -> dict[str, Any]:

@@ -21,11 +21,9 @@ def _is_wanted(record: python_logging.LogRecord) -> bool:
     return not (record.exc_info and "orbax" in pathlib.Path(record.pathname).parts)
 
 
-class _StragglerFilter(python_logging.Filter):
-    """Drops asyncio's reports of reads that failed after the first one."""
-
-    def filter(self, record: python_logging.LogRecord) -> bool:
-        return "exception was never retrieved" not in record.getMessage()
+def _is_no_straggler(record: python_logging.LogRecord) -> bool:
+    """Return False for asyncio's reports of reads that failed after the first one."""
+    return "exception was never retrieved" not in record.getMessage()
 
 
 @contextlib.contextmanager
@@ -34,15 +32,14 @@ def silent_stragglers() -> Iterator[None]:
 
     Reads still pending when the first one fails report to a closed event loop: a page per leaf.
     """
-    log, straggler = python_logging.getLogger("asyncio"), _StragglerFilter()
-    hook = sys.unraisablehook
+    log, hook = python_logging.getLogger("asyncio"), sys.unraisablehook
 
     def unless_straggler(unraisable: Any) -> None:
         is_closed = "Event loop is closed" in str(unraisable.exc_value)
         if not is_closed and not _is_of_orbax(unraisable.object):
             hook(unraisable)
 
-    log.addFilter(straggler)
+    log.addFilter(_is_no_straggler)
     sys.unraisablehook = unless_straggler
     try:
         yield
@@ -50,7 +47,7 @@ def silent_stragglers() -> Iterator[None]:
         # Some reports come even later, so the hook and the filter stay installed.
         gc.collect()
         raise
-    log.removeFilter(straggler)
+    log.removeFilter(_is_no_straggler)
     sys.unraisablehook = hook
 
 

@@ -45,27 +45,11 @@ def restore_params(
 
     def load(found: pathlib.Path) -> RestoredParams:
         meta = checkpoint_meta.read_meta(found)
-        params = read_trees(found, meta, {part: abstract_params})[part]
+        checkpoint_meta.check_same_leaves(found, meta, {part: abstract_params})
+        params = like(abstract_params, read_leaves(found, meta, part, shardings(abstract_params)))
         return RestoredParams(params, int(meta["step"]), found, dict(meta["facts"]))
 
     return files.first_whole(path, None, load)
-
-
-def read_trees(
-    checkpoint: pathlib.Path, meta: Mapping[str, Any], wanted: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Read parts of a checkpoint into trees with the shapes, dtypes and shardings of `wanted`.
-
-    Raises:
-        DamagedError: if a part cannot be read or its checksums do not match.
-        ValueError: if names or shapes differ.
-    """
-    checkpoint_meta.check_same_leaves(checkpoint, meta, wanted)
-    found = {}
-    for part, abstract in wanted.items():
-        leaves = read_leaves(checkpoint, meta, part, shardings(abstract))
-        found[part] = like(abstract, leaves)
-    return found
 
 
 def read_leaves(

@@ -2,12 +2,14 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from absl import logging
 
 from idode_gin import types
 from idode_gin.checkpoints import meta as checkpoint_meta
@@ -18,20 +20,14 @@ from idode_gin.types import TrainState
 
 ACCUMULATION = "optimizer.accumulation_steps"
 """Fact of a run: number of steps that gradients are accumulated over."""
-_OPTIMIZER, _OPT_STATE = "optimizer/", "opt_state/"
+_OPTIMIZER, _OPT_STATE = "optimizer/", "training/opt_state/"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Fresh:
-    """Source of everything that is not restored.
-
-    Args:
-        state: makes the state of a run from scratch.
-        optimizer: makes the optimizer's state for parameters; None takes that of `state`.
-    """
+class Fresh(NamedTuple):
+    """Make what is not restored; without `optimizer`, its state is that of a new `state`."""
 
     state: Callable[[], TrainState]
-    optimizer: Callable[[types.Params], Any] | None = None
+    optimizer: Callable[[types.Params], Any] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,16 +72,8 @@ def resume(
     """
     meta = checkpoint_meta.read_meta(checkpoint)
     check_resume(checkpoint, meta, abstract, facts)
-    if _is_switched(meta, abstract, facts):
-        return start(checkpoint, abstract, RestoreCheckpointConfig(), fresh, facts)
-    wanted = parts(abstract)
-    saved = checkpoint_meta.with_saved_counters(meta, wanted)
-    loaded = reading.read_trees(checkpoint, meta, saved)
-    training = checkpoint_meta.restarted_counters(
-        checkpoint, loaded["training"], wanted["training"]
-    )
-    state = TrainState(params=loaded["params"], ema=loaded["ema"], **training)
-    return Restored(state=state, path=checkpoint, facts=meta["facts"])
+    found = start(checkpoint, abstract, RestoreCheckpointConfig(), fresh, facts)
+    return found if _is_switched(meta, abstract, facts) else dataclasses.replace(found, report=None)
 
 
 def check_resume(
@@ -98,8 +86,7 @@ def check_resume(
     wanted = parts(abstract)
     if _is_switched(meta, abstract, facts):
         del wanted["training"]
-    saved = checkpoint_meta.with_saved_counters(meta, wanted)
-    checkpoint_meta.check_same_leaves(checkpoint, meta, saved)
+    checkpoint_meta.check_same_leaves(checkpoint, meta, wanted)
 
 
 def plan(
@@ -161,10 +148,9 @@ def start(
         "optimizer", abstract.opt_state, lambda: _new_optimizer(fresh, abstract, params)
     )
     step = int(meta["step"]) if config.step == warm_start.RESTORE else 0
+    is_continued = step == meta["step"]
     every = facts.get(ACCUMULATION)
-    follows = (
-        step != meta["step"] or chosen.resets("optimizer") or _is_switched(meta, abstract, facts)
-    )
+    follows = not is_continued or chosen.resets("optimizer") or _is_switched(meta, abstract, facts)
     if every is not None and follows:
         opt_state = _schedules_at(opt_state, step // int(every))
     state = TrainState(
@@ -172,8 +158,8 @@ def start(
         params=params,
         ema=ema,
         opt_state=opt_state,
-        window=_counters("window", abstract.window, meta, leaves, step),
-        guard=_counters("guard", abstract.guard, meta, leaves, step),
+        window=_counters("window", abstract.window, leaves, is_continued, checkpoint),
+        guard=_counters("guard", abstract.guard, leaves, is_continued, checkpoint),
     )
     report = f"{chosen.summary()}\n  step {step}\n\n{chosen.report()}\n"
     return Restored(state=state, path=checkpoint, facts=meta["facts"], report=report)
@@ -193,11 +179,13 @@ def _read(
     saved, wanted = _saved_shapes(meta), _shapes(abstract)
     made = stacked_leaves.made(saved, wanted)
     placed: dict[str, dict[str, jax.sharding.Sharding]] = {}
+    if not chosen.resets("optimizer"):  # the counters too, if the optimizer has no state
+        placed["training"] = {}
     for name, fate in chosen.fates.items():
         if fate.source is None:
             continue
         sources = made[fate.source].sources if fate.source in made else (fate.source,)
-        part, _, path = _as_saved(sources[0]).partition("/")
+        part, _, path = re.sub(f"^{_OPTIMIZER}", _OPT_STATE, sources[0]).partition("/")
         here = placed.setdefault(part, {})
         if sources == (fate.source,) and saved[fate.source] == wanted[name] and name in lies:
             here[path] = lies[name]
@@ -247,15 +235,18 @@ def _schedules_at(opt_state: Any, updates: int) -> Any:
 def _counters(
     part: str,
     abstract: Mapping[str, Any],
-    meta: Mapping[str, Any],
     leaves: Mapping[str, jax.Array],
-    step: int,
+    is_continued: bool,
+    checkpoint: pathlib.Path,
 ) -> dict[str, jax.Array]:
-    """Return the saved metrics window or guard state if step and shapes match, else zeros."""
+    """Return the saved metrics window or guard state of the same step and shapes, else zeros."""
     prefix = f"training/{part}/"
     saved = {name[len(prefix) :]: leaf for name, leaf in leaves.items() if name.startswith(prefix)}
     shapes = {name: leaf.shape for name, leaf in abstract.items()}
-    if step != meta["step"] or {name: leaf.shape for name, leaf in saved.items()} != shapes:
+    fits = {name: leaf.shape for name, leaf in saved.items()} == shapes
+    if is_continued and not fits:
+        logging.warning("%s keeps another %s than this run; it restarts at zero.", checkpoint, part)
+    if not (is_continued and fits):
         saved = {name: jnp.zeros(shape) for name, shape in shapes.items()}
     return reading.like(abstract, saved)
 
@@ -283,18 +274,6 @@ def _shapes(abstract: TrainState) -> dict[str, warm_start.Shape]:
 
 
 def _named(leaves: Mapping[str, Any], *, full: bool = False) -> dict[str, Any]:
-    """Rename leaves to the names used in rules; step and window have none."""
-    prefix = f"training/{_OPT_STATE}"
-    found = {}
-    for name, leaf in leaves.items():
-        if name.startswith(prefix):
-            found[_OPTIMIZER + name[len(prefix) :]] = leaf
-        elif full or not name.startswith("training/"):
-            found[name] = leaf
-    return found
-
-
-def _as_saved(name: str) -> str:
-    if name.startswith(_OPTIMIZER):
-        return f"training/{_OPT_STATE}{name[len(_OPTIMIZER) :]}"
-    return name
+    """Rename leaves to the names used in rules; step, window and guard have none."""
+    named = {re.sub(f"^{_OPT_STATE}", _OPTIMIZER, name): leaf for name, leaf in leaves.items()}
+    return {name: leaf for name, leaf in named.items() if full or not name.startswith("training/")}

@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Iterator
-from typing import final
+from typing import ClassVar, final
 
 import jax
 
@@ -24,6 +24,9 @@ _NONE = -1
 class AbstractSeries(abc.ABC):
     """An iteration over checkpoints of one run directory."""
 
+    words: ClassVar[str]
+    """Description of the checkpoints, to be followed by the name of the newest."""
+
     @abc.abstractmethod
     def check(self, directory: str) -> None:
         """Raise ValueError if `directory` cannot hold the series."""
@@ -40,16 +43,13 @@ class AbstractSeries(abc.ABC):
             checks.Preempted: when asked to stop while waiting.
         """
 
-    @property
-    @abc.abstractmethod
-    def words(self) -> str:
-        """Description of the checkpoints, to be followed by the name of the newest."""
-
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class All(AbstractSeries):
     """All checkpoints of a run directory, including those saved during the iteration."""
+
+    words: ClassVar[str] = "every checkpoint up to"
 
     def check(self, directory: str) -> None:
         """Raise ValueError if `directory` is not a run directory with checkpoints."""
@@ -60,11 +60,6 @@ class All(AbstractSeries):
         backlog = _Backlog(directory, is_done)
         while (found := backlog.next()) is not None:
             yield found
-
-    @property
-    def words(self) -> str:
-        """Which checkpoints."""
-        return "every checkpoint up to"
 
 
 @final
@@ -77,6 +72,7 @@ class Watch(AbstractSeries):
         timeout: seconds without a new checkpoint after which the iteration ends; None never ends.
     """
 
+    words: ClassVar[str] = "every future checkpoint, and all up to"
     period: float = 30.0
     timeout: float | None = 3600.0
 
@@ -110,11 +106,6 @@ class Watch(AbstractSeries):
                 pause = min(self.period, left)
                 _wait(pause, directory)
                 idle += pause
-
-    @property
-    def words(self) -> str:
-        """Which checkpoints."""
-        return "every future checkpoint, and all up to"
 
     def _announce(self, directory: str) -> None:
         if jax.process_index() == 0:

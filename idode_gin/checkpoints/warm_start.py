@@ -117,11 +117,12 @@ class Plan:
         more = f"\n  … and {len(lines) - _SHOWN} more" if lines[_SHOWN:] else ""
         only_optimizer = all(part_of(name) == "optimizer" for name in self.problems)
         easy = " or optimizer = 'reset'" if only_optimizer else ""
+        tail = "/".join(next(iter(self.problems)).split("/")[-2:])
         raise ValueError(
             f"{checkpoint} does not fit: {len(lines)} leaves are covered by no rule."
             f"{''.join(lines[:_SHOWN])}{more}\nUse the network and optimizer of the checkpoint, "
             f"or bind RestoreCheckpointConfig.rules{easy}, such as "
-            f"{{'.*/{_tail(next(iter(self.problems)))}': 'reset'}} ('pad', 'restore from NAME'; "
+            f"{{'.*/{tail}': 'reset'}} ('pad', 'restore from NAME'; "
             "'drop' for what is unknown to this run)."
         )
 
@@ -249,10 +250,6 @@ def _check_met(rules: tuple[Rule, ...], met: set[Rule | None]) -> None:
             "A rule matches whole names, such as 'params/dense_0/kernel', the first match applies, "
             "and 'drop' is for leaves of the checkpoint that are not taken."
         )
-
-
-def _tail(name: str) -> str:
-    return "/".join(name.split("/")[-2:])
 
 
 def counterparts(

@@ -9,7 +9,6 @@ from jax.sharding import PartitionSpec
 
 from idode_gin import checks
 from idode_gin.devices import mesh
-from idode_gin.reports import fingerprints
 
 Rule: TypeAlias = tuple[str, str | tuple[str, ...] | None]
 """Name of an array axis, and the mesh axis or axes it is split over, or None."""
@@ -61,24 +60,6 @@ def check_names(rules: Sequence[Rule], logical_axes: Any) -> None:
                 f"A rule of `logical_axis_rules` is for the axis {rule[0]!r}, which no parameter "
                 f"has, got {rule!r}. {checks.nearest(rule[0], names)} (Batches need no rules.)"
             )
-
-
-def specs(shapes: Any, logical_axes: Any, rules: Sequence[Rule], sizes: Mapping[str, int]) -> Any:
-    """Return one `PartitionSpec` per leaf.
-
-    Args:
-        shapes: tree of arrays, or their shapes.
-        logical_axes: tree of the same structure; leaves are tuples of axis names.
-        rules: see `spec`.
-        sizes: devices along each mesh axis.
-    """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf, names: spec(
-            tuple(names), leaf.shape, rules, sizes, fingerprints.path_name(path)
-        ),
-        shapes,
-        logical_axes,
-    )
 
 
 def spec(

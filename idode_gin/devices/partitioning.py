@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, final
+from typing import Any, final
 
 import jax
 import numpy as np
@@ -14,10 +14,9 @@ from idode_gin import checks, types
 from idode_gin.devices import axis_rules
 from idode_gin.devices import mesh as mesh_lib
 from idode_gin.devices.mesh import MeshShape
+from idode_gin.reports import fingerprints
 
 BATCH_AXES = (mesh_lib.DATA, mesh_lib.FSDP)
-
-Rules: TypeAlias = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
 
 @final
@@ -48,7 +47,7 @@ class PjitPartitioner:
     num_partitions: int = 1
     mesh_shape: MeshShape | AbstractMesh = None
     dcn_mesh_shape: MeshShape = None
-    logical_axis_rules: Rules = axis_rules.DEFAULT
+    logical_axis_rules: Sequence[axis_rules.Rule] = axis_rules.DEFAULT
 
     def __post_init__(self) -> None:
         checks.check_integer("num_partitions", self.num_partitions, at_least=1)
@@ -122,12 +121,18 @@ class PjitPartitioner:
         """
         here, rules = self.mesh, axis_rules.check(self.logical_axis_rules)
         axis_rules.check_names(rules, logical_axes)
-        specs = axis_rules.specs(params, logical_axes, rules, here.shape)
-        self._check_use(specs)
-        return jax.tree.map(lambda spec: NamedSharding(here, spec), specs)
 
-    def _check_use(self, specs: Any) -> None:
-        used = {axis for spec in jax.tree.leaves(specs) for axis in axis_rules.axes_of(spec)}
+        def placed(path: Any, leaf: Any, names: Any) -> NamedSharding:
+            axes, name = tuple(names), fingerprints.path_name(path)
+            return NamedSharding(here, axis_rules.spec(axes, leaf.shape, rules, here.shape, name))
+
+        shardings = jax.tree_util.tree_map_with_path(placed, params, logical_axes)
+        self._check_use(shardings)
+        return shardings
+
+    def _check_use(self, shardings: Any) -> None:
+        specs = [each.spec for each in jax.tree.leaves(shardings)]
+        used = {axis for spec in specs for axis in axis_rules.axes_of(spec)}
         model, fsdp = self.mesh.shape[mesh_lib.MODEL], self.mesh.shape[mesh_lib.FSDP]
         if model > 1 and mesh_lib.MODEL not in used:
             raise ValueError(

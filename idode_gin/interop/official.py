@@ -9,7 +9,7 @@ Every published leaf corresponds to one of ours with the same shape; only names 
     score_model/mid.block_1, mid.attn_1   middle_0/block, middle_0/attention
     score_model/mid.block_2               middle_1/block
 
-`official_parity` holds what the published programs compute differently.
+`official_evaluation` explains what the published programs compute differently.
 """
 
 import pathlib
@@ -28,31 +28,31 @@ Path: TypeAlias = tuple[str, ...]
 
 _ROOT = "score_model"
 _OUTSIDE_BLOCKS = {
-    "dense0": "dense_0",
-    "dense1": "dense_1",
+    "dense_0": "dense0",
+    "dense_1": "dense1",
     "conv_in": "conv_in",
     "conv_out": "conv_out",
-    "GroupNorm_0": "norm_out",
+    "norm_out": "GroupNorm_0",
 }
 _IN_BLOCK = {
-    "GroupNorm_0": "norm_1",
-    "conv1": "conv_1",
-    "cond_proj": "conditioning",
-    "GroupNorm_1": "norm_2",
-    "conv2": "conv_2",
-    "nin_shortcut": "shortcut",
+    "norm_1": "GroupNorm_0",
+    "conv_1": "conv1",
+    "conditioning": "cond_proj",
+    "norm_2": "GroupNorm_1",
+    "conv_2": "conv2",
+    "shortcut": "nin_shortcut",
 }
 _IN_ATTENTION = {
-    "GroupNorm_0": "norm",
-    "q": "query",
-    "k": "key",
-    "v": "value",
-    "proj_out": "out",
+    "norm": "GroupNorm_0",
+    "query": "q",
+    "key": "k",
+    "value": "v",
+    "out": "proj_out",
 }
 _MIDDLE = {
-    "mid.block_1": ("middle_0", "block"),
-    "mid.attn_1": ("middle_0", "attention"),
-    "mid.block_2": ("middle_1", "block"),
+    ("middle_0", "block"): "mid.block_1",
+    ("middle_0", "attention"): "mid.attn_1",
+    ("middle_1", "block"): "mid.block_2",
 }
 
 
@@ -68,9 +68,15 @@ def from_official(tree: Mapping[Any, Any], network: UNet | None = None) -> types
     """
     leaves = flatten(tree)
     network = network_of(leaves) if network is None else network
-    expected = _official_shapes(network, _image_channels(leaves))
-    _check_leaves({path: np.shape(leaf) for path, leaf in leaves.items()}, expected)
-    return traverse_util.unflatten_dict({_our_path(path): leaves[path] for path in leaves})
+    shapes = jax.eval_shape(
+        lambda: network.init(jax.random.key(0), (8, 8, _image_channels(leaves)))
+    )
+    ours = {_official_path(path): (path, leaf.shape) for path, leaf in flatten(shapes).items()}
+    _check_leaves(
+        {path: np.shape(leaf) for path, leaf in leaves.items()},
+        {path: shape for path, (_, shape) in ours.items()},
+    )
+    return traverse_util.unflatten_dict({ours[path][0]: leaf for path, leaf in leaves.items()})
 
 
 def to_official(params: types.Params) -> dict[str, Any]:
@@ -150,24 +156,6 @@ def load_official_checkpoint(path: str | pathlib.Path) -> dict[str, Any]:
     }
 
 
-def our_name(official_name: str) -> str:
-    """Return our name of a published leaf: "score_model/dense0/bias" -> "dense_0/bias".
-
-    Raises:
-        ValueError: if no published network has such a leaf.
-    """
-    return _name(_our_path(tuple(official_name.split("/"))))
-
-
-def published_name(path: Path) -> str:
-    """Return the published name of our leaf: ("dense_0", "bias") -> "score_model/dense0/bias".
-
-    Raises:
-        ValueError: if the leaf has no published counterpart.
-    """
-    return _name(_official_path(path))
-
-
 def flatten(tree: Mapping[Any, Any]) -> dict[Path, Any]:
     """Return leaves by path, from a nested tree or one with slashes in names."""
     leaves: dict[Path, Any] = {}
@@ -180,41 +168,20 @@ def flatten(tree: Mapping[Any, Any]) -> dict[Path, Any]:
     return leaves
 
 
-def _our_path(path: Path) -> Path:
-    if len(path) == 3 and path[0] == _ROOT and path[1] in _OUTSIDE_BLOCKS:
-        return (_OUTSIDE_BLOCKS[path[1]], path[2])
-    if len(path) == 4 and path[0] == _ROOT:
-        match = re.fullmatch(r"(down|up)\.(block|attn)_(\d+)", path[1])
-        if match:
-            part, kind, number = match.groups()
-            place: Path = (f"{part}_{number}", "block" if kind == "block" else "attention")
-        else:
-            place = _MIDDLE.get(path[1], ())
-        if place:
-            inside = _IN_BLOCK if place[1] == "block" else _IN_ATTENTION
-            if path[2] in inside:
-                return (*place, inside[path[2]], path[3])
-    raise ValueError(f"`{_name(path)}` is not a parameter of a published network.")
-
-
 def _official_path(path: Path) -> Path:
-    if len(path) == 2 and path[0] in _OUTSIDE_BLOCKS.values():
-        return (_ROOT, _inverse(_OUTSIDE_BLOCKS)[path[0]], path[1])
+    if len(path) == 2 and path[0] in _OUTSIDE_BLOCKS:
+        return (_ROOT, _OUTSIDE_BLOCKS[path[0]], path[1])
     if len(path) == 4 and path[1] in ("block", "attention"):
-        inside = _inverse(_IN_BLOCK if path[1] == "block" else _IN_ATTENTION)
+        inside = _IN_BLOCK if path[1] == "block" else _IN_ATTENTION
         match = re.fullmatch(r"(down|up)_(\d+)", path[0])
         if match:
             kind = "block" if path[1] == "block" else "attn"
             place = f"{match[1]}.{kind}_{match[2]}"
         else:
-            place = _inverse(_MIDDLE).get((path[0], path[1]), "")
+            place = _MIDDLE.get((path[0], path[1]), "")
         if place and path[2] in inside:
             return (_ROOT, place, inside[path[2]], path[3])
     raise ValueError(f"`{_name(path)}` has no counterpart in the published networks.")
-
-
-def _inverse(table: Mapping[Any, Any]) -> dict[Any, Any]:
-    return {value: key for key, value in table.items()}
 
 
 def _image_channels(leaves: Mapping[Path, Any]) -> int:
@@ -222,11 +189,6 @@ def _image_channels(leaves: Mapping[Path, Any]) -> int:
     if bias is None:
         raise ValueError(f"The published tree is missing the leaf `{_ROOT}/conv_out/bias`.")
     return np.shape(bias)[0]
-
-
-def _official_shapes(network: UNet, image_channels: int) -> dict[Path, tuple[int, ...]]:
-    params = jax.eval_shape(lambda: network.init(jax.random.key(0), (8, 8, image_channels)))
-    return {path: leaf.shape for path, leaf in flatten(to_official(params)).items()}
 
 
 def _check_leaves(

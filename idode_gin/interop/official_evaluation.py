@@ -8,13 +8,13 @@ from typing import Any, final
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from idode_gin import checks, numerics, types
 from idode_gin.dequantizers.base import AbstractDequantizer, CleanEnd
 from idode_gin.dequantizers.uniform import Uniform
 from idode_gin.dequantizers.variational import Variational
 from idode_gin.evaluation import parity
-from idode_gin.interop import official_parity
 from idode_gin.likelihood.ode_likelihood import ODELikelihood, draw_keys
 from idode_gin.models import DiffusionODE
 
@@ -24,6 +24,8 @@ DECODER = "decoder_divides_twice"
 BITS_OF_BIN = "bits_of_uniform_bin"
 BATCHES = "random_batches"
 RIGHT, PUBLISHED, UNSCORED = "right", "published", "images_never_scored"
+REPEATS_OF_ONE_SAMPLE = 5
+"""Number of dequantization draws averaged for the published `num_importance=1`."""
 _PUBLISHED_BITS = 7.0
 
 
@@ -76,7 +78,7 @@ class OfficialParity(parity.AbstractParity):
         """See `parity.AbstractParity`; makes five more solves if K = 1, else K more."""
         x, end, dequantizer = batch["image"], model.end, estimator.dequantizer
         samples, dims = estimator.num_importance, numerics.num_dims(batch["image"])
-        draws = official_parity.REPEATS_OF_ONE_SAMPLE if samples == 1 else samples
+        draws = REPEATS_OF_ONE_SAMPLE if samples == 1 else samples
         single = dataclasses.replace(estimator, num_importance=1, num_repeats=draws)
         found = model.likelihood_fn(params, batch, key, single).repeats
         noise = _noise(dequantizer, numerics.fold_in_each(key, batch["index"]), x, end, draws)
@@ -89,12 +91,12 @@ class OfficialParity(parity.AbstractParity):
             return numerics.nats_to_bpd(-log_p, dims)
 
         right = jnp.mean(found, axis=0) if samples == 1 else numerics.log_mean_exp(found)
-        kept = _aggregate(found, samples)
+        kept = published_log_likelihood(found, samples)
         bits = _missing_bits(dequantizer, model.encoding.levels)
         return {
             REPEATS: to_bpd(right) - bpd,
             LOG_K: to_bpd(kept) - to_bpd(right),
-            DECODER: to_bpd(_aggregate(twice, samples)) - to_bpd(kept),
+            DECODER: to_bpd(published_log_likelihood(twice, samples)) - to_bpd(kept),
             BITS_OF_BIN: jnp.full_like(bpd, bits),
         }
 
@@ -167,10 +169,22 @@ class OfficialParity(parity.AbstractParity):
         return first, first + self.num_batches * self.batch_size
 
 
-def _aggregate(log_weights: jax.Array, samples: int) -> types.PerExample:
-    if samples == 1:
-        return official_parity.one_sample_log_likelihood(log_weights)
-    return official_parity.importance_log_likelihood(log_weights)
+def decoder_log_prob(end: CleanEnd, x: types.Pixels, y: types.Images) -> types.PerExample:
+    """Return log P(x | y) for y = z_0 / alpha_0 divided by alpha_0 again, nats per image.
+
+    About 0.02 bits per dim on the straight path, below 1e-5 on the variance-preserving path. The
+    corrected value is `end.encoding.log_prob(x, y, end.gamma)`.
+    """
+    return end.encoding.log_prob(x, y / end.alpha, end.gamma)
+
+
+def published_log_likelihood(
+    log_weights: Float[Array, "draws batch"], num_importance: int
+) -> types.PerExample:
+    """Return the mean over draws for one sample, else log sum_k w_k without -log K, nats."""
+    if num_importance == 1:
+        return jnp.mean(log_weights, axis=0)
+    return jax.nn.logsumexp(log_weights, axis=0)
 
 
 def _noise(
@@ -195,7 +209,7 @@ def _second_division(
     if not isinstance(dequantizer, Variational):
         return jnp.zeros(x.shape[0], noise.dtype)
     z = dequantizer.start(x, noise, end)
-    twice = official_parity.decoder_log_prob(end, x, z / end.alpha)
+    twice = decoder_log_prob(end, x, z / end.alpha)
     return twice - dequantizer.log_reconstruction(x, z, end)
 
 

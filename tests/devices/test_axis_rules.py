@@ -82,11 +82,11 @@ def test_every_parameter_of_the_published_network_divides():
     names = network.logical_axes((32, 32, 3))
     for fsdp in (2, 4, 8, 16):
         sizes = {"data": 1, "fsdp": fsdp, "model": 1}
-        specs = axis_rules.specs(shapes, names, axis_rules.DEFAULT, sizes)
+        leaves = jax.tree_util.tree_leaves_with_path(shapes)
         whole = [
             fingerprints.path_name(path)
-            for path, spec in jax.tree_util.tree_leaves_with_path(specs)
-            if spec == P()
+            for (path, leaf), each in zip(leaves, jax.tree.leaves(names), strict=True)
+            if axis_rules.spec(tuple(each), leaf.shape, axis_rules.DEFAULT, sizes) == P()
         ]
         assert whole == ["conv_out/bias"]
 

@@ -6,12 +6,12 @@ import pytest
 from scipy import integrate, special
 
 from idode_gin.dequantizers.base import CleanEnd
-from idode_gin.interop import official_config, official_parity
+from idode_gin.interop import official_evaluation
 from idode_gin.networks import embeddings
 from idode_gin.parameterizations.velocity import Velocity
 from idode_gin.time_samplers.importance import Importance
 
-from . import cases
+from . import cases, official_config, published
 
 SCHEDULES = ("VP", "SP")
 
@@ -51,9 +51,9 @@ def pieces_of_a_schedule(case, inputs, name):
         "alpha_0": end.alpha,
         "sigma_0": end.sigma,
         "z_0": z,
-        "logprob": official_parity.decoder_log_prob(end, images, y),
-        "decode_0_0": official_parity.level_log_probs(end, y)[0, 0, 0],
-        "generate_x": official_parity.decode(end, z),
+        "logprob": official_evaluation.decoder_log_prob(end, images, y),
+        "decode_0_0": published.level_log_probs(end, y)[0, 0, 0],
+        "generate_x": published.decode(end, z),
     }
 
 

@@ -7,10 +7,9 @@ import pytest
 
 from idode_gin.integration_variables.base import rate_and_divergences
 from idode_gin.integration_variables.gamma import Gamma
-from idode_gin.interop import official_config
 from idode_gin.solvers.divergence import Exact, Hutchinson
 
-from . import cases
+from . import cases, official_config
 
 FULL_IN_FLOAT32 = ("drift_SP_vel", "drift_SP_eps", "drift_VP_eps")
 """Left to the full test run; the quick one has every case in float64."""

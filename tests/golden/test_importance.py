@@ -4,11 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from idode_gin.interop import official_config
 from idode_gin.schedules.time.linear import Linear
 from idode_gin.time_samplers.importance import Importance
 
-from . import cases
+from . import cases, official_config
 
 RANGES = {"": (-13.3, 5.0), "_alt": (-10.0, 6.5)}
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from idode_gin import numerics, ode
-from idode_gin.interop import official, official_config, official_parity
+from idode_gin.interop import official
 from idode_gin.losses.base import LossDraws
 from idode_gin.models import DiffusionODE, Draws
 from idode_gin.solvers.divergence import Hutchinson
 from idode_gin.time_samplers.base import AbstractTimeSampler
 from idode_gin.time_samplers.uniform import Uniform
 
-from . import cases
+from . import cases, official_config, published
 
 FULL_IN_FLOAT32 = (
     "loss_SP_eps",
@@ -99,9 +99,7 @@ def computed_values(case, model, parts, latents, gamma, batch, draws):
     """Everything recorded but the gradient; the reconstruction term is the published one."""
     to_nats = case.dims * np.log(2)
     terms = {
-        "recon": official_parity.reconstruction_term(
-            model.end, batch["image"], draws.reconstruction
-        ),
+        "recon": published.reconstruction_term(model.end, batch["image"], draws.reconstruction),
         "latent": parts["prior"] * to_nats,
         "diff": parts["diffusion"] * to_nats,
         "diff2": parts["second_order"] * to_nats,

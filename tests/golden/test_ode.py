@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from idode_gin import numerics
-from idode_gin.interop import official_config, official_parity
+from idode_gin.interop import official_evaluation
 from idode_gin.likelihood import ode_likelihood
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.divergence import Hutchinson
 
-from . import cases
+from . import cases, official_config
 
 _log_density = ode_likelihood.log_density  # the module's own is replaced below
 
@@ -101,15 +101,13 @@ class Recorded:
         """Return the change of log P(x | z) from a second division by alpha_0, nats."""
         end = self.model.end
         z = self.dequantizer.start(self.images, noise, end)
-        twice = official_parity.decoder_log_prob(end, self.images, z / end.alpha)
+        twice = official_evaluation.decoder_log_prob(end, self.images, z / end.alpha)
         return twice - self.dequantizer.log_reconstruction(self.images, z, end)
 
     def published_bpd(self, published):
         """The published aggregation of its own log-likelihoods."""
-        if self.case.model["num_importance"] == 1:
-            log_p = official_parity.one_sample_log_likelihood(published)
-        else:
-            log_p = official_parity.importance_log_likelihood(published)
+        samples = self.case.model["num_importance"]
+        log_p = official_evaluation.published_log_likelihood(published, samples)
         bits_of_bin = 7.0 if self.case.model["dequantization"] == "u" else 0.0
         return numerics.nats_to_bpd(-log_p, self.case.dims) + bits_of_bin
 
@@ -194,7 +192,7 @@ def test_published_aggregation(name, float64):
     """The published aggregation: the mean of five repeats, or no log K."""
     case, recorded = cases.load(name), Recorded(name, float64)
     if case.model["num_importance"] == 1:
-        assert len(case.f64["logps"]) == official_parity.REPEATS_OF_ONE_SAMPLE
+        assert len(case.f64["logps"]) == official_evaluation.REPEATS_OF_ONE_SAMPLE
     for run in ("", "tight_"):
         bpd = recorded.published_bpd(jnp.asarray(case.f64[f"{run}logps"]))
         np.testing.assert_allclose(bpd, case.f64[f"{run}bpd"], rtol=1e-12)

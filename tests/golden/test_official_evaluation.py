@@ -15,7 +15,7 @@ from idode_gin.dequantizers.base import AbstractDequantizer
 from idode_gin.dequantizers.uniform import Uniform
 from idode_gin.dequantizers.variational import Variational
 from idode_gin.evaluation import parity
-from idode_gin.interop import official_config, official_evaluation, official_parity
+from idode_gin.interop import official_evaluation
 from idode_gin.interop.official_evaluation import OfficialParity
 from idode_gin.likelihood import ode_likelihood
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
@@ -23,7 +23,7 @@ from idode_gin.schedules.straight_path import StraightPath
 from idode_gin.solvers import tableaus
 from idode_gin.solvers.fixed_grid import FixedGrid
 
-from . import cases
+from . import cases, official_config
 
 PARITY = OfficialParity()
 QUICK = ("ode_SP_v_K3", "ode_VP_tn_K1", "ode_VP_u_K3")
@@ -42,7 +42,7 @@ def recorded_log_p(case, dequantizer, end, images, noise):
         decoder = 0.0
         if kind == "v":
             y = end.encoding.encode(images) + jnp.exp(end.gamma / 2) * each
-            decoder = official_parity.decoder_log_prob(end, images, y)
+            decoder = official_evaluation.decoder_log_prob(end, images, y)
         yield log_likelihood - decoder - (0.0 if kind == "u" else entropy)
 
 
@@ -99,7 +99,7 @@ class TwiceDivided(AbstractDequantizer):
     right: Variational = Variational()
 
     def log_reconstruction(self, x, z, end):
-        return official_parity.decoder_log_prob(end, x, z / end.alpha)
+        return official_evaluation.decoder_log_prob(end, x, z / end.alpha)
 
     def gamma_start(self, end):
         return self.right.gamma_start(end)

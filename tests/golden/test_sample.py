@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from idode_gin.interop import official_config, official_parity
 from idode_gin.samplers.ode import ODESampler
 from idode_gin.solvers.adaptive import DormandPrince
 
-from . import cases
+from . import cases, official_config, published
 
 
 @pytest.mark.full_cases("sample_(SP|VP_eps)", "sample_VP")
@@ -33,7 +32,7 @@ def test_samples(name, float64):
     own_error, _ = cases.difference(case.f64["z_0"], case.f64["tight_z_0"], name)
     assert error < max(2e-5, own_error), error
     check_levels(
-        official_parity.decode(model.end, found.latent),
+        published.decode(model.end, found.latent),
         case.f64["tight_samples"],
         found.latent / model.end.alpha**2,
         error,

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from idode_gin.interop import official, official_config
+from idode_gin.interop import official
 
-from . import cases
+from . import cases, official_config
 
 
 @pytest.mark.full_cases(

@@ -10,13 +10,13 @@ import optax
 import pytest
 
 from idode_gin import numerics
-from idode_gin.interop import official, official_config, official_parity
+from idode_gin.interop import official
 from idode_gin.losses import first_order
 from idode_gin.losses.base import LossDraws
 from idode_gin.models import Draws
 from idode_gin.training import optimizers, train_state, train_step
 
-from . import cases
+from . import cases, official_config, published
 
 TERMS = {"recon": "recon", "latent": "prior", "diff": "diffusion", "diff2": "second_order"}
 
@@ -61,11 +61,11 @@ def loss_fn_of(model):
     def loss_fn(params, batch, key, global_batch_size):
         del key, global_batch_size
         loss, parts = model.objective(params, batch, batch["draws"])
-        published = official_parity.reconstruction_term(
+        recon = published.reconstruction_term(
             model.end, batch["image"], batch["draws"].reconstruction
         )
         dims = int(np.prod(batch["image"].shape[1:]))
-        return loss, parts | {"recon": numerics.nats_to_bpd(published, dims)}
+        return loss, parts | {"recon": numerics.nats_to_bpd(recon, dims)}
 
     return loss_fn
 
