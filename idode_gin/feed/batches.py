@@ -20,7 +20,7 @@ import collections
 import concurrent.futures
 import functools
 from collections.abc import Generator, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -145,11 +145,15 @@ def _gather(split: ImageSplit, index: np.ndarray, rows: np.ndarray, *, num_real:
 
 def _prefetch(batches: Iterable[T], size: int) -> Generator[T, None, None]:
     source, end = iter(batches), object()
+
+    def make() -> Any:
+        return next(source, end)
+
     with concurrent.futures.ThreadPoolExecutor(1, "prefetch") as thread:
-        ahead = collections.deque(thread.submit(next, source, end) for _ in range(size + 1))
+        ahead = collections.deque(thread.submit(make) for _ in range(size + 1))
         try:
             while (item := ahead.popleft().result()) is not end:
-                ahead.append(thread.submit(next, source, end))
+                ahead.append(thread.submit(make))
                 yield item
         finally:
             for each in ahead:
