@@ -28,7 +28,6 @@ class Encoding:
     levels: int = 256
 
     def __post_init__(self) -> None:
-        """Check the number of levels."""
         if self.levels < 2:
             raise ValueError(f"`levels` must be at least 2, got levels={self.levels}.")
 

@@ -141,7 +141,9 @@ class Augmentation:
             channels: C of the images.
         """
         index = np.asarray(index)
-        words = _words(seed, epoch, _table_size(index))[index]
+        # A power of two above every index, so that few tables are made.
+        size = max(_SMALLEST_TABLE, 1 << int(index.max(initial=0)).bit_length())
+        words = _words(seed, epoch, size)[index]
         coins = {
             kind: (words >> np.uint64(place)) & np.uint64(1) for place, kind in enumerate(KINDS)
         }
@@ -194,12 +196,6 @@ def _places(shape: tuple[int, int, int], number: int, orders: int) -> np.ndarray
     if orders > 1:
         places = places[..., list(channel_orders(shape[2])[order])]
     return np.ascontiguousarray(places).reshape(-1)
-
-
-def _table_size(index: np.ndarray) -> int:
-    """Return a power of two above every index, so that few tables are made."""
-    largest = int(index.max(initial=0))
-    return max(_SMALLEST_TABLE, 1 << largest.bit_length())
 
 
 @functools.lru_cache(maxsize=2)  # one epoch, or two for a batch that spans both

@@ -16,10 +16,9 @@ Each function returns only the requested `rows` of the global batch, so that a p
 images of its own devices only.
 """
 
-import contextlib
+import collections
+import concurrent.futures
 import functools
-import queue
-import threading
 from collections.abc import Generator, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -69,7 +68,9 @@ def train_batch(
     codes: list[augmentation.Codes] = []
     for epoch in np.unique(epochs).tolist():
         here = epochs == epoch  # rows increase, so the epochs' parts stay in order
-        index[here] = _ordered(config, epoch, split.num_images, places[here])
+        index[here] = places[here]
+        if config.shuffle:
+            index[here] = epoch_order(int(config.seed), epoch, split.num_images)[places[here]]
         if split.augmentation is not None:
             channels = split.image_shape[2]
             codes.append(split.augmentation.codes(config.seed, epoch, index[here], channels))
@@ -131,12 +132,6 @@ def prefetch(batches: Iterable[T], *, size: int = 2) -> Generator[T, None, None]
     return _prefetch(batches, size)
 
 
-def _ordered(config: DatasetConfig, epoch: int, num_images: int, places: np.ndarray) -> np.ndarray:
-    if not config.shuffle:
-        return places
-    return epoch_order(int(config.seed), epoch, num_images)[places]
-
-
 def _gather(split: ImageSplit, index: np.ndarray, rows: np.ndarray, *, num_real: int) -> Batch:
     return {
         # `take` is several times faster than indexing, on a memory map as well.
@@ -149,33 +144,17 @@ def _gather(split: ImageSplit, index: np.ndarray, rows: np.ndarray, *, num_real:
 
 
 def _prefetch(batches: Iterable[T], size: int) -> Generator[T, None, None]:
-    ahead: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=size)
-    stop = threading.Event()
+    source, end = iter(batches), object()
 
-    def produce() -> None:
+    def make() -> Any:
+        return next(source, end)
+
+    with concurrent.futures.ThreadPoolExecutor(1, "prefetch") as thread:
+        ahead = collections.deque(thread.submit(make) for _ in range(size + 1))
         try:
-            for item in batches:
-                ahead.put(("item", item))
-                if stop.is_set():
-                    return
-            ahead.put(("end", None))
-        except BaseException as error:  # raised in the consumer's thread
-            ahead.put(("error", error))
-
-    thread = threading.Thread(target=produce, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = ahead.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
-    finally:
-        stop.set()
-        # The thread may be waiting to put its item: it needs one free place, then sees `stop`.
-        with contextlib.suppress(queue.Empty):
-            while True:
-                ahead.get_nowait()
-        thread.join()
+            while (item := ahead.popleft().result()) is not end:
+                ahead.append(thread.submit(make))
+                yield item
+        finally:
+            for each in ahead:
+                each.cancel()

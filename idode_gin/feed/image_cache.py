@@ -151,10 +151,14 @@ def _find(folder: pathlib.Path, stem: str) -> tuple[pathlib.Path, ImageFingerpri
         try:
             meta = json.loads(described.read_text(encoding="utf-8"))
             known = ImageFingerprint.from_dict(meta["fingerprint"])
-            if meta["format"] == FORMAT and _is_as_written(path, meta["file"], known):
-                if meta["file"] != _facts(path):
-                    with contextlib.suppress(OSError):  # read-only: compared again next time
-                        _describe(path, known)
+            if meta["format"] != FORMAT:
+                continue
+            if meta["file"] == _facts(path):
+                return path, known
+            # Copied or touched: compare the pixels.
+            if fingerprint(np.load(path, mmap_mode="r")) == known:
+                with contextlib.suppress(OSError):  # read-only: compared again next time
+                    _describe(path, known)
                 return path, known
         except (OSError, ValueError, KeyError, TypeError):
             continue
@@ -166,13 +170,6 @@ def _remove(folder: pathlib.Path, stem: str) -> None:
     for each in [*folder.glob(f"{stem}-*.json"), *folder.glob(f"{stem}-*.npy")]:
         logging.warning("%s is damaged and will be decoded again.", each)
         each.unlink(missing_ok=True)
-
-
-def _is_as_written(path: pathlib.Path, facts: dict[str, int], known: ImageFingerprint) -> bool:
-    if _facts(path) == facts:
-        return True
-    # Copied or touched: compare the pixels.
-    return fingerprint(np.load(path, mmap_mode="r")) == known
 
 
 def _facts(path: pathlib.Path) -> dict[str, int]:
@@ -234,18 +231,13 @@ def _header(chunk: np.ndarray, num_images: int) -> bytes:
 def _only_one(folder: pathlib.Path, stem: str) -> Iterator[None]:
     """Let in one process at a time, of all that share the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_stale(folder)
-    with (folder / f".{stem}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # released on closing, and when the process dies
-        yield
-
-
-def _remove_stale(folder: pathlib.Path) -> None:
-    """Remove files left behind by killed processes."""
-    for partial in folder.glob(".*.partial"):
+    for partial in folder.glob(".*.partial"):  # left behind by killed processes
         with contextlib.suppress(OSError):
             if time.time() - partial.stat().st_mtime > _STALE_SECONDS:
                 partial.unlink()
+    with (folder / f".{stem}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released on closing, and when the process dies
+        yield
 
 
 def _check_space(folder: pathlib.Path, expected_bytes: int) -> None:

@@ -115,6 +115,5 @@ class Fingerprinter:
 def fingerprint(images: np.ndarray) -> ImageFingerprint:
     """Return the fingerprint of a whole split `[N, H, W, C]`, read some images at a time."""
     fingerprinter = Fingerprinter()
-    for start in range(0, len(images), _CHUNK):
-        fingerprinter.add(images[start : start + _CHUNK])
+    fingerprinter.add(images)
     return fingerprinter.result()

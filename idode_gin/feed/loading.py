@@ -51,7 +51,12 @@ def load_split(config: DatasetConfig) -> ImageSplit:
         or that differ in size, and a split that differs from its published or recorded facts or
         from `config.fingerprint`.
     """
-    _hide_accelerators_from_tensorflow()
+    import tensorflow as tf
+
+    # TensorFlow would take the GPU memory that JAX needs. Once it runs, it refuses the change, and
+    # the memory is taken already.
+    with contextlib.suppress(RuntimeError):
+        tf.config.set_visible_devices([], "GPU")
     provider = _find_task_or_mixture(config)
     if config.split not in provider.splits:
         raise ValueError(
@@ -69,15 +74,6 @@ def load_split(config: DatasetConfig) -> ImageSplit:
             known.check(str(split), split.fingerprint)
     _check_fingerprint(split, config.fingerprint)
     return split
-
-
-def _hide_accelerators_from_tensorflow() -> None:
-    import tensorflow as tf
-
-    # TensorFlow would take the GPU memory that JAX needs. Once it runs, it refuses the change, and
-    # the memory is taken already.
-    with contextlib.suppress(RuntimeError):
-        tf.config.set_visible_devices([], "GPU")
 
 
 def _find_task_or_mixture(config: DatasetConfig) -> Any:

@@ -80,7 +80,6 @@ class ODELikelihood:
     lanes: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the counts."""
         checks.check_positive("num_importance", self.num_importance)
         checks.check_positive("num_repeats", self.num_repeats)
         checks.check_lanes(self.lanes)

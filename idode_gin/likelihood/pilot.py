@@ -53,7 +53,7 @@ class Report(NamedTuple):
     def is_within(self) -> bool:
         """True if the error, including its uncertainty, is within the tolerance."""
         is_known = self.reference_error <= _KNOWN * self.tolerance
-        largest = _largest(self.error, self.reference_error, self.rounding)
+        largest = self.error + self.reference_error + self.rounding
         return is_known and largest <= self.tolerance
 
 
@@ -90,7 +90,6 @@ class Pilot:
     fit_spacing: bool = False
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         if self.precision_tolerance is not None:
             checks.check_positive("precision_tolerance", self.precision_tolerance)
         checks.check_positive("tolerance", self.tolerance)
@@ -150,6 +149,8 @@ class Pilot:
             bpd, of = score.by_solver(params), _ALL
         if bpd is reference:  # the chosen grid would have no error against itself
             reference = found[steps // 2]
+        fine = score.in_full_precision(estimator)
+        coarseness = None if fine is None else _mean_error(bpd[of], fine.by_solver(params)[of])
         report = Report(
             solver=str(estimator.solver),
             tolerance=self.tolerance,
@@ -158,7 +159,7 @@ class Pilot:
             reference_error=unknown,
             reference_evaluations=steps + 1,
             num_images=len(reference[of]),
-            precision_error=_precision_error(score, params, estimator, bpd, of),
+            precision_error=coarseness,
             rounding=score.rounding,
             spacing=_table(estimator.solver),
         )
@@ -203,7 +204,7 @@ class Pilot:
                 if steps not in found:
                     found[steps] = score(params, steps, spacing)
                 error = _mean_error(found[steps][of], reference[of])
-                return _largest(error, unknown, score.rounding) <= self.tolerance
+                return error + unknown + score.rounding <= self.tolerance
 
             return _coarsest(doublings, is_within)
 
@@ -239,18 +240,6 @@ def _check_enough_to_fit(num_images: int) -> None:
             "`fit_spacing` needs at least two images, to fit on one part and measure the error on "
             f"the other, got {num_images}. Raise `Pilot.num_images`, or set `fit_spacing` to False."
         )
-
-
-def _precision_error(
-    score: Grids, params: types.Params, estimator: ODELikelihood, bpd: np.ndarray, of: slice
-) -> float | None:
-    fine = score.in_full_precision(estimator)
-    return None if fine is None else _mean_error(bpd[of], fine.by_solver(params)[of])
-
-
-def _largest(error: float, reference_error: float, rounding: float) -> float:
-    """Return an upper estimate of an error measured against a reference."""
-    return error + reference_error + rounding
 
 
 def _still_to_move(before: float, last: float) -> float:

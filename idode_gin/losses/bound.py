@@ -30,7 +30,6 @@ class VariationalBound(base.AbstractBound):
     time_sampler: AbstractTimeSampler = dataclasses.field(default_factory=Uniform)
 
     def __post_init__(self) -> None:
-        """Check the number of times."""
         checks.check_positive("num_times", self.num_times)
 
     def num_evaluations(self) -> int:

@@ -31,7 +31,6 @@ class DiscreteTime(base.AbstractBound):
     num_times: int = 16
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         checks.check_positive("steps", self.steps)
         checks.check_positive("num_times", self.num_times)
         if self.num_times > self.steps:

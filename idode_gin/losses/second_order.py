@@ -36,7 +36,6 @@ class SecondOrder(base.AbstractLoss):
     probe: probes.AbstractProbe = dataclasses.field(default_factory=probes.Rademacher)
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         checks.check_positive("strength", self.strength)
         checks.check_positive("num_probes", self.num_probes)
 

@@ -71,17 +71,12 @@ def group_norm(groups: int, axis: str, dtype: Any, name: str) -> Any:
 
 def unboxed(boxed: Any) -> types.Params:
     """Return the arrays of parameters that carry names."""
-    return jax.tree.map(lambda box: box.unbox(apply_constraint=False), boxed, is_leaf=_is_box)
 
+    def is_box(leaf: Any) -> bool:
+        return isinstance(leaf, nn.meta.AxisMetadata)
 
-def axis_names(boxed: Any) -> Any:
-    """Return the names of parameters that carry names, in a tree of the same structure."""
-    return nn.get_partition_spec(boxed)
+    return jax.tree.map(lambda box: box.unbox(apply_constraint=False), boxed, is_leaf=is_box)
 
 
 def _named(init: Any, *names: str) -> Any:
     return nn.with_logical_partitioning(init, names)
-
-
-def _is_box(leaf: Any) -> bool:
-    return isinstance(leaf, nn.meta.AxisMetadata)

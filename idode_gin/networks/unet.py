@@ -68,7 +68,6 @@ class UNet(base.AbstractNetwork):
     dtype: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         object.__setattr__(self, "fourier_exponents", tuple(self.fourier_exponents))
         for name in ("channels", "groups", "attention_heads", "time_embedding_scale"):
             checks.check_positive(name, getattr(self, name))
@@ -97,7 +96,7 @@ class UNet(base.AbstractNetwork):
     def logical_axes(self, image_shape: tuple[int, int, int]) -> Any:
         """Return the axis names of all parameters, which `layers` defines."""
         boxed = jax.eval_shape(lambda: self._boxed(jax.random.key(0), image_shape))
-        return layers.axis_names(boxed)
+        return nn.get_partition_spec(boxed)
 
     @property
     def coarse_dtype(self) -> str | None:
@@ -160,7 +159,8 @@ class _LinenUNet(nn.Module):
             vector = nn.swish(dense(vector))
         vector = vector.astype(inner)
 
-        h = jnp.concatenate([z, _fourier(z, config.fourier_exponents)], axis=-1)
+        waves = embeddings.fourier_features(z, config.fourier_exponents).astype(edge)
+        h = jnp.concatenate([z, waves], axis=-1)
         conv_in = layers.conv(config.channels, ("features", "channels"), edge, "conv_in")
         h = conv_in(h).astype(inner)
         run = _Stages(config, inner, vector, keys)
@@ -172,10 +172,6 @@ class _LinenUNet(nn.Module):
         axes = ("channels", "image")
         conv_out = layers.conv(z.shape[-1], axes, edge, "conv_out", kernel_init=layers.ZEROS)
         return conv_out(h) + z
-
-
-def _fourier(z: Array, exponents: tuple[int, ...]) -> Array:
-    return embeddings.fourier_features(z, exponents).astype(z.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,3 +69,23 @@ class AbstractParameterization(abc.ABC):
         a = numerics.expand(self.noise_scale(schedule, gamma), z)
         b = numerics.expand(self.latent_scale(schedule, gamma), z)
         return (noise - b * z) / a
+
+
+class AbstractNoiseMultiple(AbstractParameterization):
+    """The output is a multiple of the noise: b = 0, so the ODE of z / alpha has no linear part."""
+
+    def latent_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
+        """Return b = 0."""
+        return jnp.zeros_like(gamma)
+
+    def natural_log_scale(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
+        """Return log alpha."""
+        return jnp.log(schedule.alpha(gamma))
+
+    def natural_time(self, schedule: AbstractSchedule, gamma: types.Gamma) -> types.Gamma:
+        """Return kappa = e^{gamma / 2}."""
+        return jnp.exp(gamma / 2)
+
+    def natural_gamma(self, schedule: AbstractSchedule, time: types.Gamma) -> types.Gamma:
+        """Return 2 log kappa."""
+        return 2 * jnp.log(time)

@@ -36,7 +36,6 @@ class Ancestral(base.AbstractSampler):
     grid: AbstractGrid = dataclasses.field(default_factory=LogSNR)
 
     def __post_init__(self) -> None:
-        """Check the number of steps."""
         checks.check_integer("steps", self.steps, at_least=1)
 
     def __call__(

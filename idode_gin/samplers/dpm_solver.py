@@ -12,6 +12,7 @@ from idode_gin import checks, ode, types
 from idode_gin.dequantizers.base import CleanEnd
 from idode_gin.samplers import base
 from idode_gin.samplers.grids import AbstractGrid, LogSNR
+from idode_gin.solvers import adams
 
 MAX_ORDER = 3
 _QUADRATURE = 40
@@ -49,7 +50,6 @@ class DPMSolverPlusPlus(base.AbstractDeterministicSampler):
     grid: AbstractGrid = dataclasses.field(default_factory=LogSNR)
 
     def __post_init__(self) -> None:
-        """Check order and steps."""
         checks.check_integer("steps", self.steps, at_least=1)
         if self.order not in range(1, MAX_ORDER + 1):
             raise ValueError(
@@ -111,9 +111,4 @@ def _integrals(nodes: np.ndarray, start: float, stop: float) -> np.ndarray:
     points, shares = np.polynomial.legendre.leggauss(_QUADRATURE)
     at = start + (stop - start) * (points + 1) / 2
     mass = (stop - start) / 2 * shares * np.exp(at - stop)
-    others = [np.delete(nodes, number) for number in range(len(nodes))]
-    lagrange = [
-        np.prod((at[:, None] - other) / (node - other), axis=1)
-        for node, other in zip(nodes, others, strict=True)
-    ]
-    return np.asarray([np.sum(mass * each) for each in lagrange])
+    return np.asarray([np.sum(mass * each) for each in adams.lagrange(nodes, at)])

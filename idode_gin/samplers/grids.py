@@ -53,7 +53,6 @@ class PowerOfKappa(AbstractGrid):
     rho: float = 7.0
 
     def __post_init__(self) -> None:
-        """Check the power."""
         checks.check_positive("rho", self.rho)
 
     def gammas(self, gamma_max: float, gamma_min: float, steps: int) -> np.ndarray:

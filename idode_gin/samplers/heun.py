@@ -35,7 +35,6 @@ class Heun(base.AbstractDeterministicSampler):
     grid: AbstractGrid = dataclasses.field(default_factory=PowerOfKappa)
 
     def __post_init__(self) -> None:
-        """Check the number of steps."""
         checks.check_integer("steps", self.steps, at_least=1)
 
     def from_noise(

@@ -46,7 +46,6 @@ class ODESampler(base.AbstractDeterministicSampler):
     lanes: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the lanes."""
         checks.check_lanes(self.lanes)
 
     def with_log_prob(self, divergence: AbstractDivergence) -> "ODESamplerWithDensity":
@@ -119,7 +118,6 @@ class ODESamplerWithDensity(base.AbstractSampler):
     lanes: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the lanes."""
         checks.check_lanes(self.lanes)
 
     def with_log_prob(self, divergence: AbstractDivergence) -> "ODESamplerWithDensity":

@@ -43,7 +43,6 @@ class Adams(base.AbstractSolver):
     spacing: spacings.AbstractSpacing = dataclasses.field(default_factory=spacings.Equal)
 
     def __post_init__(self) -> None:
-        """Check the counts."""
         checks.check_positive("steps", self.steps)
         checks.check_positive("history", self.history)
         if self.history > 6:
@@ -245,12 +244,12 @@ def _weights(
         behind = np.arange(step, max(-1, step - history), -1)
         ahead = np.concatenate([[step + 1], behind])
         for row, nodes in ((predict[step], behind), (correct[step], ahead)):
-            integrals = _lagrange(ends[nodes], t[step]) @ measure[step]
+            integrals = lagrange(ends[nodes], t[step]) @ measure[step]
             row[: len(nodes)] = integrals / at_ends[nodes]
     return predict, correct
 
 
-def _lagrange(nodes: np.ndarray, t: np.ndarray) -> np.ndarray:
+def lagrange(nodes: np.ndarray, t: np.ndarray) -> np.ndarray:
     """Return the Lagrange polynomials of `nodes` at `t`: `[nodes, len(t)]`."""
     rows = []
     for index, node in enumerate(nodes):

@@ -52,7 +52,6 @@ class DormandPrince(base.AbstractSolver):
     norm: norms.AbstractNorm = dataclasses.field(default_factory=norms.EveryPart)
 
     def __post_init__(self) -> None:
-        """Check the tolerances."""
         checks.check_positive("rtol", self.rtol)
         checks.check_positive("atol", self.atol)
         checks.check_positive("max_steps", self.max_steps)
@@ -105,7 +104,10 @@ class DormandPrince(base.AbstractSolver):
         )
         problem = problem._replace(slopes=slopes, phase=phase + 1)
         problem = jax.lax.cond(
-            jnp.any(phase <= _TRIAL), lambda each: self._begin(each, phase, t1), _same, problem
+            jnp.any(phase <= _TRIAL),
+            lambda each: self._begin(each, phase, t1),
+            lambda each: each,
+            problem,
         )
         nobody = jnp.zeros(phase.shape, bool)
         return jax.lax.cond(
@@ -164,7 +166,8 @@ class DormandPrince(base.AbstractSolver):
         left = t1 - reached
         next_step = jnp.where(size >= jnp.abs(left), left, jnp.sign(left) * size)
         attempts = problem.attempts + at_end
-        alive = (accept | (size > _smallest_step(t))) & (attempts < self.max_steps)
+        smallest = 10 * jnp.finfo(t.dtype).eps * jnp.maximum(jnp.abs(t), 1)
+        alive = (accept | (size > smallest)) & (attempts < self.max_steps)
         problem = problem._replace(
             t=reached,
             state=base.choose(accept, proposal, problem.state),
@@ -314,15 +317,7 @@ def _weighted(rows: Array, slopes: Array) -> Array:
     return functools.reduce(jnp.add, [term(number) for number in range(slopes.shape[0])])
 
 
-def _same(problem: _Problem) -> _Problem:
-    return problem
-
-
 def _factor(norm: Array, rejected: Array) -> Array:
     """Return the growth of the next step; at most one directly after a rejection."""
     ideal = _SAFETY * jnp.where(norm == 0, 1e-10, norm) ** (-1 / 5)
     return jnp.clip(ideal, _SHRINK_LIMIT, jnp.where(rejected, 1.0, _GROWTH_LIMIT))
-
-
-def _smallest_step(t: Array) -> Array:
-    return 10 * jnp.finfo(t.dtype).eps * jnp.maximum(jnp.abs(t), 1)

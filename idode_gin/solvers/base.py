@@ -131,11 +131,6 @@ def full_like_batch(state: State, value: float) -> types.PerExample:
     return jnp.full(leaf.shape[0], value, leaf.dtype)
 
 
-def bind(field: VectorField, args: tuple[Any, ...]) -> VectorField:
-    """Return the field with its arguments bound."""
-    return lambda t, state: field(t, state, *args)
-
-
 def in_chunks(solve: Callable[[Any], Solution], problem: Any, lanes: int | None) -> Solution:
     """Apply `solve` to a problem with leaves `[B, ...]`, `lanes` examples at a time."""
     if lanes is None:

@@ -63,10 +63,6 @@ class AbstractDivergence(abc.ABC):
         value, traces = self.value_and_traces(fn, x, probes)
         return value, jnp.mean(traces, axis=1)
 
-    @abc.abstractmethod
-    def cost(self, dims: int) -> int:
-        """Return the number of Jacobian-vector products for one trace in `dims` dimensions."""
-
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +79,6 @@ class Hutchinson(AbstractDivergence):
     probe: probe_lib.AbstractProbe = dataclasses.field(default_factory=probe_lib.Rademacher)
 
     def __post_init__(self) -> None:
-        """Check the number of probes."""
         checks.check_positive("num_probes", self.num_probes)
 
     def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...]) -> Probes:
@@ -99,10 +94,6 @@ class Hutchinson(AbstractDivergence):
         """Return the sample variance divided by n; NaN for a single probe."""
         return _sample_variance(estimates) / estimates.shape[1]
 
-    def cost(self, dims: int) -> int:
-        """Return one product per probe."""
-        return self.num_probes
-
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,7 +107,6 @@ class Exact(AbstractDivergence):
     chunk: int = 64
 
     def __post_init__(self) -> None:
-        """Check the chunk size."""
         checks.check_positive("chunk", self.chunk)
 
     def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...]) -> Probes:
@@ -139,10 +129,6 @@ class Exact(AbstractDivergence):
         """Return zero."""
         return jnp.zeros(estimates.shape[0], estimates.dtype)
 
-    def cost(self, dims: int) -> int:
-        """Return one product per dimension."""
-        return dims
-
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,7 +148,6 @@ class OrthogonalHutchinson(AbstractDivergence):
     num_probes: int = 2
 
     def __post_init__(self) -> None:
-        """Check the number of probes."""
         checks.check_positive("num_probes", self.num_probes)
 
     def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...]) -> Probes:
@@ -196,10 +181,6 @@ class OrthogonalHutchinson(AbstractDivergence):
         """Return (1 - n / d) times the sample variance over n; NaN for a single probe."""
         share = 1 - estimates.shape[1] / dims
         return share * _sample_variance(estimates) / estimates.shape[1]
-
-    def cost(self, dims: int) -> int:
-        """Return one product per probe."""
-        return self.num_probes
 
 
 def _value_and_quadratics(fn: Function, x: Array, probes: Probes) -> tuple[Array, Traces]:

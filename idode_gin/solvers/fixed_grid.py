@@ -28,7 +28,6 @@ class FixedGrid(base.AbstractSolver):
     spacing: spacings.AbstractSpacing = dataclasses.field(default_factory=spacings.Equal)
 
     def __post_init__(self) -> None:
-        """Check the number of steps."""
         checks.check_positive("steps", self.steps)
 
     def solve(
@@ -52,10 +51,12 @@ class FixedGrid(base.AbstractSolver):
             state, args = problem
             blank = base.full_like_batch(state, 0.0)
 
+            def bound(t: Array, state: base.State) -> base.State:
+                return field(t, state, *args)
+
             def advance(index: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
                 state, lost = carry
                 t, step = blank + starts[index], blank + sizes[index]
-                bound = base.bind(field, args)
                 stages = base.runge_kutta_stages(tableau, bound, t, state, step, bound(t, state))
                 zero = jax.tree.map(jnp.zeros_like, state)
                 change = base.weighted_sum(zero, step, jnp.asarray(tableau.b), stages)

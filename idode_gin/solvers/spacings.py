@@ -41,7 +41,6 @@ class Tabulated(AbstractSpacing):
     table: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        """Check the table."""
         values = np.asarray(self.table, np.float64)
         ends = values.size >= 2 and (values[0], values[-1]) == (0, 1)
         if not ends or not np.all(np.diff(values) > 0):

@@ -37,7 +37,6 @@ class Importance(base.AbstractTimeSampler):
     panels: int = 128
 
     def __post_init__(self) -> None:
-        """Check the number of panels."""
         checks.check_positive("panels", self.panels)
 
     def gamma_and_density(

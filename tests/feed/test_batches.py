@@ -270,7 +270,7 @@ def test_prefetch_raises_what_its_source_raised_after_the_items_before_it():
 @pytest.mark.parametrize("taken", [1, 3])
 def test_closing_prefetch_ends_its_thread(taken):
     def threads():
-        return {each for each in threading.enumerate() if each.name == "prefetch"}
+        return {each for each in threading.enumerate() if each.name.startswith("prefetch")}
 
     before = threads()
     ahead = batches.prefetch(iter(range(10**9)), size=1)

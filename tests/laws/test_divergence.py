@@ -109,10 +109,8 @@ def test_draws_depend_on_the_image_key_alone(divergence):
     assert whole.shape[1:] == (BATCH, *SHAPE)
 
 
-def test_hutchinson_costs_its_probes_and_exact_the_dimensions():
-    assert Hutchinson(num_probes=3).cost(DIMS) == 3
+def test_hutchinson_draws_its_probes():
     assert Hutchinson(num_probes=3).draw(toys.keys_of(0, BATCH), SHAPE).shape[0] == 3
-    assert Exact().cost(DIMS) == DIMS
 
 
 def test_pushing_several_vectors_at_once():

@@ -133,9 +133,6 @@ class TwoDirections(AbstractDivergence):
     def variance_of_mean(self, estimates, dims):
         return jnp.zeros(estimates.shape[0], estimates.dtype)
 
-    def cost(self, dims):
-        return 2
-
 
 def mixture(schedule, parameterization, shape=FEW, count=6):
     """All pixels in the same component; so far at the noise end that nothing of it is left.

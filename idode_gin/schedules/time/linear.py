@@ -39,7 +39,6 @@ class Linear(base.AbstractTime):
     gamma_max: float = 5.0
 
     def __post_init__(self) -> None:
-        """Check the ends."""
         if not self.gamma_min < self.gamma_max:
             raise ValueError(
                 f"`gamma_min` must be below `gamma_max`, got gamma_min={self.gamma_min} and "
