@@ -79,8 +79,8 @@ class AbstractDequantizer(abc.ABC):
     def entropy(self, dims: int, end: CleanEnd) -> Scalar:
         """Return the mean of -log q over q in closed form, nats per image of `dims` values."""
 
+    @abc.abstractmethod
     def log_reconstruction(
         self, x: types.Pixels, z: types.Images, end: CleanEnd
     ) -> types.PerExample:
-        """Return log P(x | z), nats per image; by default zero, for z inside the bin of x."""
-        return jnp.zeros(z.shape[0], z.dtype)
+        """Return log P(x | z), nats per image; zero if z determines x."""
