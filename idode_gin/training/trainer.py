@@ -324,12 +324,16 @@ class Trainer:
     ) -> Setup:
         """Load the images and build the compiled functions."""
         train = Images(run_inputs.load(train_dataset, model), train_dataset, self.partitioner)
+        size, shape = train_dataset.batch_size, train.split.image_shape
         held_out, eval_split = None, None
         if eval_dataset is not None:
             eval_split = run_inputs.load(eval_dataset, model)
             held_out = Images(eval_split, eval_dataset, self.partitioner)
-        run_inputs.check_same_shape(train.split, eval_split)
-        size, shape = train_dataset.batch_size, train.split.image_shape
+            if eval_split.image_shape != shape:
+                raise ValueError(
+                    f"Images for training and evaluation must have one shape, but {train.split} "
+                    f"has {shape} and {eval_split} has {eval_split.image_shape}."
+                )
         facts = facts_lib.image_facts(train.split, eval_split)
         return Setup(
             directory=pathlib.Path(self.model_dir).absolute(),
