@@ -38,14 +38,7 @@ def score_each(
     """Score every checkpoint without scores into `step_<step>/`; update `curve.csv` and `.png`.
 
     Running again resumes: finished checkpoints are skipped, an interrupted one continues.
-
-    Args:
-        series: which checkpoints.
-        run_dir: the run directory.
-        directory: for the files.
-        settings: everything the scores depend on beside the parameters.
-        load: restores the parameters of a checkpoint.
-        score: scores them.
+    `settings` are everything the scores depend on beside the parameters.
 
     Returns:
         `curve`: by step, mean, standard error and network evaluations of every bound.

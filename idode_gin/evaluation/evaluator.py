@@ -33,11 +33,7 @@ from idode_gin.runs import descriptions, facts, image_loop, run_inputs
 class _Prepared:
     """Inputs shared by all checkpoints of an evaluation; the functions compile once.
 
-    Args:
-        histogram: bits per dim of the histogram baseline, `[N]`.
-        pilot: see `pilot_run.runner`; None measures nothing.
-        scorer: see `scores.scorers`.
-        integrand: see `scores.integrand`.
+    `histogram` is bits per dim of the histogram baseline, `[N]`.
     """
 
     model: DiffusionODE
@@ -134,10 +130,7 @@ class Evaluator:
     ) -> dict[str, Any]:
         """Evaluate; return the contents of `summary.json`, or the `curve` of a series.
 
-        Args:
-            model: of the checkpoints.
-            dataset: the images.
-            config_sha256: digest of the configuration, for the summary.
+        `config_sha256` is the digest of the configuration, for the summary.
 
         Raises:
             ValueError: for an unknown task or split, images that do not fit the model, or a
@@ -181,8 +174,9 @@ class Evaluator:
             fitted_on = loading.load_split(
                 dataclasses.replace(dataset, split=self.histogram_split, fingerprint=None)
             )
-            fitted = histogram_lib.HistogramModel.fit(fitted_on.images, model.encoding.levels)
-            histogram = fitted.bits_per_dim(split.images)
+            histogram = histogram_lib.bits_per_dim(
+                fitted_on.images, split.images, model.encoding.levels
+            )
         pilot = None
         if self.pilot is not None:
             key_of = functools.partial(scores.key_of, self.seed)

@@ -73,10 +73,6 @@ def table(section: Mapping[str, Mapping[str, float]], legend: str) -> str:
     """Return the result of `AbstractParity.summarize` as text: bounds as columns, parts as lines.
 
     Lines are in the order of the bound with the most parts; other bounds lack some of them.
-
-    Args:
-        section: the result.
-        legend: printed above the table.
     """
     columns = sorted(section.values(), key=len, reverse=True)
     rows = list(dict.fromkeys(row for column in columns for row in column))

@@ -60,16 +60,12 @@ def runner(
 
     The pilot's images are spread evenly over the split. It runs on one device of each process,
     whatever the mesh; all processes use the outcome of process 0.
-
-    Args:
-        pilot: to run.
-        model: of the checkpoints.
-        split: the images.
-        key_of: gives the evaluation's random key of a likelihood by its name.
+    `key_of` gives the evaluation's random key of a likelihood by its name.
 
     Raises:
         ValueError: if the network's arithmetic is too coarse: see `Pilot.check_precision`.
     """
+    count = min(pilot.num_images, split.num_images)
     prepared: dict[str, Callable[[types.Params], tuple[ODELikelihood, Report]]] = {}
 
     def run(
@@ -77,7 +73,9 @@ def runner(
     ) -> tuple[ODELikelihood, Report]:
         known = f"{name} {estimator}"
         if known not in prepared:
-            batch = _batch(split, pilot.num_images)
+            index = np.linspace(0, split.num_images - 1, count).round().astype(np.int64)
+            batch = next(batch_lib.eval_batches(split, count, index=index))
+            batch = jax.tree.map(jnp.asarray, batch)
             prepared[known] = pilot.prepared(model, batch, key_of(name), estimator)
         found, report = prepared[known](jax.device_get(params))
         if jax.process_count() > 1:
@@ -88,13 +86,6 @@ def runner(
         return found, report
 
     return run
-
-
-def _batch(split: data.ImageSplit, count: int) -> types.Batch:
-    count = min(count, split.num_images)
-    index = np.linspace(0, split.num_images - 1, count).round().astype(np.int64)
-    batch = next(iter(batch_lib.eval_batches(split, count, index=index)))
-    return jax.tree.map(jnp.asarray, batch)
 
 
 def _of_first(

@@ -1,8 +1,8 @@
 """Plots of an evaluation: distributions of bits per dim and of network evaluations."""
 
+import math
 import os
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -22,22 +22,9 @@ def plot_bpd_histogram(
 ) -> None:
     """Plot a histogram of bits per dim, with the best images above it and the worst below.
 
-    Args:
-      bpd: of each image, `[N]`, finite.
-      images: integers `[N, H, W, C]` in `0..levels-1`; only those shown are read.
-      levels: number of values a pixel can have.
-      path: the PNG to write.
-      name: of the bound.
-
-    Raises:
-      ValueError: unless there is one finite value per image, and at least one image.
+    `bpd` is finite, `[N]`; `images` are integers `[N, H, W, C]` in `0..levels-1`, of which only
+    those shown are read; `name` is the bound's.
     """
-    bpd = np.asarray(bpd, np.float64)
-    if bpd.ndim != 1 or len(bpd) != len(images) or not len(bpd) or not np.isfinite(bpd).all():
-        raise ValueError(
-            f"A histogram needs one finite value per image, got {list(bpd.shape)} values for "
-            f"{len(images)} images."
-        )
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 6.0), dpi=150, layout="constrained")
@@ -53,8 +40,11 @@ def plot_bpd_histogram(
     rows = {0: ("best", order[:columns]), 2: ("worst", order[::-1][:columns])}
     for row, (label, chosen) in rows.items():
         for column, index in enumerate(chosen.tolist()):
-            thumbnail = figure.add_subplot(grid[row, column])
-            _show(thumbnail, np.asarray(images[index]), levels)
+            # Channels that are not colours are shown side by side.
+            tiles = plots.tiles_of(np.asarray(images[index])[None], levels)
+            picture = np.concatenate(list(tiles), axis=1)
+            thumbnail = figure.add_subplot(grid[row, column], xticks=[], yticks=[])
+            thumbnail.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             thumbnail.set_title(f"{bpd[index]:.3f}", fontsize="small")
             thumbnail.set_xlabel(f"#{index}", fontsize="small")
             if column == 0:
@@ -63,22 +53,11 @@ def plot_bpd_histogram(
 
 
 def plot_nfe_histogram(nfe: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> None:
-    """Plot a histogram of network evaluations per image for each bound.
-
-    Args:
-      nfe: of each image, `[N]`, by bound.
-      path: the PNG to write.
-
-    Raises:
-      ValueError: if there is no bound.
-    """
-    if not nfe:
-        raise ValueError("A histogram of network evaluations needs one bound or more, got none.")
+    """Plot a histogram of network evaluations per image, `[N]`, for each bound."""
     everything = np.concatenate(list(nfe.values()))
     low, high = int(np.floor(everything.min())), int(np.ceil(everything.max()))
-    width = -(
-        -(high - low + 1) // _MOST_BINS
-    )  # an integer, so that all bins hold equally many integers
+    # An integer, so that all bins hold equally many integers.
+    width = math.ceil((high - low + 1) / _MOST_BINS)
     edges = np.arange(low, high + width + 1, width) - 0.5
     figure, axes = plots.new_figure("network evaluations per image", "images")
     for name, values in nfe.items():
@@ -87,12 +66,3 @@ def plot_nfe_histogram(nfe: Mapping[str, np.ndarray], path: str | os.PathLike[st
     axes.set_yscale("symlog", linthresh=1)  # makes the few slow images visible
     axes.legend(frameon=False)
     plots.save_figure(figure, path)
-
-
-def _show(axes: Any, image: np.ndarray, levels: int) -> None:
-    """Show one image `[H, W, C]`; channels that are not colours side by side."""
-    tiles = plots.tiles_of(image[None], levels)
-    picture = np.concatenate(list(tiles), axis=1)
-    axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])

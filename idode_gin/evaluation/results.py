@@ -1,5 +1,9 @@
-"""Files of an evaluation: one row per image, plots, the table and the summary."""
+"""Files of an evaluation: one row per image, plots, the table and the summary.
 
+The only module that uses pyarrow.
+"""
+
+import importlib.util
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -7,8 +11,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from idode_gin.evaluation import parquet, summary
 from idode_gin.evaluation import plots as eval_plots
+from idode_gin.evaluation import summary
 from idode_gin.evaluation.summary import Scores
 from idode_gin.feed import data
 from idode_gin.reports import files, plots
@@ -42,37 +46,32 @@ def write(
 ) -> None:
     """Write rows, plots, `table.txt`, and `summary.json` last: if it exists, so do the others.
 
-    Args:
-        directory: for the files; the plots go to `plots/`.
-        found: the summary.
-        scores: by bound.
-        histogram: bits per dim of the histogram baseline, `[N]`.
-        split: the images.
-        integrand: of the variational bound.
+    `found` is the summary, `histogram` the bits per dim of the histogram baseline, `[N]`.
     """
-    write_rows(directory, columns(scores, histogram))
+    rows = {"index": np.arange(split.num_images)}
+    rows |= {f"{name}/{key}": v for name, each in scores.items() for key, v in each.items()}
+    write_rows(directory, rows if histogram is None else {**rows, "histogram/bpd": histogram})
     draw(directory / PLOTS, scores, split, found["levels"], integrand)
     files.write_atomically(directory / "table.txt", summary.table(found, histogram) + "\n")
     files.write_json_atomically(directory / "summary.json", found)
 
 
-def columns(scores: Mapping[str, Scores], histogram: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Return one row per image: `index`, and `<bound>/<value>` of every bound; `[N]` each."""
-    count = len(next(iter(scores.values()))["bpd"])
-    found = {"index": np.arange(count)}
-    found |= {f"{name}/{key}": v for name, each in scores.items() for key, v in each.items()}
-    return found if histogram is None else {**found, "histogram/bpd": histogram}
-
-
 def write_rows(directory: pathlib.Path, rows: Mapping[str, np.ndarray]) -> None:
-    """Write `results.npz`, and `results.parquet` with the same values if pyarrow is installed."""
+    """Write the columns `[N]` as `results.npz`, and as `results.parquet` if pyarrow is installed.
+
+    The same columns give the same bytes.
+    """
     files.write_npz_atomically(directory / "results.npz", rows)
     path = directory / "results.parquet"
-    if parquet.is_available():
-        parquet.write_atomically(path, rows)
-    else:
+    if importlib.util.find_spec("pyarrow") is None:
         path.unlink(missing_ok=True)  # left by an earlier evaluation, with other values
         logging.warning("%s is not written: pyarrow is not installed. Use results.npz.", path)
+        return
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({name: pyarrow.array(each) for name, each in rows.items()})
+    files.write_atomically(path, lambda file: parquet.write_table(table, file))
 
 
 def draw(

@@ -116,22 +116,10 @@ def score_split(
 ) -> Scores:
     """Return the scores of all images in the order of the split, float64 `[N]` each.
 
-    Args:
-        name: of the bound.
-        scorer: gives its scores.
-        params: of the network.
-        split: the images.
-        loop: over them; keeps the scores for a resumed run.
-
     Raises:
         checks.NonFiniteError: see `check_scores`.
     """
-    found = loop.run(
-        name,
-        scorer,
-        params,
-        lambda index, rows: batch_lib.eval_batches(split, loop.batch_size, rows, index),
-    )
+    found = loop.run(name, scorer, params, loop.batches_of(split))
     scores = {key: np.asarray(each, np.float64) for key, each in found.items()}
     check_scores(name, scores)
     return scores

@@ -28,12 +28,7 @@ def assemble(
 ) -> dict[str, Any]:
     """Return the summary of one checkpoint, without the time that it took.
 
-    Args:
-        head: its first entries: the images, the checkpoint and the settings.
-        scores: of the variational bound and of every likelihood.
-        chosen: the likelihoods.
-        histogram: bits per dim of the histogram baseline, `[N]`.
-        parity: reports another program's figures.
+    `head` holds its first entries, `histogram` the bits per dim of the histogram baseline, `[N]`.
     """
     found = {
         **head,

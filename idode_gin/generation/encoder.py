@@ -11,9 +11,8 @@ import numpy as np
 
 from idode_gin import checks, types
 from idode_gin.devices.partitioning import PjitPartitioner
-from idode_gin.feed import batches as batch_lib
 from idode_gin.feed import data
-from idode_gin.generation import outputs, round_trips
+from idode_gin.generation import outputs
 from idode_gin.models import DiffusionODE
 from idode_gin.runs import descriptions, facts, image_loop, run_inputs
 from idode_gin.samplers.ode import ODESampler
@@ -57,8 +56,8 @@ class Encoder:
 
     def __post_init__(self) -> None:
         """Check the counts."""
-        for name in ("grid_images", "solve_size"):
-            checks.check_positive(name, getattr(self, name))
+        checks.check_positive("grid_images", self.grid_images)
+        checks.check_positive("solve_size", self.solve_size)
 
     def dry_run(self, model: DiffusionODE, dataset: data.DatasetConfig) -> str:
         """Describe what `run` would do: see `descriptions.describe_use`."""
@@ -80,7 +79,11 @@ class Encoder:
         split, restored = run_inputs.load_both(
             model, dataset, self.checkpoint_path, self.use_ema, self.partitioner
         )
-        chosen = self._chosen(split)
+        chosen = np.arange(split.num_images)
+        if self.indices is not None:
+            remedy = "--gin.INDICES='(0, 5)', or None for all images."
+            outputs.check_indices(self.indices, split, "indices", remedy)
+            chosen = np.asarray(self.indices)
         print(
             f"Encoding {len(chosen)} images of {split.name} / {split.split} with {restored.path}, "
             f"step {restored.step}.",
@@ -91,12 +94,7 @@ class Encoder:
             self.output_dir, known, len(chosen), self.partitioner, dataset.batch_size
         ) as loop:
             found = loop.run(
-                "latents",
-                self._compiled(model),
-                restored.params,
-                lambda index, rows: batch_lib.eval_batches(
-                    split, dataset.batch_size, rows, chosen[index]
-                ),
+                "latents", self._compiled(model), restored.params, loop.batches_of(split, chosen)
             )
             image_loop.check_solved(found.pop("success"), "images")
         summary = {
@@ -105,7 +103,7 @@ class Encoder:
             "num_encoded": len(chosen),
             **facts.checkpoint_used(restored, self.use_ema),
             "seed": self.seed,
-            "round_trip": round_trips.summarize_error(found["error"]),
+            "round_trip": outputs.round_trip(found["error"]),
             "changed_pixels": int(found["changed"].sum()),
             "noise_mean_square": float(np.mean(found["noise"].astype(np.float64) ** 2)),
             "nfe": float(np.mean(found["nfe"])),
@@ -114,14 +112,6 @@ class Encoder:
         self._write(summary, {"index": chosen, **found}, split)
         loop.kept.remove()
         return summary
-
-    def _chosen(self, split: data.ImageSplit) -> np.ndarray:
-        """Return the places in the split as integers `[N]`."""
-        if self.indices is None:
-            return np.arange(split.num_images)
-        remedy = "--gin.INDICES='(0, 5)', or None for all images."
-        round_trips.check_indices(self.indices, split, "indices", remedy)
-        return np.asarray(self.indices)
 
     def _compiled(self, model: DiffusionODE) -> image_loop.Compute:
         """Return the function that gives the rows of a batch of images."""

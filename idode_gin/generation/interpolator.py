@@ -14,7 +14,7 @@ from idode_gin import checks, types
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.feed import batches as batch_lib
 from idode_gin.feed import data
-from idode_gin.generation import outputs, round_trips
+from idode_gin.generation import outputs
 from idode_gin.models import DiffusionODE
 from idode_gin.runs import descriptions, facts, image_loop, run_inputs
 from idode_gin.samplers import latents
@@ -87,7 +87,7 @@ class Interpolator:
             model, dataset, self.checkpoint_path, self.use_ema, self.partitioner
         )
         remedy = "--gin.PAIRS='((0, 1), (5, 7))'"
-        round_trips.check_indices(tuple(itertools.chain(*self.pairs)), split, "pairs", remedy)
+        outputs.check_indices(tuple(itertools.chain(*self.pairs)), split, "pairs", remedy)
         print(
             f"Interpolating between {len(self.pairs)} pairs of images of {split.name} / "
             f"{split.split} with {restored.path}, step {restored.step}.",
@@ -111,11 +111,21 @@ class Interpolator:
             "num_points": self.num_points,
             **facts.checkpoint_used(restored, self.use_ema),
             "seed": self.seed,
-            "round_trip": round_trips.summarize_error(found["error"]),
+            "round_trip": outputs.round_trip(found["error"]),
             "nfe": float(np.mean(found["nfe"])),
             "wall_seconds": loop.seconds_since(began),
         }
-        self._write(summary, {"pairs": np.asarray(self.pairs), **found}, split)
+        pairs = np.asarray(self.pairs)
+        ends = split.images[pairs][:, :, None]
+        rows = np.concatenate([ends[:, 0], found["levels"], ends[:, 1]], axis=1)
+        arrays, shown, columns = (
+            {"pairs": pairs, **found},
+            _flat(rows),
+            outputs.columns_for(rows[0]),
+        )
+        outputs.write(
+            self.output_dir, summary, "interpolation.npz", arrays, "strip.png", shown, columns
+        )
         loop.kept.remove()
         return summary
 
@@ -159,16 +169,6 @@ class Interpolator:
             }
 
         return image_loop.compiled(strip, self.partitioner, self.solve_size)
-
-    def _write(
-        self, summary: dict[str, Any], arrays: dict[str, np.ndarray], split: data.ImageSplit
-    ) -> None:
-        ends = split.images[arrays["pairs"]][:, :, None]
-        rows = np.concatenate([ends[:, 0], arrays["levels"], ends[:, 1]], axis=1)
-        shown, columns = _flat(rows), outputs.columns_for(rows[0])
-        outputs.write(
-            self.output_dir, summary, "interpolation.npz", arrays, "strip.png", shown, columns
-        )
 
 
 def _flat(values: Any) -> Any:

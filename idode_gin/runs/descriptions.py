@@ -14,13 +14,7 @@ from idode_gin.runs import run_inputs
 
 
 def describe(model: DiffusionODE, params: types.Params, logical_axes: Any = None) -> str:
-    """Return the model's `repr` and a table of its parameters.
-
-    Args:
-        model: to describe.
-        params: its parameters, or their shapes and shardings.
-        logical_axes: names of their axes.
-    """
+    """Return the model's `repr` and a table of its parameters."""
     return f"{model}\n\n{accounting.parameter_table(params, logical_axes)}\n"
 
 
@@ -43,12 +37,7 @@ def describe_use(
 ) -> str:
     """Describe what a program would do with a checkpoint, without devices, images or parameters.
 
-    Args:
-        model: of the checkpoint.
-        partitioner: devices, which need not exist.
-        batch_size: images at a time, over all devices.
-        path: of the checkpoint, which need not exist.
-        use: completes "Would {use} <checkpoint>".
+    `use` completes "Would {use} <checkpoint>"; `batch_size` is over all devices.
 
     Raises:
         ValueError: if the batch size does not fit the mesh, or the model declares no image shape.

@@ -77,12 +77,7 @@ def result_facts(
 ) -> dict[str, Any]:
     """Return everything that per-image values depend on, to be compared on resume.
 
-    Args:
-        model: computes the values.
-        params: its parameters, which are reduced to their digest.
-        settings: a dataclass with `use_ema`, all of whose fields count but those in `UNRELATED`.
-        split: images that the values belong to, if any.
-        replaced: values to use instead of those in `settings`.
+    All fields of `settings` but those in `UNRELATED` count, some `replaced`; `params` by a digest.
     """
     found: dict[str, Any] = {
         "code_sha256": agreement.code_sha256(),
@@ -108,11 +103,7 @@ def changed(
 ) -> list[str]:
     """Return a sentence for each fact that differs; facts that one side lacks are ignored.
 
-    Args:
-        saved: the facts of a checkpoint.
-        current: the facts of this run.
-        prefixes: compares only these facts and their parts, such as `model.time.gamma_min` of
-            `model.time`; every fact if empty.
+    With `prefixes`, only these facts and their parts: `model.time.gamma_min` of `model.time`.
     """
     names = [
         name

@@ -12,6 +12,8 @@ import numpy as np
 
 from idode_gin import checks, numerics, types
 from idode_gin.devices.partitioning import PjitPartitioner
+from idode_gin.feed import batches as batch_lib
+from idode_gin.feed import data
 from idode_gin.processes import joining, preemption
 from idode_gin.reports import progress
 from idode_gin.runs import means
@@ -41,14 +43,7 @@ def compiled(compute: Compute, partitioner: PjitPartitioner, solve_size: int) ->
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageLoop:
-    """Computes values of N images, in one section or several. Made by `opened`.
-
-    Args:
-        kept: values computed so far.
-        is_asked_to_stop: polled before every batch.
-        partitioner: devices.
-        batch_size: images at a time, over all devices.
-    """
+    """Computes values of N images, in one section or several; `kept` so far. Made by `opened`."""
 
     kept: PartialResults
     is_asked_to_stop: Callable[[], bool]
@@ -57,12 +52,6 @@ class ImageLoop:
 
     def run(self, section: str, compute: Compute, params: types.Params, batches: Batches) -> Rows:
         """Return the values `[N, ...]` of all images; computes those that are not kept yet.
-
-        Args:
-            section: name of the values.
-            compute: gives the values of a batch.
-            params: of the network.
-            batches: gives the batches of some of the images.
 
         Raises:
             means.AskedToStop: when asked to stop.
@@ -84,6 +73,12 @@ class ImageLoop:
                 bar.update(len(index))
         return self.kept.rows(section)
 
+    def batches_of(self, split: data.ImageSplit, images: np.ndarray | None = None) -> Batches:
+        """Return a function that gives batches of a split, or of its `images`, integers `[N]`."""
+        return lambda index, rows: batch_lib.eval_batches(
+            split, self.batch_size, rows, index if images is None else images[index]
+        )
+
     def seconds_since(self, began: float) -> float:
         """Return seconds since `time.monotonic()` was `began`, plus those of interrupted runs."""
         return self.kept.seconds_before + time.monotonic() - began
@@ -101,13 +96,7 @@ def opened(
 
     However the context is left, the values computed so far are kept; unless some are not finite,
     because running again would give the same ones. Call `kept.remove()` once results are written.
-
-    Args:
-        output_dir: for the results.
-        facts: everything that the values depend on, beside the number of the image.
-        num_images: N.
-        partitioner: devices.
-        batch_size: images at a time, over all devices.
+    `facts` holds everything that the values depend on, beside the number of the image.
 
     Raises:
         ValueError: if the folder holds values that depend on other facts.

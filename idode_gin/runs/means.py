@@ -25,12 +25,7 @@ def landed(
     batches: Iterator[types.Batch],
     is_asked_to_stop: Callable[[], bool],
 ) -> Generator[dict[str, np.ndarray], None, None]:
-    """Yield the values of each batch, on the host, while up to `LOOK_AHEAD` more are computed.
-
-    Args:
-        evaluate: gives values `[B, ...]` of a batch, the same on every process.
-        batches: in the order of the values.
-        is_asked_to_stop: polled before every batch.
+    """Yield the values `[B, ...]` of each batch on the host, while up to `LOOK_AHEAD` are computed.
 
     Raises:
         AskedToStop: when asked to stop; batches in flight are dropped.
@@ -55,12 +50,8 @@ def over_batches(
 ) -> dict[str, np.ndarray] | None:
     """Return values of the images of a split, float64 `[N]` by name; None if asked to stop.
 
-    Args:
-        evaluate: gives per-image values `[B]` of a batch, the same on every process.
-        batches: in the order of the split, with padding at the end of the last one. Fewer than all
-            give values of the first N images.
-        num_images: of the split.
-        is_asked_to_stop: polled before every batch.
+    `batches` are in the order of the split, with padding at the end of the last one. Fewer than all
+    give values of the first images.
     """
     try:
         found = list(landed(evaluate, batches, is_asked_to_stop))

@@ -28,11 +28,7 @@ def refusal(directory: str | pathlib.Path, program: str, macro: str) -> str | No
 
     A folder belongs to the last program that wrote `config.gin` there; without that file, to the
     programs whose files it holds.
-
-    Args:
-        directory: need not exist.
-        program: `train`, `eval`, `sample`, `encode` or `interpolate`.
-        macro: name of the directory in gin files.
+    `macro` names the directory in gin files.
     """
     folder = pathlib.Path(directory)
     if not folder.is_dir():

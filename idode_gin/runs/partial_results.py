@@ -37,15 +37,9 @@ Rows = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class _Section:
-    """Values of one section, allocated for all images.
+    """Values `[N, ...]` of one section by name, and indices `[n]` that no part holds yet."""
 
-    Args:
-        done: which images have values, bool `[N]`.
-        values: by name, `[N, ...]`.
-        unwritten: indices of images that no part holds yet, `[n]` each.
-    """
-
-    done: np.ndarray
+    done: np.ndarray  # which images have values, bool [N]
     values: Rows = dataclasses.field(default_factory=dict)
     unwritten: list[np.ndarray] = dataclasses.field(default_factory=list)
 
@@ -66,13 +60,8 @@ class PartialResults:
     """Rows of N images in one section or several, filled in any order, each image once.
 
     With several processes every one of them adds every row; process 0 reads and writes the files
-    and broadcasts what it read.
-
-    Args:
-        folder: for the files; created when the first part is written.
-        facts: JSON-able facts that the values depend on, beside the number of the image.
-        num_images: N.
-        hardware: devices and versions, which may change how values are rounded.
+    and broadcasts what it read. `folder` is created when the first part is written; `facts` are
+    JSON-able; `hardware` names devices and versions, which may change how values are rounded.
 
     Raises:
         ValueError: if `folder` holds values that depend on other facts.
@@ -112,11 +101,7 @@ class PartialResults:
         return ", ".join(parts) or "no image"
 
     def add(self, section: str, index: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
-        """Add the values `[n, ...]` of the images `index` `[n]`; write a part every few seconds.
-
-        Raises:
-            OSError: naming the file, if it cannot be written.
-        """
+        """Add the values `[n, ...]` of the images `index` `[n]`; write a part every few seconds."""
         with self._lock:
             self._section(section).put(index, rows)
             self._section(section).unwritten.append(index)

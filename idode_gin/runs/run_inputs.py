@@ -41,14 +41,9 @@ def load_params(
     use_ema: bool,
     sharding: jax.sharding.Sharding | None = None,
 ) -> saving.RestoredParams:
-    """Restore the parameters of one checkpoint, or of a run's newest undamaged one.
+    """Restore the parameters of the checkpoint at `path`, or of a run's newest undamaged one.
 
-    Args:
-        model: that the parameters belong to.
-        image_shape: (height, width, channels).
-        path: of the checkpoint, or a run directory.
-        use_ema: restore their moving average rather than the last ones.
-        sharding: of each; None replicates them over all devices.
+    `sharding` None replicates them over all devices.
 
     Raises:
         ValueError: if there is no checkpoint, or it was trained with another schedule, time,
@@ -72,14 +67,7 @@ def load_both(
     use_ema: bool,
     partitioner: PjitPartitioner,
 ) -> tuple[data.ImageSplit, saving.RestoredParams]:
-    """Load a split and the parameters for it, replicated over all devices.
-
-    Args:
-        model: see `load_params`.
-        dataset: the split; its batch size must fit the mesh.
-        path: see `load_params`; looked for before images are read.
-        use_ema: see `load_params`.
-        partitioner: devices.
+    """Load a split and the parameters for it; a missing checkpoint is found before images are read.
 
     Raises:
         ValueError: see `load` and `load_params`; or if the batch size does not fit the mesh.
@@ -88,15 +76,6 @@ def load_both(
     saving.find(path)
     split = load(dataset, model)
     return split, load_params(model, split.image_shape, path, use_ema, partitioner.replicated)
-
-
-def check_same_shape(train: data.ImageSplit, other: data.ImageSplit | None) -> None:
-    """Raise ValueError unless the images of both splits have the same shape."""
-    if other is not None and train.image_shape != other.image_shape:
-        raise ValueError(
-            f"Images for training and evaluation must have one shape, but {train} has "
-            f"{train.image_shape} and {other} has {other.image_shape}."
-        )
 
 
 def param_shapes(

@@ -47,13 +47,7 @@ class ProfileWindow:
 
 
 class Profiler:
-    """Traces the window's steps into a folder; does nothing without a window.
-
-    Args:
-        window: steps to trace; None for none.
-        folder: where the trace is written.
-        say: prints where the trace is, or that there is none.
-    """
+    """Traces the window's steps into a folder; does nothing without a window."""
 
     def __init__(
         self,

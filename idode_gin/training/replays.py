@@ -97,14 +97,8 @@ def replay(
 ) -> dict[str, Any]:
     """Train from the last checkpoint before the step up to it, and examine the batch in the file.
 
-    Writes nothing. To find what makes the step fail, edit the batch in the file.
-
-    Args:
-        path: a `bad_step_<step>.npz`.
-        setup: the run.
-        config: what the run started from, for a step before its first checkpoint.
-        seed: seed of the run.
-        num_microbatches: parts of a batch.
+    Writes nothing. To find what makes the step fail, edit the batch in the file. `config` is
+    what the run started from, for a step before its first checkpoint.
 
     Returns:
         `exit_reason` "replayed", `step` and the `report`, if loss and gradient are finite.

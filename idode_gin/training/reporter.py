@@ -1,4 +1,4 @@
-"""Reports of a run: what it starts from, rows of metrics, summary and plots."""
+"""Reports of a run, what it starts from, rows of metrics, summary and plots; and its saving."""
 
 import dataclasses
 import json
@@ -10,6 +10,7 @@ import numpy as np
 
 from idode_gin import checks
 from idode_gin.checkpoints import steps_left
+from idode_gin.checkpoints.saving import Checkpoints
 from idode_gin.feed import batches as batch_lib
 from idode_gin.reports import files, fingerprints, metrics, plots
 from idode_gin.reports.wandb_writer import WandB
@@ -17,12 +18,33 @@ from idode_gin.runs import descriptions
 from idode_gin.training import guards, replays, train_state
 from idode_gin.training.meters import Meters
 from idode_gin.training.optimizers import AdamW
-from idode_gin.training.saver import Saver
 from idode_gin.training.setup import Setup, Start
+from idode_gin.training.throughput import Clock
 from idode_gin.training.validation import Validation
 from idode_gin.types import TrainState
 
 INTEGRAND_POINTS = 41
+
+
+@final
+@dataclasses.dataclass(kw_only=True)
+class Saver:
+    """Saves `state`, the last complete state of a run.
+
+    The loop sets it after every step. A signal handler saves it from another thread, though never
+    during a step, which donates it.
+    """
+
+    checkpoints: Checkpoints
+    watch: guards.Watch
+    clock: Clock
+    state: TrainState
+
+    def save(self) -> None:
+        """Save the state, once `watch` has seen every step before it. Raises as it does."""
+        self.watch.drain()
+        with self.clock.inside("checkpoint"):
+            self.checkpoints.save(self.state)
 
 
 @final

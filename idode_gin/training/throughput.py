@@ -49,10 +49,7 @@ def check_peak_flops(table: PeakTable | None) -> None:
 def peak_flops(kind: str, dtype: str, table: PeakTable | None = None) -> float | None:
     """Return the peak operations per second of one device; None where it is not known.
 
-    Args:
-        kind: `device_kind` of the device.
-        dtype: dtype of the arithmetic.
-        table: entries added to `PEAK_FLOPS`. The longest matching name is used.
+    `table` holds entries added to `PEAK_FLOPS`. The longest name that `kind` begins with is used.
     """
     known = {**PEAK_FLOPS, **(table or {})}
     fitting = [name for name in known if kind.startswith(name)]
@@ -80,12 +77,8 @@ def rates(
 ) -> Row:
     """Return fields of a row that compare the speed of runs and machines.
 
-    Args:
-        step_seconds: seconds of one step.
-        batch_size: images of one step.
-        devices: number of devices.
-        flops: operations of one step on all devices.
-        peak: peak operations per second of one device; None leaves `flops_share` out.
+    `flops` counts operations of one step on all devices, `peak` those per second of one device;
+    None leaves `flops_share` out.
     """
     row = {
         "images_per_second": batch_size / step_seconds,

@@ -20,14 +20,7 @@ def create(
     metrics: Iterable[str],
     gamma_bins: int = 0,
 ) -> types.TrainState:
-    """Return the state before the first step.
-
-    Args:
-        params: initial parameters.
-        transformation: the optimizer.
-        metrics: names of the metrics that `window` sums, next to `count`.
-        gamma_bins: number of bins of the loss by gamma.
-    """
+    """Return the state before the first step; `metrics` are names of those that `window` sums."""
     by_gamma = (LOSS_BY_GAMMA, GAMMA_SHARE) if gamma_bins else ()
     return types.TrainState(
         step=jnp.zeros((), jnp.int32),

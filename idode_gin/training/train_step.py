@@ -102,11 +102,8 @@ def make_train_step(
         key_step = fold_in(key, step)
         ema <- ema_rate * ema + (1 - ema_rate) * params      whenever the parameters have changed
 
-    Args:
-        loss_fn: mean loss and metrics of a batch, keyed by `batch["position"]`.
-        transformation: the optimizer.
-        key: key of the whole run.
-        config: settings. Tracing raises ValueError if the batch does not divide into microbatches.
+    `loss_fn` draws by `batch["position"]`; `key` is that of the whole run. Tracing raises
+    ValueError if the batch does not divide into microbatches.
     """
 
     def train_step(state: TrainState, batch: types.Batch) -> tuple[TrainState, Health]:

@@ -25,8 +25,7 @@ from idode_gin.runs import facts as facts_lib
 from idode_gin.training import dry_run, guards, profiling, programs, replays, throughput, train_step
 from idode_gin.training.meters import Meters
 from idode_gin.training.optimizers import AdamW
-from idode_gin.training.reporter import Reporter, open_writers
-from idode_gin.training.saver import Saver
+from idode_gin.training.reporter import Reporter, Saver, open_writers
 from idode_gin.training.setup import Images, Setup, Start, resume_or_begin
 from idode_gin.training.validation import Validation
 from idode_gin.types import TrainState
@@ -117,12 +116,8 @@ class Trainer:
     ) -> dict[str, Any]:
         """Train up to `train_steps`, from the state that the run directory holds.
 
-        Args:
-            model: the model to train.
-            train_dataset: images to train on.
-            eval_dataset: images to evaluate on; None for no evaluation.
-            begin: makes a context around the run, entered after `check_start` and before images
-                are loaded.
+        Without an `eval_dataset` nothing is evaluated. `begin` makes a context around the run,
+        entered after `check_start` and before images are loaded.
 
         Returns:
             The content of summary.json: `exit_reason`, `step`, `bpd` (variational bound of the EMA
@@ -324,12 +319,16 @@ class Trainer:
     ) -> Setup:
         """Load the images and build the compiled functions."""
         train = Images(run_inputs.load(train_dataset, model), train_dataset, self.partitioner)
+        size, shape = train_dataset.batch_size, train.split.image_shape
         held_out, eval_split = None, None
         if eval_dataset is not None:
             eval_split = run_inputs.load(eval_dataset, model)
             held_out = Images(eval_split, eval_dataset, self.partitioner)
-        run_inputs.check_same_shape(train.split, eval_split)
-        size, shape = train_dataset.batch_size, train.split.image_shape
+            if eval_split.image_shape != shape:
+                raise ValueError(
+                    f"Images for training and evaluation must have one shape, but {train.split} "
+                    f"has {shape} and {eval_split} has {eval_split.image_shape}."
+                )
         facts = facts_lib.image_facts(train.split, eval_split)
         return Setup(
             directory=pathlib.Path(self.model_dir).absolute(),

@@ -57,14 +57,6 @@ def test_one_image(tmp_path, figures):
     assert counts(figures[0].axes[0]) == 1
 
 
-@pytest.mark.parametrize("bpd", [np.ones(3), np.ones((2, 1)), np.array([1.0, np.nan]), np.ones(0)])
-def test_bpd_that_do_not_match_the_images_raise(bpd, tmp_path):
-    images = np.zeros((2, 2, 2, 1), np.uint8)[: max(1, bpd.size)]
-    with pytest.raises(ValueError, match="one finite value per image"):
-        eval_plots.plot_bpd_histogram(bpd, images, 2, tmp_path / "bpd.png", name="tn")
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("most", [16, 900])
 def test_every_count_of_evaluations_is_in_a_bin(most, tmp_path, figures):
     nfe = {"tn": np.array([14.0, 15.5, most]), "bound": np.array([16.0])}
@@ -75,8 +67,3 @@ def test_every_count_of_evaluations_is_in_a_bin(most, tmp_path, figures):
     for label, points in drawn.items():
         heights = points[1:-1:2, 1]
         assert heights.sum() == len(nfe[label.partition(":")[0]])
-
-
-def test_no_bounds_raise(tmp_path):
-    with pytest.raises(ValueError, match="one bound or more"):
-        eval_plots.plot_nfe_histogram({}, tmp_path / "nfe.png")
