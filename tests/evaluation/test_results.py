@@ -1,9 +1,11 @@
 """Files of an evaluation: rows add up, and the summary follows from them."""
 
+import importlib.util
 import json
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -12,7 +14,7 @@ from pyarrow import parquet as arrow
 from idode_gin import checks
 from idode_gin.checkpoints import saving
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
-from idode_gin.evaluation import parity, parquet, results
+from idode_gin.evaluation import parity, results
 from idode_gin.evaluation import scores as scores_lib
 from idode_gin.evaluation import summary as summary_lib
 from idode_gin.evaluation.evaluator import Evaluator
@@ -84,6 +86,35 @@ def test_parts_add_up_to_the_bound(rows):
         np.testing.assert_allclose(rows[f"{name}/bpd"], bpd, rtol=1e-5)
 
 
+def test_columns_are_the_figures_of_the_likelihood(rows):
+    """In bits per dim, and with the deviation of a sample for the spread over repeats."""
+    model, split = tiny.model(), tiny.split(number=NUMBER)
+    batch = {
+        "image": jnp.asarray(split.images),
+        "conditioning": jnp.asarray(split.conditioning),
+        "index": jnp.arange(NUMBER),
+    }
+    estimator = ODELikelihood(**LIKELIHOOD, num_repeats=3)
+    params, key = model.init(jax.random.key(0), tiny.SHAPE), scores_lib.key_of(0, "tn")
+    found = jax.jit(lambda: model.likelihood_fn(params, batch, key, estimator))()
+    bits = 1 / (DIMS * math.log(2))
+    spread = [
+        math.sqrt(sum((each - np.mean(each)) ** 2) / 2) for each in np.asarray(found.repeats).T
+    ]
+    expected = {
+        **{part: getattr(found, part) for part in PARTS},
+        "nats": -found.log_p,
+        "bpd": -found.log_p * bits,
+        "nfe": found.num_evaluations,
+        "repeats_sd": np.array(spread) * bits,
+        "trace_sd": found.trace_sd * bits,
+        "importance_bias": found.importance_bias * bits,
+        "success": np.ones(NUMBER),
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(rows[f"tn/{name}"], values, rtol=1e-4, err_msg=name)
+
+
 def test_the_summary_follows_from_the_rows(evaluated, rows):
     folder, summary = evaluated
     assert json.loads((folder / "summary.json").read_text()) == summary
@@ -153,7 +184,7 @@ def test_without_pyarrow_an_old_parquet_file_is_removed(tmp_path, monkeypatch, c
     first = (tmp_path / "results.parquet").read_bytes()
     results.write_rows(tmp_path, {"index": np.arange(3)})
     assert (tmp_path / "results.parquet").read_bytes() == first
-    monkeypatch.setattr(parquet, "is_available", lambda: False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     results.write_rows(tmp_path, {"index": np.arange(4)})
     assert [each.name for each in tmp_path.iterdir()] == ["results.npz"]
     assert "pyarrow is not installed" in caplog.text
