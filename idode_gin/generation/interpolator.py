@@ -118,13 +118,10 @@ class Interpolator:
         pairs = np.asarray(self.pairs)
         ends = split.images[pairs][:, :, None]
         rows = np.concatenate([ends[:, 0], found["levels"], ends[:, 1]], axis=1)
-        arrays, shown, columns = (
-            {"pairs": pairs, **found},
-            _flat(rows),
-            outputs.columns_for(rows[0]),
-        )
+        arrays, columns = {"pairs": pairs, **found}, outputs.columns_for(rows[0])
+        tiles = _flat(rows)
         outputs.write(
-            self.output_dir, summary, "interpolation.npz", arrays, "strip.png", shown, columns
+            self.output_dir, summary, "interpolation.npz", arrays, "strip.png", tiles, columns
         )
         loop.kept.remove()
         return summary
