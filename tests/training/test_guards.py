@@ -111,6 +111,23 @@ def test_counts_are_in_a_row_and_in_all():
     assert int(guards.num_bad(state.guard)) == 3
 
 
+def test_a_good_step_alone_resets_the_counts_in_a_row():
+    """Kinds are counted apart; one bad step of another kind resets nothing."""
+    rules = Guards(non_finite=Skip(), loss_spike=LossSpike(factor=2.0, warmup_steps=1, then=Skip()))
+    state, seen = guards.fresh(), []
+    for loss in (1.0, np.nan, 9.0, np.nan, 9.0, 1.0, 9.0, np.nan):
+        _, state, health = guards.judge(rules, state, jnp.asarray(loss), jnp.ones(()))
+        names = ("non_finite_run", "spike_run", "non_finite_total", "spike_total")
+        seen.append(tuple(int(state[name]) for name in names))
+        if health["verdict"] != guards.GOOD:
+            kind = "spike" if health["verdict"] == guards.SPIKE else "non_finite"
+            assert int(health["run"]) == int(state[f"{kind}_run"])
+            assert int(health["total"]) == int(state[f"{kind}_total"])
+    nothing, both = (0, 0, 0, 0), (2, 2, 2, 2)
+    assert seen[:5] == [nothing, (1, 0, 1, 0), (1, 1, 1, 1), (2, 1, 2, 1), both]
+    assert seen[5:] == [(0, 0, 2, 2), (0, 1, 2, 3), (1, 1, 3, 3)]
+
+
 def test_stop_does_not_change_the_update():
     """The update neither skips nor selects; `Watch` applies the rule."""
     state, update = make(guards.STOP)
@@ -288,6 +305,16 @@ def test_a_run_skips_a_bad_step_and_resumes_bit_for_bit(tmp_path, monkeypatch, c
     assert row["train/skipped"] == 1
     assert len(row["train/loss_by_gamma"]) == len(row["train/gamma_share"]) == 16
     assert row["train/learning_rate"] == pytest.approx(1e-2)
+
+
+def test_the_logged_learning_rate_is_that_of_the_last_update(tmp_path, monkeypatch):
+    """In the warm-up, where every update has another; a skipped step is no update."""
+    poison(monkeypatch, 1, 3)
+    optimizer = optimizers.AdamW(learning_rate=1e-2, warmup_steps=50)
+    run(tmp_path, 6, non_finite=Skip(), log_period=1, optimizer=optimizer)
+    logged = [row["train/learning_rate"] for row in rows(tmp_path)]
+    expected = [float(optimizer.learning_rate_at(update)) for update in (0, 0, 1, 1, 2, 3)]
+    np.testing.assert_allclose(logged, expected, rtol=1e-6)
 
 
 def test_the_batch_of_a_step_that_stopped_the_run_can_be_replayed(tmp_path, monkeypatch):

@@ -1,0 +1,118 @@
+"""Everything that a result depends on is a fact, and every fact is compared on resume."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from idode_gin import numerics
+from idode_gin.dequantizers.truncated_normal import TruncatedNormal
+from idode_gin.dequantizers.variational import Variational
+from idode_gin.evaluation.evaluator import Evaluator
+from idode_gin.likelihood.ode_likelihood import ODELikelihood
+from idode_gin.losses.bound import VariationalBound
+from idode_gin.processes import agreement
+from idode_gin.runs import facts, partial_results
+from idode_gin.schedules.straight_path import StraightPath
+from idode_gin.solvers.divergence import Exact
+from idode_gin.solvers.fixed_grid import FixedGrid
+
+LIKELIHOOD = ODELikelihood(dequantizer=TruncatedNormal(), solver=FixedGrid(steps=2))
+SPLIT = tiny.split()
+
+
+def evaluator(**changes):
+    fields = {
+        "output_dir": "out",
+        "checkpoint_path": "in",
+        "likelihoods": {"tn": LIKELIHOOD},
+        "variational_bound": VariationalBound(num_times=2),
+    }
+    return Evaluator(**(fields | changes))
+
+
+def facts_of(model=None, params=None, settings=None, split=SPLIT):
+    model = model or tiny.model()
+    params = params or model.init(jax.random.key(0), tiny.SHAPE)
+    return facts.result_facts(model, params, settings or evaluator(), split)
+
+
+def with_likelihood(**changes):
+    return evaluator(likelihoods={"tn": dataclasses.replace(LIKELIHOOD, **changes)})
+
+
+def moved_params():
+    params = tiny.model().init(jax.random.key(0), tiny.SHAPE)
+    params["out"]["bias"] = params["out"]["bias"].at[0].add(1e-6)
+    return params
+
+
+CHANGES = {
+    "params_sha256": lambda: facts_of(params=moved_params(), settings=evaluator(use_ema=False)),
+    "dataset_sha256": lambda: facts_of(split=tiny.split(seed=1)),
+    "dataset": lambda: facts_of(split=tiny.split(name="other")),
+    "conditioning_sha256": lambda: facts_of(
+        split=dataclasses.replace(SPLIT, conditioning=np.ones_like(SPLIT.conditioning))
+    ),
+    "seed": lambda: facts_of(settings=evaluator(seed=1)),
+    "solve_size": lambda: facts_of(settings=evaluator(solve_size=3)),
+    "model.network.width": lambda: facts_of(tiny.model(width=9)),
+    "model.schedule": lambda: facts_of(tiny.model(schedule=StraightPath())),
+    "variational_bound.num_times": lambda: facts_of(
+        settings=evaluator(variational_bound=VariationalBound(num_times=3))
+    ),
+    "likelihoods.tn.solver.steps": lambda: facts_of(
+        settings=with_likelihood(solver=FixedGrid(steps=3))
+    ),
+    "likelihoods.tn.dequantizer": lambda: facts_of(
+        settings=with_likelihood(dequantizer=Variational())
+    ),
+    "likelihoods.tn.divergence": lambda: facts_of(settings=with_likelihood(divergence=Exact())),
+    "likelihoods.tn.num_importance": lambda: facts_of(settings=with_likelihood(num_importance=2)),
+    "likelihoods.tn.num_repeats": lambda: facts_of(settings=with_likelihood(num_repeats=2)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_a_result_depends_on_is_a_fact(name):
+    before = facts_of(settings=evaluator(use_ema=False)) if "params" in name else facts_of()
+    after = CHANGES[name]()
+    assert name in before
+    assert before[name] != after[name]
+
+
+def test_arithmetic_and_code_are_facts(monkeypatch):
+    before = facts_of()
+    with jax.default_matmul_precision("bfloat16"):
+        assert facts_of()["matmul_precision"] != before["matmul_precision"]
+    monkeypatch.setattr(numerics, "float_dtype", lambda: np.float64)
+    assert facts_of()["float"] != before["float"]
+    monkeypatch.setattr(numerics, "coarse_products", lambda: not before["coarse_products"])
+    assert facts_of()["coarse_products"] != before["coarse_products"]
+    monkeypatch.setattr(agreement, "code_sha256", lambda: "other")
+    assert facts_of()["code_sha256"] != before["code_sha256"]
+
+
+def test_settings_without_effect_are_no_facts():
+    same = evaluator(output_dir="o", checkpoint_path="i")
+    assert facts_of(settings=same) == facts_of()
+
+
+def test_every_fact_is_compared(tmp_path):
+    """Another value of any one fact, or none, is another computation."""
+    known = facts_of()
+
+    def opened(found):
+        return partial_results.PartialResults(tmp_path, found, 3)
+
+    kept = opened(known)
+    kept.add("a", np.arange(2), {"bpd": np.ones(2)})
+    kept.write()
+    assert opened(known).is_begun
+    assert len(known) > 20
+    for name in known:
+        for other in ({**known, name: "other"}, {n: v for n, v in known.items() if n != name}):
+            with pytest.raises(ValueError, match="and is now"):
+                opened(other)
