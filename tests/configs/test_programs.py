@@ -31,10 +31,8 @@ def run(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[st
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_help_is_quick_and_imports_nothing_heavy(program: str, tmp_path: pathlib.Path) -> None:
-    began = time.monotonic()
+def test_help_imports_nothing_heavy(program: str, tmp_path: pathlib.Path) -> None:
     done = run(tmp_path, "-X", "importtime", "-m", f"idode_gin.{program}", "--help")
-    assert time.monotonic() - began < 10
     assert done.returncode == 0
     assert f"python -m idode_gin.{program} --gin_file=" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
