@@ -55,7 +55,7 @@ def table(
     top, *body = (f"<tr>{line}</tr>\n" for line in lines)
     title = f"<caption>{text(caption)}</caption>\n" if caption else ""
     return Markup(
-        f'<div class="wide"><table>\n{title}<thead>{top}</thead>\n'
+        f'<div class="wide" tabindex="0"><table>\n{title}<thead>{top}</thead>\n'
         f"<tbody>{''.join(body)}</tbody>\n</table></div>"
     )
 
@@ -97,7 +97,7 @@ h2 { font-size: 1.3rem; margin: 2.5rem 0 .75rem; padding-bottom: .25rem;
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: .25rem 0; overflow-wrap: anywhere; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left;
-  vertical-align: top; overflow-wrap: anywhere; }
+  vertical-align: top; overflow-wrap: break-word; }
 thead th { background: var(--tint); }
 tbody th { font-weight: 500; }
 tbody th.marked, tbody th.marked ~ td { background: #fff4d6; font-weight: 600; }
@@ -113,5 +113,6 @@ pre { background: var(--tint); padding: .75rem; overflow-x: auto; font-size: .82
 .warning { border-left: 4px solid #b45309; background: #fff7ed; padding: .5rem .75rem; }
 @media print { body { font-size: 10pt; } main { max-width: none; padding: 0; }
   figure, tr { break-inside: avoid; } h2 { break-after: avoid; } .wide { overflow: visible; }
+  th, td { overflow-wrap: anywhere; }
   pre { white-space: pre-wrap; } * { print-color-adjust: exact; } }
 """

@@ -60,7 +60,7 @@ def _state(folder: RunFolder) -> str:
     step = folder.summary.get("step")
     if folder.program == "train":
         last = folder.rows[-1]["step"] if folder.rows else 0
-        reason = folder.summary.get("exit_reason") or f"no summary: killed or under way, row {last}"
+        reason = folder.summary.get("exit_reason") or "no summary: killed or under way"
         total = folder.summary.get("train_steps", folder.bindings.get("TRAIN_STEPS", "?"))
         return f"{reason}, step {last if step is None else step} of {total}"
     return "unfinished, or a series of checkpoints" if step is None else f"of step {step}"
