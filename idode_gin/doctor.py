@@ -129,19 +129,17 @@ def devices() -> Finding:
 
         found = jax.devices()
     except Exception as error:  # of many types: missing plugins, libraries, drivers
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = next(iter(str(error).splitlines()), "no reason given")
         if not platforms:
             return Finding("devices", reason, "pip install --force-reinstall jax jaxlib")
         text = f"JAX_PLATFORMS={platforms} names a backend that is not installed or cannot start"
-        fix = f"unset JAX_PLATFORMS, or install the backend, such as pip install '{_OWN}[cuda12]'"
+        fix = "unset JAX_PLATFORMS, or install the backend, such as pip install '.[cuda12]'"
         return Finding("devices", f"{text} ({reason})", fix)
     kinds = sorted({f"{each.platform} ({each.device_kind})" for each in found})
     text = f"{len(found)} x {', '.join(kinds)}"
     is_unused = {each.platform for each in found} == {"cpu"} and os.path.exists("/dev/nvidia0")
     if is_unused and "cpu" not in platforms:
-        return Finding(
-            "devices", f"{text}; an NVIDIA GPU is not used", f"pip install {_OWN}[cuda12]"
-        )
+        return Finding("devices", f"{text}; an NVIDIA GPU is not used", "pip install '.[cuda12]'")
     return Finding("devices", text)
 
 
