@@ -39,7 +39,7 @@ quickstart: setup  ## train, evaluate and sample on handwritten digits; minutes 
 		--gin.CHECKPOINT_PATH="'$(QUICKSTART)/train'" --gin.SAMPLE_OUTPUT_DIR="'$(QUICKSTART)/samples'"
 	@echo
 	@cat $(QUICKSTART)/eval/table.txt
-	@echo "Look at $(QUICKSTART)/samples/grid.png and $(QUICKSTART)/train/train/*.png"
+	@$(RUN) -m idode_gin.report $(QUICKSTART)
 
 test: setup lint  ## lint, and all tests but the long ones
 	$(RUN) -m pytest -n $(WORKERS) $(SHARES) -m "not full"

@@ -4,14 +4,13 @@ import contextlib
 import hashlib
 import os
 import pathlib
-import re
 from collections.abc import Iterator
 
 from gin import config
 
 from idode_gin.configs.loading import ConfigError
 from idode_gin.processes import agreement, joining
-from idode_gin.reports import files
+from idode_gin.reports import differences, files
 from idode_gin.runs import output_folders
 
 
@@ -49,13 +48,8 @@ def check_agreement() -> None:
 
 
 def used_bindings() -> dict[str, str]:
-    """Return the macros and parameters that have been used so far, with values as gin writes them.
-
-    Long values are joined to one line.
-    """
-    text = re.sub(r"( \\)?\n +", " ", config.operative_config_str())
-    pairs = (line.split(" = ", 1) for line in text.splitlines() if " = " in line)
-    return {name: value for name, value in pairs if not name.startswith("#")}
+    """Return the macros and parameters that have been used so far, see `differences.bindings`."""
+    return differences.bindings(config.operative_config_str())
 
 
 def check_folder(directory: str | os.PathLike[str], program: str, macro: str) -> None:

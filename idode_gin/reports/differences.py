@@ -1,10 +1,21 @@
-"""Sentences about settings that changed, for warnings and errors."""
+"""Settings as gin writes them, and sentences about those that changed."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 ABSENT = "nothing"
 """Shown in place of the value of a setting that one side lacks."""
+
+
+def bindings(operative: str) -> dict[str, str]:
+    """Return macros and parameters of the text of an operative configuration, as gin writes them.
+
+    Long values are joined to one line.
+    """
+    text = re.sub(r"( \\)?\n +", " ", operative)
+    pairs = (line.split(" = ", 1) for line in text.splitlines() if " = " in line)
+    return {name: value for name, value in pairs if not name.startswith("#")}
 
 
 def changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

@@ -33,10 +33,10 @@ def refusal(directory: str | pathlib.Path, program: str, macro: str) -> str | No
     folder = pathlib.Path(directory)
     if not folder.is_dir():
         return None
-    owners = _configured(folder) or {name for name in _PROGRAMS if _files(folder, name)}
+    owners = _owners(folder)
     if not owners or program in owners:
         return None
-    owner = next(name for name in _PROGRAMS if name in owners)
+    owner = owners[0]
     found = [*(each for each in (CONFIG,) if (folder / each).exists()), *_files(folder, owner)]
     return (
         f"An output folder is for one program, and {macro} = {str(directory)!r} holds "
@@ -44,6 +44,16 @@ def refusal(directory: str | pathlib.Path, program: str, macro: str) -> str | No
         f"overwritten. Nothing was changed. Bind another folder, such as "
         f"--gin.{macro}=\"'{folder / program}'\"."
     )
+
+
+def owner(folder: pathlib.Path) -> str | None:
+    """Return the program whose output `folder` holds, the first of several; None without one."""
+    return next(iter(_owners(folder)), None) if folder.is_dir() else None
+
+
+def _owners(folder: pathlib.Path) -> list[str]:
+    found = _configured(folder) or {name for name in _PROGRAMS if _files(folder, name)}
+    return [name for name in _PROGRAMS if name in found]
 
 
 def _configured(folder: pathlib.Path) -> set[str]:

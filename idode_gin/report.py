@@ -1,0 +1,82 @@
+"""Write a report on runs, evaluations and samples: one HTML file that needs no network.
+
+    python -m idode_gin.report runs/a [more runs, evaluations or folders of samples]
+
+Folders inside those given are included. What is missing or damaged is listed in the report. Exit
+codes: 0 done, 2 for a folder that no program of this project wrote.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from idode_gin import checks
+from idode_gin.reports import files, run_folders, run_report
+from idode_gin.runs import output_folders
+
+_DEPTH = 2  # folders within a folder
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m idode_gin.report",
+        description="Write a report on runs, evaluations and samples as one HTML file.",
+    )
+    parser.add_argument("folders", nargs="+", help="output folders, or folders that hold some")
+    parser.add_argument("--output", help="file to write; default: report.html in the first folder")
+    options = parser.parse_args(arguments)
+    try:
+        path = write(options.folders, options.output)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return checks.EXIT_BAD_INPUT
+    print(f"Wrote {path}.")
+    return checks.EXIT_DONE
+
+
+def write(folders: Sequence[str], output: str | None = None) -> pathlib.Path:
+    """Write the report on `folders` and return its path.
+
+    Raises:
+        ValueError: for a folder that neither is an output of a program nor holds one.
+        OSError: if the report cannot be written.
+    """
+    found: dict[str, run_folders.RunFolder] = {}
+    for name in folders:
+        within = _outputs(pathlib.Path(name).expanduser(), _DEPTH)
+        if not within:
+            reason = "does not exist" if not os.path.lexists(name) else "holds no such output"
+            raise ValueError(
+                "A report needs output folders of idode_gin.train, .eval, .sample, .encode or "
+                f".interpolate, and {name!r} {reason}. Name a run's MODEL_DIR or output folder."
+            )
+        for path, program in within:
+            if (key := os.path.realpath(path)) not in found:
+                found[key] = run_folders.read(path, program)
+    path = pathlib.Path(output or pathlib.Path(folders[0], "report.html")).expanduser()
+    content = run_report.page(list(found.values()))
+    # A file's name may hold bytes that are not text.
+    files.write_atomically(path, content.encode("utf-8", "replace"))
+    return path
+
+
+def _outputs(folder: pathlib.Path, depth: int) -> list[tuple[pathlib.Path, str]]:
+    """Return the outputs at and below a folder, with the programs that wrote them."""
+    owner = output_folders.owner(folder)
+    found = [] if owner is None else [(folder, owner)]
+    if depth and folder.is_dir():
+        try:
+            inner = sorted(each for each in folder.iterdir() if each.is_dir())
+        except OSError:
+            inner = []  # not readable
+        for each in inner:
+            if not each.name.startswith(("checkpoint_", ".")):
+                found += _outputs(each, depth - 1)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
