@@ -8,6 +8,8 @@ import numpy as np
 
 RECORD = "fingerprint.json"
 """File in a prepared dataset's folder: split name -> fingerprint."""
+RESIZING = "resizing"
+"""Key in that file: what was done to the pixels, in words; absent if nothing."""
 
 _CHUNK = 1024  # images converted to bytes at a time
 

@@ -79,6 +79,38 @@ CIFAR10 = Variant(
 )
 
 
+_IDX_SIZES = {"train": 60_000, "test": 10_000}
+_IDX_FILES = " ".join(
+    f"{split}-{kind}-ubyte.gz"
+    for split in ("train", "t10k")
+    for kind in ("images-idx3", "labels-idx1")
+)
+
+MNIST = Variant(
+    name="mnist",
+    label="LeCun et al.",
+    tfds_name="mnist:3.0.1",
+    image_shape=(28, 28, 1),
+    sizes=_IDX_SIZES,
+    archives=_IDX_FILES,
+    page="https://storage.googleapis.com/cvdf-datasets/mnist/",
+    # 255 times 0.1307, four digits on which those who normalize by it agree.
+    train_mean=(33.33,),
+    train_mean_tolerance=0.02,
+)
+FASHION_MNIST = Variant(
+    name="fashion_mnist",
+    label="Zalando",
+    tfds_name="fashion_mnist:3.0.1",
+    image_shape=(28, 28, 1),
+    sizes=_IDX_SIZES,
+    archives=_IDX_FILES,
+    page="https://github.com/zalandoresearch/fashion-mnist or Debian's dataset-fashion-mnist",
+    train_mean=(72.9404,),  # of the published files
+    train_mean_tolerance=1e-3,
+)
+
+
 OLD_IMAGENET_SIZES = {"train": 1_281_149, "validation": 49_999}
 NEW_IMAGENET_SIZES = {"train": 1_281_167, "validation": 50_000}
 
@@ -116,4 +148,5 @@ IMAGENET32_OLD, IMAGENET64_OLD = _old_imagenet(32), _old_imagenet(64)
 IMAGENET32_NEW = _new_imagenet(32, train_mean=(122.68, 116.66, 104.0), tolerance=0.05)
 IMAGENET64_NEW = _new_imagenet(64)
 
-VARIANTS = (CIFAR10, IMAGENET32_OLD, IMAGENET32_NEW, IMAGENET64_OLD, IMAGENET64_NEW)
+_IMAGENETS = (IMAGENET32_OLD, IMAGENET32_NEW, IMAGENET64_OLD, IMAGENET64_NEW)
+VARIANTS = (CIFAR10, MNIST, FASHION_MNIST, *_IMAGENETS)

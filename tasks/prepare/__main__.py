@@ -77,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--name", default="my_images", help=f"name of an {IMAGE_FOLDER} dataset (%(default)s)"
     )
+    parser.add_argument(
+        "--size",
+        type=int,
+        help=f"reduce the images of an {IMAGE_FOLDER}: crop to the square in the middle, then "
+        "average areas to SIZE x SIZE; without it, all must have one size",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the dataset if it exists")
     parser.add_argument(
         "--allow_partial",
@@ -92,6 +98,11 @@ def _run(options: argparse.Namespace) -> None:
             "--name must be lower-case letters, digits and underscores, starting with a letter, "
             f"got {options.name!r}."
         )
+    if options.size is not None and (options.dataset != IMAGE_FOLDER or options.size < 1):
+        raise SourceError(
+            f"--size must be a number of pixels, for {IMAGE_FOLDER} alone, got {options.size} for "
+            f"{options.dataset}: the images of published datasets are left as they are."
+        )
     dataset = datasets.DATASETS.get(options.dataset) or datasets.image_folder(options.name)
     data_dir = (options.tfds_data_dir or targets.default_data_dir()).expanduser().absolute()
     targets.check_unused(data_dir, dataset.folder, overwrite=options.overwrite)
@@ -101,7 +112,7 @@ def _run(options: argparse.Namespace) -> None:
             "dataset cannot be compared with published ones.",
             file=sys.stderr,
         )
-    source = _open(dataset, options.source, partial=options.allow_partial)
+    source = _open(dataset, options.source, partial=options.allow_partial, size=options.size)
     targets.check_free(data_dir, source.bytes_needed())
     with targets.staged(data_dir, dataset.folder, overwrite=options.overwrite) as aside:
         from tasks.prepare import writer
@@ -110,16 +121,20 @@ def _run(options: argparse.Namespace) -> None:
     _report(options, data_dir, dataset, fingerprints)
 
 
-def _open(dataset: Dataset, sources: Sequence[pathlib.Path], *, partial: bool) -> "Source":
-    from tasks.prepare import cifar10, image_folder, imagenet_new, imagenet_old, tfrecords
+def _open(
+    dataset: Dataset, sources: Sequence[pathlib.Path], *, partial: bool, size: int | None
+) -> "Source":
+    from tasks.prepare import cifar10, idx, image_folder, imagenet_new, imagenet_old, tfrecords
 
     if dataset is datasets.CIFAR10:
         return cifar10.read(sources, partial=partial)
+    if dataset.name in idx.NAMES:
+        return idx.read(dataset, sources, partial=partial)
     if dataset.sizes is datasets.OLD_SIZES:
         return imagenet_old.read(dataset, sources, partial=partial)
     if dataset.sizes is not datasets.NEW_SIZES:
         print(f"reading the images in {sources[0]}", flush=True)
-        return image_folder.read(dataset, sources, partial=partial)
+        return image_folder.read(dataset, sources, partial=partial, size=size)
     if (folder := tfrecords.find(dataset, sources)) is not None:
         return tfrecords.read(dataset, folder, partial=partial)
     return imagenet_new.read(dataset, sources, partial=partial)
@@ -140,13 +155,12 @@ def _report(
     if options.dataset != IMAGE_FOLDER:
         print(f"\nTrain on it:\n  {train} --tfds_data_dir={data_dir}")
         return
-    # The experiment of that name reads the image files; the dataset is for other readers.
     name = f"{dataset.name}/{dataset.config}:{dataset.version}"
     shape = next(iter(fingerprints.values())).image_shape
-    own = f"""--gin.DATA_PATH="'{options.source[0]}'" --gin.IMAGE_SHAPE="{shape}\""""
+    own = f"""--gin.DATA_PATH="'{data_dir / dataset.folder}'" --gin.IMAGE_SHAPE="{shape}\""""
     print(
         f"\nRead it:\n  seqio.TfdsDataSource({name!r}, tfds_data_dir={str(data_dir)!r}, "
-        f"read_only=True)\nor train on the same images:\n  {train} {own}"
+        f"read_only=True)\nor train on it:\n  {train} {own}"
     )
 
 

@@ -82,8 +82,15 @@ CIFAR10 = _published(
     "cifar-10-binary.tar.gz (the same with .bin, and batches.meta.txt), or either's folder",
 )
 
+_IDX_FILES = (
+    "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and "
+    "t10k-labels-idx1-ubyte.gz, or a folder of them"
+)
+
 DATASETS: dict[str, Dataset] = {
     "cifar10": CIFAR10,
+    "mnist": _published(published.MNIST, "MNIST", _IDX_FILES),
+    "fashion_mnist": _published(published.FASHION_MNIST, "Fashion-MNIST", _IDX_FILES),
     "imagenet32_old": _old(published.IMAGENET32_OLD),
     "imagenet32_new": _new(published.IMAGENET32_NEW),
     "imagenet64_old": _old(published.IMAGENET64_OLD),

@@ -2,12 +2,13 @@
 
 import collections
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from tasks.prepare import members, png
+from tasks.prepare import members, png, resizing
 from tasks.prepare.datasets import Dataset
 from tasks.prepare.records import Record, Source, source_of
 from tasks.prepare.refusals import SourceError
@@ -22,11 +23,18 @@ _MOST_BYTES = 256 << 20  # of a file, which is held in memory
 _SHOWN = 10
 
 
-def read(dataset: Dataset, sources: Sequence[pathlib.Path], *, partial: bool) -> Source:
+def read(
+    dataset: Dataset,
+    sources: Sequence[pathlib.Path],
+    *,
+    partial: bool,
+    size: int | None = None,
+) -> Source:
     """Return the images of `train/`, `validation/`, `test/` in the order of their relative paths.
 
     Every file is decoded once before anything is written, so that all problems are reported
-    together. Pixels are stored as they are in the file, without colour profile or orientation.
+    together. Pixels are stored as they are in the file, without colour profile or orientation;
+    with a `size`, images of any sizes are first reduced to it by `resizing.reduce`.
 
     Raises:
         SourceError: with the first ten refused files, and their number.
@@ -42,7 +50,7 @@ def read(dataset: Dataset, sources: Sequence[pathlib.Path], *, partial: bool) ->
     files = _files(source, problems)
     if "train" not in files and "test" not in files and not problems:
         raise SourceError(f"{source} holds no images; image_folder needs {dataset.sources}.")
-    shape = _common_shape(files, problems)
+    shape = _common_shape(files, problems, size)
     if problems:
         listed = "".join(f"\n  {each}" for each in problems[:_SHOWN])
         more = f"\n  and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
@@ -50,21 +58,30 @@ def read(dataset: Dataset, sources: Sequence[pathlib.Path], *, partial: bool) ->
             f"{source} must hold readable 8-bit images of one shape, grey, RGB or RGBA. "
             f"{len(problems):,} files are refused; repair or move them:{listed}{more}"
         )
-    dataset = dataclasses.replace(dataset, image_shape=shape)
-    sizes = {split: len(each) for split, each in files.items()}
-    return source_of(dataset, files, _records, partial=partial, sizes=sizes, in_order=True)
+    return source_of(
+        dataclasses.replace(dataset, image_shape=shape),
+        files,
+        functools.partial(_records, size),
+        partial=partial,
+        sizes={split: len(each) for split, each in files.items()},
+        in_order=True,
+        resizing="" if size is None else resizing.in_words(size),
+    )
 
 
-def _records(dataset: Dataset, split: str, files: Sequence[pathlib.Path]) -> Iterator[Record]:
+def _records(
+    size: int | None, dataset: Dataset, split: str, files: Sequence[pathlib.Path]
+) -> Iterator[Record]:
     for index, file in enumerate(files):
-        yield Record(key=index, image=decode(file))
+        yield Record(key=index, image=decode(file, size))
 
 
-def decode(path: pathlib.Path) -> np.ndarray:
-    """Return the pixels of an image file, uint8 `[H, W, C]`.
+def decode(path: pathlib.Path, size: int | None = None) -> np.ndarray:
+    """Return the pixels of an image file, uint8 `[H, W, C]`, reduced if there is a size.
 
     Raises:
-        SourceError: if it is damaged, too large, or no 8-bit grey, RGB or RGBA image.
+        SourceError: if it is damaged, too large, or no 8-bit grey, RGB or RGBA image, or
+            smaller than `size`.
     """
     try:
         if path.stat().st_size > _MOST_BYTES:
@@ -72,7 +89,8 @@ def decode(path: pathlib.Path) -> np.ndarray:
         content = path.read_bytes()
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}.") from error
-    return png.decode(content, str(path), formats=tuple(sorted(set(_FORMATS.values()))))
+    image = png.decode(content, str(path), formats=tuple(sorted(set(_FORMATS.values()))))
+    return image if size is None else resizing.reduce(image, size, str(path))
 
 
 def _files(source: pathlib.Path, problems: list[str]) -> dict[str, list[pathlib.Path]]:
@@ -91,13 +109,13 @@ def _files(source: pathlib.Path, problems: list[str]) -> dict[str, list[pathlib.
 
 
 def _common_shape(
-    files: dict[str, list[pathlib.Path]], problems: list[str]
+    files: dict[str, list[pathlib.Path]], problems: list[str], size: int | None
 ) -> tuple[int, int, int]:
     """Return the shape of most images; the others are added to the problems."""
     shapes: dict[pathlib.Path, tuple[int, int, int]] = {}
     for file in (file for each in files.values() for file in each):
         try:
-            shapes[file] = decode(file).shape  # type: ignore[assignment]
+            shapes[file] = decode(file, size).shape  # type: ignore[assignment]
         except SourceError as error:
             problems.append(str(error))
     counts = collections.Counter(shapes.values())

@@ -48,6 +48,7 @@ class Source:
         label_names: names of the field "label"; empty: there are no fields "id" and "label".
         partial: any number of images is accepted.
         in_order: store in the order of reading, rather than of the hashed keys.
+        resizing: what was done to the pixels of the files, in words; "" if they are unchanged.
     """
 
     dataset: Dataset
@@ -56,6 +57,7 @@ class Source:
     label_names: tuple[str, ...] = ()
     partial: bool = False
     in_order: bool = False
+    resizing: str = ""
 
     def bytes_needed(self) -> int:
         """Bound the bytes on disk: photographs make PNG files no larger than their pixels."""

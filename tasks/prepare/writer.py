@@ -11,7 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from idode_gin.feed.image_fingerprints import RECORD, Fingerprinter, ImageFingerprint
+from idode_gin.feed.image_fingerprints import (
+    RECORD,
+    RESIZING,
+    Fingerprinter,
+    ImageFingerprint,
+)
 from tasks.prepare import on_cpu, png
 from tasks.prepare.records import Source, check_size
 from tasks.prepare.refusals import SourceError, TargetError
@@ -59,7 +64,9 @@ def write(source: Source, data_dir: pathlib.Path) -> dict[str, ImageFingerprint]
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(try_download_gcs=False)
         )
-        written = record(pathlib.Path(builder.data_dir), partial=source.partial)
+        written = record(
+            pathlib.Path(builder.data_dir), partial=source.partial, resizing=source.resizing
+        )
     for split, fingerprinter in read.items():
         if fingerprinter.result().content_sha256 != written[split].content_sha256:
             raise TargetError(
@@ -69,8 +76,15 @@ def write(source: Source, data_dir: pathlib.Path) -> dict[str, ImageFingerprint]
     return written
 
 
-def record(folder: pathlib.Path, *, partial: bool) -> dict[str, ImageFingerprint]:
+def record(
+    folder: pathlib.Path, *, partial: bool, resizing: str = ""
+) -> dict[str, ImageFingerprint]:
     """Read a dataset on disk, its shards one after the other, and write its fingerprint beside it.
+
+    Args:
+        folder: the dataset's.
+        partial: any number of images was accepted.
+        resizing: what was done to the pixels, in words, recorded beside the fingerprints.
 
     Returns:
         per split, the fingerprint of the images in their order on disk.
@@ -91,7 +105,9 @@ def record(folder: pathlib.Path, *, partial: bool) -> dict[str, ImageFingerprint
                 fingerprinter.add(images)
                 progress.update(len(images))
         written[split] = fingerprinter.result()
-    content = {split: each.as_dict() for split, each in written.items()}
+    content: dict[str, Any] = {split: each.as_dict() for split, each in written.items()}
+    if resizing:
+        content[RESIZING] = resizing
     (folder / METADATA).write_text(json.dumps({"partial": partial}))
     (folder / RECORD).write_text(json.dumps(content, indent=2) + "\n")
     return written

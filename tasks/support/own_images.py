@@ -78,6 +78,12 @@ class FolderImages(AbstractOwnImages):
         "`python -m tasks.prepare image_folder` has written."
     )
 
+    @property
+    def variant(self) -> str:  # type: ignore[override]  # depends on what is on disk
+        """Description of the images, with what preparing them did to their pixels."""
+        prepared = None if self._path is None else self._prepared("")
+        return ", ".join(filter(None, ("your own images", prepared and prepared.resizing)))
+
     def files(self, split: str) -> list[pathlib.Path]:
         """Return every file in the split's folder but hidden ones, by name; all must be images."""
         if (prepared := self._prepared(split)) is not None:

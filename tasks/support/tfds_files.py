@@ -13,7 +13,7 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from idode_gin.feed.image_fingerprints import RECORD, ImageFingerprint
+from idode_gin.feed.image_fingerprints import RECORD, RESIZING, ImageFingerprint
 
 INFO = "dataset_info.json"
 DESCRIPTION = (INFO, "features.json")
@@ -29,7 +29,7 @@ class TfdsFiles:
         split: one of its splits.
         name: of the dataset, for messages.
         remedy: a sentence that says what to do about bad files.
-    Raises, by all but `is_partial` and `check_recorded`:
+    Raises, by all but `is_partial`, `resizing` and `check_recorded`:
         ValueError: if the folder cannot be read as a dataset with this split, or lacks files.
     """
 
@@ -56,6 +56,15 @@ class TfdsFiles:
         except (OSError, ValueError):
             return False
         return isinstance(metadata, dict) and metadata.get("partial") is True
+
+    @property
+    def resizing(self) -> str:
+        """What `tasks.prepare` did to the pixels of the files, in words; "" if nothing."""
+        try:
+            recorded = json.loads((self.folder / RECORD).read_text())
+        except (OSError, ValueError):
+            return ""
+        return str(recorded.get(RESIZING, "")) if isinstance(recorded, dict) else ""
 
     def check_recorded(self, found: ImageFingerprint) -> None:
         """Raise ValueError unless the decoded split is the one that was prepared.

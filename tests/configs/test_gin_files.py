@@ -70,6 +70,10 @@ DEFINES = {
     "tasks": {"MIXTURE_OR_TASK_NAME", "NUM_LEVELS", "IMAGE_SHAPE", "GAMMA_MIN"},
     "objectives": {"SCHEDULE", "PARAMETERIZATION", "TIME_SAMPLER", "LOSS"},
     "solvers": {"SOLVER"},
+    "sizes": {
+        *("NETWORK", "DROPOUT_RATE", "TRAIN_STEPS", "BATCH_SIZE", "EVAL_PERIOD", "EVAL_STEPS"),
+        *("CHECKPOINT_PERIOD", "LEARNING_RATE", "EMA_RATE"),
+    },
     "divergences": {"DIVERGENCE"},
     "samplers": {"SAMPLER"},
 }
@@ -346,6 +350,29 @@ def test_watching_with_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
     assert trainer.peak_flops == {"cpu": {"float32": 1e11}}
 
 
+@pytest.mark.parametrize("size", names("sizes"))
+@pytest.mark.parametrize("experiment", ["image_folder", "image_npz", "fashion_mnist"])
+def test_size_can_be_chosen_by_a_later_file(experiment: str, size: str) -> None:
+    later = f"gin_configs/sizes/{size}.gin"
+    networks = []
+    for program in ("train", "eval", "sample"):
+        name = experiment if program == "train" else f"{experiment}_{program}"
+        files = [f"gin_configs/experiments/{name}.gin", later]
+        building.load_and_check(PROGRAMS[program], files)
+        networks.append(building.build(PROGRAMS[program])["model"].network)
+        if program == "train":
+            steps = building.build(train_program.train)["total_steps"]
+    assert networks[0] == networks[1] == networks[2]
+    expected = {"small": (32, 2, 2_000), "base": (128, 8, 80_000), "published": (128, 32, 100_000)}
+    assert (networks[0].channels, networks[0].levels, steps) == expected[size]
+
+
+def test_misspelt_size_is_an_error() -> None:
+    files = [f"gin_configs/{each}.gin" for each in ("experiments/image_folder", "sizes/smal")]
+    with pytest.raises(ConfigError, match="Did you mean '[a-z_/]*small.gin'"):
+        building.load_and_check(train_program.train, files)
+
+
 @pytest.mark.parametrize("run", PROGRAMS)
 def test_run_alone_lists_what_it_needs(run: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -372,9 +399,9 @@ def test_file_is_short_and_headed(file: str) -> None:
         assert any(line.startswith("# Result:") for line in lines)
     folder = pathlib.Path(file).parent.name
     if folder in DEFINES:
-        said = re.search(r"# Defines ([A-Z_, ]+)\.", "\n".join(lines))
+        said = re.search(r"# Defines ([A-Z_, \n#]+)\.", "\n".join(lines))
         assert said is not None
-        names_said = set(said[1].split(", "))
+        names_said = set(re.findall(r"[A-Z_]+", said[1]))
         assert DEFINES[folder] <= names_said <= DEFINES[folder] | DEFINES_TOO.get(folder, set())
 
 

@@ -52,7 +52,13 @@ def tfrecords(folder):
     return [folder / "downsampled_imagenet_new" / "32x32" / "2.0.0"]
 
 
+def idx(folder):
+    archives.mnist(folder, N_TRAIN, N_OTHER)
+    return [folder]
+
+
 FORMATS = {
+    "mnist, idx": ("fashion_mnist", "fashion_mnist", idx),
     "cifar10, python": ("cifar10", "cifar10", cifar10(archives.cifar10_python)),
     "cifar10, binary": ("cifar10", "cifar10_aug_with_channel", cifar10(archives.cifar10_binary)),
     "imagenet, tar": ("imagenet32_old", "imagenet32_old", imagenet(archives.imagenet_old_tars)),

@@ -4,6 +4,7 @@ Every function writes files and returns, per split, the images it wrote: uint8 `
 the publisher's own order.
 """
 
+import gzip
 import io
 import json
 import pathlib
@@ -131,6 +132,30 @@ def _cifar_batches(n_train: int, n_test: int, seed: int):
 
 def _bytes(names: Sequence[str]) -> list[bytes]:
     return [name.encode() for name in names]
+
+
+# MNIST
+
+
+def mnist(
+    folder: pathlib.Path, n_train: int, n_test: int, seed: int = 0, packed: bool = True
+) -> Splits:
+    """Write the four IDX files of MNIST or Fashion-MNIST, as gzip files or unpacked."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = {
+        "train": photos(n_train, 28, seed, channels=1),
+        "test": photos(n_test, 28, seed + 1, channels=1),
+    }
+    for each, start in zip(images.values(), ("train", "t10k"), strict=True):
+        values = labels(n := len(each)).astype(np.uint8)
+        files = {
+            f"{start}-images-idx3-ubyte": struct.pack(">4I", 0x803, n, 28, 28) + each.tobytes(),
+            f"{start}-labels-idx1-ubyte": struct.pack(">2I", 0x801, n) + values.tobytes(),
+        }
+        for name, content in files.items():
+            path = folder / (f"{name}.gz" if packed else name)
+            path.write_bytes(gzip.compress(content, 1) if packed else content)
+    return images
 
 
 # Downsampled ImageNet of Chrabaszcz et al.

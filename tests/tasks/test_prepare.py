@@ -254,12 +254,15 @@ def test_the_other_variants_number_of_images_is_named(tmp_path, capsys, monkeypa
 def test_published_numbers():
     sizes = {name: dict(each.sizes) for name, each in datasets.DATASETS.items()}
     assert sizes["cifar10"] == {"train": 50000, "test": 10000}
+    assert sizes["mnist"] == sizes["fashion_mnist"] == {"train": 60000, "test": 10000}
     for size in (32, 64):
         assert sizes[f"imagenet{size}_old"] == {"train": 1281149, "validation": 49999}
         assert sizes[f"imagenet{size}_new"] == {"train": 1281167, "validation": 50000}
     folders = {name: each.folder for name, each in datasets.DATASETS.items()}
     assert folders == {
         "cifar10": "cifar10/3.0.2",
+        "mnist": "mnist/3.0.1",
+        "fashion_mnist": "fashion_mnist/3.0.1",
         "imagenet32_old": "downsampled_imagenet/32x32/2.0.0",
         "imagenet32_new": "downsampled_imagenet_new/32x32/2.0.0",
         "imagenet64_old": "downsampled_imagenet/64x64/2.0.0",

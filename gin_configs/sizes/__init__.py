@@ -1,0 +1,1 @@
+"""Sizes; each file defines NETWORK and the settings of a training."""
