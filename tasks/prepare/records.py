@@ -12,7 +12,7 @@ import numpy as np
 from tasks.prepare.datasets import NEW_SIZES, OLD_SIZES, Dataset
 from tasks.prepare.refusals import SourceError, shown
 
-Part = TypeVar("Part")
+Found = TypeVar("Found")
 
 _IN_MEMORY = 1 << 30  # bytes that TFDS sorts in memory; more goes through temporary files
 
@@ -67,8 +67,8 @@ class Source:
 
 def source_of(
     dataset: Dataset,
-    found: Mapping[str, Part],
-    records: Callable[[Dataset, str, Part], Iterator[Record]],
+    found: Mapping[str, Found],
+    records: Callable[[Dataset, str, Found], Iterator[Record]],
     *,
     partial: bool,
     **fields: Any,
