@@ -22,6 +22,7 @@ REQUIREMENTS = [
     "numpy>=2",
     "optax>=0.2.4",
     "orbax-checkpoint>=0.11.13",
+    "packaging>=23",
     "pillow>=11",
     "protobuf>=7.36.1,<8",
     "pyarrow>=18",
