@@ -172,8 +172,8 @@ def _wait(seconds: float, directory: str) -> None:
     """
     ticks = max(1, round(seconds / _TICK))
     with preemption.StopRequest(NOTICE) as stop:
-        for tick in range(ticks):
-            if stop.stop_at(tick):
+        for _ in range(ticks):
+            if stop.requested:
                 raise checks.Preempted(
                     f"Stopped by {stop.reason} while waiting for checkpoints in {directory}. Run "
                     "the same command to resume."

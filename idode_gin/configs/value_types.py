@@ -5,6 +5,7 @@ beartype compares single values. Three rules are added to it, because it checks 
 container only, takes True for a number, and takes text for a sequence.
 """
 
+import ast
 import collections.abc
 import contextlib
 import dataclasses
@@ -176,14 +177,9 @@ def _alternatives(value: Any) -> Iterator[tuple[Any, str]]:
 
 
 def _unquoted(text: str) -> Any:
-    named = {"true": True, "false": False, "none": None}
-    if text.lower() in named:
-        return named[text.lower()]
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
+    is_named = text.lower() in ("true", "false", "none")
+    with contextlib.suppress(ValueError, SyntaxError, TypeError):
+        return ast.literal_eval(text.capitalize() if is_named else text)
     return text
 
 

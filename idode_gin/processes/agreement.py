@@ -21,8 +21,8 @@ from idode_gin.processes import joining
 
 _SHOWN = 5
 _LENGTH = 200
-_PATIENCE = 10.0
-"""Seconds until a file must be visible on another machine."""
+_LOOKS, _PAUSE = 50, 0.2
+"""A file must be visible on another machine after so many looks and seconds between them."""
 _SETTINGS = ("platforms", "enable_x64", "default_matmul_precision", "default_prng_impl")
 _COUNT = itertools.count()
 
@@ -55,21 +55,17 @@ def check_shared(file: pathlib.Path, macro: str) -> None:
     Raises:
         checks.DisagreementError: naming `macro`, the directory that they do not share.
     """
-    store = joining.client()
-    if store is None:
+    if joining.client() is None:
         return
-    key = f"idode_gin/agreement/{next(_COUNT)}"
-    if joining.index() == 0:
-        store.key_value_set(key, _file_digest(file))
-    expected, deadline = joining.wait_for(store, key), time.monotonic() + _PATIENCE
-    while _file_digest(file) != expected and time.monotonic() < deadline:
-        time.sleep(_PATIENCE / 50)  # a network file system may show old content for a while
-    found = _compare({str(file): _file_digest(file)})
-    if found:
-        raise checks.DisagreementError(
-            f"{macro} must be a directory that all processes share, but process 0 wrote a file "
-            f"there, and {found[0]}. Bind one on a shared file system."
-        )
+    for _ in range(_LOOKS):
+        found = _compare({str(file): _file_digest(file)})
+        if not found:
+            return
+        time.sleep(_PAUSE)  # a network file system may show old content for a while
+    raise checks.DisagreementError(
+        f"{macro} must be a directory that all processes share, but process 0 wrote a file "
+        f"there, and {found[0]}. Bind one on a shared file system."
+    )
 
 
 def _compare(facts: dict[str, str]) -> list[str]:

@@ -74,14 +74,17 @@ class Connections:
             with contextlib.suppress(OSError):
                 more = self._ends[process].recv(_LONGEST)
             *lines, self._unread[process] = (self._unread[process] + more).split(b"\n")
+            try:
+                for key, value in map(json.loads, lines):
+                    if self.index == 0:
+                        self.publish(key, value)
+                    else:
+                        self.found.setdefault(key, value)
+            except (ValueError, TypeError):  # not sent by `publish`
+                more = b""
             if not more:
                 self._close(process)
                 ended.append(process)
-            for key, value in map(json.loads, lines):
-                if self.index == 0:
-                    self.publish(key, value)
-                else:
-                    self.found.setdefault(key, value)
         return ended
 
     def close(self) -> None:

@@ -12,19 +12,21 @@ protocol can take part. Other programs that connect are refused, and delay nothi
 
 import contextlib
 import errno
+import multiprocessing.connection
 import os
-import queue
 import re
 import socket
-import threading
 import time
-from collections.abc import Iterator
 
 from idode_gin.processes.connections import Connections
 
-_GREETING = re.compile(rb"idode_gin 2 (\d{1,9}) (\d{1,9})\n")
-"""Of a process, with its index and its count; the answer is `go` or `error <why>`."""
-_LONGEST = 4096
+_GREETING = re.compile(rb"idode_gin 3 (\d{1,9}) (\d{1,9})\n")
+"""Of a process, with its index and its count."""
+_MET = "met"
+"""Published by process 0 as its answer: None, or what is wrong."""
+_LONGEST = 64
+_MOST_UNREAD = 256
+"""Connections without a greeting; of more, the oldest is closed."""
 _PAUSE = 0.2
 """Seconds between attempts to reach process 0."""
 _LINGER = 2.0
@@ -111,66 +113,65 @@ def gather(listener: socket.socket, count: int, timeout: float) -> Connections:
     """
     ends: dict[int, socket.socket] = {}
     refused: list[socket.socket] = []
+    unread: dict[socket.socket, bytes] = {}
     problem, deadline = None, time.monotonic() + timeout
-    arrivals: queue.SimpleQueue = queue.SimpleQueue()
-    with _accepting(listener, arrivals):
-        while len(ends) + len(refused) < count - 1:
-            try:
-                end, index, expected = arrivals.get(timeout=max(0.0, deadline - time.monotonic()))
-                found = _problem(index, expected, ends, count)
-                if found is None:
-                    ends[index] = end
-                    continue
+    while len(ends) + len(refused) < count - 1:
+        left = deadline - time.monotonic()
+        found = _missing(ends, count, timeout) if left <= 0 else None
+        if found and problem:
+            break
+        for end, index, expected in _greetings(listener, unread, max(left, 0.0)):
+            if refusal := _refusal(index, expected, ends, count):
+                found = found or refusal
                 refused.append(end)
-            except queue.Empty:
-                if problem is not None:
-                    break
-                found = _missing(ends, count, timeout)
-            if problem is None:
-                problem, deadline = found, time.monotonic() + _LINGER
-    for end in (*ends.values(), *refused):
-        with contextlib.suppress(OSError):
-            end.sendall(b"go\n" if problem is None else f"error {problem}\n".encode())
-        if problem is not None:
-            end.close()
-    if problem is not None:
+            else:
+                ends[index] = end
+        if found and not problem:
+            problem, deadline = found, time.monotonic() + _LINGER
+    for each in (listener, *unread):
+        each.close()
+    # By any number: one that is refused may have the index of another.
+    connections = Connections(0, count, dict(enumerate(refused, count)) | ends)
+    connections.publish(_MET, problem)
+    if problem:
+        connections.close()
         raise ValueError(problem)
-    return Connections(0, count, ends)
+    return connections
 
 
-@contextlib.contextmanager
-def _accepting(listener: socket.socket, arrivals: queue.SimpleQueue) -> Iterator[None]:
-    """Context in which connections that begin with a greeting are put into `arrivals`.
+def _greetings(
+    listener: socket.socket, unread: dict[socket.socket, bytes], seconds: float
+) -> list[tuple[socket.socket, int, int]]:
+    """Wait for `seconds` at most, and return new connections of processes, with index and count.
 
-    Each is read in a thread of its own, so that a slow one delays no other.
+    `unread` keeps connections that have sent less than a greeting. Those that send something else
+    are closed.
     """
-    is_over = threading.Event()
-
-    def accept() -> None:
-        while not is_over.is_set():
-            with contextlib.suppress(OSError):
-                end, _ = listener.accept()
-                threading.Thread(target=read, args=(end,), daemon=True).start()
-
-    def read(end: socket.socket) -> None:
-        said = _GREETING.fullmatch(_read_line(end, time.monotonic() + _MARGIN))
-        if said and 0 < int(said[1]) < int(said[2]):
-            arrivals.put((end, int(said[1]), int(said[2])))
+    found = []
+    ready = multiprocessing.connection.wait([listener, *unread], seconds)  # type: ignore
+    for end in [each for each in unread if each in ready]:
+        more = b""
+        with contextlib.suppress(OSError):
+            more = end.recv(_LONGEST)
+        said = unread.pop(end) + more
+        greeting = _GREETING.fullmatch(said)
+        if greeting and 0 < int(greeting[1]) < int(greeting[2]):
+            found.append((end, int(greeting[1]), int(greeting[2])))
+        elif more and len(said) < _LONGEST and b"\n" not in said:
+            unread[end] = said
         else:
             end.close()
-
-    accepting = threading.Thread(target=accept, daemon=True)
-    with listener:
-        listener.settimeout(_PAUSE)
-        accepting.start()
-        try:
-            yield
-        finally:
-            is_over.set()
-            accepting.join()
+    if listener in ready:
+        with contextlib.suppress(OSError):
+            unread[listener.accept()[0]] = b""
+    if len(unread) > _MOST_UNREAD:
+        oldest = next(iter(unread))
+        del unread[oldest]
+        oldest.close()
+    return found
 
 
-def _problem(index: int, expected: int, ends: dict[int, socket.socket], count: int) -> str | None:
+def _refusal(index: int, expected: int, ends: dict[int, socket.socket], count: int) -> str | None:
     if expected != count:
         return (
             f"Process {index} was started as one of {expected} processes, process 0 as one of "
@@ -205,38 +206,30 @@ def reach(host: str, port: int, count: int, index: int, timeout: float) -> Conne
     while time.monotonic() < deadline:
         try:
             end = socket.create_connection((host.strip("[]"), port), timeout=2.0)
-            end.sendall(f"idode_gin 2 {index} {count}\n".encode())
-            answer = _read_line(end, deadline + _MARGIN).decode(errors="replace").strip()
-            if answer == "go":
-                return Connections(index, count, {0: end})
-            end.close()
+            end.sendall(f"idode_gin 3 {index} {count}\n".encode())
+        except OSError as error:
+            reason = error.strerror or str(error) or type(error).__name__
+            time.sleep(_PAUSE)
+            continue
+        connections = Connections(index, count, {0: end})
+        while connections.is_open and _MET not in connections.found:
             if time.monotonic() > deadline + _MARGIN:
+                connections.close()
                 raise ValueError(
                     f"Process {index} waited for {timeout:g} seconds with process 0, which was "
                     "still missing others. Start all of them at about the same time, or let "
                     "--initialization_timeout wait longer."
                 )
-            if answer.startswith("error "):
-                raise ValueError(answer.removeprefix("error "))
-            reason = "what listens there does not answer as process 0 of this program would"
-        except OSError as error:
-            reason = error.strerror or str(error) or type(error).__name__
+            connections.wait(_PAUSE)
+        if _MET in connections.found:
+            if problem := connections.found[_MET]:
+                connections.close()
+                raise ValueError(problem)
+            return connections
+        reason = "what listens there does not answer as process 0 of this program would"
         time.sleep(_PAUSE)
     raise ValueError(
         f"Process {index} could not reach process 0 at {host}:{port} in {timeout:g} seconds: "
         f"{reason}. Did process 0 start, is --coordinator_address its address as seen from here, "
         "and is the port open? --initialization_timeout waits longer."
     )
-
-
-def _read_line(end: socket.socket, deadline: float) -> bytes:
-    """Return the next line, or its beginning where the connection or the time ends before it."""
-    read = b""
-    with contextlib.suppress(OSError):
-        while not read.endswith(b"\n") and len(read) < _LONGEST:
-            end.settimeout(max(0.001, deadline - time.monotonic()))
-            more = end.recv(1)  # what follows the line is left for `Connections`
-            if not more or time.monotonic() > deadline:
-                break
-            read += more
-    return read

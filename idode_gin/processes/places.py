@@ -88,10 +88,8 @@ def _device_ids(given: Sequence[str] | None) -> tuple[int, ...] | None:
 
 def _has_devices_of_its_own(environment: Mapping[str, str]) -> bool:
     """Return True if the launcher gave this process devices that no other process sees."""
-    visible = environment.get("CUDA_VISIBLE_DEVICES", environment.get("ROCR_VISIBLE_DEVICES"))
-    if visible is not None and len(visible.split(",")) == 1:
-        return True
-    return _processes_on_this_machine(environment) == 1
+    visible = environment.get("CUDA_VISIBLE_DEVICES", environment.get("ROCR_VISIBLE_DEVICES", ","))
+    return "," not in visible or _processes_on_this_machine(environment) == 1
 
 
 def _processes_on_this_machine(environment: Mapping[str, str]) -> int | None:

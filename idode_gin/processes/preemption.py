@@ -206,21 +206,13 @@ class StopRequest:
         self._stack = contextlib.ExitStack()
 
     @contextlib.contextmanager
-    def with_last_words(self, last_words: LastWords) -> Iterator[None]:
+    def with_last_words(self, last_words: LastWords, *, saves: bool = True) -> Iterator[None]:
         """Part of the context that has `last_words`, because a compilation may take minutes.
 
-        Several processes have none: they save together, and only between batches.
+        If it `saves`, several processes have none: they save together, and only between batches.
         """
-        if joining.count() > 1:
-            yield
-        else:
-            with self.with_nothing_to_save(last_words):
-                yield
-
-    @contextlib.contextmanager
-    def with_nothing_to_save(self, last_words: LastWords) -> Iterator[None]:
-        """Part of the context that has `last_words`, also with several processes: save nothing."""
-        self.last_words = last_words
+        if not saves or joining.count() == 1:
+            self.last_words = last_words
         try:
             yield
         finally:
@@ -239,10 +231,6 @@ class StopRequest:
     def reason(self) -> str:
         """The name of the signal, for messages."""
         return signal.Signals(self._received).name if self._received else "preemption"
-
-    def stop_at(self, step: int) -> bool:
-        """Return True to stop after `step`; with several processes, the same on all of them."""
-        return self.requested
 
     @property
     def _received(self) -> int:

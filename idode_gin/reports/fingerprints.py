@@ -48,8 +48,9 @@ def checksums(tree: Any) -> UInt32[np.ndarray, " leaves"]:
 
 def all_finite(tree: Any) -> bool:
     """Return True if no leaf holds a NaN or an infinity."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if _is_inexact(leaf)]
-    return bool(_of_each(_is_finite, leaves, np.bool_).all())
+    leaves = jax.tree.leaves(tree)
+    inexact = [each for each in leaves if jnp.issubdtype(jnp.result_type(each), jnp.inexact)]
+    return bool(_of_each(_is_finite, inexact, np.bool_).all())
 
 
 def _of_each(compute: Callable[[Any], Array], leaves: list[Any], dtype: Any) -> np.ndarray:
@@ -78,7 +79,3 @@ def _checksum(leaf: Any) -> UInt32[Array, ""]:
 def _is_finite(leaf: Any) -> Bool[Array, ""]:
     # 0 times a finite number is zero, else NaN: sums are twice as fast as `all` on a CPU.
     return jnp.sum(leaf * 0) == 0
-
-
-def _is_inexact(leaf: Any) -> bool:
-    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))

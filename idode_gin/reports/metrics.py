@@ -104,18 +104,17 @@ class TensorBoard:
     """
 
     def __init__(self, run_directory: str | os.PathLike[str] | None, eval_name: str | None) -> None:
-        self._writers: list[tuple[tuple[str, ...], Any]] = []
+        self._writers: dict[tuple[str, ...], Any] = {}
         self._root = run_directory
         if run_directory is None:
             return
-        from clu import metric_writers  # imports TensorFlow
+        from clu.metric_writers import SummaryWriter  # imports TensorFlow
 
-        root = pathlib.Path(run_directory)
-        folders: dict[tuple[str, ...], pathlib.Path] = {("train/", TIME_PREFIX): root / "train"}
+        root = os.fspath(run_directory)
+        self._writers["train/", TIME_PREFIX] = SummaryWriter(os.path.join(root, "train"))
         if eval_name is not None:
-            folders[("eval/",)] = root / "training_eval" / eval_name
-        for prefixes, folder in folders.items():
-            self._writers.append((prefixes, metric_writers.SummaryWriter(os.fspath(folder))))
+            folder = os.path.join(root, "training_eval", eval_name)
+            self._writers["eval/",] = SummaryWriter(folder)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Write each number to the event file of its prefix.
@@ -123,7 +122,7 @@ class TensorBoard:
         Raises:
             OSError: if the write fails; TensorFlow's own errors are converted.
         """
-        for prefixes, writer in self._writers:
+        for prefixes, writer in self._writers.items():
             own = {k: each for k, each in numbers(values).items() if k.startswith(prefixes)}
             if not own:
                 continue
@@ -139,5 +138,5 @@ class TensorBoard:
 
     def close(self) -> None:
         """Close the event files."""
-        for _, writer in self._writers:
+        for writer in self._writers.values():
             writer.close()

@@ -16,6 +16,7 @@ from idode_gin.reports import files
 
 _TILE_PIXELS = 64  # a smaller image is enlarged to at least this
 _GAP_PIXELS = 2
+_GAMMA_AXIS = "γ = log(σ²/α²): clean on the left, noise on the right"
 
 
 def plot_bpd_curve(
@@ -79,9 +80,7 @@ def plot_integrand(gammas: ArrayLike, values: ArrayLike, path: str | os.PathLike
     if not (np.isfinite(values).all() and np.all(np.diff(gammas) > 0)):
         raise ValueError("`values` must be finite and `gammas` finite and increasing.")
     area = np.trapezoid(values, gammas)
-    figure, axes = new_figure(
-        "γ = log(σ²/α²): clean on the left, noise on the right", "bits per dimension per unit of γ"
-    )
+    figure, axes = new_figure(_GAMMA_AXIS, "bits per dimension per unit of γ")
     axes.fill_between(gammas, values, alpha=0.25)
     axes.plot(gammas, values)
     axes.set_title(f"area: {area:.3f} bits per dimension", loc="left", fontsize="medium")
@@ -110,9 +109,7 @@ def plot_loss_by_gamma(
     found = [row for row in rows if "train/loss_by_gamma" in row]
     if not found:
         raise ValueError(f"None of the {len(rows)} rows has 'train/loss_by_gamma'.")
-    figure, axes = new_figure(
-        "γ = log(σ²/α²): clean on the left, noise on the right", "training loss, bits per dimension"
-    )
+    figure, axes = new_figure(_GAMMA_AXIS, "training loss, bits per dimension")
     for place in sorted({0, len(found) // 2, len(found) - 1}):
         losses = [np.nan if each is None else each for each in found[place]["train/loss_by_gamma"]]
         edges = np.linspace(low, high, len(losses) + 1)
@@ -191,15 +188,9 @@ def tiles_of(images: np.ndarray, levels: int) -> np.ndarray:
 
 def _lay_out(tiles: np.ndarray, columns: int) -> np.ndarray:
     """Lay tiles `[M, H, W, C]` out on a canvas, enlarged, with a mid-grey gap around each."""
-    number, height, width, channels = tiles.shape
-    scale = max(1, -(-_TILE_PIXELS // max(height, width)))
+    scale = max(1, -(-_TILE_PIXELS // max(tiles.shape[1:3])))
     tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
-    height, width = height * scale + _GAP_PIXELS, width * scale + _GAP_PIXELS
-    rows = -(-number // columns)
-    shape = (rows * height + _GAP_PIXELS, columns * width + _GAP_PIXELS, channels)
-    canvas = np.full(shape, 128, np.uint8)
-    for place, tile in enumerate(tiles):
-        top = place // columns * height + _GAP_PIXELS
-        left = place % columns * width + _GAP_PIXELS
-        canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
-    return canvas
+    empty, gap = (0, -len(tiles) % columns), (0, _GAP_PIXELS)
+    tiles = np.pad(tiles, (empty, gap, gap, (0, 0)), constant_values=128)
+    rows = [np.concatenate(row, axis=1) for row in tiles.reshape(-1, columns, *tiles.shape[1:])]
+    return np.pad(np.concatenate(rows), (gap[::-1], gap[::-1], (0, 0)), constant_values=128)

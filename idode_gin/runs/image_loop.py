@@ -114,7 +114,7 @@ def opened(
         try:
             yield ImageLoop(
                 kept=kept,
-                is_asked_to_stop=lambda: stop.stop_at(0),
+                is_asked_to_stop=lambda: stop.requested,
                 partitioner=partitioner,
                 batch_size=batch_size,
             )

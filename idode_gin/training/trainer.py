@@ -194,11 +194,12 @@ class Trainer:
         state, last, meters, watch = start.state, self.train_steps, reporter.meters, saver.watch
 
         def first_update(state: TrainState, batch: types.Batch) -> tuple[TrainState, guards.Health]:
-            with stop.with_nothing_to_save(
+            with stop.with_last_words(
                 lambda reason: (
                     f"Stopped by {reason} before step {start.step + 1} of {last} was "
                     "compiled. Nothing is lost: the same command resumes from there."
-                )
+                ),
+                saves=False,
             ):
                 if jax.process_count() > 1:  # they cannot save while one of them compiles
                     reporter.validation.compile(state.ema)
@@ -220,7 +221,7 @@ class Trainer:
                 saver.state = state
                 watch.push(step, health)
                 meters.after_step(step, health)
-                is_asked = stop.stop_at(step)
+                is_asked = stop.requested
                 # Saved before the row is written: if the process is killed in between, the next
                 # one recomputes the row from the state.
                 if saver.checkpoints.is_due(step) or step == last or is_asked:

@@ -203,18 +203,18 @@ def test_another_checkpoint_of_the_same_step_is_scored_again(score, add, saved, 
 def test_a_series_stopped_in_the_middle_resumes(score, add, monkeypatch, tmp_path):
     add(2), add(4)
     score(All(), "undisturbed")
-    stop_at, polls = preemption.StopRequest.stop_at, []
+    requested, polls = preemption.StopRequest.requested.fget, []
 
-    def asking(stop, step):
-        polls.append(step)
+    def asking(stop):
+        polls.append(stop)
         if len(polls) == 6:  # two batches of the second
             os.kill(os.getpid(), signal.SIGTERM)
-            while not stop.requested:
+            while not requested(stop):
                 time.sleep(0.001)
-        return stop_at(stop, step)
+        return requested(stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preemption.StopRequest, "stop_at", asking)
+        patch.setattr(preemption.StopRequest, "requested", property(asking))
         with pytest.raises(checks.Preempted, match=r"SIGTERM after \d+ of 20 images"):
             score(All())
     assert score(All()) == steps(4)

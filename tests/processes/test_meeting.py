@@ -100,8 +100,8 @@ def knock(port: int, content: bytes) -> socket.socket:
 
 
 STRANGERS = (
-    *(b"", b"\n", b"GET / HTTP/1.1\r\n", b"\xff" * 9000, b"idode_gin 2 x y\n"),
-    *(b"idode_gin 2 7 2\n", b"idode_gin 2 0 2\n", b"idode_gin 2 1 2\r\n", b"idode_gin 2 1"),
+    *(b"", b"\n", b"GET / HTTP/1.1\r\n", b"\xff" * 9000, b"idode_gin 3 x y\n"),
+    *(b"idode_gin 3 7 2\n", b"idode_gin 3 0 2\n", b"idode_gin 3 1 2\r\n", b"idode_gin 3 1"),
 )
 
 
@@ -117,6 +117,23 @@ def test_strangers_at_the_door_change_nothing() -> None:
         each.close()
 
 
+def test_idle_strangers_do_not_use_up_the_files_of_process_0(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(meeting, "_MOST_UNREAD", 20)
+    port, errors = free_port(), []
+    host = first_of_two(port, errors)
+    strangers = [knock(port, b"idode") for _ in range(30)]
+    for each in strangers[:9]:
+        each.settimeout(10)
+        assert each.recv(1) == b""  # the oldest are closed
+    assert meeting.meet(f"localhost:{port}", 2, 1, 20).is_open
+    host.join()
+    assert errors == [""]
+    for each in strangers:
+        each.close()
+
+
 def test_strangers_that_send_a_byte_at_times_cause_no_delay() -> None:
     port, errors, is_over = free_port(), [], threading.Event()
     host = first_of_two(port, errors, timeout=1)
@@ -124,7 +141,7 @@ def test_strangers_that_send_a_byte_at_times_cause_no_delay() -> None:
 
     def trickle() -> None:
         with contextlib.suppress(OSError):
-            for each in b"dode_gin 2 1":
+            for each in b"dode_gin 3 1":
                 is_over.wait(1)
                 stranger.sendall(bytes([each]))
 

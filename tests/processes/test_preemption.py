@@ -27,10 +27,8 @@ def wait_until(condition, seconds=10.0):
 def test_a_signal_is_seen_by_polling(number, capfd):
     with StopRequest() as stop:
         assert not stop.requested
-        assert not stop.stop_at(1)
         os.kill(os.getpid(), number)
         wait_until(lambda: stop.requested)
-        assert stop.stop_at(2)
         assert stop.reason == number.name
         wait_until(lambda: number.name in capfd.readouterr().err)
 
@@ -76,10 +74,10 @@ def test_several_processes_poll_alike(one_of_two):
     """Every poll counts until all stop, through all loops of a process."""
     one_of_two.agreed_from = 4
     with StopRequest() as stop:
-        assert [stop.requested, stop.stop_at(70)] == [False, False]
+        assert [stop.requested, stop.requested] == [False, False]
     with StopRequest() as stop:
         assert [stop.requested, stop.requested, stop.requested] == [False, True, True]
-        assert stop.stop_at(71)
+        assert stop.requested
         assert stop.reason == "preemption"
     assert one_of_two.polls == 4
 
@@ -115,7 +113,7 @@ def test_several_processes_that_save_together_are_not_left_in_mid_batch(one_of_t
         with stop.with_last_words(lambda _: pytest.fail("said them")):
             os.kill(os.getpid(), signal.SIGTERM)
             assert not left.wait(0.4)
-        with stop.with_nothing_to_save(lambda name: f"by {name}"):
+        with stop.with_last_words(lambda name: f"by {name}", saves=False):
             assert left.wait(10)
     assert one_of_two.failures[0] == (75, "by SIGTERM")
 

@@ -151,17 +151,17 @@ def test_stopped_in_the_middle_and_resumed(kind, undisturbed, tmp_path, monkeypa
         sections.extend([(section, each) for each in index])
 
     monkeypatch.setattr(partial_results.PartialResults, "add", counting)
-    stop_at = preemption.StopRequest.stop_at
+    requested = preemption.StopRequest.requested.fget
     with monkeypatch.context() as patch:
 
-        def asking(stop, step):
+        def asking(stop):
             if next(polls) == 5:
                 os.kill(os.getpid(), signal.SIGTERM)
-                while not stop.requested:
+                while not requested(stop):
                     time.sleep(0.001)
-            return stop_at(stop, step)
+            return requested(stop)
 
-        patch.setattr(preemption.StopRequest, "stop_at", asking)
+        patch.setattr(preemption.StopRequest, "requested", property(asking))
         with pytest.raises(checks.Preempted, match=r"SIGTERM after 15 of 41 images of .*resume"):
             run(tmp_path, 5)  # two batches are in flight, and three have landed
     assert not (tmp_path / file).exists()

@@ -16,13 +16,13 @@ from tiny_runs import outcome, rows, run
 from idode_gin import checks
 from idode_gin.checkpoints import saving
 from idode_gin.checkpoints.saving import RestoreCheckpointConfig
-from idode_gin.processes.preemption import StopRequest
+from idode_gin.processes import preemption
 from idode_gin.reports import metrics
 from idode_gin.runs import facts as facts_lib
 from idode_gin.runs import means as evaluation
 from idode_gin.runs import run_inputs
 from idode_gin.schedules.time import linear
-from idode_gin.training import optimizers
+from idode_gin.training import meters, optimizers
 
 
 def test_the_same_command_twice_gives_the_same_numbers(undisturbed, tmp_path):
@@ -84,23 +84,23 @@ QUICK_CUTS = [(2, False), (3, True), (4, True), (5, False), (6, True)]
 )
 def test_cut_off_anywhere_and_started_again(undisturbed, tmp_path, monkeypatch, step, before_row):
     """Die at a step, before or after its row is written and its checkpoint saved."""
-    write, stop_at = metrics.MetricsLog.write, StopRequest.stop_at
+    write, after_step = metrics.MetricsLog.write, meters.Meters.after_step
 
     def dying_write(log, at, values):
         if at == step:
             raise Killed
         return write(log, at, values)
 
-    def dying_stop_at(stop, at):
+    def dying_after_step(measured, at, outputs):
         if at == step + 1:
             raise Killed
-        return stop_at(stop, at)
+        after_step(measured, at, outputs)
 
     with monkeypatch.context() as patch:
         if before_row:
             patch.setattr(metrics.MetricsLog, "write", dying_write)
         else:
-            patch.setattr(StopRequest, "stop_at", dying_stop_at)
+            patch.setattr(meters.Meters, "after_step", dying_after_step)
         try:
             run(tmp_path / "run")
             assert before_row == (step in (1, 2, 5)) or step == 6
@@ -145,16 +145,16 @@ def test_extending_a_run(tmp_path):
 
 def signal_at(monkeypatch, step):
     """Send this process SIGTERM at a step."""
-    stop_at = StopRequest.stop_at
+    after_step = meters.Meters.after_step
 
-    def asking(stop, at):
+    def asking(measured, at, outputs):
+        after_step(measured, at, outputs)
         if at == step:
             os.kill(os.getpid(), signal.SIGTERM)
-            while not stop.requested:
+            while not preemption._listener.received:
                 pass
-        return stop_at(stop, at)
 
-    monkeypatch.setattr(StopRequest, "stop_at", asking)
+    monkeypatch.setattr(meters.Meters, "after_step", asking)
 
 
 @pytest.mark.full_cases("[34]")
