@@ -72,7 +72,7 @@ def findings(
     try:
         default = pathlib.Path.home() / "tensorflow_datasets"
         images = str(image_cache.default_directory())
-    except RuntimeError:  # neither HOME nor an entry of the user
+    except (RuntimeError, ValueError):  # neither HOME nor an entry of the user
         default, images = pathlib.Path("tensorflow_datasets"), os.environ.get("IDODE_CACHE_DIR", "")
         yield Finding("HOME", "is not set", "export HOME=/a/folder/that/you/can/write/to")
     compiled = compilation_cache_dir or os.environ.get("JAX_COMPILATION_CACHE_DIR")

@@ -19,6 +19,7 @@ from gin import utils as gin_errors
 
 from idode_gin import checks
 from idode_gin.configs import gin_internals, readers, value_types
+from idode_gin.reports import paths
 
 MACRO = "gin.macro"
 _BINDINGS_LOCATION = re.compile(r"\n  In bindings string line \d+\n.*(\n *\^)?")
@@ -98,6 +99,10 @@ def find_file(name: str, search_paths: Sequence[str]) -> pathlib.Path:
     Raises:
         ConfigError: if there is none, with the folders searched and the nearest file name.
     """
+    try:
+        name = paths.local(name, "A gin file")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     for folder in search_paths:
         path = pathlib.Path(folder) / name
         if path.is_file():

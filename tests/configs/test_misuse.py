@@ -208,6 +208,43 @@ MISUSE = {
         [DRY, "LANES=2"],
         "[--gin.LANES=2]. gin_configs/bounds.gin reads it, for something that is not built here.",
     ),
+    "a run in a bucket": (
+        "train",
+        ["MODEL_DIR='s3://bucket/run'"],
+        "error: MODEL_DIR must be a path on this machine, got 's3://bucket/run'. Copy its files",
+    ),
+    "samples in a bucket": ("sample", [DRY, "SAMPLE_OUTPUT_DIR='hdfs://a/b'"], "got 'hdfs://a/b'"),
+    "a file's address": ("eval", [DRY, "CHECKPOINT_PATH='file:///runs/a'"], "got 'file:///runs/a'"),
+    "a warm start from a bucket": (
+        "train",
+        [DRY, "INITIAL_CHECKPOINT_PATH='gs://b/a'"],
+        "INITIAL_CHECKPOINT_PATH must be a path on this machine, got 'gs://b/a'",
+    ),
+    "images at an address": (
+        "encode",
+        [DRY, "DATA_PATH='https://host/images'", "MIXTURE_OR_TASK_NAME='image_folder'"],
+        "DATA_PATH must be a path on this machine",
+    ),
+    "a cache in a bucket": (
+        "eval",
+        [DRY, "DatasetConfig.cache_dir='gs://b/c'"],
+        "DatasetConfig.cache_dir must be a path on this machine",
+    ),
+    "datasets in a bucket": (
+        "train",
+        [DRY, "--tfds_data_dir=gs://b/c"],
+        "--tfds_data_dir must be a path on this machine, got 'gs://b/c'",
+    ),
+    "gin files in a bucket": (
+        "train",
+        [DRY, "--gin_file=gs://b/c.gin"],
+        "--gin_file must be a path",
+    ),
+    "a home that is not there": (
+        "interpolate",
+        [DRY, "INTERPOLATE_OUTPUT_DIR='~nobody_here/a'"],
+        "'~nobody_here/a' starts with '~nobody_here', and there is no such home folder. Set HOME",
+    ),
     "two runs in one directory": ("train", ["MODEL_DIR='taken'"], "for one run at a time, and"),
 }
 
@@ -263,3 +300,4 @@ def test_misuse_ends_in_2_and_a_sentence(misuse: str, folder: pathlib.Path, caps
     assert "Traceback" not in errors
     assert [each.name for each in (folder / "taken").iterdir()] == ["run.lock"]
     assert not list(folder.rglob("*checkpoint_*"))
+    assert not list(folder.glob("*:"))
