@@ -18,6 +18,7 @@ import optax
 from idode_gin import checks
 from idode_gin.checkpoints import restoring, saving
 from idode_gin.interop import official
+from idode_gin.processes import output
 from idode_gin.reports import paths
 from idode_gin.training import optimizers, train_state
 
@@ -91,4 +92,5 @@ def _with_moments(opt_state: optax.OptState, adam: dict) -> optax.OptState:
 
 
 if __name__ == "__main__":
+    output.make_safe()
     sys.exit(main())

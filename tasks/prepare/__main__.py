@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from idode_gin import checks
+from idode_gin.processes import output
 from idode_gin.reports import paths
 from tasks.prepare import datasets, targets
 from tasks.prepare.datasets import Dataset
@@ -184,5 +185,6 @@ def _stop(number: int, frame: FrameType | None) -> None:
 if __name__ == "__main__":
     from absl import logging
 
+    output.make_safe()
     logging.set_verbosity(logging.ERROR)  # TFDS logs every step
     sys.exit(main())
