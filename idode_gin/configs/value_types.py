@@ -183,6 +183,8 @@ def _alternatives(value: Any) -> Iterator[tuple[Any, str]]:
         other = tuple(value) if isinstance(value, list) else list(value)
         yield other, f"Write {other!r}."
     if isinstance(value, int | float | str):
+        named = {"NAME": value}
+        yield named, f"Write {named!r}, with the name of what the value is for."
         yield (value,), f"Write ({value!r},), with its comma."
 
 

@@ -376,3 +376,52 @@ def test_parameters_named_like_paths_are_marked_as_paths() -> None:
     }
     # jax takes addresses for its cache of compiled programs.
     assert {each for each in not_marked if not each.endswith(".compilation_cache_dir")} == set()
+
+
+@pytest.mark.parametrize(
+    ("more", "bindings"),
+    [
+        ("STEPS = %STEPS", ["STEPS = %STEPS [experiment.gin:10]"]),
+        (
+            "A = %B\nB = %STEPS\nSTEPS = %A",
+            ["A = %B [experiment.gin:10]", "B = %STEPS [", "STEPS = %A ["],
+        ),
+        ("toy.Wheel.spokes = (%N, 3)\nN = [%N]", ["N = [%N] [experiment.gin:11]"]),
+        (
+            "WHEEL/toy.Wheel.name = %NAME\nNAME = @toy.Wheel()\nNAME/toy.Wheel.name = %NAME",
+            ["NAME = @", "NAME/Wheel.name = %NAME ["],
+        ),
+        (
+            "toy.Engine.power = @toy.limited()\ntoy.limited.value = @toy.limited()",
+            ["limited.value"],
+        ),
+    ],
+)
+def test_ring_of_bindings(load: Load, more: str, bindings: list[str]) -> None:
+    (found,) = error(load, more)
+    assert " depends on itself: " in found
+    assert [found.index(each) for each in bindings] == sorted(map(found.index, bindings))
+    assert found.endswith(". Give one of them a value.")
+
+
+def test_a_function_that_is_passed_on_within_itself_is_no_ring(load: Load) -> None:
+    load("toy.Engine.governor = @toy.limited\ntoy.limited.limit = @toy.count()")
+    load("A = %B\nB = 3\nSTEPS = %A\ntoy.Engine.power = %A")
+
+
+def test_a_file_whose_bindings_are_all_replaced(tmp_path: pathlib.Path) -> None:
+    toy_files.write(tmp_path)
+    (tmp_path / "mine.gin").write_text("STEPS = 3")
+    (tmp_path / "wheel.gin").write_text(f"{H}\nSTEPS = 4\ntoy.Wheel.grip = 1.0")
+
+    def load(files: list[str], *bindings: str) -> None:
+        building.load_and_check(toy_program.main, files, bindings, [str(tmp_path)])
+
+    for files, bindings, by in (
+        (["mine.gin", "experiment.gin"], [], "--gin_file=experiment.gin"),
+        (["experiment.gin", "mine.gin", "wheel.gin"], [], "--gin_file=wheel.gin"),
+        (["experiment.gin", "mine.gin"], ["STEPS = 5"], "--gin.STEPS=5"),
+    ):
+        with pytest.raises(ConfigError, match=f"^--gin_file=mine.gin has no effect: .* by {by}. L"):
+            load(files, *bindings)
+    load(["wheel.gin", "experiment.gin", "mine.gin"], "FOLDER = 'a'", "FOLDER = 'b'")

@@ -208,6 +208,50 @@ MISUSE = {
         [DRY, "LANES=2"],
         "[--gin.LANES=2]. gin_configs/bounds.gin reads it, for something that is not built here.",
     ),
+    "a mesh of one number": (
+        "train",
+        [DRY, "MESH_SHAPE=8"],
+        "got 8 (int), through MESH_SHAPE [--gin.MESH_SHAPE=8]. Write {'NAME': 8}, with the name",
+    ),
+    "a mesh with a name of another thing": (
+        "train",
+        [DRY, "MESH_SHAPE={'NAME': 8}"],
+        "must use the axes data, fsdp, model, got 'NAME'.",
+    ),
+    "rows that are never logged": (
+        "train",
+        [DRY, "LOG_PERIOD=0"],
+        "`log_period` must be greater than zero, got log_period=0. In gin: LOG_PERIOD.",
+    ),
+    "macros in a ring": (
+        "sample",
+        [DRY, "NUM_SAMPLES=%BATCH_SIZE", "BATCH_SIZE=%NUM_SAMPLES"],
+        "error: The value of BATCH_SIZE depends on itself: BATCH_SIZE = %NUM_SAMPLES "
+        "[--gin.BATCH_SIZE=%NUM_SAMPLES], NUM_SAMPLES = %BATCH_SIZE [",
+    ),
+    "a file that later ones replace": (
+        "train",
+        [
+            DRY,
+            "--gin_file=gin_configs/models/unet_cifar10.gin",
+            "--gin_file=gin_configs/models/unet_tiny.gin",
+        ],
+        "error: --gin_file=gin_configs/models/unet_cifar10.gin has no effect: what is read later "
+        "wins, and all that this program reads of it is replaced by "
+        "--gin_file=gin_configs/models/unet_tiny.gin.",
+    ),
+    "an optimizer of optax by its name": (
+        "train",
+        [DRY, "OPTIMIZER=optax.lion"],
+        "  import optax\n  OPTIMIZER = @optax.lion()\n"
+        "  optax.lion.learning_rate = %LEARNING_RATE\n",
+    ),
+    "arithmetic": ("train", [DRY, "LEARNING_RATE=2*1e-4"], "Write --gin.LEARNING_RATE=0.0002\n"),
+    "a number in words": (
+        "train",
+        [DRY, "TRAIN_STEPS=ten"],
+        "'ten' is no number, and TRAIN_STEPS is one: 1500 in the files.",
+    ),
     "a run in a bucket": (
         "train",
         ["MODEL_DIR='s3://bucket/run'"],

@@ -200,6 +200,13 @@ def test_annotation_that_cannot_be_resolved_accepts_everything() -> None:
     assert not value_types.fits("anything", value_types.parameters(lost)["y"].annotation)
 
 
+def test_a_number_where_names_are_wanted() -> None:
+    annotation = Mapping[str, int] | Sequence[int] | None
+    expected = "Write {'NAME': 8}, with the name of what the value is for."
+    assert value_types.hint(8, annotation) == expected
+    assert value_types.hint(8, Sequence[int]) == "Write (8,), with its comma."
+
+
 def test_a_path_is_text_with_a_mark() -> None:
     def paths(here: LocalPath, there: LocalPath | None = None, text: str = "") -> None:
         """Annotated as the programs' parameters are."""
