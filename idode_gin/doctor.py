@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from idode_gin import checks
 from idode_gin.feed import image_cache, image_fingerprints
+from idode_gin.processes import output
 
 EXIT_TO_FIX = 1
 PACKAGES = (
@@ -222,4 +223,5 @@ def free_disk(folders: Sequence[str]) -> Iterator[Finding]:
 
 
 if __name__ == "__main__":
+    output.make_safe()
     sys.exit(main())

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from idode_gin import checks
+from idode_gin.processes import output
 from idode_gin.reports import files, paths, run_folders, run_report
 from idode_gin.runs import output_folders
 
@@ -79,4 +80,5 @@ def _outputs(folder: pathlib.Path, depth: int) -> list[tuple[pathlib.Path, str]]
 
 
 if __name__ == "__main__":
+    output.make_safe()
     sys.exit(main())

@@ -12,7 +12,7 @@ def start() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # jax has a bare `assert` for one without any
-        named = jax.config.jax_platforms
+        named = getattr(jax.config, "jax_platforms", None)
         reason = (str(error).strip().splitlines() or ["it is not installed, or finds no device"])[0]
         raise ValueError(
             f"jax cannot use {f'JAX_PLATFORMS={named}' if named else 'its devices'}: {reason}. "

@@ -90,6 +90,11 @@ class FolderImages(AbstractOwnImages):
         if (prepared := self._prepared(split)) is not None:
             return [self.path / INFO, *prepared.shards()]
         folder = self.path / split
+        if self.path.is_file():
+            raise ValueError(
+                f"DATA_PATH must be a folder for {self.name!r}, got the file {self.path}. "
+                f"{self.layout} An .npz file is read by gin_configs/experiments/image_npz.gin."
+            )
         if not folder.is_dir():
             raise ValueError(f"There is no folder {folder}. {self.layout}")
         found = (each for each in folder.rglob("*") if each.is_file())
