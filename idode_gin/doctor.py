@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from idode_gin import checks
 from idode_gin.feed import image_cache, image_fingerprints
+from idode_gin.processes import output
 
 EXIT_TO_FIX = 1
 PACKAGES = (
@@ -72,7 +73,7 @@ def findings(
     try:
         default = pathlib.Path.home() / "tensorflow_datasets"
         images = str(image_cache.default_directory())
-    except RuntimeError:  # neither HOME nor an entry of the user
+    except (RuntimeError, ValueError):  # neither HOME nor an entry of the user
         default, images = pathlib.Path("tensorflow_datasets"), os.environ.get("IDODE_CACHE_DIR", "")
         yield Finding("HOME", "is not set", "export HOME=/a/folder/that/you/can/write/to")
     compiled = compilation_cache_dir or os.environ.get("JAX_COMPILATION_CACHE_DIR")
@@ -222,4 +223,5 @@ def free_disk(folders: Sequence[str]) -> Iterator[Finding]:
 
 
 if __name__ == "__main__":
+    output.make_safe()
     sys.exit(main())

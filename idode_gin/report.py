@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 
 from idode_gin import checks
-from idode_gin.reports import files, run_folders, run_report
+from idode_gin.processes import output
+from idode_gin.reports import files, paths, run_folders, run_report
 from idode_gin.runs import output_folders
 
 _DEPTH = 2  # folders within a folder
@@ -46,7 +47,7 @@ def write(folders: Sequence[str], output: str | None = None) -> pathlib.Path:
     """
     found: dict[str, run_folders.RunFolder] = {}
     for name in folders:
-        within = _outputs(pathlib.Path(name).expanduser(), _DEPTH)
+        within = _outputs(pathlib.Path(paths.local(name, "A report's folder")), _DEPTH)
         if not within:
             reason = "does not exist" if not os.path.lexists(name) else "holds no such output"
             raise ValueError(
@@ -56,7 +57,7 @@ def write(folders: Sequence[str], output: str | None = None) -> pathlib.Path:
         for path, program in within:
             if (key := os.path.realpath(path)) not in found:
                 found[key] = run_folders.read(path, program)
-    path = pathlib.Path(output or pathlib.Path(folders[0], "report.html")).expanduser()
+    path = pathlib.Path(paths.local(output or f"{folders[0]}/report.html", "--output"))
     content = run_report.page(list(found.values()))
     # A file's name may hold bytes that are not text.
     files.write_atomically(path, content.encode("utf-8", "replace"))
@@ -79,4 +80,5 @@ def _outputs(folder: pathlib.Path, depth: int) -> list[tuple[pathlib.Path, str]]
 
 
 if __name__ == "__main__":
+    output.make_safe()
     sys.exit(main())

@@ -25,6 +25,7 @@ from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.feed.data import DatasetConfig
 from idode_gin.models import DiffusionODE
 from idode_gin.processes import agreement, joining
+from idode_gin.reports.paths import LocalPath
 from idode_gin.runs import run_lock
 from idode_gin.training.optimizers import AdamW
 from idode_gin.training.trainer import Trainer
@@ -33,7 +34,7 @@ from idode_gin.training.trainer import Trainer
 def train(
     *,
     model: DiffusionODE,
-    model_dir: str,
+    model_dir: LocalPath,
     train_dataset_cfg: DatasetConfig,
     train_eval_dataset_cfg: DatasetConfig | None,
     checkpoint_cfg: CheckpointConfig,

@@ -7,6 +7,7 @@ from typing import final
 
 from idode_gin import checks
 from idode_gin.checkpoints import warm_start
+from idode_gin.reports.paths import LocalPath
 
 _MODES = ("latest", "specific")
 
@@ -106,7 +107,7 @@ class RestoreCheckpointConfig:
         ValueError: if a value is unknown or has no effect, or nothing would be restored.
     """
 
-    path: str | None = None
+    path: LocalPath | None = None
     mode: str | None = None
     params: str = warm_start.RESTORE
     ema: str = warm_start.RESTORE

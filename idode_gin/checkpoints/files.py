@@ -14,6 +14,7 @@ from absl import logging
 from idode_gin.checkpoints import meta
 from idode_gin.checkpoints.config import SaveCheckpointConfig
 from idode_gin.checkpoints.meta import DamagedError
+from idode_gin.reports import paths
 
 PREFIX = "checkpoint"
 DAMAGED_PREFIX = "damaged_"
@@ -63,7 +64,7 @@ def candidates(path: str | pathlib.Path, mode: str | None = None) -> list[pathli
             f"No checkpoint at '': the path must be a run directory with {PREFIX}_<step> "
             "directories, or one of those, got an empty string."
         )
-    path = pathlib.Path(path).expanduser().absolute()
+    path = pathlib.Path(paths.local(path, "The path of a checkpoint")).absolute()
     is_specific = _STEP_DIRECTORY.fullmatch(path.name) is not None
     if path.is_file():
         raise ValueError(

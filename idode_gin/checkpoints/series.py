@@ -13,6 +13,7 @@ import jax
 from idode_gin import checks
 from idode_gin.checkpoints import files
 from idode_gin.processes import exchange, preemption
+from idode_gin.reports import paths
 
 IsDone = Callable[[pathlib.Path], bool]
 """Returns True if the checkpoint at a path needs no more work."""
@@ -84,9 +85,8 @@ class Watch(AbstractSeries):
 
     def check(self, directory: str) -> None:
         """Raise ValueError for a single checkpoint or a file; the directory need not exist yet."""
-        path = pathlib.Path(directory)
-        is_single = path.name.startswith(f"{files.PREFIX}_")
-        if directory == "" or is_single or path.expanduser().is_file():
+        is_single = pathlib.Path(directory).name.startswith(f"{files.PREFIX}_")
+        if directory == "" or is_single or _local(directory).is_file():
             files.find(directory, "latest")
 
     def each(self, directory: str, is_done: IsDone) -> Iterator[pathlib.Path]:
@@ -121,7 +121,7 @@ class _Backlog:
     """Checkpoints of a directory that are not yet yielded."""
 
     def __init__(self, directory: str, is_done: IsDone) -> None:
-        self._directory = pathlib.Path(directory).expanduser().absolute()
+        self._directory = _local(directory).absolute()
         self._is_done = is_done
         self._done: set[int] = set()
         self._given: dict[int, tuple[int, int]] = {}
@@ -162,6 +162,10 @@ class _Backlog:
             checkpoint = files.checkpoint_path(self._directory, step)
             times += [each.stat().st_mtime_ns for each in checkpoint.rglob("*")]
         return len(times), max(times)
+
+
+def _local(directory: str) -> pathlib.Path:
+    return pathlib.Path(paths.local(directory, "The path of a run directory"))
 
 
 def _wait(seconds: float, directory: str) -> None:

@@ -20,6 +20,7 @@ from idode_gin import checks
 from idode_gin.configs import gin_internals, readers, value_types
 from idode_gin.configs.loading import MACRO, Binding, ConfigError, Key
 from idode_gin.configs.reach import CONSTANT, Reach, macro_name, needs_value, reachable
+from idode_gin.reports import paths
 
 
 def check(
@@ -39,33 +40,83 @@ def check(
     """
     reach = reachable(root, bindings)
     missing, missing_macros = _missing(reach, bindings)
-    findings = [
-        *missing_macros,
-        *_Unused(root, bindings, search_paths, reach).findings(),
-        *missing,
-        *_wrong_types(reach, bindings),
-    ] or [*_without_effect(bindings, reach)]
+    findings = (
+        [*_rings(reach, bindings)]
+        or [
+            *missing_macros,
+            *_Unused(root, bindings, search_paths, reach).findings(),
+            *missing,
+            *_wrong_types(reach, bindings),
+        ]
+        or [*_without_effect(bindings, reach)]
+    )
     if findings:
         raise ConfigError("\n  ".join(dict.fromkeys(findings)))
     return reach
 
 
+def _rings(reach: Reach, bindings: Sequence[Binding]) -> Iterator[str]:
+    final = {each.key: each for each in bindings}
+    for ring in reach.rings:
+        first = min(range(len(ring)), key=lambda place: str(ring[place]))  # each ring once
+        lines = (final[key] for key in (*ring[first:], *ring[:first]))
+        written = ", ".join(f"{each.key} = {each.value!r} [{each.where}]" for each in lines)
+        yield f"The value of {ring[first]} depends on itself: {written}. Give one of them a value."
+
+
+def expand_paths(reach: Reach, bindings: Sequence[Binding]) -> None:
+    """Put the home folder in place of `~` in every path that the program reads.
+
+    Raises:
+        ConfigError: for addresses such as gs://bucket/run.
+    """
+    final, macros, findings = {each.key: each for each in bindings}, _macros(reach, bindings), []
+    for call, keys in reach.calls.items():
+        known = {} if call.selector == MACRO else _parameters(call.selector)
+        for key in keys.values():
+            if key.parameter not in known or not known[key.parameter].is_path:
+                continue
+            through = [final[key]]
+            if not isinstance(_resolve(final[key].value, macros, through), str):
+                continue
+            found, where = through[-1].key, through[-1].where
+            try:
+                local = paths.local(through[-1].value, str(found))
+                gin_internals.bindings[found.scope, found.selector][found.parameter] = local
+            except ValueError as error:
+                findings.append(f"{error} [{where}]")
+    if findings:
+        raise ConfigError("\n  ".join(dict.fromkeys(findings)))
+
+
 def _without_effect(bindings: Sequence[Binding], reach: Reach) -> Iterator[str]:
     """Report files and bindings of the command line of which the program reads nothing.
 
-    A file that is included may bind what this program does not use.
+    Of a file it also reads nothing if later ones replaced all that it binds. A file that is
+    included may bind what this program does not use.
     """
     bound: dict[str, list[Key]] = {}
+    last = {each.key: each for each in bindings}
     for each in bindings:
         bound.setdefault(each.named, []).append(each.key)
     for named, keys in bound.items():
-        if reach.used.isdisjoint(keys):
-            given = named if named.startswith("--") else f"--gin_file={named}"
+        winners = dict.fromkeys(last[key].named for key in keys if key in reach.used)
+        if not winners:
             yield (
-                f"{given} has no effect: as configured, this program reads nothing of what it "
-                f"binds ({', '.join(map(str, dict.fromkeys(keys)))}). Leave it out, or add a file "
-                "that reads it."
+                f"{_flag(named)} has no effect: as configured, this program reads nothing of what "
+                f"it binds ({', '.join(map(str, dict.fromkeys(keys)))}). Leave it out, or add a "
+                "file that reads it."
             )
+        elif named not in winners and not named.startswith("--"):
+            yield (
+                f"{_flag(named)} has no effect: what is read later wins, and all that this program "
+                f"reads of it is replaced by {' and '.join(map(_flag, winners))}. Leave it out, or "
+                "name it last."
+            )
+
+
+def _flag(named: str) -> str:
+    return named if named.startswith("--") else f"--gin_file={named}"
 
 
 @dataclasses.dataclass(frozen=True)

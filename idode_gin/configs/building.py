@@ -38,6 +38,7 @@ def load_and_check(
     bindings = loading.load(gin_files, gin_bindings, paths)
     _check_program(root, bindings)
     reach = binding_checks.check(root, bindings, paths)
+    binding_checks.expand_paths(reach, bindings)
     table = gin_internals.bindings
     for key in {each.key for each in bindings} - reach.used:
         bound = table[key.scope, key.selector]

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import sys
 from collections.abc import Sequence
 
 from absl.flags import FlagValues
@@ -10,6 +11,7 @@ from gin import config
 import idode_gin
 from idode_gin.configs import building, flags, gin_internals, quiet
 from idode_gin.configs.loading import MACRO, ConfigError
+from idode_gin.feed import tasks_package
 from idode_gin.processes import joining, output, places, preemption
 
 
@@ -25,6 +27,7 @@ def execute(program: str, function: str, about: str, arguments: Sequence[str]) -
             f"No --gin_file. For example:\n  {example[0].strip() if example else about}"
         )
     quiet.silence_tensorflow()
+    tasks_package.reserve()
     root = getattr(importlib.import_module(program), function)
     building.load_and_check(root, options.gin_file, options.gin_bindings, options.gin_search_paths)
     building.refuse_bindings(root, ["dry_run"], "use the flag --dry_run")
@@ -35,6 +38,10 @@ def execute(program: str, function: str, about: str, arguments: Sequence[str]) -
         jax.config.update("jax_platforms", "cpu")  # accelerators may be in use
     else:
         initialize_processes(options)
+        if "jax" in sys.modules:
+            from idode_gin.devices import backends
+
+            backends.start()
     if options.tfds_data_dir or options.seqio_additional_cache_dirs:
         from idode_gin.feed import loading
 

@@ -10,6 +10,7 @@ import absl.logging  # noqa: F401  defines --verbosity and the other flags of lo
 from absl import flags
 
 from idode_gin.configs.loading import ConfigError
+from idode_gin.reports import paths
 
 _BOOL, _INTEGER, _STRING = flags.DEFINE_bool, flags.DEFINE_integer, flags.DEFINE_string
 _LIST, _REPEATED = flags.DEFINE_list, flags.DEFINE_multi_string
@@ -29,6 +30,7 @@ _FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "local_device_ids": (_LIST, None, "Numbers of this process's GPUs, or all."),
     "help": (_BOOL, False, "Print this text."),
 }
+_PATHS = ("gin_file", "gin_search_paths", "tfds_data_dir", "seqio_additional_cache_dirs")
 _GIN_HELP = (
     "Bind a macro or parameter after all files. Text needs Python's quotes inside the shell's."
 )
@@ -59,7 +61,19 @@ def parse(arguments: Sequence[str]) -> flags.FlagValues:
         raise ConfigError(str(error)) from error
     if len(rest) > 1:
         raise ConfigError(f"{rest[1]!r} is no flag. Write --name=value.")
+    for name in _PATHS:
+        options[name].value = _local(options[name].value, f"--{name}")
     return options
+
+
+def _local(given: Any, flag: str) -> Any:
+    """Return the path or paths that a flag gives, with the home folder in place of `~`."""
+    try:
+        if isinstance(given, list):
+            return [paths.local(each, flag) for each in given]
+        return given and paths.local(given, flag)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def usage(about: str) -> str:

@@ -5,6 +5,7 @@ configuration. gin 0.5 itself does not record where a value came from, looks for
 Python packages, and does not suggest similar names.
 """
 
+import codecs
 import importlib.util
 import os
 import pathlib
@@ -18,7 +19,8 @@ from gin import config, config_parser
 from gin import utils as gin_errors
 
 from idode_gin import checks
-from idode_gin.configs import gin_internals, readers, value_types
+from idode_gin.configs import advice, gin_internals, readers, value_types
+from idode_gin.reports import paths
 
 MACRO = "gin.macro"
 _BINDINGS_LOCATION = re.compile(r"\n  In bindings string line \d+\n.*(\n *\^)?")
@@ -74,7 +76,8 @@ def load(
     """Read `files` in order, then the command-line `bindings`, into gin's configuration.
 
     Args:
-        files: gin files, absolute or relative to a search path.
+        files: gin files, absolute or relative to a search path. The files that they include may
+            also lie beside them.
         bindings: texts like `TRAIN_STEPS = 100`.
         search_paths: folders to look for `files` and included files in; the first match wins.
 
@@ -92,20 +95,47 @@ def load(
     return loader.bindings
 
 
-def find_file(name: str, search_paths: Sequence[str]) -> pathlib.Path:
+def find_file(name: str, search_paths: Sequence[str | pathlib.Path]) -> pathlib.Path:
     """Return the first `search_path/name` that is a file.
 
     Raises:
         ConfigError: if there is none, with the folders searched and the nearest file name.
     """
+    try:
+        name = paths.local(name, "A gin file")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     for folder in search_paths:
         path = pathlib.Path(folder) / name
         if path.is_file():
             return path
+    for folder in search_paths:
+        if (path := pathlib.Path(folder) / name).is_dir():
+            found = sorted(each.name for each in path.glob("*.gin"))
+            raise ConfigError(
+                f"{name!r} is a folder; --gin_file and include name a file. "
+                f"Gin files in it: {', '.join(found) or 'none'}."
+            )
     resolved = (str(pathlib.Path(each).resolve()) for each in search_paths)
     folders = ", ".join(dict.fromkeys(resolved))
     near = checks.nearest(name, _gin_files_near(name, search_paths))
     raise ConfigError(f"There is no gin file {name!r}. Searched: {folders}. {near}")
+
+
+def _check_text(path: pathlib.Path, name: str) -> None:
+    """Raise ConfigError unless a file is UTF-8 text; a byte order mark is accepted."""
+    content = path.read_bytes()
+    reason = ""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content:
+        reason = "it is UTF-16, or no text"
+    else:
+        try:
+            content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            line = content.count(b"\n", 0, error.start) + 1
+            reason = f"byte {content[error.start]:#04x} of line {line} is none"
+    if reason:
+        raise ConfigError(f"{name!r} must be text in UTF-8: {reason}. Save it as UTF-8.")
 
 
 def modules_that_define(selector: str) -> list[str]:
@@ -125,7 +155,7 @@ def modules_that_define(selector: str) -> list[str]:
     return [each for each in found if each.endswith(f".{module}")] or found
 
 
-def _gin_files_near(name: str, search_paths: Sequence[str]) -> set[str]:
+def _gin_files_near(name: str, search_paths: Sequence[str | pathlib.Path]) -> set[str]:
     found = {each.name for each in readers.gin_files(search_paths)}
     for folder in map(pathlib.Path, search_paths):
         found |= {os.path.relpath(each, folder) for each in (folder / name).parent.glob("*.gin")}
@@ -139,15 +169,28 @@ class _Loader:
         self.bindings: list[Binding] = []
         self._search_paths = search_paths
         self._open: dict[pathlib.Path, str] = {}  # resolved path: the name it was included by
+        self._folders: list[pathlib.Path] = []  # of the same files
 
     def read_file(self, name: str) -> None:
-        path = find_file(name, self._search_paths)
+        beside = self._folders[-1:]  # of the file that includes it
+        path = find_file(name, [*self._search_paths, *beside])
+        if not any((pathlib.Path(each) / name).is_file() for each in self._search_paths):
+            name = str(path)
         if path.resolve() in self._open:
             raise ConfigError(f"{name!r} includes itself.")
+        _check_text(path, name)
         self._open[path.resolve()] = name
-        with open(path, encoding="utf-8") as lines:
-            self._read(lines, name)
+        self._folders.append(path.parent)
+        with open(path, encoding="utf-8-sig") as lines:
+            try:
+                self._read(lines, name)
+            except SyntaxError as error:
+                if path.suffix != ".gin":
+                    reason = f"{name!r} is no gin file: their names end in .gin."
+                    raise ConfigError(reason) from error
+                raise
         self._open.popitem()
+        self._folders.pop()
 
     def read_command_line(self, text: str) -> None:
         name, _, value = map(str.strip, text.partition("="))
@@ -159,15 +202,27 @@ class _Loader:
 
     def _advice(self, error: Exception, name: str, value: str) -> str:
         if isinstance(error, SyntaxError):
-            return _syntax_advice(name, value, error.msg)
+            return advice.about_value(name, value, error.msg, self._current(name))
         if isinstance(error, _UnknownError):
             selector = error.selector
             is_reference = re.search(rf"@([\w/]+/)?{re.escape(selector)}\b", value)
             if is_reference and (modules := modules_that_define(selector)):
-                return _lines_for_a_file(name, value, selector, modules)
+                return advice.lines_for_a_file(name, value, selector, modules)
+            if lines := advice.lines_of_library(name, value):
+                return lines
             if files := readers.builders(selector, readers.gin_files(self._search_paths)):
                 return readers.none_uses(selector, files)
         return _BINDINGS_LOCATION.sub("", str(error))
+
+    def _current(self, name: str) -> Any:
+        """Return the value that a macro or parameter has so far, None if there is none."""
+        values = {str(each.key): each.value for each in self.bindings}
+        for _ in values:  # more steps would be a ring
+            value = values.get(name)
+            if not str(value).startswith("%"):
+                return value
+            name = str(value)[1:]
+        return None
 
     def _read(self, source: Any, name: str) -> None:
         with gin_internals.file_scope() as context:
@@ -279,31 +334,3 @@ def _modules_of(package: str) -> list[str]:
     spec = importlib.util.find_spec(package)
     folders = spec.submodule_search_locations if spec else None
     return [each.name for each in pkgutil.iter_modules(folders)] if folders else []
-
-
-def _lines_for_a_file(name: str, value: str, selector: str, modules: Sequence[str]) -> str:
-    """Return the lines of a gin file that import and bind what the command line cannot import."""
-    package, _, module = modules[0].rpartition(".")
-    reference = f"{module}.{selector.rpartition('.')[2]}"
-    others = f" (or: {', '.join(modules[1:])})" if modules[1:] else ""
-    return (
-        f"No gin file uses a function or class named {selector!r}. The command line cannot import "
-        f"it. Write these lines into a gin file{others} and add it with one more --gin_file:\n"
-        "  from __gin__ import dynamic_registration\n"
-        f"  from {package} import {module}\n"
-        f"  {name} = {value.replace(selector, reference)}"
-    )
-
-
-def _syntax_advice(name: str, value: str, message: str) -> str:
-    """Return how to write a command-line binding that gin cannot parse."""
-    is_name = config_parser.MODULE_RE.match(name.replace("/", "."))
-    if not is_name or not value or value[0] in "@%[({":
-        return f"{message} Write --gin.NAME=VALUE, or --gin.scope/function.parameter=VALUE"
-    if value.lower() in ("true", "false", "none"):
-        return f"{value!r} is no Python literal. Write --gin.{name}={value.capitalize()}"
-    quoted = value.strip("'\"")
-    return (
-        f"{value!r} is no Python literal. Text needs Python's quotes inside the shell's: "
-        f"--gin.{name}=\"'{quoted}'\""
-    )

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from idode_gin.processes import failures, preemption
+from idode_gin.processes import failures, output, preemption
 
 
 def main(program: str, function: str, about: str) -> NoReturn:
@@ -17,6 +17,7 @@ def main(program: str, function: str, about: str) -> NoReturn:
     A program calls it above its imports, so that --help and a misspelt flag answer at once. The
     function that runs is that of the module gin files import, not of the copy named `__main__`.
     """
+    output.make_safe()
     with preemption.starting():
         sys.exit(run(program, function, about))
 

@@ -34,9 +34,13 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Reach:
-    """The calls that a program makes, each with the bindings it reads, by parameter."""
+    """The calls that a program makes, each with the bindings it reads, by parameter.
+
+    `rings` are bindings each of which needs the next one, and the last the first.
+    """
 
     calls: Mapping[Call, Mapping[str, Key]]
+    rings: Sequence[Sequence[Key]] = ()
 
     @property
     def used(self) -> set[Key]:
@@ -75,8 +79,14 @@ def reachable(
         bound[key.scope, key.selector].append(key)
     calls: dict[Call, dict[str, Key]] = {}
     seen: set[tuple[Call, tuple[Scope, ...]]] = set()
+    path: list[tuple[Call, Key]] = []  # from the root to the call that is visited
+    rings: list[list[Key]] = []
 
     def visit(call: Call, outer_scopes: tuple[Scope, ...]) -> None:
+        places = [place for place, (each, _) in enumerate(path) if each == call]
+        if places and not any(each.deferred for each, _ in path[places[0] :]):
+            rings.append([key for _, key in path[places[0] :]])
+            return
         if (call, outer_scopes) in seen:
             return
         seen.add((call, outer_scopes))
@@ -85,9 +95,11 @@ def reachable(
         calls[call] = {key.parameter: key for key in keys}
         around = tuple(dict.fromkeys((*outer_scopes, call.scope)))
         for key in calls[call].values():
+            path.append((call, key))
             for reference in config.iterate_references(values[key]):
                 for each in _calls_of(reference, call, around):
                     visit(each, around)
+            path.pop()
 
     visit(Call(gin_internals.lookup(root).selector, (), False), ())
     for scope, selector, _ in values:
@@ -96,7 +108,7 @@ def reachable(
             visit(Call(selector, _split(scope), True), ())
     for name in spare_macros:
         visit(Call(MACRO, _split(name), True), ())
-    return Reach(calls)
+    return Reach(calls, rings)
 
 
 def macro_name(value: Any) -> str | None:

@@ -38,13 +38,13 @@ class GinFile:
         return re.search(rf"@(?:[\w./]*[./])?{name}\(\)", self.text) is not None
 
 
-def gin_files(search_paths: Sequence[str]) -> list[GinFile]:
+def gin_files(search_paths: Sequence[str | pathlib.Path]) -> list[GinFile]:
     """Return all files below a `gin_configs`; of one name, the one of the first search path."""
     found: dict[str, GinFile] = {}
     for path in map(pathlib.Path, search_paths):
         for each in sorted(path.glob("gin_configs/**/*.gin")):
             name = each.relative_to(path).as_posix()
-            found.setdefault(name, GinFile(name, each.read_text("utf-8")))
+            found.setdefault(name, GinFile(name, each.read_text("utf-8", "replace")))
     return list(found.values())
 
 

@@ -11,11 +11,14 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import operator
 import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from idode_gin.reports import paths
 
 UNKNOWN = Any
 _SEQUENCES = (collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
@@ -39,10 +42,14 @@ class Named:
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One parameter of a function or class: its annotation, and whether it must be given."""
+    """One parameter of a function or class: its annotation, and whether it must be given.
+
+    `is_path` is True if it is annotated as a `paths.LocalPath`, which `annotation` shows as `str`.
+    """
 
     annotation: Any
     required: bool
+    is_path: bool = False
 
 
 @functools.cache
@@ -54,7 +61,11 @@ def parameters(target: Callable[..., Any]) -> Mapping[str, Parameter]:
     """
     signature = _signature(target)
     return {
-        name: Parameter(_known(each.annotation), each.default is each.empty)
+        name: Parameter(
+            _plain(_known(each.annotation)),
+            each.default is each.empty,
+            paths.is_local(each.annotation),
+        )
         for name, each in (signature.parameters.items() if signature else ())
         if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
     }
@@ -173,6 +184,8 @@ def _alternatives(value: Any) -> Iterator[tuple[Any, str]]:
         other = tuple(value) if isinstance(value, list) else list(value)
         yield other, f"Write {other!r}."
     if isinstance(value, int | float | str):
+        named = {"NAME": value}
+        yield named, f"Write {named!r}, with the name of what the value is for."
         yield (value,), f"Write ({value!r},), with its comma."
 
 
@@ -194,6 +207,15 @@ def _signature(target: Callable[..., Any]) -> inspect.Signature | None:
 def _known(annotation: Any) -> Any:
     is_missing = annotation is inspect.Signature.empty or isinstance(annotation, str)
     return UNKNOWN if is_missing else annotation
+
+
+def _plain(annotation: Any) -> Any:
+    """Return an annotation without the marks of `Annotated`, in a union too."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return typing.get_args(annotation)[0]
+    if _is_union(annotation) and paths.is_local(annotation):
+        return functools.reduce(operator.or_, map(_plain, typing.get_args(annotation)))
+    return annotation
 
 
 def _is_union(annotation: Any) -> bool:

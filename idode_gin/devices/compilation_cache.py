@@ -7,6 +7,8 @@ import jax
 from absl import logging
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
+from idode_gin.reports import paths
+
 
 def use(folder: str | None) -> None:
     """Store compiled programs in `folder` and reuse those already there.
@@ -26,7 +28,7 @@ def use(folder: str | None) -> None:
     if not folder:
         raise ValueError("The compilation cache must name a folder, got ''. None switches it off.")
     if "://" not in folder:
-        folder = _ready(pathlib.Path(folder).expanduser().absolute())
+        folder = _ready(pathlib.Path(paths.local(folder, "COMPILATION_CACHE_DIR")).absolute())
     jax.config.update("jax_compilation_cache_dir", folder)
     jax_cache.reset_cache()  # jax reads the setting once, at its first compilation
 

@@ -26,6 +26,7 @@ from idode_gin.likelihood.pilot import Pilot
 from idode_gin.losses.base import AbstractBound
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.models import DiffusionODE
+from idode_gin.reports.paths import LocalPath
 from idode_gin.runs import descriptions, facts, image_loop, run_inputs
 
 
@@ -84,8 +85,8 @@ class Evaluator:
             those without one; None measures nothing.
     """
 
-    output_dir: str
-    checkpoint_path: str
+    output_dir: LocalPath
+    checkpoint_path: LocalPath
     likelihoods: dict[str, ODELikelihood]
     variational_bound: AbstractBound = dataclasses.field(default_factory=VariationalBound)
     checkpoints: AbstractSeries | None = None

@@ -13,6 +13,7 @@ from idode_gin import checks
 from idode_gin.feed import image_fingerprints
 from idode_gin.feed.augmentation import Augmentation
 from idode_gin.feed.image_fingerprints import ImageFingerprint
+from idode_gin.reports.paths import LocalPath
 
 Batch = dict[str, np.ndarray]
 
@@ -54,9 +55,9 @@ class DatasetConfig:
     seed: int = 0
     use_cached: bool = False
     module: str | None = None
-    data_path: str | None = None
+    data_path: LocalPath | None = None
     augmentation: Augmentation | None = None
-    cache_dir: str | None = None
+    cache_dir: LocalPath | None = None
     memory_map: bool = True
     fingerprint: str | None = None
 

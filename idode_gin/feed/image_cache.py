@@ -28,7 +28,7 @@ import numpy as np
 from absl import logging
 
 from idode_gin.feed.image_fingerprints import Fingerprinter, ImageFingerprint, fingerprint
-from idode_gin.reports import files
+from idode_gin.reports import files, paths
 
 FORMAT = 1
 _SHOWN_DIGITS = 16
@@ -46,11 +46,16 @@ class CachedImages(NamedTuple):
 
 
 def default_directory() -> pathlib.Path:
-    """Return $IDODE_CACHE_DIR, or else the folder `idode_gin` in the user's cache folder."""
+    """Return $IDODE_CACHE_DIR, or else the folder `idode_gin` in the user's cache folder.
+
+    Raises:
+        ValueError: if neither it nor XDG_CACHE_HOME is set, and there is no home folder.
+    """
     if own := os.environ.get("IDODE_CACHE_DIR"):
-        return pathlib.Path(own)
-    users = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(users) / "idode_gin"
+        return pathlib.Path(paths.local(own, "IDODE_CACHE_DIR"))
+    name = "The cache of decoded images, which IDODE_CACHE_DIR sets,"
+    users = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(paths.local(users, name)) / "idode_gin"
 
 
 def load(
@@ -77,7 +82,7 @@ def load(
     Raises:
         ValueError: if the folder cannot be written, or lacks the space.
     """
-    folder = pathlib.Path(directory).expanduser().absolute()
+    folder = pathlib.Path(paths.local(directory, "The cache of decoded images")).absolute()
     stem = f"{re.sub(r'[^A-Za-z0-9_.]+', '_', name)}-{key}"
     found = _find(folder, stem)  # without the lock: a complete cache may be read-only
     if found is None:

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 
 from idode_gin import checks
-from idode_gin.feed import image_cache, image_fingerprints, task_images
+from idode_gin.feed import image_cache, image_fingerprints, task_images, tasks_package
 from idode_gin.feed.augmentation import Augmentation
 from idode_gin.feed.data import DatasetConfig, ImageSplit
 from idode_gin.feed.gathering import Gathered, narrowed
 from idode_gin.feed.image_fingerprints import ImageFingerprint
 from idode_gin.feed.task_images import TaskSplit
 
-DEFAULT_MODULE = "tasks"
+DEFAULT_MODULE = tasks_package.NAME
 
 
 def set_data_dirs(
@@ -80,6 +80,7 @@ def _find_task_or_mixture(config: DatasetConfig) -> Any:
     import seqio
 
     name, module = config.mixture_or_task_name, config.module or DEFAULT_MODULE
+    tasks_package.reserve()
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -91,9 +92,13 @@ def _find_task_or_mixture(config: DatasetConfig) -> Any:
         ) from error
     known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
     if name not in known:
+        file = tasks_package.namesake() if module == DEFAULT_MODULE else None
+        unread = (
+            f" {file} is not imported: rename it and bind DatasetConfig.module." if file else ""
+        )
         raise ValueError(
             f"No seqio task or mixture named {name!r} after importing {module!r}. "
-            f"{checks.nearest(name, known)}"
+            f"{checks.nearest(name, known)}{unread}"
         )
     return seqio.get_mixture_or_task(name)
 

@@ -18,6 +18,8 @@ import optax
 from idode_gin import checks
 from idode_gin.checkpoints import restoring, saving
 from idode_gin.interop import official
+from idode_gin.processes import output
+from idode_gin.reports import paths
 from idode_gin.training import optimizers, train_state
 
 
@@ -33,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, help="new run directory, without checkpoints")
     options = parser.parse_args(arguments)
     try:
-        path = convert(options.source, options.output)
+        places = (paths.local(vars(options)[each], f"--{each}") for each in ("source", "output"))
+        path = convert(*places)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return checks.EXIT_BAD_INPUT
@@ -89,4 +92,5 @@ def _with_moments(opt_state: optax.OptState, adam: dict) -> optax.OptState:
 
 
 if __name__ == "__main__":
+    output.make_safe()
     sys.exit(main())

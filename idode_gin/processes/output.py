@@ -1,10 +1,26 @@
-"""Console output of several processes: process 0 prints everything, the others only errors."""
+"""Console output: it never fails, and of several processes only the first prints everything."""
 
+import io
 import logging
 import os
 import sys
 import warnings
 from typing import Any
+
+
+def make_safe() -> None:
+    """Escape characters that an output stream cannot hold, and open those that are closed.
+
+    Call it before anything is opened: a file would get the number of a closed stream, and with it
+    what C code prints there.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # The lowest free number, its own.
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def only_errors(index: int) -> None:

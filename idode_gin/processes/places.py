@@ -53,11 +53,24 @@ def find_place(
             address, count, index, detected_ids = jax_internals.detect(
                 address, count, index, ids, timeout
             )
-        except RuntimeError as error:
-            raise ValueError(f"The other processes could not be detected. {error}") from error
+        except (RuntimeError, LookupError, ValueError, AttributeError) as error:
+            reason = f"{error.args[0]} is not set" if isinstance(error, KeyError) else str(error)
+            raise ValueError(
+                f"The other processes could not be detected. {reason}. Unset the variables that a "
+                "launcher has left, or give --coordinator_address, --process_count, "
+                "--process_index and --local_device_ids."
+            ) from error
     if address is None or count is None or index is None:
         given = {"coordinator_address": address, "process_count": count, "process_index": index}
         missing = ", ".join(f"--{flag}" for flag, value in given.items() if value is None)
+        if "OMPI_COMM_WORLD_RANK" in os.environ:
+            raise ValueError(
+                f"--multiprocess_gpu needs {missing} under this version of Open MPI, which does "
+                "not set OMPI_MCA_orte_hnp_uri. Give --coordinator_address=HOST:PORT, "
+                "--process_count=$OMPI_COMM_WORLD_SIZE --process_index=$OMPI_COMM_WORLD_RANK "
+                "--local_device_ids=$OMPI_COMM_WORLD_LOCAL_RANK, or 'all' for processes that see "
+                "one device each; the shell of each process must expand them."
+            )
         raise ValueError(
             f"--multiprocess_gpu needs {missing} here: no SLURM, Open MPI, TPU pod or Kubernetes "
             "that gives them was detected. (SLURM sets them for tasks that `srun` starts, not for "

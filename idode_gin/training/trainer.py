@@ -19,6 +19,7 @@ from idode_gin.feed import data
 from idode_gin.models import DiffusionODE
 from idode_gin.processes.preemption import StopRequest
 from idode_gin.reports import metrics
+from idode_gin.reports.paths import LocalPath
 from idode_gin.reports.wandb_writer import WandB
 from idode_gin.runs import descriptions, resuming, run_inputs, run_lock
 from idode_gin.runs import facts as facts_lib
@@ -74,7 +75,7 @@ class Trainer:
         ValueError: if a number is out of range.
     """
 
-    model_dir: str
+    model_dir: LocalPath
     train_steps: int
     optimizer: AdamW | optax.GradientTransformation = AdamW()
     checkpoints: CheckpointConfig = CheckpointConfig()
@@ -92,7 +93,7 @@ class Trainer:
     gamma_bins: int = 16
     peak_flops: Mapping[str, Mapping[str, float]] | None = None
     profile: profiling.ProfileWindow | None = None
-    replay: str | None = None
+    replay: LocalPath | None = None
 
     def __post_init__(self) -> None:
         checks.check_positive("train_steps", self.train_steps)

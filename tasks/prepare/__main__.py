@@ -14,6 +14,8 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from idode_gin import checks
+from idode_gin.processes import output
+from idode_gin.reports import paths
 from tasks.prepare import datasets, targets
 from tasks.prepare.datasets import Dataset
 from tasks.prepare.refusals import SourceError, TargetError
@@ -104,7 +106,8 @@ def _run(options: argparse.Namespace) -> None:
             f"{options.dataset}: the images of published datasets are left as they are."
         )
     dataset = datasets.DATASETS.get(options.dataset) or datasets.image_folder(options.name)
-    data_dir = (options.tfds_data_dir or targets.default_data_dir()).expanduser().absolute()
+    given = options.tfds_data_dir or targets.default_data_dir()
+    data_dir = _local(given, "tfds_data_dir").absolute()
     targets.check_unused(data_dir, dataset.folder, overwrite=options.overwrite)
     if options.allow_partial:
         print(
@@ -112,6 +115,7 @@ def _run(options: argparse.Namespace) -> None:
             "dataset cannot be compared with published ones.",
             file=sys.stderr,
         )
+    options.source = [_local(each, "source") for each in options.source]
     source = _open(dataset, options.source, partial=options.allow_partial, size=options.size)
     targets.check_free(data_dir, source.bytes_needed())
     with targets.staged(data_dir, dataset.folder, overwrite=options.overwrite) as aside:
@@ -119,6 +123,13 @@ def _run(options: argparse.Namespace) -> None:
 
         fingerprints = writer.write(source, aside)
     _report(options, data_dir, dataset, fingerprints)
+
+
+def _local(path: pathlib.Path, flag: str) -> pathlib.Path:
+    try:
+        return pathlib.Path(paths.local(path, f"--{flag}"))
+    except ValueError as error:
+        raise SourceError(str(error)) from error
 
 
 def _open(
@@ -174,5 +185,6 @@ def _stop(number: int, frame: FrameType | None) -> None:
 if __name__ == "__main__":
     from absl import logging
 
+    output.make_safe()
     logging.set_verbosity(logging.ERROR)  # TFDS logs every step
     sys.exit(main())

@@ -22,7 +22,7 @@ FINISHED = "dataset_info.json"
 
 def default_data_dir() -> pathlib.Path:
     """Return TFDS's own default."""
-    return pathlib.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return pathlib.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def check_free(data_dir: pathlib.Path, needed: int) -> None:
@@ -69,8 +69,6 @@ def staged(data_dir: pathlib.Path, folder: str, *, overwrite: bool) -> Iterator[
     aside = data_dir / f".preparing.{folder.replace('/', '.')}"
     replaced = aside / "replaced"
     with _explained(data_dir):
-        if "://" in str(data_dir):
-            raise TargetError(f"--tfds_data_dir must be a local folder, got {data_dir}.")
         aside.mkdir(parents=True, exist_ok=True)
         lock = _lock(aside)
     try:

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from idode_gin.feed.image_fingerprints import ImageFingerprint
+from idode_gin.reports import paths
 from tasks.support import npz_arrays
 from tasks.support.image_files import SUFFIXES, image_shape, read_image
 from tasks.support.sources import AbstractImages, digest, with_static_shape
@@ -39,7 +40,7 @@ class AbstractOwnImages(AbstractImages):
 
     def at(self, path: str) -> "AbstractOwnImages":
         """Return the same source, reading `path`."""
-        return type(self)(pathlib.Path(path).expanduser())
+        return type(self)(pathlib.Path(paths.local(path, "DATA_PATH")))
 
     def cache_key(self, split: str) -> str:
         """Return a digest of the split's folder and its files' names, sizes and times."""
@@ -89,6 +90,11 @@ class FolderImages(AbstractOwnImages):
         if (prepared := self._prepared(split)) is not None:
             return [self.path / INFO, *prepared.shards()]
         folder = self.path / split
+        if self.path.is_file():
+            raise ValueError(
+                f"DATA_PATH must be a folder for {self.name!r}, got the file {self.path}. "
+                f"{self.layout} An .npz file is read by gin_configs/experiments/image_npz.gin."
+            )
         if not folder.is_dir():
             raise ValueError(f"There is no folder {folder}. {self.layout}")
         found = (each for each in folder.rglob("*") if each.is_file())

@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from idode_gin.feed.augmentation import Augmentation
 from idode_gin.feed.image_fingerprints import ImageFingerprint
 from idode_gin.feed.sources import KnownSplit
+from idode_gin.reports import paths
 from tasks.formats.published import Variant
 from tasks.support.sources import AbstractImages, digest, with_static_shape
 from tasks.support.tfds_files import DESCRIPTION, TfdsFiles
@@ -79,7 +80,7 @@ class TfdsImages(AbstractImages):
     def _files(self, split: str) -> TfdsFiles:
         root = tfds_data_dir(self._published.tfds_name)
         return TfdsFiles(
-            folder=pathlib.Path(root, self._published.folder).expanduser(),
+            folder=pathlib.Path(paths.local(root, "The TFDS data folder"), self._published.folder),
             split=split,
             name=str(self._published),
             remedy=f"Prepare it again: python -m tasks.prepare {self.name} --overwrite ...",

@@ -6,12 +6,13 @@ import pathlib
 import re
 from collections.abc import Callable
 
+import bindable
 import pytest
 import toy_files
 import toy_program
 from gin import config
 
-from idode_gin.configs import building
+from idode_gin.configs import building, value_types
 from idode_gin.configs.loading import ConfigError, Key
 from idode_gin.configs.reach import Reach
 
@@ -347,3 +348,80 @@ def test_key_is_written_as_in_a_gin_file(load: Load) -> None:
     load()
     assert str(Key("STEPS", "gin.macro", "value")) == "STEPS"
     assert str(Key("a/b", "toy.Wheel", "size")) == "a/b/Wheel.size"
+
+
+@pytest.mark.parametrize("folder", ["'~/runs/b'", "%ELSEWHERE"])
+def test_home_folder_in_a_path(load: Load, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/my/home")
+    more = "ELSEWHERE = '~/runs/b'\n" * folder.startswith("%")
+    load(f"{more}FOLDER = {folder}\ntoy.Wheel.name = '~/kept'")
+    arguments = building.build(toy_program.main)
+    assert arguments["folder"] == "/my/home/runs/b"
+    assert arguments["wheel"].name == "~/kept"
+    assert "'/my/home/runs/b'" in config.config_str()
+
+
+def test_address_in_a_path(load: Load) -> None:
+    (found,) = error(load, "", "main.folder = 'gs://b/a'")
+    assert found.startswith("main.folder must be a path on this machine, got 'gs://b/a'. ")
+    assert found.endswith("[--gin.main.folder='gs://b/a']")
+
+
+def test_parameters_named_like_paths_are_marked_as_paths() -> None:
+    not_marked = {
+        f"{bindable.name(target)}.{parameter}"
+        for target in bindable.targets()
+        for parameter, each in value_types.parameters(target).items()
+        if re.search(r"(^|_)(dir|path|folder|file|replay)$", parameter) and not each.is_path
+    }
+    # jax takes addresses for its cache of compiled programs.
+    assert {each for each in not_marked if not each.endswith(".compilation_cache_dir")} == set()
+
+
+@pytest.mark.parametrize(
+    ("more", "bindings"),
+    [
+        ("STEPS = %STEPS", ["STEPS = %STEPS [experiment.gin:10]"]),
+        (
+            "A = %B\nB = %STEPS\nSTEPS = %A",
+            ["A = %B [experiment.gin:10]", "B = %STEPS [", "STEPS = %A ["],
+        ),
+        ("toy.Wheel.spokes = (%N, 3)\nN = [%N]", ["N = [%N] [experiment.gin:11]"]),
+        (
+            "WHEEL/toy.Wheel.name = %NAME\nNAME = @toy.Wheel()\nNAME/toy.Wheel.name = %NAME",
+            ["NAME = @", "NAME/Wheel.name = %NAME ["],
+        ),
+        (
+            "toy.Engine.power = @toy.limited()\ntoy.limited.value = @toy.limited()",
+            ["limited.value"],
+        ),
+    ],
+)
+def test_ring_of_bindings(load: Load, more: str, bindings: list[str]) -> None:
+    (found,) = error(load, more)
+    assert " depends on itself: " in found
+    assert [found.index(each) for each in bindings] == sorted(map(found.index, bindings))
+    assert found.endswith(". Give one of them a value.")
+
+
+def test_a_function_that_is_passed_on_within_itself_is_no_ring(load: Load) -> None:
+    load("toy.Engine.governor = @toy.limited\ntoy.limited.limit = @toy.count()")
+    load("A = %B\nB = 3\nSTEPS = %A\ntoy.Engine.power = %A")
+
+
+def test_a_file_whose_bindings_are_all_replaced(tmp_path: pathlib.Path) -> None:
+    toy_files.write(tmp_path)
+    (tmp_path / "mine.gin").write_text("STEPS = 3")
+    (tmp_path / "wheel.gin").write_text(f"{H}\nSTEPS = 4\ntoy.Wheel.grip = 1.0")
+
+    def load(files: list[str], *bindings: str) -> None:
+        building.load_and_check(toy_program.main, files, bindings, [str(tmp_path)])
+
+    for files, bindings, by in (
+        (["mine.gin", "experiment.gin"], [], "--gin_file=experiment.gin"),
+        (["experiment.gin", "mine.gin", "wheel.gin"], [], "--gin_file=wheel.gin"),
+        (["experiment.gin", "mine.gin"], ["STEPS = 5"], "--gin.STEPS=5"),
+    ):
+        with pytest.raises(ConfigError, match=f"^--gin_file=mine.gin has no effect: .* by {by}. L"):
+            load(files, *bindings)
+    load(["wheel.gin", "experiment.gin", "mine.gin"], "FOLDER = 'a'", "FOLDER = 'b'")

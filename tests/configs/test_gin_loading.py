@@ -3,6 +3,7 @@
 import pathlib
 
 import gin
+import optax  # noqa: F401  a library that a program has imported
 import pytest
 import toy_files
 from gin import config
@@ -201,3 +202,108 @@ def test_modules_are_searched_by_the_name_they_are_written_with() -> None:
     ]
     assert loading.modules_that_define("trainer.Trainer") == ["idode_gin.training.trainer"]
     assert loading.modules_that_define("NoSuchName") == []
+
+
+def test_an_included_file_may_lie_beside(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "own/parts").mkdir(parents=True)
+    (tmp_path / "own/top.gin").write_text("include 'parts/middle.gin'\nSTEPS = 1")
+    (tmp_path / "own/parts/middle.gin").write_text("include 'low.gin'\ninclude '../side.gin'")
+    (tmp_path / "own/parts/low.gin").write_text("STEPS = 2")
+    (tmp_path / "own/side.gin").write_text("\nSTEPS = 3")
+    for folders, name in (([str(tmp_path)], "own/top.gin"), ([""], str(tmp_path / "own/top.gin"))):
+        config.clear_config()
+        found = loading.load([name], [], folders)
+        assert [(each.value, each.named) for each in found] == [(n, name) for n in (2, 3, 1)]
+        assert found[0].where == f"{tmp_path}/own/parts/low.gin:1"
+        assert all(each.is_part for each in found[:2])
+
+
+def test_search_paths_come_before_the_folder_of_the_including_file(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/top.gin").write_text("include 'part.gin'")
+    (tmp_path / "own/part.gin").write_text("STEPS = 1")
+    (tmp_path / "part.gin").write_text("STEPS = 2")
+    (found,) = loading.load(["own/top.gin"], [], [str(tmp_path)])
+    assert (found.value, found.where) == (2, "part.gin:1")
+
+
+def test_files_that_include_each_other_beside(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.gin").write_text("include 'b.gin'")
+    (tmp_path / "b.gin").write_text("include 'a.gin'")
+    with pytest.raises(ConfigError, match="includes itself"):
+        loading.load([str(tmp_path / "a.gin")], [], [""])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("STEPS = 3".encode("utf-16"), "it is UTF-16, or no text"),
+        ("STEPS = 3".encode("utf-16-le"), "it is UTF-16, or no text"),
+        ("\n# größer\nSTEPS = 3".encode("latin-1"), "byte 0xf6 of line 2 is none"),
+    ],
+)
+def test_encodings(tmp_path: pathlib.Path, content: bytes, reason: str) -> None:
+    (tmp_path / "a.gin").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        loading.load(["a.gin"], [], [str(tmp_path)])
+    assert str(caught.value) == f"'a.gin' must be text in UTF-8: {reason}. Save it as UTF-8."
+
+
+def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.gin").write_bytes("\ufeff# größer\r\nSTEPS = 3\r\n".encode())
+    (found,) = loading.load(["a.gin"], [], [str(tmp_path)])
+    assert (found.value, found.where) == (3, "a.gin:2")
+
+
+def test_what_is_no_gin_file(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "notes.md").write_text("# Notes\n\nA text of several words.")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.gin").touch()
+    for name, reason in (
+        ("notes.md", "'notes.md' is no gin file: their names end in .gin"),
+        ("run", "'run' is a folder; .* Gin files in it: config.gin"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            loading.load([name], [], [str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("binding", "expected"),
+    [
+        ("Engine.power=3*1e-3", "gin computes nothing. Write --gin.Engine.power=0.003"),
+        ("STEPS=-(60*60)//7", "Write --gin.STEPS=-515"),
+        ("STEPS=2**10", "Write --gin.STEPS=1024"),
+        ("STEPS=9**9**9", "Text needs"),
+        ("STEPS=1/0", "Text needs"),
+        ("SIZE=many", "'many' is no number, and SIZE is one: 4 in the files."),
+        ("SIZE=4px", "'4px' is no number, and SIZE is one: 4 in the files."),
+        ("Wheel.size=big", "'big' is no number, and Wheel.size is one: 4 in the files."),
+        ("A=toy.Wheel()", "Write --gin.A=@toy.Wheel()"),
+        ("A=toy_program.Wheel", "import toy_program\n  A = @toy_program.Wheel()"),
+    ],
+)
+def test_way_out_of_a_binding(tmp_path: pathlib.Path, binding: str, expected: str) -> None:
+    text = toy_files.HEADER + "SIZE = 4\ntoy.Wheel.size = %SIZE\nA = @toy.half"
+    assert expected in error(tmp_path, text, (binding,))
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [  # one name each: gin remembers what a file mentions
+        ("sgd", "optax.sgd"),
+        ("yogi", "@optax.yogi()"),
+        ("fromage", "optax.fromage(1e-3)"),
+        ("rmsprop", "@optax.rmsprop"),
+    ],
+)
+def test_a_function_of_a_library_comes_with_the_lines_that_bind_it(
+    tmp_path: pathlib.Path, name: str, written: str
+) -> None:
+    message = error(tmp_path, "LEARNING_RATE = 0.5", (f"OPTIMIZER={written}",))
+    *_, library, value, parameter = lines = [each.strip() for each in message.splitlines()][-4:]
+    assert (library, value) == ("import optax", f"OPTIMIZER = @optax.{name}()")
+    assert parameter == f"optax.{name}.learning_rate = %LEARNING_RATE"
+    (tmp_path / "lines.gin").write_text("\n".join(lines))
+    config.clear_config()
+    found = loading.load(["lines.gin"], [], [str(tmp_path)])
+    assert [str(each.key) for each in found] == ["OPTIMIZER", f"{name}.learning_rate"]

@@ -208,6 +208,87 @@ MISUSE = {
         [DRY, "LANES=2"],
         "[--gin.LANES=2]. gin_configs/bounds.gin reads it, for something that is not built here.",
     ),
+    "a mesh of one number": (
+        "train",
+        [DRY, "MESH_SHAPE=8"],
+        "got 8 (int), through MESH_SHAPE [--gin.MESH_SHAPE=8]. Write {'NAME': 8}, with the name",
+    ),
+    "a mesh with a name of another thing": (
+        "train",
+        [DRY, "MESH_SHAPE={'NAME': 8}"],
+        "must use the axes data, fsdp, model, got 'NAME'.",
+    ),
+    "rows that are never logged": (
+        "train",
+        [DRY, "LOG_PERIOD=0"],
+        "`log_period` must be greater than zero, got log_period=0. In gin: LOG_PERIOD.",
+    ),
+    "macros in a ring": (
+        "sample",
+        [DRY, "NUM_SAMPLES=%BATCH_SIZE", "BATCH_SIZE=%NUM_SAMPLES"],
+        "error: The value of BATCH_SIZE depends on itself: BATCH_SIZE = %NUM_SAMPLES "
+        "[--gin.BATCH_SIZE=%NUM_SAMPLES], NUM_SAMPLES = %BATCH_SIZE [",
+    ),
+    "a file that later ones replace": (
+        "train",
+        [
+            DRY,
+            "--gin_file=gin_configs/models/unet_cifar10.gin",
+            "--gin_file=gin_configs/models/unet_tiny.gin",
+        ],
+        "error: --gin_file=gin_configs/models/unet_cifar10.gin has no effect: what is read later "
+        "wins, and all that this program reads of it is replaced by "
+        "--gin_file=gin_configs/models/unet_tiny.gin.",
+    ),
+    "an optimizer of optax by its name": (
+        "train",
+        [DRY, "OPTIMIZER=optax.lion"],
+        "  import optax\n  OPTIMIZER = @optax.lion()\n"
+        "  optax.lion.learning_rate = %LEARNING_RATE\n",
+    ),
+    "arithmetic": ("train", [DRY, "LEARNING_RATE=2*1e-4"], "Write --gin.LEARNING_RATE=0.0002\n"),
+    "a number in words": (
+        "train",
+        [DRY, "TRAIN_STEPS=ten"],
+        "'ten' is no number, and TRAIN_STEPS is one: 1500 in the files.",
+    ),
+    "a run in a bucket": (
+        "train",
+        ["MODEL_DIR='s3://bucket/run'"],
+        "error: MODEL_DIR must be a path on this machine, got 's3://bucket/run'. Copy its files",
+    ),
+    "samples in a bucket": ("sample", [DRY, "SAMPLE_OUTPUT_DIR='hdfs://a/b'"], "got 'hdfs://a/b'"),
+    "a file's address": ("eval", [DRY, "CHECKPOINT_PATH='file:///runs/a'"], "got 'file:///runs/a'"),
+    "a warm start from a bucket": (
+        "train",
+        [DRY, "INITIAL_CHECKPOINT_PATH='gs://b/a'"],
+        "INITIAL_CHECKPOINT_PATH must be a path on this machine, got 'gs://b/a'",
+    ),
+    "images at an address": (
+        "encode",
+        [DRY, "DATA_PATH='https://host/images'", "MIXTURE_OR_TASK_NAME='image_folder'"],
+        "DATA_PATH must be a path on this machine",
+    ),
+    "a cache in a bucket": (
+        "eval",
+        [DRY, "DatasetConfig.cache_dir='gs://b/c'"],
+        "DatasetConfig.cache_dir must be a path on this machine",
+    ),
+    "datasets in a bucket": (
+        "train",
+        [DRY, "--tfds_data_dir=gs://b/c"],
+        "--tfds_data_dir must be a path on this machine, got 'gs://b/c'",
+    ),
+    "gin files in a bucket": (
+        "train",
+        [DRY, "--gin_file=gs://b/c.gin"],
+        "--gin_file must be a path",
+    ),
+    "a home that is not there": (
+        "interpolate",
+        [DRY, "INTERPOLATE_OUTPUT_DIR='~nobody_here/a'"],
+        "'~nobody_here/a' starts with '~nobody_here', and there is no such home folder. Set HOME",
+    ),
     "two runs in one directory": ("train", ["MODEL_DIR='taken'"], "for one run at a time, and"),
 }
 
@@ -263,3 +344,4 @@ def test_misuse_ends_in_2_and_a_sentence(misuse: str, folder: pathlib.Path, caps
     assert "Traceback" not in errors
     assert [each.name for each in (folder / "taken").iterdir()] == ["run.lock"]
     assert not list(folder.rglob("*checkpoint_*"))
+    assert not list(folder.glob("*:"))

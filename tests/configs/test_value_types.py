@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from idode_gin.configs import value_types
 from idode_gin.configs.value_types import Built, Named
+from idode_gin.reports.paths import LocalPath
 
 T = TypeVar("T")
 
@@ -197,3 +198,23 @@ def test_annotation_that_cannot_be_resolved_accepts_everything() -> None:
 
     assert value_types.fits("anything", value_types.parameters(lost)["x"].annotation)
     assert not value_types.fits("anything", value_types.parameters(lost)["y"].annotation)
+
+
+def test_a_number_where_names_are_wanted() -> None:
+    annotation = Mapping[str, int] | Sequence[int] | None
+    expected = "Write {'NAME': 8}, with the name of what the value is for."
+    assert value_types.hint(8, annotation) == expected
+    assert value_types.hint(8, Sequence[int]) == "Write (8,), with its comma."
+
+
+def test_a_path_is_text_with_a_mark() -> None:
+    def paths(here: LocalPath, there: LocalPath | None = None, text: str = "") -> None:
+        """Annotated as the programs' parameters are."""
+
+    found = value_types.parameters(paths)
+    assert [each.is_path for each in found.values()] == [True, True, False]
+    assert [value_types.describe(each.annotation) for each in found.values()] == [
+        "str",
+        "str | None",
+        "str",
+    ]

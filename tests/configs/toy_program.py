@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from idode_gin import checks
+from idode_gin.reports.paths import LocalPath
 
 if __name__ == "__main__":
     from idode_gin.configs import programs
@@ -71,7 +72,7 @@ def limited(value: float, limit: float = 1.0) -> float:
 def main(
     *,
     steps: int,
-    folder: str,
+    folder: LocalPath,
     wheel: AbstractPart,
     engine: AbstractPart,
     spare: AbstractPart | None = None,

@@ -164,3 +164,24 @@ def test_kubernetes_without_permission(environment, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(K8sCluster, "_controller", refuse)
     with pytest.raises(ValueError, match=r"could not be detected\. Kubernetes API Error: 403"):
         find_place()
+
+
+@pytest.mark.parametrize("missing", [*OPEN_MPI][1:])
+def test_open_mpi_half_set(environment, missing: str) -> None:
+    environment(**{name: value for name, value in OPEN_MPI.items() if name != missing})
+    with pytest.raises(ValueError, match=f"could not be detected. {missing} is not set.*Unset"):
+        find_place()
+    flags = {"coordinator_address": "h:1", "process_count": 2, "process_index": 0}
+    assert find_place(**flags, local_device_ids=["all"]).count == 2
+
+
+def test_open_mpi_with_a_value_that_is_none(environment) -> None:
+    environment(**OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": ""})
+    with pytest.raises(ValueError, match="could not be detected. invalid literal"):
+        find_place()
+
+
+def test_open_mpi_without_its_address(environment) -> None:
+    environment(**{name: OPEN_MPI[name] for name in [*OPEN_MPI][1:]})
+    with pytest.raises(ValueError, match="OMPI_MCA_orte_hnp_uri.*--process_index=[$]OMPI_COMM"):
+        find_place()

@@ -444,3 +444,15 @@ def test_seqio_shares_single_images_out(folder):
     images = fake_tfds.random_images(6, SHAPES[3], 2)
     np.testing.assert_array_equal(parts[0], images[::2])
     np.testing.assert_array_equal(parts[1], images[1::2])
+
+
+def test_a_file_in_place_of_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "images.zip").touch()
+    for path in (str(tmp_path / "images.zip"), "~/images.zip"):
+        with pytest.raises(ValueError, match=f"got the file {tmp_path}/images.zip. It must hold"):
+            loading.load_split(
+                data.DatasetConfig(
+                    mixture_or_task_name="image_folder", split="test", batch_size=1, data_path=path
+                )
+            )

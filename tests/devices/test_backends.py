@@ -1,0 +1,45 @@
+"""A backend that jax cannot start is an error of configuration."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from idode_gin.devices import backends
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (AssertionError(), "it is not installed, or finds no device. Install"),
+        (RuntimeError("Unable to initialize backend 'tpu': busy\nmore"), "'tpu': busy. Install"),
+    ],
+)
+def test_reason_and_way_out(error, reason, monkeypatch):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", fail)
+    with pytest.raises(ValueError, match="set JAX_PLATFORMS=cpu") as caught:
+        backends.start()
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("platform", ["rocm", "no_such_backend"])
+def test_a_program_ends_in_2_and_a_line(platform, tmp_path):
+    file = "--gin_file=gin_configs/experiments/digits_sample.gin"
+    done = subprocess.run(
+        [sys.executable, "-m", "idode_gin.sample", file],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.getcwd(), "JAX_PLATFORMS": platform},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: jax cannot use JAX_PLATFORMS={platform}: ")
+    assert done.stderr.count("\n") <= 2
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,56 @@
+"""This project's tasks are read whatever else is called `tasks`."""
+
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+
+from idode_gin.feed import tasks_package
+
+PROGRAM = """
+from idode_gin.feed import data, loading
+chosen = {"split": "test", "batch_size": 1}
+print(len(loading.load_split(data.DatasetConfig(mixture_or_task_name="digits", **chosen)).images))
+import tasks.formats.depth
+try:
+    loading.load_split(data.DatasetConfig(mixture_or_task_name="mine", **chosen))
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("name", ["tasks.py", "tasks/__init__.py"])
+def test_a_module_of_the_users_does_not_stand_in(name, tmp_path):
+    own = tmp_path / name
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("raise RuntimeError('of another tool')")
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    number, message = done.stdout.splitlines()
+    assert int(number) > 0
+    assert message.endswith(f"{own} is not imported: rename it and bind DatasetConfig.module.")
+
+
+def test_one_that_is_imported_already_is_named(monkeypatch):
+    other = types.ModuleType("tasks")
+    other.__file__ = "/elsewhere/tasks.py"
+    monkeypatch.setitem(sys.modules, "tasks", other)
+    with pytest.raises(ValueError, match=r"another one was imported before: /elsewhere/tasks\.py"):
+        tasks_package.reserve()
+
+
+def test_the_package_itself_is_no_namesake():
+    tasks_package.reserve()
+    tasks_package.reserve()
+    assert sum(each.__class__.__module__ == tasks_package.__name__ for each in sys.meta_path) == 1
+    assert tasks_package.namesake() is None
