@@ -1,7 +1,8 @@
 """Everything that the project uses of gin's private names.
 
 gin 0.5 has no public way to list what is bound and registered, to execute the statements of a file
-one by one, or to save and restore its state. A test prints gin's version if one of these names is missing.
+one by one, or to save and restore its state. A test prints gin's version if one of these names is
+missing.
 """
 
 import contextlib
