@@ -307,7 +307,8 @@ class TrainedModel:
     @functools.cached_property
     def _local_params(self) -> types.Params:
         """Parameters that are bound to no device."""
-        return jax.tree.map(jnp.asarray, jax.device_get(self.params))
+        with jax.ensure_compile_time_eval():  # arrays, even if a transformation is under way
+            return jax.tree.map(jnp.asarray, jax.device_get(self.params))
 
     @property
     def _width(self) -> int:

@@ -26,6 +26,9 @@ registry: selector_map.SelectorMap = config._REGISTRY
 """Selector -> gin's record of a function or class. The record has `selector`, `wrapped` (the
 function or class) and `import_source` (None if Python code registered it)."""
 
+operative: dict[tuple[str, str], dict[str, Any]] = config._OPERATIVE_CONFIG
+"""The like of `bindings`, defaults included, of what has been called."""
+
 lookup = config._inverse_lookup
 """Function or class -> its record; None if it is not registered."""
 
@@ -43,7 +46,7 @@ _STATE: tuple[dict[Any, Any] | set[Any], ...] = (
     bindings,
     imports,
     config._INVERSE_REGISTRY,
-    config._OPERATIVE_CONFIG,
+    operative,
     config._RENAMED_SELECTORS,
     config._SINGLETONS,
 )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from gin import config
 
-from idode_gin.configs import loading
+from idode_gin.configs import gin_internals, loading
 from idode_gin.configs.loading import ConfigError
 from idode_gin.processes import agreement, joining
 from idode_gin.reports import differences, files
@@ -34,6 +34,7 @@ def write_configs(directory: str | os.PathLike[str], macro: str) -> str:
         ConfigError: if the directory cannot be made or written to.
         ValueError: if the processes differ.
     """
+    _add_uncalled()
     check_agreement()
     used = config.operative_config_str()
     if joining.index() == 0:
@@ -43,6 +44,14 @@ def write_configs(directory: str | os.PathLike[str], macro: str) -> str:
                 if (folder / name).resolve() not in loading.files_read:
                     files.write_atomically(folder / name, text)
     return hashlib.sha256(used.encode()).hexdigest()
+
+
+def _add_uncalled() -> None:
+    """Count bindings of functions that are passed on uncalled as used, which gin does at a call."""
+    called = {selector for _, selector in gin_internals.operative} - {loading.MACRO}
+    for (scope, selector), bound in gin_internals.bindings.items():
+        if selector not in called:
+            gin_internals.operative.setdefault((scope, selector), dict(bound))
 
 
 def check_agreement() -> None:

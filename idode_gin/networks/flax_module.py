@@ -108,9 +108,10 @@ class FlaxNetwork(base.AbstractNetwork):
     def _split(self, module: Any) -> tuple[Any, Any, Any]:
         """Split an NNX module into its graph, its parameters, and the state of random streams."""
         module.eval()  # dropout off
-        graph, state, streams, others = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        graph, *states = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        params, streams, others = states
         _check_stateless(set(map(str, others)))
-        return graph, state, streams
+        return graph, params, streams
 
 
 def _check_stateless(names: set[str]) -> None:

@@ -136,9 +136,7 @@ def test_a_training_file_with_an_optimizer_is_accepted_by_sample(tmp_path: pathl
     assert found["sampler"].output_dir == "runs/digits/samples"
 
 
-@pytest.mark.parametrize(
-    ("task", "split"), [("cifar10", "test"), ("imagenet32_new", "validation")]
-)
+@pytest.mark.parametrize(("task", "split"), [("cifar10", "test"), ("imagenet32_new", "validation")])
 def test_the_split_is_the_one_that_the_task_is_scored_on(
     task: str, split: str, tmp_path: pathlib.Path
 ) -> None:
