@@ -122,63 +122,72 @@ def test_samples_and_latents_are_those_of_the_programs(trained, model, images, t
     np.testing.assert_array_equal(model.decode(noise, method=method), found["levels"])
 
 
-def state() -> tuple:
-    registry = {name: id(each) for name, each in gin.config._REGISTRY.items()}
+OWN_GIN = """
+import dataclasses, sys
+import gin, pytest
+
+@gin.configurable("UNet", module="mine.networks")
+def network(channels=1):
+    return channels
+
+gin.constant("mine.SIZE", 5)
+gin.parse_config("UNet.channels = 3\\nNETWORK = 7\\ninner/UNet.channels = %NETWORK")
+gin.finalize()
+
+def state():
+    names = sorted(name for name, _ in gin.config._REGISTRY.items())
     constants = dict(gin.config._CONSTANTS.items())
-    return gin.config_str(), gin.operative_config_str(), registry, constants, gin.current_scope()
+    scope, locked = gin.current_scope(), gin.config_is_locked()
+    return gin.config_str(), gin.operative_config_str(), names, constants, scope, locked
 
+import idode_gin
+from idode_gin.samplers.ode import ODESampler
+from idode_gin.solvers.fixed_grid import FixedGrid
 
-@pytest.fixture
-def own_gin():
-    """The caller's configuration: with names like ours, locked, in a scope."""
-
-    @gin.configurable("UNet", module="mine.networks")
-    def network(channels=1):
-        return channels
-
-    gin.clear_config()
-    gin.parse_config("UNet.channels = 3\nNETWORK = 7\ninner/UNet.channels = %NETWORK")
-    gin.finalize()
-    with gin.config_scope("inner"):
-        assert network() == 7
-        yield network
-    with gin.unlock_config():
-        gin.clear_config()
-    # gin has no way to forget a name.
-    configurable = gin.config._REGISTRY.pop("mine.networks.UNet")
-    gin.config._INVERSE_REGISTRY.pop(configurable.wrapped)
-
-
-def test_gin_of_the_caller_stays_as_it_is(trained, own_gin):
+path = sys.argv[1]
+with gin.config_scope("inner"):
+    assert network() == 7
     before = state()
-    first, second = idode_gin.load(trained), idode_gin.load(trained, step=2, ema=False)
+    first, second = idode_gin.load(path), idode_gin.load(path, step=2, ema=False)
     assert state() == before
-    assert gin.config_is_locked()
-    with pytest.raises(ValueError, match="No checkpoint"):
-        idode_gin.load(trained / "checkpoint_9")
+    for wrong in (path + "/checkpoint_9", path + "/train", "nowhere"):
+        with pytest.raises(ValueError, match="No checkpoint"):
+            idode_gin.load(wrong)
     assert state() == before
-    assert gin.config_is_locked()
-    assert own_gin() == 7
-    assert (first.step, second.step) == (4, 2)
-    assert first.config["NETWORK/unet.UNet.channels"] == "8"
+    assert network() == 7
     assert dataclasses.replace(first.model.network, channels=16).channels == 16
     first.sample(1, method=ODESampler(solver=FixedGrid(steps=1)))
     assert state() == before
+with gin.unlock_config():
+    gin.parse_config("UNet.channels = %mine.SIZE")  # still means one thing
+assert (network(), first.step, second.step) == (5, 4, 2)
+assert (first.config["NETWORK/unet.UNet.channels"], first.model.network.channels) == ("8", 8)
+"""
+
+
+def test_gin_of_the_caller_stays_as_it_is(trained):
+    command = [sys.executable, "-c", OWN_GIN, str(trained)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_two_runs_at_once_in_two_threads(trained, tmp_path):
-    other = train(tmp_path / "other", DIGITS, **{**TINY, "UNet.channels": 4, "TRAIN_STEPS": 2})
-    found: dict[str, list[int]] = {}
+    other = shutil.copytree(trained, tmp_path / "other")
+    config = other / "operative_config.gin"
+    config.write_text(config.read_text().replace("scale = 1000.0", "scale = 500.0"))
+    found: dict[str, list[float]] = {}
 
     def load(path: pathlib.Path) -> None:
-        found[path.name] = [idode_gin.load(path).model.network.channels for _ in range(3)]
+        found[path.name] = [
+            idode_gin.load(path).model.network.time_embedding_scale for _ in range(3)
+        ]
 
     threads = [threading.Thread(target=load, args=(each,)) for each in (trained, other)]
     for each in threads:
         each.start()
     for each in threads:
         each.join()
-    assert found == {"run": [8] * 3, "other": [4] * 3}
+    assert found == {"run": [1000.0] * 3, "other": [500.0] * 3}
 
 
 def test_the_checkpoint_that_is_loaded(trained, model):
