@@ -174,20 +174,18 @@ def test_gin_of_the_caller_stays_as_it_is(trained):
 def test_two_runs_at_once_in_two_threads(trained, tmp_path):
     other = shutil.copytree(trained, tmp_path / "other")
     config = other / "operative_config.gin"
-    config.write_text(config.read_text().replace("scale = 1000.0", "scale = 500.0"))
+    config.write_text(config.read_text().replace("RATE = 0.0", "RATE = 0.25"))
     found: dict[str, list[float]] = {}
 
     def load(path: pathlib.Path) -> None:
-        found[path.name] = [
-            idode_gin.load(path).model.network.time_embedding_scale for _ in range(3)
-        ]
+        found[path.name] = [idode_gin.load(path).model.network.dropout_rate for _ in range(3)]
 
     threads = [threading.Thread(target=load, args=(each,)) for each in (trained, other)]
     for each in threads:
         each.start()
     for each in threads:
         each.join()
-    assert found == {"run": [1000.0] * 3, "other": [500.0] * 3}
+    assert found == {"run": [0.0] * 3, "other": [0.25] * 3}
 
 
 def test_the_checkpoint_that_is_loaded(trained, model):
