@@ -67,6 +67,7 @@ setuptools.setup(
         include=["idode_gin", "idode_gin.*", "gin_configs", "gin_configs.*", "tasks", "tasks.*"]
     ),
     package_data={"": ["*.gin"]},
+    entry_points={"console_scripts": ["idode-gin = idode_gin.__main__:main"]},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
 )

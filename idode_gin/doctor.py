@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import NamedTuple
 
+import idode_gin
 from idode_gin import checks
 from idode_gin.feed import image_cache, image_fingerprints
 from idode_gin.processes import output
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--compilation_cache_dir", help="what COMPILATION_CACHE_DIR is bound to, if it is"
     )
+    parser.add_argument("--version", action="version", version=f"idode_gin {idode_gin.__version__}")
     options = parser.parse_args(arguments)
     data = options.tfds_data_dir or os.environ.get("TFDS_DATA_DIR")
     wrong = 0

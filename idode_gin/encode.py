@@ -2,9 +2,12 @@
 
     python -m idode_gin.encode --gin_file=gin_configs/experiments/digits_encode.gin
 
-Set the checkpoint and the output directory with
+A run directory is enough: it holds the configuration of its model, task and objective.
 
-    --gin.CHECKPOINT_PATH="'runs/a'" --gin.ENCODE_OUTPUT_DIR="'runs/a/encode'"
+    python -m idode_gin.encode --gin.CHECKPOINT_PATH="'runs/a'"
+
+Files and bindings that are given replace parts of it. The output goes to `encoded/<task>_<split>`
+in the run directory, or to --gin.ENCODE_OUTPUT_DIR="'…'".
 """
 
 if __name__ == "__main__":  # above the imports, so that --help answers at once

@@ -2,9 +2,12 @@
 
     python -m idode_gin.eval --gin_file=gin_configs/experiments/digits_eval.gin
 
-Set the checkpoint and the output directory with
+A run directory is enough: it holds the configuration of its model, task and objective.
 
-    --gin.CHECKPOINT_PATH="'runs/a'" --gin.EVAL_OUTPUT_DIR="'runs/a/eval'"
+    python -m idode_gin.eval --gin.CHECKPOINT_PATH="'runs/a'"
+
+Files and bindings that are given replace parts of it. The output goes to `eval/<task>_<split>`
+in the run directory, or to --gin.EVAL_OUTPUT_DIR="'…'".
 
 Add --gin_file=gin_configs/checkpoints/all.gin for every checkpoint of the run, or
 --gin_file=gin_configs/checkpoints/watch.gin to wait for new ones too.

@@ -12,6 +12,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+import idode_gin
 from idode_gin import checks
 from idode_gin.processes import output
 from idode_gin.reports import files, paths, run_folders, run_report
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folders", nargs="+", help="output folders, or folders that hold some")
     parser.add_argument("--output", help="file to write; default: report.html in the first folder")
+    parser.add_argument("--version", action="version", version=f"idode_gin {idode_gin.__version__}")
     options = parser.parse_args(arguments)
     try:
         path = write(options.folders, options.output)

@@ -2,9 +2,12 @@
 
     python -m idode_gin.sample --gin_file=gin_configs/experiments/digits_sample.gin
 
-Set the checkpoint and the output directory with
+A run directory is enough: it holds the configuration of its model, task and objective.
 
-    --gin.CHECKPOINT_PATH="'runs/a'" --gin.SAMPLE_OUTPUT_DIR="'runs/a/samples'"
+    python -m idode_gin.sample --gin.CHECKPOINT_PATH="'runs/a'"
+
+Files and bindings that are given replace parts of it. The output goes to `samples`
+in the run directory, or to --gin.SAMPLE_OUTPUT_DIR="'…'".
 """
 
 if __name__ == "__main__":  # above the imports, so that --help answers at once

@@ -7,11 +7,9 @@ from typing import Any
 from gin import config
 
 import idode_gin
-from idode_gin.configs import binding_checks, gin_internals, loading
+from idode_gin.configs import binding_checks, from_training, gin_internals, loading
 from idode_gin.configs.loading import ConfigError, Key
 from idode_gin.configs.reach import Reach, macro_name
-
-_PROGRAMS = ("train", "eval", "sample", "encode", "interpolate")
 
 
 def load_and_check(
@@ -26,7 +24,7 @@ def load_and_check(
 
     Args:
         root: the function that the program runs.
-        gin_files: see `loading.load`.
+        gin_files: see `from_training.read`.
         gin_bindings: likewise.
         gin_search_paths: folders that are searched first.
 
@@ -34,8 +32,9 @@ def load_and_check(
         ConfigError: with everything that is wrong, before anything has been built.
     """
     config.clear_config()
+    loading.files_read.clear()
     paths = search_paths(gin_search_paths)
-    bindings = loading.load(gin_files, gin_bindings, paths)
+    bindings = from_training.read(root, gin_files, gin_bindings, paths)
     _check_program(root, bindings)
     reach = binding_checks.check(root, bindings, paths)
     binding_checks.expand_paths(reach, bindings)
@@ -86,6 +85,6 @@ def _check_program(root: Callable[..., Any], bindings: Sequence[loading.Binding]
     if root in targets:
         return
     modules = {each.__module__ for each in targets}
-    others = [f"idode_gin.{name}" for name in _PROGRAMS if f"idode_gin.{name}" in modules]
+    others = [name for name in from_training.PROGRAMS if name in modules]
     near = f" They are files of {others[0]}: run `python -m {others[0]} …`." if others else ""
     raise ConfigError(f"The gin files bind nothing of `{root.__module__}.{root.__name__}`.{near}")

@@ -9,7 +9,7 @@ from absl.flags import FlagValues
 from gin import config
 
 import idode_gin
-from idode_gin.configs import building, flags, gin_internals, quiet
+from idode_gin.configs import building, flags, from_training, gin_internals, quiet
 from idode_gin.configs.loading import MACRO, ConfigError
 from idode_gin.feed import tasks_package
 from idode_gin.processes import joining, output, places, preemption
@@ -21,11 +21,12 @@ def execute(program: str, function: str, about: str, arguments: Sequence[str]) -
     if options.help:
         print(flags.usage(about))
         return
-    if not options.gin_file:
-        example = re.search(r"python -m [^`\n]*", about)
-        raise ConfigError(
-            f"No --gin_file. For example:\n  {example[0].strip() if example else about}"
-        )
+    if options.version:
+        print(f"idode_gin {idode_gin.__version__}")
+        return
+    if not options.gin_file and not from_training.names_run(program, options.gin_bindings):
+        examples = re.findall(r"python -m [^`\n]*", about) or [about]
+        raise ConfigError("\n  ".join(["No --gin_file. For example:", *map(str.strip, examples)]))
     quiet.silence_tensorflow()
     tasks_package.reserve()
     root = getattr(importlib.import_module(program), function)
@@ -49,7 +50,8 @@ def execute(program: str, function: str, about: str, arguments: Sequence[str]) -
             tfds_data_dir=options.tfds_data_dir,
             seqio_cache_dirs=options.seqio_additional_cache_dirs,
         )
-    print(first_screen(program, options.gin_file), flush=True)
+    files = [*from_training.configs_read(options.gin_file), *options.gin_file]
+    print(first_screen(program, files), flush=True)
     if options.dry_run:
         print(f"\n{config.config_str()}", flush=True)
     config.get_configurable(root)(dry_run=options.dry_run)

@@ -28,6 +28,7 @@ _FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "process_index": (_INTEGER, None, "Index of this process, from 0."),
     "initialization_timeout": (_INTEGER, 300, "Seconds to wait for the other processes."),
     "local_device_ids": (_LIST, None, "Numbers of this process's GPUs, or all."),
+    "version": (_BOOL, False, "Print the version."),
     "help": (_BOOL, False, "Print this text."),
 }
 _PATHS = ("gin_file", "gin_search_paths", "tfds_data_dir", "seqio_additional_cache_dirs")
@@ -81,6 +82,11 @@ def usage(about: str) -> str:
     texts = {"gin.NAME=VALUE": _GIN_HELP, **{name: text for name, (*_, text) in _FLAGS.items()}}
     lines = (f"  --{name}\n{textwrap.indent(text, ' ' * 6)}" for name, text in texts.items())
     return "\n".join([about.strip(), "", "Flags:", *lines])
+
+
+def completions() -> list[str]:
+    """Return the flags as a shell completes them: with "=" where a value follows."""
+    return ["--gin.", *(f"--{name}{'=' * (kind[0] is not _BOOL)}" for name, kind in _FLAGS.items())]
 
 
 def _rewrite_gin_flag(argument: str, following: str) -> str:

@@ -26,6 +26,10 @@ MACRO = "gin.macro"
 _BINDINGS_LOCATION = re.compile(r"\n  In bindings string line \d+\n.*(\n *\^)?")
 
 
+files_read: set[pathlib.Path] = set()
+"""Files that the configuration in use was read from, included ones too; resolved."""
+
+
 class ConfigError(ValueError):
     """A gin file, a binding or a flag is wrong; the message says where and what to write."""
 
@@ -180,6 +184,7 @@ class _Loader:
             raise ConfigError(f"{name!r} includes itself.")
         _check_text(path, name)
         self._open[path.resolve()] = name
+        files_read.add(path.resolve())
         self._folders.append(path.parent)
         with open(path, encoding="utf-8-sig") as lines:
             try:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from gin import config
 
+from idode_gin.configs import gin_internals, loading
 from idode_gin.configs.loading import ConfigError
 from idode_gin.processes import agreement, joining
 from idode_gin.reports import differences, files
@@ -18,8 +19,9 @@ def write_configs(directory: str | os.PathLike[str], macro: str) -> str:
     """Write `config.gin` (what is bound) and `operative_config.gin` (what is used, with defaults).
 
     Call it in a program's function, when gin has built the arguments. Either file, given as the
-    only --gin_file, repeats the run. Of several processes the first one writes, and only if all of
-    them have the same configuration and code.
+    only --gin_file, repeats the run. A file that the configuration was read from is left as it is.
+    Of several processes the first one writes, and only if all of them have the same configuration
+    and code.
 
     Args:
         directory: where to write; made if missing.
@@ -32,14 +34,24 @@ def write_configs(directory: str | os.PathLike[str], macro: str) -> str:
         ConfigError: if the directory cannot be made or written to.
         ValueError: if the processes differ.
     """
+    _add_uncalled()
     check_agreement()
     used = config.operative_config_str()
     if joining.index() == 0:
         folder = make_folder(directory, macro)
         with _errors_named(folder, macro):
-            files.write_atomically(folder / "config.gin", config.config_str())
-            files.write_atomically(folder / "operative_config.gin", used)
+            for name, text in (("config.gin", config.config_str()), ("operative_config.gin", used)):
+                if (folder / name).resolve() not in loading.files_read:
+                    files.write_atomically(folder / name, text)
     return hashlib.sha256(used.encode()).hexdigest()
+
+
+def _add_uncalled() -> None:
+    """Count bindings of functions that are passed on uncalled as used, which gin does at a call."""
+    called = {selector for _, selector in gin_internals.operative} - {loading.MACRO}
+    for (scope, selector), bound in gin_internals.bindings.items():
+        if selector not in called:
+            gin_internals.operative.setdefault((scope, selector), dict(bound))
 
 
 def check_agreement() -> None:

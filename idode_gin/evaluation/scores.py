@@ -69,11 +69,11 @@ def scorers(
 
     def scorer(name: str, estimator: ODELikelihood | None) -> Compute:
         if estimator is None:
-            return compiled(name, _of_bound(model, variational_bound, seed, parity))
+            return compiled(name, of_bound(model, variational_bound, seed, parity))
         if not isinstance(estimator.solver, Adams) or parity is not None:
-            score = _of_likelihood(model, estimator, name, seed, parity)
+            score = of_likelihood(model, estimator, name, seed, parity)
             return compiled(f"{name} {estimator}", score)
-        solver = _prepared(model, estimator, estimator.solver)
+        solver = prepared(model, estimator, estimator.solver)
         score = _on_grid(model, estimator, name, seed)
         blank = dataclasses.replace(estimator, solver=None)
         room = jax.tree.map(np.shape, solver)
@@ -138,9 +138,14 @@ def check_scores(name: str, scores: Scores) -> None:
         )
 
 
-def _of_bound(
-    model: DiffusionODE, bound: AbstractBound, seed: int, parity: AbstractParity | None
+def of_bound(
+    model: DiffusionODE,
+    bound: AbstractBound,
+    seed: int | types.PRNGKey,
+    parity: AbstractParity | None = None,
 ) -> Compute:
+    """Return the scores of the variational bound, not compiled."""
+
     def score(params: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
         key = key_of(seed, VARIATIONAL_BOUND)
         parts = model.bound_fn(params, batch, key, bound)
@@ -156,13 +161,15 @@ def _of_bound(
     return score
 
 
-def _of_likelihood(
+def of_likelihood(
     model: DiffusionODE,
     estimator: ODELikelihood,
     name: str,
-    seed: int,
-    parity: AbstractParity | None,
+    seed: int | types.PRNGKey,
+    parity: AbstractParity | None = None,
 ) -> Compute:
+    """Return the scores of a likelihood, not compiled."""
+
     def score(params: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
         key = key_of(seed, name)
         found: ImageLikelihood = model.likelihood_fn(params, batch, key, estimator)
@@ -189,7 +196,7 @@ def _of_likelihood(
     return score
 
 
-def _prepared(model: DiffusionODE, estimator: ODELikelihood, grid: Adams) -> AbstractSolver:
+def prepared(model: DiffusionODE, estimator: ODELikelihood, grid: Adams) -> AbstractSolver:
     """Return the grid with room for the next multiple of `GRID` steps."""
     problem = Problem.of(
         model.field({}, jnp.zeros((1, 0))),  # only schedule and parameterization are used
@@ -203,11 +210,11 @@ def _prepared(model: DiffusionODE, estimator: ODELikelihood, grid: Adams) -> Abs
 
 
 def _on_grid(model: DiffusionODE, estimator: ODELikelihood, name: str, seed: int) -> Compute:
-    """Return `_of_likelihood` of parameters (`network`) that come with their `solver`."""
+    """Return `of_likelihood` of parameters (`network`) that come with their `solver`."""
 
     def score(given: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
         here = dataclasses.replace(estimator, solver=given["solver"])
-        return _of_likelihood(model, here, name, seed, None)(given["network"], batch)
+        return of_likelihood(model, here, name, seed, None)(given["network"], batch)
 
     return score
 
@@ -219,6 +226,7 @@ def _spread(repeats: Float[Array, "repeats batch"]) -> types.PerExample:
     return jnp.std(repeats, axis=0, ddof=1)
 
 
-def key_of(seed: int, name: str) -> jax.Array:
+def key_of(seed: int | types.PRNGKey, name: str) -> types.PRNGKey:
     """Return a random key for the bound `name`, so that adding a bound does not change others."""
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+    key = jax.random.key(seed) if isinstance(seed, int) else seed
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import idode_gin
 from idode_gin import checks
 from idode_gin.checkpoints import restoring, saving
 from idode_gin.interop import official
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--source", required=True, help="ckpt-<n>.flax, or the folder of such files"
     )
     parser.add_argument("--output", required=True, help="new run directory, without checkpoints")
+    parser.add_argument("--version", action="version", version=f"idode_gin {idode_gin.__version__}")
     options = parser.parse_args(arguments)
     try:
         places = (paths.local(vars(options)[each], f"--{each}") for each in ("source", "output"))

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
+import idode_gin
 from idode_gin import checks
 from idode_gin.processes import output
 from idode_gin.reports import paths
@@ -91,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="accept any number of images; the dataset is marked as partial",
     )
+    parser.add_argument("--version", action="version", version=f"idode_gin {idode_gin.__version__}")
     return parser
 
 

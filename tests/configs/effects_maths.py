@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import tiny
 from effects import Case, Refused, Room
+from own_networks import LinenNet
 
 from idode_gin import models
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
@@ -17,6 +18,7 @@ from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.losses.discrete_time import DiscreteTime
 from idode_gin.losses.second_order import SecondOrder
+from idode_gin.networks.flax_module import FlaxNetwork
 from idode_gin.networks.unet import UNet
 from idode_gin.parameterizations.noise import Noise
 from idode_gin.samplers.ancestral import Ancestral
@@ -116,6 +118,12 @@ def unet(network: UNet, _: Room) -> str:
     z, time = jnp.zeros((2, 4, 4, 1)), jnp.zeros(2)
     conditioning = jnp.zeros((2, network.conditioning_size))
     return effects.program(network, params, z, time, conditioning, jax.random.split(KEY, 2))
+
+
+def flax_network(network: FlaxNetwork, _: Room) -> str:
+    params = jax.eval_shape(lambda: network.init(KEY, (4, 4, 1)))
+    conditioning = jnp.zeros((2, network.conditioning_size))
+    return effects.program(network, params, jnp.zeros((2, 4, 4, 1)), jnp.zeros(2), conditioning)
 
 
 STEPS = FixedGrid(steps=2)
@@ -223,6 +231,11 @@ CASES = {
     Hutchinson: Case(trace, {}, {"num_probes": 2, "probe": Gaussian()}),
     OrthogonalHutchinson: Case(trace, {}, {"num_probes": 3}),
     Exact: Case(trace, {}, {"chunk": 2}),
+    FlaxNetwork: Case(
+        flax_network,
+        {"module": LinenNet()},
+        {"module": LinenNet(width=4), "conditioning_size": 2},
+    ),
     UNet: Case(
         unet,
         {

@@ -13,13 +13,17 @@ GIN = {
     "gin.config._CONFIG",
     "gin.config._CONSTANTS",
     "gin.config._IMPORTS",
+    "gin.config._INVERSE_REGISTRY",
+    "gin.config._OPERATIVE_CONFIG",
     "gin.config._REGISTRY",
+    "gin.config._RENAMED_SELECTORS",
+    "gin.config._SINGLETONS",
     "gin.config._inverse_lookup",
     "gin.config._parse_scope",
 }
 ALLOWED = {
     "idode_gin/configs/gin_internals.py": (
-        "gin has no public way to list bindings or to execute statements one by one",
+        "gin has no public way to list bindings, execute statements one by one, or save its state",
         GIN,
     ),
     "idode_gin/processes/jax_internals.py": (

@@ -1,0 +1,140 @@
+"""Bits per dim of images in memory, with the error of the solver: an evaluation without files."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from idode_gin import checks, types
+from idode_gin.dequantizers.truncated_normal import TruncatedNormal
+from idode_gin.dequantizers.uniform import Uniform
+from idode_gin.dequantizers.variational import Variational
+from idode_gin.evaluation import scores
+from idode_gin.evaluation.summary import VARIATIONAL_BOUND
+from idode_gin.likelihood.ode_likelihood import ODELikelihood
+from idode_gin.likelihood.pilot import Pilot, Report
+from idode_gin.losses.bound import VariationalBound
+from idode_gin.models import DiffusionODE
+from idode_gin.runs import means
+from idode_gin.runs.in_memory import InMemory
+from idode_gin.solvers.adams import Adams
+from idode_gin.solvers.base import AbstractSolver
+
+LIKELIHOODS = {"truncated_normal": TruncatedNormal, "uniform": Uniform, "variational": Variational}
+"""Dequantizers of the ODE likelihoods, by the name of the bound, as in `gin_configs/bounds.gin`."""
+_BOUND_TIMES = 64
+
+
+class BitsPerDim(NamedTuple):
+    """Bits per dim of N images under one bound."""
+
+    per_image: np.ndarray
+    """`[N]`."""
+    log_prob: np.ndarray
+    """The bound on log P(x), nats, `[N]`."""
+    report: Report | None
+    """The solver, and its error measured on some of the images; None if it was not measured."""
+
+    @property
+    def mean(self) -> float:
+        """Mean over images."""
+        return float(np.mean(self.per_image))
+
+    @property
+    def standard_error(self) -> float | None:
+        """Standard error of the mean; None for a single image."""
+        return means.standard_error(self.per_image)
+
+    @property
+    def solver_error(self) -> float | None:
+        """Mean error of an image's figure caused by the solver; None if it was not measured."""
+        return None if self.report is None else self.report.error
+
+
+def score(
+    model: DiffusionODE,
+    memory: InMemory,
+    batch: types.Batch,
+    key: types.PRNGKey,
+    *,
+    bound: str,
+    tolerance: float | None,
+    solver: AbstractSolver | None,
+) -> BitsPerDim:
+    """Score images; see `trained.TrainedModel.bits_per_dim`."""
+    if bound == VARIATIONAL_BOUND:
+        return _of_bound(model, memory, batch, key)
+    if bound not in LIKELIHOODS:
+        near = checks.nearest(str(bound), [*LIKELIHOODS, VARIATIONAL_BOUND])
+        raise ValueError(f"`bound` must be the name of a bound, got {bound!r}. {near}")
+    estimator, report = ODELikelihood(dequantizer=LIKELIHOODS[bound](), solver=solver), None
+    if tolerance is not None:
+        key_pilot = scores.key_of(key, bound)
+        estimator, report = _piloted(model, memory, estimator, tolerance, batch, key_pilot)
+    elif solver is None:
+        raise ValueError("Give a `tolerance`, or a `solver` such as Adams(steps=64); got neither.")
+    return _scored(bound, _of_likelihood(model, memory, bound, estimator, key, batch), report)
+
+
+def _piloted(
+    model: DiffusionODE,
+    memory: InMemory,
+    estimator: ODELikelihood,
+    tolerance: float,
+    batch: types.Batch,
+    key: types.PRNGKey,
+) -> tuple[ODELikelihood, Report]:
+    """Return the likelihood with a solver, and the solver's error; see `pilot_run.runner`."""
+    pilot, count = Pilot(tolerance=tolerance), len(batch["index"])
+    places = np.linspace(0, count - 1, min(pilot.num_images, count)).round().astype(np.int64)
+    chosen = {name: jnp.asarray(each[places]) for name, each in batch.items()}
+    found, report = pilot.run(model, jax.device_get(memory.params), chosen, key, estimator)
+    pilot.check_precision(model, report)
+    return found, report
+
+
+def _of_likelihood(
+    model: DiffusionODE,
+    memory: InMemory,
+    name: str,
+    estimator: ODELikelihood,
+    key: types.PRNGKey,
+    batch: types.Batch,
+) -> dict[str, np.ndarray]:
+    """Score with a program that Adams grids of similar size share, as in an evaluation."""
+    solver, shared = estimator.solver, None
+    if isinstance(solver, Adams):
+        shared = scores.prepared(model, estimator, solver)
+        estimator = dataclasses.replace(estimator, solver=None)
+
+    def score(
+        given: types.Params, batch: types.Batch, key: types.PRNGKey
+    ) -> Mapping[str, jax.Array]:
+        here = dataclasses.replace(estimator, solver=given.get("solver", solver))
+        return scores.of_likelihood(model, here, name, key)(given["network"], batch)
+
+    more = {} if shared is None else {"solver": shared}
+    room = jax.tree.map(np.shape, shared)
+    return memory.run(f"{name} {estimator} {room}", score, batch, key, **more)
+
+
+def _of_bound(
+    model: DiffusionODE, memory: InMemory, batch: types.Batch, key: types.PRNGKey
+) -> BitsPerDim:
+    bound = VariationalBound(num_times=_BOUND_TIMES, time_sampler=model.time_sampler)
+
+    def score(
+        given: types.Params, batch: types.Batch, key: types.PRNGKey
+    ) -> Mapping[str, jax.Array]:
+        return scores.of_bound(model, bound, key)(given["network"], batch)
+
+    return _scored(VARIATIONAL_BOUND, memory.run(VARIATIONAL_BOUND, score, batch, key), None)
+
+
+def _scored(name: str, found: Mapping[str, np.ndarray], report: Report | None) -> BitsPerDim:
+    values = {key: np.asarray(each, np.float64) for key, each in found.items()}
+    scores.check_scores(name, values)
+    return BitsPerDim(per_image=values["bpd"], log_prob=-values["nats"], report=report)

@@ -1,0 +1,78 @@
+"""Values of images in memory, for Python: computed on all devices, as the image loop does."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from idode_gin import types
+from idode_gin.devices.partitioning import PjitPartitioner
+from idode_gin.feed import batches as batch_lib
+from idode_gin.runs import image_loop, means
+
+SOLVE_SIZE = 32
+"""Images per solve, as in the programs."""
+
+Seed: TypeAlias = types.PRNGKey | int | None
+"""A random key, or the seed of one (RANDOM_SEED of a program); None is seed 0."""
+Keyed = Callable[[types.Params, types.Batch, types.PRNGKey], Mapping[str, jax.Array]]
+"""`(given, batch, key) -> values [B, ...]` by name. `given` holds the parameters as `network`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class InMemory:
+    """Functions of images, compiled once for each name.
+
+    Args:
+        params: of the network, replicated over the devices.
+        partitioner: devices.
+    """
+
+    params: types.Params
+    partitioner: PjitPartitioner
+    _compiled: dict[str, image_loop.Compute] = dataclasses.field(default_factory=dict, init=False)
+
+    def run(
+        self, name: str, compute: Keyed, batch: types.Batch, key: types.PRNGKey, **more: Any
+    ) -> dict[str, np.ndarray]:
+        """Return the values `[N, ...]` of all images.
+
+        Args:
+            name: of the function; calls with the same name must have the same one.
+            compute: the function.
+            batch: of all N images.
+            key: passed on.
+            more: further arrays of `given`.
+        """
+        implementation = str(jax.random.key_impl(key))
+
+        def with_key(given: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
+            key = jax.random.wrap_key_data(given["key"], impl=implementation)
+            return compute(given, batch, key)
+
+        known, size = f"{name} {implementation}", SOLVE_SIZE * self.partitioner.mesh.size
+        if known not in self._compiled:
+            compiled = image_loop.compiled(with_key, self.partitioner, SOLVE_SIZE)
+            self._compiled[known] = compiled
+        given = {"network": self.params, "key": np.asarray(jax.random.key_data(key)), **more}
+        rows, count = self.partitioner.local_rows(size), len(next(iter(batch.values())))
+        parts = (
+            self.partitioner.put_batch({k: each[index] for k, each in batch.items()}, size)
+            for index, _ in batch_lib.index_batches(np.arange(count), size, rows)
+        )
+        found = list(
+            means.landed(lambda part: self._compiled[known](given, part), parts, lambda: False)
+        )
+        return {k: np.concatenate([each[k] for each in found])[:count] for k in found[0]}
+
+
+def key_of(seed: Seed) -> types.PRNGKey:
+    """Return a typed random key."""
+    if seed is None or isinstance(seed, int):
+        return jax.random.key(seed or 0)
+    if not jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(seed)
+    return seed

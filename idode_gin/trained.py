@@ -1,0 +1,351 @@
+"""A trained model in Python: `idode_gin.load("runs/a")`.
+
+    trained = idode_gin.load("runs/a")
+    scored = trained.bits_per_dim(images)  # integers [N, H, W, C]
+    print(scored.mean, "±", scored.standard_error, "solver:", scored.solver_error)
+    pixels = trained.sample(16, jax.random.key(1))
+
+Figures, samples and latents are those of the programs, bit for bit, for the same checkpoint,
+images, places in the split, key and devices.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from idode_gin import checks, types
+from idode_gin.checkpoints import saving
+from idode_gin.configs import from_training, gin_internals
+from idode_gin.devices.partitioning import PjitPartitioner
+from idode_gin.evaluation import bits_per_dim
+from idode_gin.evaluation.bits_per_dim import BitsPerDim
+from idode_gin.models import DiffusionODE
+from idode_gin.reports import differences
+from idode_gin.runs import image_loop, in_memory, run_inputs
+from idode_gin.runs.in_memory import Seed
+from idode_gin.samplers.base import AbstractSampler
+from idode_gin.samplers.ode import ODESampler
+from idode_gin.solvers.base import AbstractSolver
+
+_ODE = ODESampler()
+
+
+def load(path: str | pathlib.Path, step: int | None = None, ema: bool = True) -> "TrainedModel":
+    """Load a trained model from its run directory.
+
+    The model is built from the configuration in the run directory. gin's configuration in this
+    process stays as it is, and so do its devices.
+
+    Args:
+        path: a run directory, or one `checkpoint_<step>` in it.
+        step: of the checkpoint; None takes the newest undamaged one.
+        ema: load the averaged parameters, as the programs do, rather than the last ones.
+
+    Raises:
+        ValueError: if there is no run or checkpoint, it is damaged, or this version or environment
+            cannot build its model.
+    """
+    if step is not None:
+        checks.check_integer("step", step, at_least=0)
+        run = pathlib.Path(path).expanduser()
+        path = saving.checkpoint_path(run, step)
+        if run.name.startswith("checkpoint_") and not path.exists():
+            raise ValueError(f"`step` needs a run directory, got the checkpoint {run}.")
+    source = from_training.config_of(path)
+    saving.find(path)
+    with gin_internals.isolated():
+        model = _built(source)
+    if not isinstance(model, DiffusionODE) or model.image_shape is None:
+        raise ValueError(f"{source} must declare a DiffusionODE with an image_shape, got {model}.")
+    partitioner = PjitPartitioner()
+    restored = run_inputs.load_params(
+        model, model.image_shape, str(path), ema, partitioner.replicated
+    )
+    return TrainedModel(
+        model=model,
+        params=restored.params,
+        config=differences.bindings(source.read_text("utf-8")),
+        step=restored.step,
+        path=restored.path,
+        partitioner=partitioner,
+    )
+
+
+def _built(source: pathlib.Path) -> Any:
+    try:
+        return from_training.model_of(source)
+    except (ValueError, TypeError, SyntaxError, ImportError, AttributeError) as error:
+        raise ValueError(
+            f"The model of {source.parent} cannot be built from {source.name}: {error} Modules of "
+            "your own must be on sys.path. If another version of idode_gin wrote the run, load it "
+            "with that version."
+        ) from error
+
+
+@final
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class TrainedModel:
+    """A model with its parameters, on all devices of this process. Made by `load`.
+
+    Images are integers `[N, H, W, C]` in 0 … V-1. Random numbers of an image depend on `key` and on
+    its `index` alone: its place in a split, 0 … N-1 if not given. `conditioning` is `[N, K]`, zeros
+    if not given. Programs are compiled once for each method, bound and solver.
+
+    Args:
+        model: network, path, meaning of the output, levels.
+        params: of the network, replicated over the devices.
+        config: macros and parameters of the training configuration, as gin writes them.
+        step: training step of the parameters.
+        path: of the checkpoint.
+        partitioner: devices.
+    """
+
+    model: DiffusionODE
+    params: types.Params
+    config: Mapping[str, str]
+    step: int
+    path: pathlib.Path
+    partitioner: PjitPartitioner
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.image_shape))
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return (
+            f"TrainedModel({self.path}, {shape}, {self.model.encoding.levels} levels, "
+            f"{count:,} parameters)"
+        )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        assert self.model.image_shape is not None  # `load` checks it
+        height, width, channels = self.model.image_shape
+        return height, width, channels
+
+    def log_prob(self, images: np.ndarray, **options: Any) -> np.ndarray:
+        """Return a lower bound on log P(x), nats, `[N]`; arguments as in `bits_per_dim`."""
+        return self.bits_per_dim(images, **options).log_prob
+
+    def bits_per_dim(
+        self,
+        images: np.ndarray,
+        *,
+        bound: str = "truncated_normal",
+        tolerance: float | None = 1e-3,
+        solver: AbstractSolver | None = None,
+        key: Seed = None,
+        index: np.ndarray | None = None,
+        conditioning: np.ndarray | None = None,
+    ) -> BitsPerDim:
+        """Score images, as `idode_gin.eval` does.
+
+        Args:
+            images: integers `[N, H, W, C]`.
+            bound: `truncated_normal`, `uniform`, `variational` (ODE likelihoods by dequantizer), or
+                `variational_bound`, which needs no solver.
+            tolerance: largest solver error, bits per dim. A pilot on 16 of the images chooses the
+                steps, or measures the error of `solver`. None measures nothing.
+            solver: solver of the ODE; None leaves the choice to the pilot.
+            key: see `in_memory.Seed`.
+            index: places in the split, `[N]`.
+            conditioning: `[N, K]`.
+
+        Raises:
+            ValueError: for images that do not fit the model, or an unknown bound.
+            checks.NonFiniteError: if a solve failed.
+        """
+        batch = self._batch(images, index, conditioning)
+        return bits_per_dim.score(
+            self.model,
+            self._memory,
+            batch,
+            in_memory.key_of(key),
+            bound=bound,
+            tolerance=tolerance,
+            solver=solver,
+        )
+
+    def sample(
+        self,
+        n: int,
+        key: Seed = None,
+        *,
+        method: AbstractSampler = _ODE,
+        first: int = 0,
+        conditioning: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Draw n images, integers `[n, H, W, C]`, as `idode_gin.sample` does.
+
+        Args:
+            n: number of images.
+            key: see `in_memory.Seed`.
+            method: takes noise to images.
+            first: index of the first image; images of other indices are others.
+            conditioning: `[n, K]`.
+
+        Raises:
+            checks.NonFiniteError: if a solve failed.
+        """
+        checks.check_integer("n", n, at_least=1)
+        batch = {"index": np.arange(first, first + n, dtype=np.int32)}
+        batch["conditioning"] = self._conditioning(conditioning, n)
+        dtype = np.min_scalar_type(self.model.encoding.levels - 1)
+
+        def sample(
+            given: types.Params, batch: types.Batch, key: types.PRNGKey
+        ) -> Mapping[str, Array]:
+            found = self.model.sample_fn(given["network"], batch, key, method)
+            finite = jnp.isfinite(found.latent).all(axis=(1, 2, 3))
+            return {"levels": found.pixels.astype(dtype), "success": found.success & finite}
+
+        found = self._memory.run(f"sample {method}", sample, batch, in_memory.key_of(key))
+        image_loop.check_solved(found["success"], "samples")
+        return found["levels"]
+
+    def encode(
+        self,
+        images: np.ndarray,
+        key: Seed = None,
+        *,
+        method: ODESampler = _ODE,
+        index: np.ndarray | None = None,
+        conditioning: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return the noise that decodes to the images, `[N, H, W, C]`, as `idode_gin.encode` does.
+
+        Args:
+            images: integers `[N, H, W, C]`.
+            key: of the position within its bin at which a pixel starts; see `in_memory.Seed`.
+            method: the ODE's solver.
+            index: places in the split, `[N]`.
+            conditioning: `[N, K]`.
+
+        Raises:
+            checks.NonFiniteError: if a solve failed.
+        """
+
+        def encode(
+            given: types.Params, batch: types.Batch, key: types.PRNGKey
+        ) -> Mapping[str, Array]:
+            found = self.model.encode_fn(given["network"], batch, key, method)
+            return {"noise": found.noise, "success": found.success & jnp.isfinite(found.error)}
+
+        batch = self._batch(images, index, conditioning)
+        found = self._memory.run(f"encode {method}", encode, batch, in_memory.key_of(key))
+        image_loop.check_solved(found["success"], "images")
+        return found["noise"]
+
+    def decode(
+        self,
+        noise: np.ndarray,
+        *,
+        method: ODESampler = _ODE,
+        conditioning: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return the images, integers `[N, H, W, C]`, that noise decodes to.
+
+        Args:
+            noise: standard normal, or from `encode`; `[N, H, W, C]`.
+            method: the ODE's solver.
+            conditioning: `[N, K]`.
+
+        Raises:
+            checks.NonFiniteError: if a solve failed.
+        """
+        noise = np.asarray(noise, np.float32)
+        self._check_shape("noise", noise)
+        dtype = np.min_scalar_type(self.model.encoding.levels - 1)
+
+        def decode(
+            given: types.Params, batch: types.Batch, key: types.PRNGKey
+        ) -> Mapping[str, Array]:
+            found = self.model.decode_fn(given["network"], batch, method)
+            finite = jnp.isfinite(found.latent).all(axis=(1, 2, 3))
+            return {"levels": found.pixels.astype(dtype), "success": found.success & finite}
+
+        batch = {"noise": noise, "conditioning": self._conditioning(conditioning, len(noise))}
+        found = self._memory.run(f"decode {method}", decode, batch, in_memory.key_of(None))
+        image_loop.check_solved(found["success"], "latents")
+        return found["levels"]
+
+    def field(self, z: Array, gamma: Array, conditioning: Array | None = None) -> Array:
+        """Return the network's output: a plain function for `likelihood.log_prob`, and for jax.
+
+            likelihood.log_prob(trained.field, x, key, **trained.field_options)
+
+        Args:
+            z: latents `[B, H, W, C]`; x of `log_prob` is `trained.model.encoding.encode(images)`.
+            gamma: log(sigma^2 / alpha^2), `[B]`.
+            conditioning: `[B, K]`; `args=(conditioning,)` of `log_prob`.
+        """
+        if conditioning is None:
+            conditioning = jnp.zeros((z.shape[0], self._width), z.dtype)
+        time = self.model.time.rescale(gamma)
+        return self.model.network(self._local_params, z, time, conditioning)
+
+    @property
+    def field_options(self) -> dict[str, Any]:
+        """Arguments of `likelihood.log_prob` that give the meaning of `field`, and its range."""
+        return {
+            "schedule": self.model.schedule,
+            "parameterization": self.model.parameterization,
+            "gamma_min": float(self.model.time.gamma_min),
+            "gamma_max": float(self.model.time.gamma_max),
+        }
+
+    @functools.cached_property
+    def _memory(self) -> in_memory.InMemory:
+        return in_memory.InMemory(params=self.params, partitioner=self.partitioner)
+
+    @functools.cached_property
+    def _local_params(self) -> types.Params:
+        """Parameters that are bound to no device."""
+        with jax.ensure_compile_time_eval():  # arrays, even if a transformation is under way
+            return jax.tree.map(jnp.asarray, jax.device_get(self.params))
+
+    @property
+    def _width(self) -> int:
+        return getattr(self.model.network, "conditioning_size", 1)
+
+    def _batch(
+        self, images: np.ndarray, index: np.ndarray | None, conditioning: np.ndarray | None
+    ) -> types.Batch:
+        images, levels = np.asarray(images), self.model.encoding.levels
+        checks.check_pixels(images, levels)
+        self._check_shape("images", images)
+        index = np.arange(len(images)) if index is None else np.asarray(index)
+        if index.shape != (len(images),) or index.dtype.kind not in "iu":
+            raise ValueError(
+                f"`index` must be one integer for each of the {len(images)} images, got "
+                f"{index.dtype} {list(index.shape)}."
+            )
+        return {
+            "image": images.astype(np.min_scalar_type(levels - 1)),
+            "conditioning": self._conditioning(conditioning, len(images)),
+            "index": index.astype(np.int32),
+        }
+
+    def _conditioning(self, conditioning: np.ndarray | None, count: int) -> np.ndarray:
+        if conditioning is None:
+            return np.zeros((count, self._width), np.float32)
+        given = np.asarray(conditioning, np.float32)
+        if given.shape != (count, self._width):
+            raise ValueError(
+                f"`conditioning` must be [{count}, {self._width}], a row for each image, got "
+                f"{list(given.shape)}."
+            )
+        return given
+
+    def _check_shape(self, name: str, values: np.ndarray) -> None:
+        if values.shape[1:] != self.image_shape:
+            raise ValueError(
+                f"`{name}` must be [N, height, width, channels] of {self.image_shape}, the images "
+                f"that the model is for, got {list(values.shape)}."
+            )
