@@ -190,10 +190,10 @@ class _Loader:
             try:
                 self._read(lines, name)
             except SyntaxError as error:
-                if path.suffix != ".gin":
-                    reason = f"{name!r} is no gin file: their names end in .gin."
-                    raise ConfigError(reason) from error
-                raise
+                if path.suffix == ".gin" or error.filename not in (None, str(path)):
+                    raise
+                reason = f"{name!r} is no gin file, whose names end in .gin: {error.msg}"
+                raise ConfigError(f"{reason} [line {error.lineno}]") from error
         self._open.popitem()
         self._folders.pop()
 

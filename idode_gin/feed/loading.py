@@ -81,6 +81,8 @@ def _find_task_or_mixture(config: DatasetConfig) -> Any:
 
     name, module = config.mixture_or_task_name, config.module or DEFAULT_MODULE
     tasks_package.reserve()
+    file = tasks_package.namesake() if f"{module}.".startswith(f"{DEFAULT_MODULE}.") else None
+    unread = f" {file} is not imported: rename it and bind DatasetConfig.module." if file else ""
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -88,14 +90,10 @@ def _find_task_or_mixture(config: DatasetConfig) -> Any:
             raise  # the module exists, and one of its own imports is missing
         raise ValueError(
             f"`module` must name an importable module that registers {name!r}, got "
-            f"module={module!r}: {error}. Is the folder that holds it on PYTHONPATH?"
+            f"module={module!r}: {error}. Is the folder that holds it on PYTHONPATH?{unread}"
         ) from error
     known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
     if name not in known:
-        file = tasks_package.namesake() if module == DEFAULT_MODULE else None
-        unread = (
-            f" {file} is not imported: rename it and bind DatasetConfig.module." if file else ""
-        )
         raise ValueError(
             f"No seqio task or mixture named {name!r} after importing {module!r}. "
             f"{checks.nearest(name, known)}{unread}"

@@ -18,6 +18,7 @@ import optax
 import idode_gin
 from idode_gin import checks
 from idode_gin.checkpoints import restoring, saving
+from idode_gin.devices import backends
 from idode_gin.interop import official
 from idode_gin.processes import output
 from idode_gin.reports import paths
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         places = (paths.local(vars(options)[each], f"--{each}") for each in ("source", "output"))
+        backends.start()
         path = convert(*places)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -15,14 +15,23 @@ import shutil
 from collections.abc import Iterator
 from typing import IO
 
+from idode_gin.reports import paths
 from tasks.prepare.refusals import TargetError
 
 FINISHED = "dataset_info.json"
 
 
 def default_data_dir() -> pathlib.Path:
-    """Return TFDS's own default."""
-    return pathlib.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    """Return TFDS's own default.
+
+    Raises:
+        TargetError: if it is no path on this machine, or there is no home folder.
+    """
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    try:
+        return pathlib.Path(paths.local(default, "The data folder, which --tfds_data_dir sets,"))
+    except ValueError as error:
+        raise TargetError(str(error)) from error
 
 
 def check_free(data_dir: pathlib.Path, needed: int) -> None:

@@ -6,13 +6,12 @@ import pathlib
 import re
 from collections.abc import Callable
 
-import bindable
 import pytest
 import toy_files
 import toy_program
 from gin import config
 
-from idode_gin.configs import building, value_types
+from idode_gin.configs import building
 from idode_gin.configs.loading import ConfigError, Key
 from idode_gin.configs.reach import Reach
 
@@ -348,34 +347,6 @@ def test_key_is_written_as_in_a_gin_file(load: Load) -> None:
     load()
     assert str(Key("STEPS", "gin.macro", "value")) == "STEPS"
     assert str(Key("a/b", "toy.Wheel", "size")) == "a/b/Wheel.size"
-
-
-@pytest.mark.parametrize("folder", ["'~/runs/b'", "%ELSEWHERE"])
-def test_home_folder_in_a_path(load: Load, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/my/home")
-    more = "ELSEWHERE = '~/runs/b'\n" * folder.startswith("%")
-    load(f"{more}FOLDER = {folder}\ntoy.Wheel.name = '~/kept'")
-    arguments = building.build(toy_program.main)
-    assert arguments["folder"] == "/my/home/runs/b"
-    assert arguments["wheel"].name == "~/kept"
-    assert "'/my/home/runs/b'" in config.config_str()
-
-
-def test_address_in_a_path(load: Load) -> None:
-    (found,) = error(load, "", "main.folder = 'gs://b/a'")
-    assert found.startswith("main.folder must be a path on this machine, got 'gs://b/a'. ")
-    assert found.endswith("[--gin.main.folder='gs://b/a']")
-
-
-def test_parameters_named_like_paths_are_marked_as_paths() -> None:
-    not_marked = {
-        f"{bindable.name(target)}.{parameter}"
-        for target in bindable.targets()
-        for parameter, each in value_types.parameters(target).items()
-        if re.search(r"(^|_)(dir|path|folder|file|replay)$", parameter) and not each.is_path
-    }
-    # jax takes addresses for its cache of compiled programs.
-    assert {each for each in not_marked if not each.endswith(".compilation_cache_dir")} == set()
 
 
 @pytest.mark.parametrize(

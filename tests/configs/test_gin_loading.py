@@ -260,7 +260,7 @@ def test_what_is_no_gin_file(tmp_path: pathlib.Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.gin").touch()
     for name, reason in (
-        ("notes.md", "'notes.md' is no gin file: their names end in .gin"),
+        ("notes.md", "'notes.md' is no gin file, whose names end in .gin: .* .line 3.$"),
         ("run", "'run' is a folder; .* Gin files in it: config.gin"),
     ):
         with pytest.raises(ConfigError, match=reason):

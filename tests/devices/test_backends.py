@@ -27,11 +27,16 @@ def test_reason_and_way_out(error, reason, monkeypatch):
     assert reason in str(caught.value)
 
 
-@pytest.mark.parametrize("platform", ["rocm", "no_such_backend"])
-def test_a_program_ends_in_2_and_a_line(platform, tmp_path):
-    file = "--gin_file=gin_configs/experiments/digits_sample.gin"
+SAMPLE = ["idode_gin.sample", "--gin_file=gin_configs/experiments/digits_sample.gin"]
+CONVERT = ["idode_gin.interop.convert", "--source=a", "--output=b"]
+
+
+@pytest.mark.parametrize(
+    ("platform", "program"), [("rocm", SAMPLE), ("no_such_backend", SAMPLE), ("rocm", CONVERT)]
+)
+def test_a_program_ends_in_2_and_a_line(platform, program, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "idode_gin.sample", file],
+        [sys.executable, "-m", *program],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": os.getcwd(), "JAX_PLATFORMS": platform},
         capture_output=True,

@@ -14,10 +14,13 @@ from idode_gin.feed import data, loading
 chosen = {"split": "test", "batch_size": 1}
 print(len(loading.load_split(data.DatasetConfig(mixture_or_task_name="digits", **chosen)).images))
 import tasks.formats.depth
-try:
-    loading.load_split(data.DatasetConfig(mixture_or_task_name="mine", **chosen))
-except ValueError as error:
-    print(error)
+for module in ("tasks", "tasks.mine"):
+    try:
+        loading.load_split(
+            data.DatasetConfig(mixture_or_task_name="mine", module=module, **chosen)
+        )
+    except ValueError as error:
+        print(error)
 """
 
 
@@ -36,9 +39,11 @@ def test_a_module_of_the_users_does_not_stand_in(name, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    number, message = done.stdout.splitlines()
+    number, *messages = done.stdout.splitlines()
     assert int(number) > 0
-    assert message.endswith(f"{own} is not imported: rename it and bind DatasetConfig.module.")
+    assert len(messages) == 2
+    for each in messages:
+        assert each.endswith(f"{own} is not imported: rename it and bind DatasetConfig.module.")
 
 
 def test_one_that_is_imported_already_is_named(monkeypatch):

@@ -61,6 +61,15 @@ def test_python_functions_refuse_addresses():
             call()
 
 
+def test_the_data_folder_of_the_environment(monkeypatch, capsys):
+    prepare = importlib.import_module("tasks.prepare.__main__")
+    monkeypatch.setenv("TFDS_DATA_DIR", "gs://b/data")
+    assert prepare.main(["cifar10", "--source", "a"]) == 2
+    assert "--tfds_data_dir sets, must be a path on this machine, got 'gs://b/data'" in (
+        capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize("name", ["tmp", "~"])
 def test_other_programs(name, tmp_path, monkeypatch, capsys):
     prepare = importlib.import_module("tasks.prepare.__main__")
