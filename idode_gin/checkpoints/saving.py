@@ -31,7 +31,14 @@ from idode_gin.checkpoints.config import (
     RestoreCheckpointConfig,
     SaveCheckpointConfig,
 )
-from idode_gin.checkpoints.files import DAMAGED_PREFIX, PREFIX, checkpoint_path, find, saved_steps
+from idode_gin.checkpoints.files import (
+    DAMAGED_PREFIX,
+    PREFIX,
+    checkpoint_path,
+    find,
+    find_described,
+    saved_steps,
+)
 from idode_gin.checkpoints.reading import RestoredParams, restore_params
 from idode_gin.checkpoints.restoring import Fresh, Restored
 from idode_gin.processes import exchange
@@ -47,6 +54,7 @@ __all__ = [
     "SaveCheckpointConfig",
     "checkpoint_path",
     "find",
+    "find_described",
     "restore_params",
     "saved_steps",
 ]
@@ -245,42 +253,52 @@ class Checkpoints:
         return given.state, given
 
     def plan(self, abstract_state: TrainState) -> str:
-        """Describe what `restore` would do. Reads no arrays, so it does not detect damage.
+        """Describe what `restore` would do. Reads no arrays, so it does not detect their damage.
 
         Raises:
             ValueError: as `restore`.
         """
         config = self._config.restore
-        if steps := saved_steps(self._directory):
-            found = checkpoint_path(self._directory, steps[-1])
-            meta = checkpoint_meta.read_meta(found)
+        files.warn_of_misnamed(self._directory)
+        if own := files.newest_first(self._directory):
+            if (newest := files.described(own)) is None:
+                raise ValueError(self._all_damaged("would be"))
+            found, meta = newest
             restoring.check_resume(found, meta, abstract_state, self._facts)
-            return f"from {found}"
+            damaged = ", ".join(each.name for each in own[: own.index(found)])
+            return f"from {found}" + (f"; damaged: {damaged}" if damaged else "")
         if not config.path:
             return "from scratch"
-        found = find(config.path, config.mode)
-        meta = checkpoint_meta.read_meta(found)
+        found, meta = files.find_described(config.path, config.mode)
         chosen = restoring.plan(found, meta, abstract_state, config, self._facts)
         return f"from {found}:\n{chosen.summary()}"
 
     def _restore_own(self, abstract_state: TrainState, fresh: Fresh) -> Restored | None:
-        steps = saved_steps(self._directory)
-        for step in reversed(steps):
-            path = checkpoint_path(self._directory, step)
+        files.warn_of_misnamed(self._directory)
+        own = files.newest_first(self._directory)
+        message = self._all_damaged("were")
+        for path in own:
             try:
                 return restoring.resume(path, abstract_state, fresh, self._facts)
             except checkpoint_meta.DamagedError as error:
                 aside = path.with_name(DAMAGED_PREFIX + path.name)
                 logging.warning("%s Renamed to %s; trying the one before it.", error, aside.name)
                 exchange.from_first(functools.partial(_rename, path, aside))
-        if steps:
-            raise ValueError(
-                f"Every checkpoint of {self._directory} is damaged (steps {steps}). They were "
-                f"renamed to {DAMAGED_PREFIX}{PREFIX}_<step>. Run again to train from scratch."
-            )
+        if own:
+            raise ValueError(message)
         return None
+
+    def _all_damaged(self, verb: str) -> str:
+        return (
+            f"Every checkpoint of {self._directory} is damaged (steps "
+            f"{saved_steps(self._directory)}). They {verb} renamed to "
+            f"{DAMAGED_PREFIX}{PREFIX}_<step>. Run again to train from scratch."
+        )
 
 
 def _rename(path: pathlib.Path, aside: pathlib.Path) -> None:
-    shutil.rmtree(aside, ignore_errors=True)
+    if aside.is_dir() and not aside.is_symlink():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        aside.unlink(missing_ok=True)
     path.rename(aside)
