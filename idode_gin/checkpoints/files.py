@@ -203,6 +203,15 @@ def delete(directory: pathlib.Path, steps: Sequence[int]) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def identity(directory: pathlib.Path) -> tuple[int, int] | None:
+    """Return numbers that change if a directory is deleted and made again; None without one."""
+    try:
+        found = directory.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def sync(checkpoint: pathlib.Path) -> None:
     """Flush every file of a checkpoint from the page cache to disk."""
     for path in [*checkpoint.rglob("*"), checkpoint, checkpoint.parent]:

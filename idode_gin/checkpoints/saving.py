@@ -88,6 +88,7 @@ class Checkpoints:
         self._lazy_manager: ocp.CheckpointManager | None = None
         self._last_save: int | None = None
         self._is_broken = False
+        self._identity: tuple[int, int] | None = None
         orbax_logging.silence_orbax()
 
     @property
@@ -102,6 +103,7 @@ class Checkpoints:
                     step_prefix=PREFIX, max_to_keep=None, cleanup_tmp_directories=True
                 ),
             )
+            self._identity = files.identity(self._directory)
         return self._lazy_manager
 
     def __enter__(self) -> "Checkpoints":
@@ -204,6 +206,12 @@ class Checkpoints:
             yield
         except Exception as error:  # orbax and tensorstore raise errors of many types
             self._is_broken = True
+            if self._identity not in (None, files.identity(self._directory)):
+                raise OSError(
+                    f"The checkpoint of step {step} could not be saved: {self._directory} was "
+                    "deleted or replaced during the run. Put it back with its checkpoints and run "
+                    "the same command again; without them it trains from the beginning."
+                ) from error
             steps = saved_steps(self._directory)
             good = f"{PREFIX}_{steps[-1]}" if steps else None
             raise OSError(

@@ -19,8 +19,6 @@ import pathlib
 import socket
 from collections.abc import Iterator
 
-from idode_gin.reports import files
-
 NAME = "run.lock"
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _held: set[pathlib.Path] = set()
@@ -45,9 +43,14 @@ def held(
     if not is_first or path in _held:
         yield
         return
-    with files.naming(path):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         number = _acquire(path, macro)
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be written: {error.strerror}. Make {path.parent} writable, with some "
+            f"free space, or choose another {macro}."
+        ) from error
     _held.add(path)
     try:
         yield
