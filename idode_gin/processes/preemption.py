@@ -165,11 +165,12 @@ def _message(reason: str) -> str:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Context around a whole program: SIGTERM, SIGINT and `MORE_SIGNALS` raise `StoppedOutsideLoop`.
+    """Context around a whole program: a signal raises `StoppedOutsideLoop` in it.
 
-    Inside it, a `StopRequest` handles them until it is left. A second signal, unless it is part of
-    the `SAME_REQUEST`, ends the process at once, with exit code 128 + signal. Within another such context, and outside the main thread,
-    where Python allows no handlers, it does nothing.
+    The signals are SIGTERM, SIGINT and `MORE_SIGNALS`. Inside it, a `StopRequest` handles them
+    until it is left. A second one, unless it is the `SAME_REQUEST`, ends the process at once, with
+    exit code 128 + signal. Within another such context, and outside the main thread, where Python
+    allows no handlers, it does nothing.
 
     If the exception falls into a callback or a destructor, Python drops it. Then a loop that begins
     within `GRACE` seconds stops at its first poll; without one, the process ends with exit code 75.

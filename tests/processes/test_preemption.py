@@ -23,7 +23,7 @@ def wait_until(condition, seconds=10.0):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", (*preemption.SIGNALS, *preemption.MORE_SIGNALS))
+@pytest.mark.parametrize("number", [*preemption.SIGNALS, *preemption.MORE_SIGNALS])
 def test_a_signal_is_seen_by_polling(number, capfd):
     with StopRequest() as stop:
         assert not stop.requested
