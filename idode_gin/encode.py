@@ -46,5 +46,5 @@ def encode(
         return
     compilation_cache.use(compilation_cache_dir)
     saving.find(encoder.checkpoint_path)
-    outputs.write_configs(encoder.output_dir, "ENCODE_OUTPUT_DIR")
-    encoder.run(model, dataset_cfg)
+    with outputs.begun(encoder.output_dir, "ENCODE_OUTPUT_DIR"):
+        encoder.run(model, dataset_cfg)

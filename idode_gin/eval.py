@@ -48,5 +48,5 @@ def evaluate(
         return
     compilation_cache.use(compilation_cache_dir)
     evaluator.check_path()
-    digest = outputs.write_configs(evaluator.output_dir, "EVAL_OUTPUT_DIR")
-    evaluator.run(model, dataset_cfg, digest)
+    with outputs.begun(evaluator.output_dir, "EVAL_OUTPUT_DIR") as digest:
+        evaluator.run(model, dataset_cfg, digest)

@@ -46,5 +46,5 @@ def interpolate(
         return
     compilation_cache.use(compilation_cache_dir)
     saving.find(interpolator.checkpoint_path)
-    outputs.write_configs(interpolator.output_dir, "INTERPOLATE_OUTPUT_DIR")
-    interpolator.run(model, dataset_cfg)
+    with outputs.begun(interpolator.output_dir, "INTERPOLATE_OUTPUT_DIR"):
+        interpolator.run(model, dataset_cfg)

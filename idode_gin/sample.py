@@ -43,5 +43,5 @@ def sample(
         return
     compilation_cache.use(compilation_cache_dir)
     saving.find(sampler.checkpoint_path)
-    outputs.write_configs(sampler.output_dir, "SAMPLE_OUTPUT_DIR")
-    sampler.run(model)
+    with outputs.begun(sampler.output_dir, "SAMPLE_OUTPUT_DIR"):
+        sampler.run(model)

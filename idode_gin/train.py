@@ -93,7 +93,7 @@ def _held(model_dir: str) -> Iterator[None]:
     is_first = joining.index() == 0
     if is_first:
         outputs.make_folder(model_dir, "MODEL_DIR")
-    with run_lock.held(model_dir, is_first=is_first):
+    with run_lock.held(model_dir, is_first=is_first, macro="MODEL_DIR"):
         outputs.write_configs(model_dir, "MODEL_DIR")
         agreement.check_shared(pathlib.Path(model_dir) / "config.gin", "MODEL_DIR")
         yield

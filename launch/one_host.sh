@@ -20,7 +20,7 @@ fi
 
 address=localhost:${PORT:-$((20000 + RANDOM % 20000))}
 children=()
-trap 'kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT
+trap 'kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT HUP USR1 USR2
 for ((index = 0; index < processes; index++)); do
     "$python" -m "idode_gin.$program" "$@" --multiprocess_gpu --coordinator_address="$address" \
         --process_count="$processes" --process_index="$index" --local_device_ids="$index" &

@@ -6,8 +6,8 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from absl import logging
 
@@ -21,7 +21,9 @@ DAMAGED_PREFIX = "damaged_"
 DELETED_PREFIX = "deleted_"
 SPACE_MARGIN = 1.1
 """Disk space reserved for a checkpoint, relative to the bytes of its arrays."""
-_STEP_DIRECTORY = re.compile(rf"{PREFIX}_(\d+)")
+_STEP_DIRECTORY = re.compile(rf"{PREFIX}_(0|[1-9][0-9]*)")
+_MISNAMED = re.compile(rf"{PREFIX}_[-+]?\d+")
+"""With `_STEP_DIRECTORY` taken out: names such as `checkpoint_007`."""
 
 Found = TypeVar("Found")
 
@@ -33,6 +35,18 @@ def saved_steps(directory: str | pathlib.Path) -> list[int]:
         return []
     found = [_STEP_DIRECTORY.fullmatch(each.name) for each in directory.iterdir()]
     return sorted(int(match[1]) for match in found if match)
+
+
+def warn_of_misnamed(directory: str | pathlib.Path) -> None:
+    """Log a warning for each folder such as `checkpoint_007`, which is not a checkpoint's name."""
+    directory = pathlib.Path(directory)
+    for name in sorted(each.name for each in directory.iterdir()) if directory.is_dir() else ():
+        if _MISNAMED.fullmatch(name) and not _STEP_DIRECTORY.fullmatch(name):
+            logging.warning(
+                "%s is ignored: a checkpoint's folder is named %s_<step>, without leading zeros.",
+                directory / name,
+                PREFIX,
+            )
 
 
 def checkpoint_path(directory: str | pathlib.Path, step: int) -> pathlib.Path:
@@ -82,15 +96,44 @@ def candidates(path: str | pathlib.Path, mode: str | None = None) -> list[pathli
         )
     if is_specific:
         return [path]
-    steps = saved_steps(path)
-    if not steps:
+    if (path / "meta" / "metadata").is_file():
+        raise ValueError(
+            f"No checkpoint at {path}: it holds one, but the folder of a checkpoint must be named "
+            f"{PREFIX}_<step>, without leading zeros. Rename it to {PREFIX}_"
+            f"{meta.read(path)['step']}."
+        )
+    if not saved_steps(path):
         names = sorted(each.name for each in path.iterdir())
         shown = ", ".join(names[:8]) or "nothing"
         raise ValueError(
             f"No checkpoint in {path}: it holds {shown}. Give a run directory with {PREFIX}_<step> "
             "directories, or one of those."
         )
-    return [checkpoint_path(path, step) for step in reversed(steps)]
+    return newest_first(path)
+
+
+def newest_first(directory: str | pathlib.Path) -> list[pathlib.Path]:
+    """Return the paths of a run directory's complete checkpoints, newest first; [] without one."""
+    return [checkpoint_path(directory, step) for step in reversed(saved_steps(directory))]
+
+
+def described(paths: Iterable[pathlib.Path]) -> tuple[pathlib.Path, dict[str, Any]] | None:
+    """Return the first checkpoint whose description is intact, with it; None without one."""
+    for path in paths:
+        with contextlib.suppress(DamagedError):
+            return path, meta.read_meta(path)
+    return None
+
+
+def find_described(
+    path: str | pathlib.Path, mode: str | None = None
+) -> tuple[pathlib.Path, dict[str, Any]]:
+    """Return the newest checkpoint at `path` whose description is intact, with it.
+
+    Raises:
+        ValueError: as `first_whole`.
+    """
+    return first_whole(path, mode, lambda each: (each, meta.read_meta(each)))
 
 
 def first_whole(
@@ -103,6 +146,8 @@ def first_whole(
         DamagedError: if `path` is one damaged checkpoint, or all of a run are damaged.
     """
     found = candidates(path, mode)
+    if found[0].name != pathlib.Path(path).name:
+        warn_of_misnamed(path)
     for checkpoint, before in zip(found, [*found[1:], None], strict=True):
         try:
             return load(checkpoint)
@@ -156,6 +201,15 @@ def delete(directory: pathlib.Path, steps: Sequence[int]) -> None:
         path.rename(path.with_name(DELETED_PREFIX + path.name))
     for path in directory.glob(f"{DELETED_PREFIX}{PREFIX}_*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def identity(directory: pathlib.Path) -> tuple[int, int] | None:
+    """Return numbers that change if a directory is deleted and made again; None without one."""
+    try:
+        found = directory.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def sync(checkpoint: pathlib.Path) -> None:

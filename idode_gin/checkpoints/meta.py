@@ -4,9 +4,10 @@ It identifies, leaf by leaf, a checkpoint of another architecture or a damaged o
 the version of the library that wrote the arrays.
 """
 
+import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +17,8 @@ import numpy as np
 from idode_gin.reports import fingerprints
 
 FORMAT = 1
+_SHA256 = "sha256"
+_PARTS = {"params", "ema", "training"}
 _SHOWN = 5
 _COUNTERS = ("training/window/", "training/guard/")
 """Leaves that may differ from those of this run and then restart at zero."""
@@ -41,27 +44,62 @@ def describe(
         for name, part in parts.items()
     }
     checksums = {name: np.asarray(each).tolist() for name, each in sums.items()}
-    return {
-        "format": FORMAT,
-        "step": step,
-        "facts": dict(facts),
-        "trees": trees,
-        "checksums": checksums,
-    }
+    return sealed(
+        {
+            "format": FORMAT,
+            "step": step,
+            "facts": dict(facts),
+            "trees": trees,
+            "checksums": checksums,
+        }
+    )
+
+
+def sealed(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a description with its own checksum."""
+    found = {name: value for name, value in meta.items() if name != _SHA256}
+    text = json.dumps(json.loads(json.dumps(found)), sort_keys=True)  # with lists for tuples
+    return {**found, _SHA256: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
     """Read the description that `describe` made when the checkpoint was written.
 
     Raises:
-        DamagedError: if it cannot be read.
+        DamagedError: if it or a part of the checkpoint is missing, it was altered, or the
+            checkpoint's folder is not named after its step.
         ValueError: if another version of this library wrote it.
+    """
+    meta = read(checkpoint)
+    if checkpoint.name.rpartition("_")[2] != str(meta["step"]):
+        raise DamagedError(
+            f"{checkpoint} is damaged: a checkpoint's folder is named after its step, and it holds "
+            f"step {meta['step']}."
+        )
+    for part in sorted(_PARTS):
+        if not (checkpoint / part).is_dir():
+            raise DamagedError(f"{checkpoint} is damaged: its {part} is missing.")
+    return meta
+
+
+def read(checkpoint: pathlib.Path) -> dict[str, Any]:
+    """Read a description, whatever the name of the checkpoint's folder.
+
+    Raises:
+        DamagedError, ValueError: as `read_meta`.
     """
     path = checkpoint / "meta" / "metadata"
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
+        is_sealed = _SHA256 in meta  # those written before there was a checksum are not
+        if is_sealed and meta[_SHA256] != sealed(meta)[_SHA256]:
+            raise ValueError("its checksum does not match")
         version = meta["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if version == FORMAT:
+            _check_form(meta, is_sealed)
+        elif isinstance(version, bool) or not isinstance(version, int):
+            raise ValueError(f"its format is {version!r}")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(
             f"{checkpoint} is not a complete checkpoint of this library: cannot read "
             f"meta/metadata ({error})."
@@ -72,6 +110,41 @@ def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
             f"{FORMAT}. Read it with the version that wrote it."
         )
     return meta
+
+
+def _check_form(meta: Mapping[str, Any], is_sealed: bool) -> None:
+    """Raise ValueError, TypeError or KeyError unless a description has the form of `describe`."""
+
+    def check(name: str, value: Any, is_right: Callable[[Any], bool]) -> None:
+        if not is_right(value):
+            raise ValueError(f"its {name} is {str(value)[:40]!r}")
+
+    names = {"format", "step", "facts", "trees", "checksums"}
+    if not is_sealed and meta.keys() != names:
+        raise ValueError(f"it holds {sorted(meta)}")
+    check("step", meta["step"], _is_count)
+    check("facts", meta["facts"], lambda value: isinstance(value, dict))
+    trees, sums = meta["trees"], meta["checksums"]
+    for name, value in (("trees", trees), ("checksums", sums)):
+        check(name, value, lambda value: isinstance(value, dict) and value.keys() == _PARTS)
+    for part, tree in trees.items():
+        check(f"tree of {part}", tree, lambda value: isinstance(value, dict))
+        for path, entry in tree.items():
+            check(f"{part}/{path}", entry, lambda value: isinstance(value, list))
+            jnp.dtype(entry[0])
+            check(f"{part}/{path}", entry, lambda value: all(map(_is_count, value[1:])))
+        found = sums[part]
+        check(
+            f"checksums of {part}",
+            found,
+            lambda value: isinstance(value, list) and all(map(_is_count, value)),
+        )
+        if len(found) != len(tree):
+            raise ValueError(f"it has {len(found)} checksums of {len(tree)} leaves of {part}")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 def saved_leaves(
@@ -98,13 +171,9 @@ def check_sums(
     checkpoint: pathlib.Path, meta: Mapping[str, Any], part: str, sums: Any, tree: Any
 ) -> None:
     """Raise DamagedError if the checksums of leaves as read differ from those saved."""
-    altered = [
-        name
-        for name, ours, theirs in zip(
-            _named(tree), np.asarray(sums).tolist(), meta["checksums"][part], strict=True
-        )
-        if ours != theirs
-    ]
+    saved = dict(zip(meta["trees"][part], meta["checksums"][part], strict=True))
+    found = dict(zip(_named(tree), np.asarray(sums).tolist(), strict=True))
+    altered = [name for name in sorted(saved | found) if saved.get(name) != found.get(name)]
     if altered:
         others = f", nor those of {len(altered) - 1} other leaves" if altered[1:] else ""
         raise DamagedError(

@@ -31,7 +31,14 @@ from idode_gin.checkpoints.config import (
     RestoreCheckpointConfig,
     SaveCheckpointConfig,
 )
-from idode_gin.checkpoints.files import DAMAGED_PREFIX, PREFIX, checkpoint_path, find, saved_steps
+from idode_gin.checkpoints.files import (
+    DAMAGED_PREFIX,
+    PREFIX,
+    checkpoint_path,
+    find,
+    find_described,
+    saved_steps,
+)
 from idode_gin.checkpoints.reading import RestoredParams, restore_params
 from idode_gin.checkpoints.restoring import Fresh, Restored
 from idode_gin.processes import exchange
@@ -47,6 +54,7 @@ __all__ = [
     "SaveCheckpointConfig",
     "checkpoint_path",
     "find",
+    "find_described",
     "restore_params",
     "saved_steps",
 ]
@@ -80,6 +88,7 @@ class Checkpoints:
         self._lazy_manager: ocp.CheckpointManager | None = None
         self._last_save: int | None = None
         self._is_broken = False
+        self._identity: tuple[int, int] | None = None
         orbax_logging.silence_orbax()
 
     @property
@@ -94,6 +103,7 @@ class Checkpoints:
                     step_prefix=PREFIX, max_to_keep=None, cleanup_tmp_directories=True
                 ),
             )
+            self._identity = files.identity(self._directory)
         return self._lazy_manager
 
     def __enter__(self) -> "Checkpoints":
@@ -196,6 +206,12 @@ class Checkpoints:
             yield
         except Exception as error:  # orbax and tensorstore raise errors of many types
             self._is_broken = True
+            if self._identity not in (None, files.identity(self._directory)):
+                raise OSError(
+                    f"The checkpoint of step {step} could not be saved: {self._directory} was "
+                    "deleted or replaced during the run. Put it back with its checkpoints and run "
+                    "the same command again; without them it trains from the beginning."
+                ) from error
             steps = saved_steps(self._directory)
             good = f"{PREFIX}_{steps[-1]}" if steps else None
             raise OSError(
@@ -245,42 +261,52 @@ class Checkpoints:
         return given.state, given
 
     def plan(self, abstract_state: TrainState) -> str:
-        """Describe what `restore` would do. Reads no arrays, so it does not detect damage.
+        """Describe what `restore` would do. Reads no arrays, so it does not detect their damage.
 
         Raises:
             ValueError: as `restore`.
         """
         config = self._config.restore
-        if steps := saved_steps(self._directory):
-            found = checkpoint_path(self._directory, steps[-1])
-            meta = checkpoint_meta.read_meta(found)
+        files.warn_of_misnamed(self._directory)
+        if own := files.newest_first(self._directory):
+            if (newest := files.described(own)) is None:
+                raise ValueError(self._all_damaged("would be"))
+            found, meta = newest
             restoring.check_resume(found, meta, abstract_state, self._facts)
-            return f"from {found}"
+            damaged = ", ".join(each.name for each in own[: own.index(found)])
+            return f"from {found}" + (f"; damaged: {damaged}" if damaged else "")
         if not config.path:
             return "from scratch"
-        found = find(config.path, config.mode)
-        meta = checkpoint_meta.read_meta(found)
+        found, meta = files.find_described(config.path, config.mode)
         chosen = restoring.plan(found, meta, abstract_state, config, self._facts)
         return f"from {found}:\n{chosen.summary()}"
 
     def _restore_own(self, abstract_state: TrainState, fresh: Fresh) -> Restored | None:
-        steps = saved_steps(self._directory)
-        for step in reversed(steps):
-            path = checkpoint_path(self._directory, step)
+        files.warn_of_misnamed(self._directory)
+        own = files.newest_first(self._directory)
+        message = self._all_damaged("were")
+        for path in own:
             try:
                 return restoring.resume(path, abstract_state, fresh, self._facts)
             except checkpoint_meta.DamagedError as error:
                 aside = path.with_name(DAMAGED_PREFIX + path.name)
                 logging.warning("%s Renamed to %s; trying the one before it.", error, aside.name)
                 exchange.from_first(functools.partial(_rename, path, aside))
-        if steps:
-            raise ValueError(
-                f"Every checkpoint of {self._directory} is damaged (steps {steps}). They were "
-                f"renamed to {DAMAGED_PREFIX}{PREFIX}_<step>. Run again to train from scratch."
-            )
+        if own:
+            raise ValueError(message)
         return None
+
+    def _all_damaged(self, verb: str) -> str:
+        return (
+            f"Every checkpoint of {self._directory} is damaged (steps "
+            f"{saved_steps(self._directory)}). They {verb} renamed to "
+            f"{DAMAGED_PREFIX}{PREFIX}_<step>. Run again to train from scratch."
+        )
 
 
 def _rename(path: pathlib.Path, aside: pathlib.Path) -> None:
-    shutil.rmtree(aside, ignore_errors=True)
+    if aside.is_dir() and not aside.is_symlink():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        aside.unlink(missing_ok=True)
     path.rename(aside)

@@ -1,10 +1,8 @@
 """Check that a run has steps left, from the names and descriptions of checkpoints alone."""
 
-import contextlib
 import pathlib
 
 from idode_gin.checkpoints import files, warm_start
-from idode_gin.checkpoints import meta as checkpoint_meta
 from idode_gin.checkpoints.config import RestoreCheckpointConfig
 
 
@@ -21,11 +19,9 @@ def check(
     """
     if restore.path is None or files.saved_steps(directory):
         return
-    checkpoint = files.find(restore.path, restore.mode)
-    if restore.step == warm_start.RESTORE:
-        with contextlib.suppress(checkpoint_meta.DamagedError):
-            meta = checkpoint_meta.read_meta(checkpoint)
-            check_step(checkpoint, int(meta["step"]), train_steps)
+    found = files.described(files.candidates(restore.path, restore.mode))
+    if restore.step == warm_start.RESTORE and found is not None:
+        check_step(found[0], found[1]["step"], train_steps)
 
 
 def check_step(checkpoint: pathlib.Path, step: int, train_steps: int) -> None:
@@ -51,5 +47,6 @@ def nothing(directory: str | pathlib.Path, step: int, train_steps: int) -> str:
 
 def instead(directory: str | pathlib.Path, train_steps: int) -> str | None:
     """Return that message for a run directory with nothing left to train, else None."""
-    step = max(files.saved_steps(directory), default=0)
+    found = files.described(files.newest_first(directory))
+    step = 0 if found is None else found[1]["step"]
     return nothing(directory, step, train_steps) if step >= train_steps else None

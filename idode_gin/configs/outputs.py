@@ -12,7 +12,7 @@ from idode_gin.configs import gin_internals, loading
 from idode_gin.configs.loading import ConfigError
 from idode_gin.processes import agreement, joining
 from idode_gin.reports import differences, files
-from idode_gin.runs import output_folders
+from idode_gin.runs import output_folders, run_lock
 
 
 def write_configs(directory: str | os.PathLike[str], macro: str) -> str:
@@ -52,6 +52,24 @@ def _add_uncalled() -> None:
     for (scope, selector), bound in gin_internals.bindings.items():
         if selector not in called:
             gin_internals.operative.setdefault((scope, selector), dict(bound))
+
+
+@contextlib.contextmanager
+def begun(directory: str | os.PathLike[str], macro: str) -> Iterator[str]:
+    """Context of a program that writes to a directory: its lock, and the configuration in it.
+
+    Takes and gives what `write_configs` does.
+
+    Raises:
+        ConfigError, ValueError: as `write_configs`.
+        ValueError: if another process writes to the directory.
+    """
+    check_agreement()  # before anything is written
+    is_first = joining.index() == 0
+    if is_first:
+        make_folder(directory, macro)
+    with run_lock.held(os.fspath(directory), is_first=is_first, macro=macro):
+        yield write_configs(directory, macro)
 
 
 def check_agreement() -> None:

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import serialization, traverse_util
 
@@ -27,6 +28,10 @@ from idode_gin.networks.unet import UNet
 Path: TypeAlias = tuple[str, ...]
 
 _ROOT = "score_model"
+_TREES = ("params", "ema_params")
+_MOMENTS = ("mu", "nu")
+_LARGEST_STEP = 2**31 - 1
+_SHOWN = 5
 _OUTSIDE_BLOCKS = {
     "dense_0": "dense0",
     "dense_1": "dense1",
@@ -101,10 +106,10 @@ def network_of(tree: Mapping[Any, Any]) -> UNet:
     """
     leaves = flatten(tree)
     kernel = leaves.get((_ROOT, "conv_in", "kernel"))
-    if kernel is None:
+    if kernel is None or np.ndim(kernel) != 4:
         raise ValueError(
-            f"A published tree needs the leaf `{_ROOT}/conv_in/kernel`; the names given begin with "
-            f"{sorted({path[0] for path in leaves})[:5]}."
+            f"A published tree needs the leaf `{_ROOT}/conv_in/kernel` of 4 axes; the names "
+            f"given begin with {sorted({path[0] for path in leaves})[:5]}."
         )
     inputs, channels = np.shape(kernel)[-2:]
     image_channels = _image_channels(leaves)
@@ -135,20 +140,25 @@ def load_official_checkpoint(path: str | pathlib.Path) -> dict[str, Any]:
         (int), "mu" and "nu" (trees like the parameters); "network": the `UNet` they fit.
 
     Raises:
-        ValueError: if there is no such file, or it does not contain these trees.
+        ValueError: if there is no such file, or it does not contain these trees, whole numbers of
+            steps, and finite real floating-point arrays.
     """
     file = _checkpoint_file(pathlib.Path(path))
     state = _restore(file)
     adam = _find_adam(state["opt_state"])
     if adam is None:
         raise ValueError(f"{file} holds no Adam moments (`mu`, `nu`) in its optimizer state.")
+    step, count = _count(file, "step", state["step"]), _count(file, "count", adam["count"])
+    for names, trees in ((_TREES, state), (_MOMENTS, adam)):
+        for name in names:
+            _check_tree(file, name, trees[name])
     network = network_of(state["params"])
     return {
-        "step": int(state["step"]),
+        "step": step,
         "params": from_official(state["params"], network),
         "ema_params": from_official(state["ema_params"], network),
         "opt_state": {
-            "count": int(adam["count"]),
+            "count": count,
             "mu": from_official(adam["mu"], network),
             "nu": from_official(adam["nu"], network),
         },
@@ -160,7 +170,7 @@ def flatten(tree: Mapping[Any, Any]) -> dict[Path, Any]:
     """Return leaves by path, from a nested tree or one with slashes in names."""
     leaves: dict[Path, Any] = {}
     for name, value in tree.items():
-        prefix = name if isinstance(name, tuple) else tuple(name.split("/"))
+        prefix = name if isinstance(name, tuple) else tuple(str(name).split("/"))
         if isinstance(value, Mapping):
             leaves |= {(*prefix, *path): leaf for path, leaf in flatten(value).items()}
         else:
@@ -186,8 +196,8 @@ def _official_path(path: Path) -> Path:
 
 def _image_channels(leaves: Mapping[Path, Any]) -> int:
     bias = leaves.get((_ROOT, "conv_out", "bias"))
-    if bias is None:
-        raise ValueError(f"The published tree is missing the leaf `{_ROOT}/conv_out/bias`.")
+    if bias is None or np.ndim(bias) != 1:
+        raise ValueError(f"The published tree needs the leaf `{_ROOT}/conv_out/bias` of 1 axis.")
     return np.shape(bias)[0]
 
 
@@ -233,13 +243,53 @@ def _restore(file: pathlib.Path) -> Mapping[str, Any]:
     """Return the trees of a checkpoint file; raise ValueError if it holds something else."""
     try:
         state = serialization.msgpack_restore(file.read_bytes())
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{file} is damaged, or no flax checkpoint: {error}") from error
     names = ("step", "params", "ema_params", "opt_state")
     missing = [name for name in names if not isinstance(state, Mapping) or name not in state]
     if missing:
         raise ValueError(f"{file} is not a published checkpoint: it has no {missing}.")
     return state
+
+
+def _count(file: pathlib.Path, name: str, value: Any) -> int:
+    """Return a number of steps; raise ValueError if it is none that 32 bits hold."""
+    found = np.asarray(value)
+    if found.shape != () or found.dtype.kind not in "iu" or not 0 <= found <= _LARGEST_STEP:
+        raise ValueError(
+            f"`{name}` of a published checkpoint must be a whole number of steps, 0 to "
+            f"{_LARGEST_STEP}, got {str(value)[:80]} ({type(value).__name__}) in {file}. The file "
+            "is damaged, or was written by another program: take another checkpoint."
+        )
+    return int(found)
+
+
+def _check_tree(file: pathlib.Path, name: str, tree: Any) -> None:
+    """Raise ValueError unless a tree has names, and finite real floating-point arrays as leaves."""
+    wrong = [f"`{name}` is of type {type(tree).__name__}"]
+    if isinstance(tree, Mapping):
+        bad = ((path, _fault(leaf)) for path, leaf in flatten(tree).items())
+        wrong = [f"`{name}/{_name(path)}` {fault}" for path, fault in bad if fault]
+    if wrong:
+        more = f"; and {len(wrong) - _SHOWN} more" if wrong[_SHOWN:] else ""
+        raise ValueError(
+            "The leaves of a published checkpoint must be finite arrays of floating-point numbers, "
+            f"by name, but in {file} {'; '.join(wrong[:_SHOWN])}{more}. The file is damaged, or "
+            "was written by another program: take another checkpoint."
+        )
+
+
+def _fault(leaf: Any) -> str | None:
+    """Return what keeps a leaf from being an array of parameters; None if nothing does."""
+    if not isinstance(leaf, np.ndarray | jax.Array):
+        return f"is of type {type(leaf).__name__}"
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return f"holds {leaf.dtype} numbers"
+    if leaf.ndim == 0:
+        return "is a scalar"
+    if not (np.abs(np.asarray(leaf, np.float64)) <= np.finfo(np.float32).max).all():
+        return "holds a NaN or an infinity in single precision"
+    return None
 
 
 def _find_adam(state: Any) -> Mapping[str, Any] | None:

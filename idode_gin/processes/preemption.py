@@ -5,10 +5,12 @@ Light to import: a program handles signals before it knows whether it needs jax.
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -17,6 +19,12 @@ from idode_gin import checks
 from idode_gin.processes import failures, joining
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+MORE_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+"""Ways of batch systems and closed terminals to ask for the same. Handled where they would end the
+process: not if they are ignored, as SIGHUP is by `nohup`, or have a handler."""
+SAME_REQUEST = 1.0
+"""Seconds after the first signal in which another one is the same request: SLURM sends two. Ctrl-C
+never is."""
 TRAINING = "stopping after this step. Again to stop at once, unsaved."
 RESULTS = "stopping before the next batch. Again to stop at once."
 GRACE = 5.0
@@ -37,7 +45,7 @@ class StoppedOutsideLoop(KeyboardInterrupt):
 
 
 class _Listener:
-    """Handlers of SIGTERM and SIGINT, and a thread that receives both from C code at once.
+    """Handlers of the signals, and a thread that receives them from C code at once.
 
     Python's handlers run only when C code returns, and a compilation may take minutes.
     """
@@ -46,12 +54,15 @@ class _Listener:
         self.received = 0
         self.loops: list[StopRequest] = []
         self.is_answered = False  # by an exception or by a loop
-        self._is_heard = False
+        self._heard: float | None = None  # by the thread, and when
+        self._handled: float | None = None
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         writer = self._writer.fileno()
         self._previous_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        self._previous = {each: signal.signal(each, self._handle) for each in SIGNALS}
+        fatal = (each for each in MORE_SIGNALS if signal.getsignal(each) == signal.SIG_DFL)
+        numbers = (*SIGNALS, *fatal)
+        self._previous = {each: signal.signal(each, self._handle) for each in numbers}
         self._hook, self._previous_hook = self._unraisable, sys.unraisablehook
         sys.unraisablehook = self._hook
         threading.Thread(target=self._receive, daemon=True).start()
@@ -68,8 +79,10 @@ class _Listener:
         self._writer.close()  # ends the thread
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        if self.loops:
+        is_repeated = _is_same_request(number, self._handled)
+        if not is_repeated:
+            self._handled, self.received = time.monotonic(), number
+        if self.loops or is_repeated:
             return
         message = _message(signal.Signals(number).name)
         if _is_starting:
@@ -96,10 +109,14 @@ class _Listener:
                     continue
                 if not numbers:
                     return
-                for number in filter(SIGNALS.__contains__, numbers):
-                    if self._is_heard:
+                for number in filter(self._previous.__contains__, numbers):
+                    if _is_same_request(number, self._heard):
+                        continue
+                    if self._heard is not None:
                         os._exit(128 + number)
-                    self._is_heard, self.received = True, number
+                    self._heard, self.received = time.monotonic(), number
+                    if number == signal.SIGHUP:
+                        _leave_closed_terminal()
                     name, loops = signal.Signals(number).name, [*self.loops]
                     notice = loops[-1].notice if loops else "stopping. Again to stop at once."
                     print(f"\n{name}: {notice}", file=sys.stderr, flush=True)
@@ -122,6 +139,23 @@ class _Listener:
             os._exit(code)
 
 
+def _is_same_request(number: int, first: float | None) -> bool:
+    is_soon = first is not None and time.monotonic() - first < SAME_REQUEST
+    return is_soon and number != signal.SIGINT
+
+
+def _leave_closed_terminal() -> None:
+    """Discard what is written to a terminal that was closed: it would raise an OSError."""
+    outputs = select.poll()
+    for number in (1, 2):
+        outputs.register(number, 0)
+    for number, events in outputs.poll(0):
+        if events & select.POLLHUP:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, number)
+            os.close(null)
+
+
 def _message(reason: str) -> str:
     return (
         f"Stopped by {reason} while starting or finishing. Nothing that was saved is lost, and the "
@@ -131,11 +165,12 @@ def _message(reason: str) -> str:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Context around a whole program: SIGTERM and SIGINT raise `StoppedOutsideLoop` in it.
+    """Context around a whole program: a signal raises `StoppedOutsideLoop` in it.
 
-    Inside it, a `StopRequest` handles them until it is left. A second signal ends the process at
-    once, with exit code 128 + signal. Within another such context, and outside the main thread,
-    where Python allows no handlers, it does nothing.
+    The signals are SIGTERM, SIGINT and `MORE_SIGNALS`. Inside it, a `StopRequest` handles them
+    until it is left. A second one, unless it is the `SAME_REQUEST`, ends the process at once, with
+    exit code 128 + signal. Within another such context, and outside the main thread, where Python
+    allows no handlers, it does nothing.
 
     If the exception falls into a callback or a destructor, Python drops it. Then a loop that begins
     within `GRACE` seconds stops at its first poll; without one, the process ends with exit code 75.
@@ -182,10 +217,9 @@ def started() -> None:
 
 
 class StopRequest:
-    """A context in which SIGTERM and SIGINT set `requested` instead of ending the process.
+    """A context in which a signal sets `requested` instead of ending the process; see `stoppable`.
 
-    Training, evaluation and sampling poll it, save what they have and raise `checks.Preempted`. A
-    second signal ends the process at once, with exit code 128 + signal.
+    Training, evaluation and sampling poll it, save what they have and raise `checks.Preempted`.
 
     Several processes stop together: if one is asked, they agree on one poll to stop at. So all must
     poll equally often. Outside the main thread nothing is ever requested.

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from idode_gin import types
-from idode_gin.checkpoints import saving
+from idode_gin.checkpoints import meta, saving
 from idode_gin.devices import accounting, flops
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.models import DiffusionODE
@@ -40,7 +40,8 @@ def describe_use(
     `use` completes "Would {use} <checkpoint>"; `batch_size` is over all devices.
 
     Raises:
-        ValueError: if the batch size does not fit the mesh, or the model declares no image shape.
+        ValueError: if the batch size does not fit the mesh, the model declares no image shape, or
+            every checkpoint at `path` is damaged.
     """
     partitioner = partitioner.without_devices()
     partitioner.check_batch_size("batch_size", batch_size, per_device=True)
@@ -51,7 +52,9 @@ def describe_use(
     time = jax.ShapeDtypeStruct((1,), np.float32)
     operations = flops.count(model.network, params, z, time, batch["conditioning"])
     try:
-        plan = f"Would {use} {saving.find(path)}."
+        plan = f"Would {use} {saving.find_described(path)[0]}."
+    except meta.DamagedError:
+        raise
     except ValueError as error:
         plan = f"Nothing to {use} yet. {error}"
     size = accounting.bytes_per_device(params) / accounting.MIB

@@ -92,7 +92,7 @@ def opened(
     partitioner: PjitPartitioner,
     batch_size: int,
 ) -> Iterator[ImageLoop]:
-    """A context that resumes from `FOLDER` in `output_dir`, and stops on SIGTERM and SIGINT.
+    """A context that resumes from `FOLDER` in `output_dir`, and stops when a signal asks for it.
 
     However the context is left, the values computed so far are kept; unless some are not finite,
     because running again would give the same ones. Call `kept.remove()` once results are written.

@@ -6,8 +6,8 @@ from typing import Any
 
 from absl import logging
 
+from idode_gin.checkpoints import files
 from idode_gin.checkpoints import meta as checkpoint_meta
-from idode_gin.checkpoints import saving
 from idode_gin.models import DiffusionODE
 from idode_gin.reports import differences
 from idode_gin.runs import facts as facts_lib
@@ -59,15 +59,11 @@ def warn_of_meaning(path: pathlib.Path, saved: Mapping[str, Any], facts: Mapping
 
 
 def _newest(directory: str | pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]] | None:
-    """Return the newest checkpoint and its description; None if there is none, or it is damaged."""
-    steps = saving.saved_steps(directory)
-    if not steps:
-        return None
-    path = saving.checkpoint_path(directory, steps[-1])
-    try:
-        return path, checkpoint_meta.read_meta(path)
-    except checkpoint_meta.DamagedError:
-        return None  # restoring reports it, and takes the one before it
+    """Return the newest checkpoint with an intact description, and that; None without one.
+
+    Restoring reports those that are damaged.
+    """
+    return files.described(files.newest_first(directory))
 
 
 def _warnings(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:

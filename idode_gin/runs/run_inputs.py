@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from absl import logging
 
 from idode_gin import types
 from idode_gin.checkpoints import saving
@@ -10,7 +11,7 @@ from idode_gin.feed import data, loading
 from idode_gin.models import DiffusionODE
 from idode_gin.processes import agreement
 from idode_gin.reports import differences
-from idode_gin.runs import facts
+from idode_gin.runs import averaging, facts
 
 
 def load(dataset: data.DatasetConfig, model: DiffusionODE) -> data.ImageSplit:
@@ -43,6 +44,8 @@ def load_params(
 ) -> saving.RestoredParams:
     """Restore the parameters of the checkpoint at `path`, or of a run's newest undamaged one.
 
+    Logs a warning if an average still holds a large share of initial parameters.
+
     `sharding` None replicates them over all devices.
 
     Raises:
@@ -56,6 +59,8 @@ def load_params(
             f"{restored.path} was trained with another meaning of the network's output: "
             f"{differences.listed(changes)}. Name the objective and the task it was trained with."
         )
+    if use_ema and (warning := averaging.warning(restored.facts, restored.step)):
+        logging.warning("%s: %s", restored.path, warning)
     agreement.check("the checkpoint", lambda: {"path": str(restored.path), "step": restored.step})
     return restored
 

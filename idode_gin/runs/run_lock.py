@@ -1,4 +1,4 @@
-"""A lock on a run directory: one run at a time.
+"""A lock on an output folder: one program at a time.
 
 It is `flock` on a file, which the system releases when the process ends, however it ends: a killed
 run never blocks the next one. `filelock` from PyPI makes the same call; it would save no line here,
@@ -19,31 +19,38 @@ import pathlib
 import socket
 from collections.abc import Iterator
 
-from idode_gin.reports import files
-
 NAME = "run.lock"
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _held: set[pathlib.Path] = set()
 
 
 @contextlib.contextmanager
-def held(directory: str | pathlib.Path, *, is_first: bool = True) -> Iterator[None]:
-    """Context in which no other process trains in `directory`; it may be entered again within.
+def held(
+    directory: str | pathlib.Path, *, is_first: bool = True, macro: str = "MODEL_DIR"
+) -> Iterator[None]:
+    """Context in which no other process writes to `directory`; it may be entered again within.
 
     Args:
-        directory: the run directory; made if it is missing.
-        is_first: True in process 0 of a run, which alone takes the lock.
+        directory: the output folder; made if it is missing.
+        is_first: True in process 0 of a program, which alone takes the lock.
+        macro: the folder's name in the gin files, for error messages.
 
     Raises:
-        ValueError: if another run has the lock.
+        ValueError: if another program has the lock.
+        OSError: if the lock cannot be written.
     """
     path = pathlib.Path(directory).absolute() / NAME
     if not is_first or path in _held:
         yield
         return
-    with files.naming(path):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        number = _acquire(path)
+        number = _acquire(path, macro)
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be written: {error.strerror}. Make {path.parent} writable, with some "
+            f"free space, or choose another {macro}."
+        ) from error
     _held.add(path)
     try:
         yield
@@ -54,12 +61,12 @@ def held(directory: str | pathlib.Path, *, is_first: bool = True) -> Iterator[No
         os.close(number)
 
 
-def _acquire(path: pathlib.Path) -> int:
+def _acquire(path: pathlib.Path, macro: str) -> int:
     """Return the open, locked file, with its owner in it."""
     while True:
         number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            _lock(number, path)
+            _lock(number, path, macro)
             if os.path.samestat(os.fstat(number), os.stat(path)):
                 owner = {"host": socket.gethostname(), "pid": os.getpid()}
                 os.ftruncate(number, 0)
@@ -73,7 +80,7 @@ def _acquire(path: pathlib.Path) -> int:
         os.close(number)
 
 
-def _lock(number: int, path: pathlib.Path) -> None:
+def _lock(number: int, path: pathlib.Path, macro: str) -> None:
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -87,6 +94,6 @@ def _lock(number: int, path: pathlib.Path) -> None:
             owner = json.loads(os.pread(number, 4096, 0))
             who = f"process {owner['pid']} on {owner['host']}"
         raise ValueError(
-            f"A run directory is for one run at a time, and {path.parent} is in use by {who}. Wait "
-            "for its end, stop it, or choose another MODEL_DIR."
+            f"An output folder is for one run at a time, and {path.parent} is in use by {who}. "
+            f"Wait for its end, stop it, or choose another {macro}."
         ) from error

@@ -64,6 +64,8 @@ class UpdateConfig:
 
     Args:
         ema_rate: decay of the moving average of the parameters, in [0, 1).
+        ema_warmup: let the decay rise from 0.1 to `ema_rate`, so that the average forgets the
+            initial parameters early.
         log_period: steps after which the window of metrics starts again.
         num_microbatches: equal parts that a batch is processed in, to save memory; gradients are
             averaged. Random numbers follow the position, so the result is that of one batch.
@@ -79,6 +81,7 @@ class UpdateConfig:
 
     ema_rate: float
     log_period: int
+    ema_warmup: bool = False
     num_microbatches: int = 1
     update_period: int = 1
     rules: Guards = STOP
@@ -100,7 +103,8 @@ def make_train_step(
     """Return the update, to be jitted with the state donated.
 
         key_step = fold_in(key, step)
-        ema <- ema_rate * ema + (1 - ema_rate) * params      whenever the parameters have changed
+        ema <- rate * ema + (1 - rate) * params      whenever the parameters have changed
+        rate = ema_rate, or with a warm-up min(ema_rate, (1 + n) / (10 + n)) after n changes
 
     `loss_fn` draws by `batch["position"]`; `key` is that of the whole run. Tracing raises
     ValueError if the batch does not divide into microbatches.
@@ -115,7 +119,8 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         # In this form an average equal to the parameters does not change, bit for bit.
         updates_made = state.step + 1 - guards.num_bad(guard)
-        weight = jnp.where(updates_made % config.update_period == 0, 1 - config.ema_rate, 0.0)
+        rate = _ema_rate(config, updates_made // config.update_period)
+        weight = jnp.where(updates_made % config.update_period == 0, 1 - rate, 0.0)
         ema = jax.tree.map(lambda e, p: e + weight * (p - e), state.ema, params)
         added = {train_state.COUNT: jnp.ones(()), GRAD_NORM: grad_norm, **metrics}
         if config.rules.can_skip:
@@ -143,6 +148,14 @@ def make_train_step(
         return after_step, health
 
     return train_step
+
+
+def _ema_rate(config: UpdateConfig, changes: Array) -> float | Array:
+    """Return the decay at the latest of this many changes of the parameters."""
+    if not config.ema_warmup:
+        return config.ema_rate
+    before = (changes - 1).astype(float)
+    return jnp.minimum(config.ema_rate, (1 + before) / (10 + before))
 
 
 def metric_names(

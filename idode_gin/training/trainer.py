@@ -21,7 +21,7 @@ from idode_gin.processes.preemption import StopRequest
 from idode_gin.reports import metrics
 from idode_gin.reports.paths import LocalPath
 from idode_gin.reports.wandb_writer import WandB
-from idode_gin.runs import descriptions, resuming, run_inputs, run_lock
+from idode_gin.runs import averaging, descriptions, resuming, run_inputs, run_lock
 from idode_gin.runs import facts as facts_lib
 from idode_gin.training import dry_run, guards, profiling, programs, replays, throughput, train_step
 from idode_gin.training.meters import Meters
@@ -60,6 +60,8 @@ class Trainer:
         seed: seed of initial parameters and of all noise; the order of images has its own seed.
         num_microbatches: parts that a batch is processed in, to save memory.
         ema_rate: decay of the moving average of the parameters, in [0, 1).
+        ema_warmup: use min(ema_rate, (1 + n) / (10 + n)) after n updates, so that the average of a
+            short run does not consist of initial parameters.
         tensorboard: whether to write event files.
         wandb: Weights & Biases settings; None logs nothing there.
         non_finite: rule for a step whose loss or gradient is not finite: `guards.Stop` or
@@ -86,6 +88,7 @@ class Trainer:
     seed: int = 0
     num_microbatches: int = 1
     ema_rate: float = 0.9999
+    ema_warmup: bool = False
     tensorboard: bool = True
     wandb: WandB | None = None
     non_finite: guards.Rule = guards.Stop()
@@ -186,6 +189,8 @@ class Trainer:
                 reporter.fail(error, self.seed)
             summary = reporter.summarize("done")
             reporter.plot()
+            if warning := averaging.warning(setup.facts, summary["step"]):
+                say(f"WARNING: {warning}")
             return summary
 
     def _train(
@@ -279,6 +284,7 @@ class Trainer:
             "batch_size": dataset.batch_size,
             "seed": self.seed,
             "ema_rate": self.ema_rate,
+            "ema_warmup": self.ema_warmup,
             "num_microbatches": self.num_microbatches,
             **facts_lib.described("optimizer", self.optimizer),
             **facts_lib.described("non_finite", self.non_finite),
@@ -306,6 +312,7 @@ class Trainer:
         """Return settings of one update; `low` and `high` are the ends of gamma."""
         return train_step.UpdateConfig(
             ema_rate=self.ema_rate,
+            ema_warmup=self.ema_warmup,
             log_period=self.log_period,
             num_microbatches=self.num_microbatches,
             update_period=getattr(self.optimizer, "accumulation_steps", 1),

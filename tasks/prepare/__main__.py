@@ -1,6 +1,6 @@
 """`python -m tasks.prepare <dataset> --source <files>`: a TFDS dataset from downloaded files.
 
-Exit codes: 0 done, 2 refused, 75 stopped by SIGTERM or Ctrl-C. In no case is an unfinished dataset
+Exit codes: 0 done, 2 refused, 75 stopped by a signal or Ctrl-C. In no case is an unfinished dataset
 left where a finished one is expected.
 """
 
@@ -9,13 +9,14 @@ import pathlib
 import re
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import idode_gin
 from idode_gin import checks
-from idode_gin.processes import output
+from idode_gin.processes import output, preemption
 from idode_gin.reports import paths
 from tasks.prepare import datasets, targets
 from tasks.prepare.datasets import Dataset
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
     from tasks.prepare.records import Source
 
 IMAGE_FOLDER = "image_folder"
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (*preemption.SIGNALS, *preemption.MORE_SIGNALS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     options = _parser().parse_args(arguments)
-    before = {number: signal.signal(number, _stop) for number in _SIGNALS}
+    handled = [each for each in _SIGNALS if signal.getsignal(each) != signal.SIG_IGN]  # by `nohup`
+    before = {number: signal.signal(number, _stop) for number in handled}
     try:
         _run(options)
     except (SourceError, TargetError) as error:
@@ -178,9 +180,17 @@ def _report(
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """Raise, so that unfinished files are removed; a second signal ends the process at once."""
+    """Raise, so that unfinished files are removed; a second request ends the process at once."""
+    first = time.monotonic()
+
+    def again(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT or time.monotonic() - first >= preemption.SAME_REQUEST:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
     for each in _SIGNALS:
-        signal.signal(each, signal.SIG_DFL)
+        if signal.getsignal(each) == _stop:
+            signal.signal(each, again)
     raise KeyboardInterrupt
 
 

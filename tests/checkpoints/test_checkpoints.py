@@ -313,7 +313,7 @@ def test_a_newer_format_is_refused(tmp_path):
     save(tmp_path, 2)
     path = tmp_path / "checkpoint_2" / "meta" / "metadata"
     meta = json.loads(path.read_text())
-    path.write_text(json.dumps(meta | {"format": 99}))
+    path.write_text(json.dumps(checkpoint_meta.sealed(meta | {"format": 99})))
     with pytest.raises(ValueError, match="format 99") as error:
         restore(tmp_path)
     assert not isinstance(error.value, checkpoint_meta.DamagedError)

@@ -78,3 +78,22 @@ def test_one_of_several_that_fails_alone_does_not_wait_for_a_save_of_all(
     monkeypatch.setattr(jax, "process_count", lambda: count)
     with pytest.raises(OSError if waits else error), saved:
         raise error
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_directory_that_was_deleted_is_not_a_full_disk(tmp_path, monkeypatch, is_replaced):
+    folder = tmp_path / "run"
+
+    def run():
+        with saving.Checkpoints(folder, config(), FACTS) as saved:
+            saved.save(state_of(2))
+            saved.last_good()
+            folder.rename(tmp_path / "away")
+            if is_replaced:
+                folder.mkdir()
+            fill_disk(monkeypatch, at_once=True)
+            saved.save(state_of(4))
+
+    with pytest.raises(OSError, match="run was deleted or replaced during the run") as error:
+        run()
+    assert "Free space" not in str(error.value)

@@ -220,6 +220,7 @@ CASES: dict[Any, Any] = {
                 "log_period": 7,
                 "num_microbatches": 2,
                 "ema_rate": 0.5,
+                "ema_warmup": True,
                 "non_finite": guards.Skip(),
                 "loss_spike": guards.LossSpike(),
                 "gamma_bins": 4,

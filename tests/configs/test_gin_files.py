@@ -72,7 +72,7 @@ DEFINES = {
     "solvers": {"SOLVER"},
     "sizes": {
         *("NETWORK", "DROPOUT_RATE", "TRAIN_STEPS", "BATCH_SIZE", "EVAL_PERIOD", "EVAL_STEPS"),
-        *("CHECKPOINT_PERIOD", "LEARNING_RATE", "EMA_RATE"),
+        *("CHECKPOINT_PERIOD", "LEARNING_RATE", "EMA_RATE", "EMA_WARMUP"),
     },
     "divergences": {"DIVERGENCE"},
     "samplers": {"SAMPLER"},

@@ -309,7 +309,10 @@ def test_a_refused_run_leaves_the_configuration_as_it_was(
     (begun / "config.gin").write_text("# as it was\n")
     if facts is not None:
         (begun / "checkpoint_3" / "meta").mkdir(parents=True)
-        meta = {"format": checkpoint_meta.FORMAT, "facts": facts, "trees": {"params": {}}}
+        parts = {"params": {}, "ema": {}, "training": {}}
+        for part in parts:
+            (begun / "checkpoint_3" / part).mkdir()
+        meta = checkpoint_meta.describe(parts, dict.fromkeys(parts, ()), step=3, facts=facts)
         (begun / "checkpoint_3" / "meta" / "metadata").write_text(json.dumps(meta))
     before = sorted(each.name for each in begun.iterdir())
     arguments = [f"--gin.{each}" for each in ["MODEL_DIR='begun'", *settings]]
@@ -345,3 +348,19 @@ def test_misuse_ends_in_2_and_a_sentence(misuse: str, folder: pathlib.Path, caps
     assert [each.name for each in (folder / "taken").iterdir()] == ["run.lock"]
     assert not list(folder.rglob("*checkpoint_*"))
     assert not list(folder.glob("*:"))
+
+
+@pytest.mark.parametrize("program", ["eval", "sample", "encode", "interpolate"])
+def test_an_output_folder_that_another_process_writes_to_is_refused(program, folder, capsys):
+    (folder / "run" / "checkpoint_3").mkdir(parents=True)
+    macro = f"{program.upper()}_OUTPUT_DIR"
+    arguments = [
+        f"--gin_file=gin_configs/experiments/{EXPERIMENTS[program]}.gin",
+        "--gin.CHECKPOINT_PATH='run'",
+        f"--gin.{macro}='taken'",
+    ]
+    assert programs.run(f"idode_gin.{program}", PROGRAMS[program], "", arguments) == 2
+    errors = capsys.readouterr().err
+    assert "for one run at a time" in errors
+    assert f"choose another {macro}." in errors
+    assert [each.name for each in (folder / "taken").iterdir()] == ["run.lock"]

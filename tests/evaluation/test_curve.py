@@ -15,7 +15,7 @@ import pytest
 import tiny
 
 from idode_gin import checks
-from idode_gin.checkpoints import saving
+from idode_gin.checkpoints import meta, saving
 from idode_gin.checkpoints import series as checkpoint_series
 from idode_gin.checkpoints.series import All, Watch
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
@@ -197,6 +197,8 @@ def test_another_checkpoint_of_the_same_step_is_scored_again(score, add, saved, 
     assert score(All()) == steps(2)
     shutil.rmtree(tmp_path / "run/checkpoint_2")
     shutil.copytree(saved / "checkpoint_4", tmp_path / "run/checkpoint_2")
+    path = tmp_path / "run/checkpoint_2/meta/metadata"
+    path.write_text(json.dumps(meta.sealed(json.loads(path.read_text()) | {"step": 2})))
     assert score(All()) == steps(2)
 
 
@@ -299,13 +301,13 @@ def test_a_damaged_checkpoint_is_skipped_until_it_is_repaired(
     score, add, saved, caplog, monkeypatch
 ):
     add(2)
-    meta = add(4) / "meta/metadata"
-    whole = meta.read_text()
-    meta.write_text(whole[:40])
+    path = add(4) / "meta/metadata"
+    whole = path.read_text()
+    path.write_text(whole[:40])
 
     def repair(*_):
-        if meta.read_text() != whole:
-            meta.write_text(whole)
+        if path.read_text() != whole:
+            path.write_text(whole)
 
     monkeypatch.setattr(checkpoint_series, "_wait", repair)
     assert score(Watch(**SOON)) == steps(2, 4)

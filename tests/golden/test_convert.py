@@ -1,12 +1,16 @@
 """Conversion of a published checkpoint, and a run that starts from the result."""
 
+import copy
+
 import jax
 import numpy as np
 import pytest
+from flax import serialization
 
 from idode_gin.checkpoints import saving
 from idode_gin.devices import partitioning
 from idode_gin.interop import convert, official
+from idode_gin.networks import unet
 from idode_gin.training import optimizers, train_state
 
 from . import cases
@@ -51,3 +55,98 @@ def test_what_cannot_be_converted(tmp_path, capsys):
     (tmp_path / "ours" / "checkpoint_3").mkdir(parents=True)
     assert convert.main(command) == 2
     assert "already contains checkpoints (steps [3])" in capsys.readouterr().err
+
+
+def with_leaf(tree, change):
+    """Change the last leaf of a nested tree."""
+    name = sorted(tree)[-1]
+    if isinstance(tree[name], dict):
+        with_leaf(tree[name], change)
+    else:
+        tree[name] = change(tree[name])
+
+
+def spoilt(value):
+    """Return a change of a leaf: one number of it becomes `value`."""
+
+    def change(leaf):
+        leaf = np.array(leaf)
+        leaf.flat[0] = value
+        return leaf
+
+    return change
+
+
+STEPS = [None, [3], 2**40, -5, 2.5, "7", True, np.zeros(2, np.int32)]
+TREES = [None, [1.0], 3, "params", np.ones(3, np.float32)]
+LEAVES = {
+    "a word": lambda leaf: "bias",
+    "a number": lambda leaf: 0.5,
+    "none": lambda leaf: None,
+    "a list": lambda leaf: leaf.tolist(),
+    "a scalar": lambda leaf: np.float32(1.0),
+    "an array without axes": lambda leaf: np.array(1.0, np.float32),
+    "complex": lambda leaf: leaf.astype(np.complex64),
+    "integers": lambda leaf: leaf.astype(np.int32),
+    "truth values": lambda leaf: leaf > 0,
+    "not a number": spoilt(np.nan),
+    "infinite": spoilt(-np.inf),
+    "beyond single precision": lambda leaf: np.full(leaf.shape, 1e300),
+    "another shape": lambda leaf: np.zeros((7, *leaf.shape), leaf.dtype),
+}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """The content of a small published checkpoint."""
+    network = unet.UNet(channels=32, levels=1, min_channels_per_group=1)
+    params = jax.tree.map(
+        lambda leaf: np.full(leaf.shape, 0.5, np.float32),
+        jax.eval_shape(lambda: network.init(jax.random.key(0), (8, 8, 3))),
+    )
+    tree = official.to_official(params)
+    adam = {"count": 6, "mu": tree, "nu": tree}
+    return {"step": 6, "params": tree, "ema_params": tree, "opt_state": {"0": adam}}
+
+
+def converted(content, tmp_path):
+    file = tmp_path / "ckpt-1.flax"
+    file.write_bytes(serialization.msgpack_serialize(content))
+    return convert.main(["--source", str(file), "--output", str(tmp_path / "ours")])
+
+
+def assert_refused(content, tmp_path, capsys, *words):
+    assert converted(content, tmp_path) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert all(word in errors for word in words)
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize("step", STEPS, ids=repr)
+@pytest.mark.parametrize("name", ["step", "count"])
+def test_a_step_that_is_none_is_refused(published, name, step, tmp_path, capsys):
+    content = copy.deepcopy(published)
+    (content if name == "step" else content["opt_state"]["0"])[name] = step
+    assert_refused(content, tmp_path, capsys, f"`{name}`", "a whole number of steps")
+
+
+@pytest.mark.parametrize("tree", TREES, ids=repr)
+@pytest.mark.parametrize("name", ["params", "ema_params", "mu", "nu"])
+def test_a_tree_that_is_none_is_refused(published, name, tree, tmp_path, capsys):
+    content = copy.deepcopy(published)
+    (content["opt_state"]["0"] if name in ("mu", "nu") else content)[name] = tree
+    assert_refused(content, tmp_path, capsys, f"`{name}` is of type {type(tree).__name__}")
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+@pytest.mark.parametrize("name", ["params", "ema_params", "mu", "nu"])
+def test_a_leaf_that_is_no_array_of_parameters_is_refused(published, name, leaf, tmp_path, capsys):
+    content = copy.deepcopy(published)
+    with_leaf((content["opt_state"]["0"] if name in ("mu", "nu") else content)[name], LEAVES[leaf])
+    assert_refused(content, tmp_path, capsys)
+
+
+def test_the_content_that_was_spoilt_is_converted(published, tmp_path, capsys):
+    assert converted(published, tmp_path) == 0
+    assert (tmp_path / "ours" / "checkpoint_6").is_dir()

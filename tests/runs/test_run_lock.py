@@ -1,5 +1,6 @@
 """Two runs in one directory: refused while the first is alive, and never after it ended."""
 
+import errno
 import fcntl
 import json
 import os
@@ -90,3 +91,16 @@ def test_a_file_that_was_cut_short_names_nobody(tmp_path):
     (tmp_path / run_lock.NAME).write_text('{"ho')
     with run_lock.held(tmp_path):
         assert json.loads((tmp_path / run_lock.NAME).read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("call", ["open", "pwrite"])
+def test_a_lock_that_cannot_be_written_says_what_to_do(tmp_path, monkeypatch, number, call):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number), "run.lock")
+
+    monkeypatch.setattr(os, call, refuse)
+    message = rf"run\.lock cannot be written: {os.strerror(number)}\. .* choose another OUTPUT\."
+    with pytest.raises(OSError, match=message) as error, run_lock.held(tmp_path, macro="OUTPUT"):
+        pass
+    assert "Errno" not in str(error.value)

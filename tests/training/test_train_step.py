@@ -214,3 +214,20 @@ def arrays_of(jaxpr):
         for value in equation.params.values():
             if hasattr(inner := getattr(value, "jaxpr", value), "eqns"):
                 yield from arrays_of(inner)
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.9])
+def test_average_that_warms_up(rate, float64):
+    state, update = make(ema_rate=rate, ema_warmup=True, update_period=2)
+    average = copied(state.params)
+    for step in range(8):
+        state, _ = update(state, batch_of(step))
+        if step % 2:
+            n = step // 2
+            decay = min(rate, (1 + n) / (10 + n))
+            average = jax.tree.map(
+                lambda e, p, decay=decay: decay * e + (1 - decay) * np.array(p),
+                average,
+                state.params,
+            )
+    assert_trees_close(state.ema, average, rtol=1e-9)
