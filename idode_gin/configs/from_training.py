@@ -86,7 +86,7 @@ def read(
     given = loading.load(gin_files, (), paths)
     if root.__module__ in PROGRAMS[1:]:
         given = _completed(root, given, gin_bindings, paths)
-    return _with_output([*given, *loading.load((), gin_bindings, paths)])
+    return _with_output(loading.load((), gin_bindings, paths, given))
 
 
 def model_of(file: pathlib.Path) -> Any:
@@ -118,8 +118,9 @@ def _completed(
     training = {each.named for each in given if _target(each) == _TRAIN}
     is_bound = any(_target(each) == _name(root) for each in given)
     if {_target(each).rpartition(".")[0] for each in given}.isdisjoint(PROGRAMS):
-        named = loading.load((), list(filter(_NAMES_RUN, gin_bindings)), paths)
-        path = _checkpoint_path([*given, *named])
+        path = _checkpoint_path(
+            loading.load((), list(filter(_NAMES_RUN, gin_bindings)), paths, given)
+        )
         if path is None:
             return given
         run = str(config_of(path))

@@ -75,7 +75,10 @@ class Binding(NamedTuple):
 
 
 def load(
-    files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ("",)
+    files: Sequence[str],
+    bindings: Sequence[str] = (),
+    search_paths: Sequence[str] = ("",),
+    before: Sequence[Binding] = (),
 ) -> list[Binding]:
     """Read `files` in order, then the command-line `bindings`, into gin's configuration.
 
@@ -84,14 +87,15 @@ def load(
             also lie beside them.
         bindings: texts like `TRAIN_STEPS = 100`.
         search_paths: folders to look for `files` and included files in; the first match wins.
+        before: what was read before.
 
     Returns:
-        Every binding in the order it was read, overridden ones too.
+        Every binding in the order it was read, overridden ones too, after those of `before`.
 
     Raises:
         ConfigError: with the file and line, and the nearest name where one is unknown.
     """
-    loader = _Loader(search_paths)
+    loader = _Loader(search_paths, before)
     for name in files:
         loader.read_file(name)
     for text in bindings:
@@ -169,8 +173,8 @@ def _gin_files_near(name: str, search_paths: Sequence[str | pathlib.Path]) -> se
 class _Loader:
     """The bindings read so far, and the chain of files being read."""
 
-    def __init__(self, search_paths: Sequence[str]) -> None:
-        self.bindings: list[Binding] = []
+    def __init__(self, search_paths: Sequence[str], before: Sequence[Binding]) -> None:
+        self.bindings: list[Binding] = list(before)
         self._search_paths = search_paths
         self._open: dict[pathlib.Path, str] = {}  # resolved path: the name it was included by
         self._folders: list[pathlib.Path] = []  # of the same files
