@@ -13,7 +13,7 @@ import jax
 from idode_gin import checks
 from idode_gin.checkpoints import files
 from idode_gin.processes import exchange, preemption
-from idode_gin.reports import paths
+from idode_gin.reports import paths, progress
 
 IsDone = Callable[[pathlib.Path], bool]
 """Returns True if the checkpoint at a path needs no more work."""
@@ -104,7 +104,8 @@ class Watch(AbstractSeries):
                     self._announce(directory)
                 left = self.period if self.timeout is None else self.timeout - idle
                 pause = min(self.period, left)
-                _wait(pause, directory)
+                with progress.phase(f"waiting for another checkpoint in {directory}"):
+                    _wait(pause, directory)
                 idle += pause
 
     def _announce(self, directory: str) -> None:

@@ -13,6 +13,7 @@ from idode_gin.configs import building, flags, from_training, gin_internals, qui
 from idode_gin.configs.loading import MACRO, ConfigError
 from idode_gin.feed import tasks_package
 from idode_gin.processes import joining, output, places, preemption
+from idode_gin.reports import progress
 
 
 def execute(program: str, function: str, about: str, arguments: Sequence[str]) -> None:
@@ -27,6 +28,11 @@ def execute(program: str, function: str, about: str, arguments: Sequence[str]) -
     if not options.gin_file and not from_training.names_run(program, options.gin_bindings):
         examples = re.findall(r"python -m [^`\n]*", about) or [about]
         raise ConfigError("\n  ".join(["No --gin_file. For example:", *map(str.strip, examples)]))
+    with progress.phase(program):  # for what is inside none of its phases, such as imports
+        _execute(program, function, options)
+
+
+def _execute(program: str, function: str, options: FlagValues) -> None:
     quiet.silence_tensorflow()
     tasks_package.reserve()
     root = getattr(importlib.import_module(program), function)

@@ -26,6 +26,7 @@ from idode_gin.likelihood.pilot import Pilot
 from idode_gin.losses.base import AbstractBound
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.models import DiffusionODE
+from idode_gin.reports import progress
 from idode_gin.reports.paths import LocalPath
 from idode_gin.runs import descriptions, facts, image_loop, run_inputs
 
@@ -44,7 +45,7 @@ class _Prepared:
     histogram: np.ndarray | None
     pilot: pilot_run.Run | None
     scorer: Callable[[str, ODELikelihood | None], image_loop.Compute]
-    integrand: Callable[[types.Params], tuple[np.ndarray, np.ndarray]]
+    integrand: Callable[[types.Params], tuple[np.ndarray, np.ndarray, int]]
 
 
 @final
@@ -172,12 +173,13 @@ class Evaluator:
     ) -> _Prepared:
         histogram = None
         if self.histogram_split is not None:
-            fitted_on = loading.load_split(
-                dataclasses.replace(dataset, split=self.histogram_split, fingerprint=None)
-            )
-            histogram = histogram_lib.bits_per_dim(
-                fitted_on.images, split.images, model.encoding.levels
-            )
+            with progress.phase(f"fitting a histogram to {self.histogram_split}"):
+                fitted_on = loading.load_split(
+                    dataclasses.replace(dataset, split=self.histogram_split, fingerprint=None)
+                )
+                histogram = histogram_lib.bits_per_dim(
+                    fitted_on.images, split.images, model.encoding.levels
+                )
         pilot = None
         if self.pilot is not None:
             key_of = functools.partial(scores.key_of, self.seed)
@@ -211,7 +213,10 @@ class Evaluator:
             f"{restored.path}, step {restored.step}, {used['parameters']} parameters.",
             flush=True,
         )
-        chosen = pilot_run.choose(prepared.pilot, params, self.likelihoods)
+        asked = facts.result_facts(prepared.model, params, self, split)
+        known = asked | facts.described("pilot", self.pilot)
+        kept = pilot_run.Kept(directory / image_loop.FOLDER, known)
+        chosen = pilot_run.choose(prepared.pilot, params, self.likelihoods, kept)
         estimators = {name: each.estimator for name, each in chosen.items()}
         known = facts.result_facts(prepared.model, params, self, split, likelihoods=estimators)
         digest = facts.digest_name(self.use_ema)

@@ -1,7 +1,10 @@
 """Pilots on images of the split that is evaluated, with the same outcome on every process."""
 
+import contextlib
 import dataclasses
+import hashlib
 import json
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,14 +20,15 @@ from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.likelihood.pilot import Pilot, Report
 from idode_gin.models import DiffusionODE
 from idode_gin.processes import exchange
+from idode_gin.reports import files, progress
 from idode_gin.solvers import spacings
 from idode_gin.solvers.adams import Adams
 
 _MANY_STEPS = 256
 """Steps above which a chosen grid is worth a warning: most need a tenth to a fifth of it."""
 
-Run = Callable[[types.Params, str, ODELikelihood], tuple[ODELikelihood, Report]]
-"""`(params, name, estimator) -> likelihood with a solver, and its error`: see `Pilot.run`."""
+Run = Callable[..., tuple[ODELikelihood, Report]]
+"""`(params, name, estimator, kept=None) -> likelihood with a solver, and its error`."""
 SolverError = Mapping[str, Any]
 """Facts about the error of a likelihood's solver, such as `error` in bits per dim."""
 
@@ -36,15 +40,41 @@ class Chosen(NamedTuple):
     error: SolverError | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """Outcomes of pilots in files of `folder`, so that an interrupted evaluation need not repeat.
+
+    `facts`, JSON-able, are everything that an outcome depends on beside the likelihood's name.
+    """
+
+    folder: pathlib.Path
+    facts: Mapping[str, Any]
+
+    def read(self, name: str) -> bytes | None:
+        """Return an outcome, or None if there is none with these facts."""
+        try:
+            return self._path(name).read_bytes()
+        except OSError:
+            return None
+
+    def write(self, name: str, outcome: bytes) -> None:
+        """Write an outcome, atomically."""
+        files.write_atomically(self._path(name), outcome)
+
+    def _path(self, name: str) -> pathlib.Path:
+        described = json.dumps([name, self.facts], sort_keys=True).encode()
+        return self.folder / f"pilot_{hashlib.sha256(described).hexdigest()[:16]}.json"
+
+
 def choose(
-    run: Run | None, params: types.Params, likelihoods: Mapping[str, ODELikelihood]
+    run: Run | None, params: types.Params, likelihoods: Mapping[str, ODELikelihood], kept: Kept
 ) -> dict[str, Chosen]:
     """Run the pilot for every likelihood; without one, keep the solvers and measure nothing."""
     chosen = {}
     for name, each in likelihoods.items():
         estimator, error = each, None
         if run is not None:
-            estimator, report = run(params, name, each)
+            estimator, report = run(params, name, each, kept)
             error = {**report._asdict(), "is_within": report.is_within}
         chosen[name] = Chosen(estimator, error)
     return chosen
@@ -69,41 +99,59 @@ def runner(
     prepared: dict[str, Callable[[types.Params], tuple[ODELikelihood, Report]]] = {}
 
     def run(
-        params: types.Params, name: str, estimator: ODELikelihood
+        params: types.Params, name: str, estimator: ODELikelihood, kept: Kept | None = None
     ) -> tuple[ODELikelihood, Report]:
-        known = f"{name} {estimator}"
-        if known not in prepared:
-            index = np.linspace(0, split.num_images - 1, count).round().astype(np.int64)
-            batch = next(batch_lib.eval_batches(split, count, index=index))
-            batch = jax.tree.map(jnp.asarray, batch)
-            prepared[known] = pilot.prepared(model, batch, key_of(name), estimator)
-        found, report = prepared[known](jax.device_get(params))
-        if jax.process_count() > 1:
-            found, report = _of_first(found, report, estimator.solver is None)
+        outcome = b"" if kept is None else exchange.from_first(lambda: kept.read(name))
+        more = " Measured before the evaluation was interrupted." if outcome else ""
+        if not outcome:
+            outcome = measured(params, name, estimator)
+            if kept is not None and jax.process_index() == 0:
+                kept.write(name, outcome)
+        found, report = _unpacked(outcome, estimator)
         pilot.check_precision(model, report)
-        more = warning(found, pilot) if estimator.solver is None else ""
+        more += warning(found, pilot) if estimator.solver is None else ""
         print(f"{name}: {in_words(report)}{more}", flush=True)
         return found, report
+
+    def measured(params: types.Params, name: str, estimator: ODELikelihood) -> bytes:
+        known = f"{name} {estimator}"
+        with progress.phase(f"pilot of {name}"):
+            if known not in prepared:
+                index = np.linspace(0, split.num_images - 1, count).round().astype(np.int64)
+                batch = next(batch_lib.eval_batches(split, count, index=index))
+                batch = jax.tree.map(jnp.asarray, batch)
+                key = key_of(name)
+                prepared[known] = pilot.prepared(model, batch, key, estimator, _watched(name))
+            found, report = prepared[known](jax.device_get(params))
+        # Of process 0: rounding may lead the others to a different one.
+        return exchange.from_first(lambda: _packed(found, report, estimator.solver is None))
 
     return run
 
 
-def _of_first(
-    estimator: ODELikelihood, report: Report, is_chosen: bool
-) -> tuple[ODELikelihood, Report]:
-    """Return the outcome of process 0: rounding may lead the others to a different one."""
+def _watched(name: str) -> Callable[[str], contextlib.AbstractContextManager[Any]]:
+    """Return a function that makes a phase of the pilot; the first one also compiles."""
+    more = iter([" (compiling first)"])
+    return lambda what: progress.phase(f"pilot of {name}, {what}{next(more, '')}")
+
+
+def _packed(estimator: ODELikelihood, report: Report, is_chosen: bool) -> bytes:
+    """Return the outcome of a pilot as JSON; the steps of the solver if it was chosen."""
     solver = estimator.solver
-    chosen = solver if is_chosen and isinstance(solver, Adams) else None
-    content = json.dumps([report, chosen and chosen.steps], default=float).encode()
-    values, steps = json.loads(exchange.from_first(lambda: content))
+    steps = solver.steps if is_chosen and isinstance(solver, Adams) else None
+    return json.dumps([report, steps], default=float).encode()
+
+
+def _unpacked(content: bytes, estimator: ODELikelihood) -> tuple[ODELikelihood, Report]:
+    """Return what `_packed` was given; `estimator` as it was before the pilot."""
+    values, steps = json.loads(content)
     report = Report(*values)
     if report.spacing is not None:
         report = report._replace(spacing=tuple(report.spacing))
-    if chosen is not None:
+    if steps is not None:
         table = report.spacing
         spacing = spacings.Equal() if table is None else spacings.Tabulated(table=table)
-        grid = dataclasses.replace(chosen, steps=steps, spacing=spacing)
-        estimator = dataclasses.replace(estimator, solver=grid)
+        estimator = dataclasses.replace(estimator, solver=Adams(steps=steps, spacing=spacing))
     return estimator, report
 
 

@@ -15,10 +15,10 @@ from idode_gin.evaluation import plots as eval_plots
 from idode_gin.evaluation import summary
 from idode_gin.evaluation.summary import Scores
 from idode_gin.feed import data
-from idode_gin.reports import files, plots
+from idode_gin.reports import files, plots, progress
 
-Integrand = Callable[[], tuple[np.ndarray, np.ndarray]]
-"""Gives gammas, and bits per dim per nat of gamma at them, `[G]` each."""
+Integrand = Callable[[], tuple[np.ndarray, np.ndarray, int]]
+"""Gives gammas, bits per dim per nat of gamma at them, `[G]` each, and of how many images."""
 PLOTS = "plots"
 TAKEN = (summary.VARIATIONAL_BOUND, "histogram", "index")
 """Names of columns that no likelihood can have."""
@@ -50,7 +50,8 @@ def write(
     """
     rows = {"index": np.arange(split.num_images)}
     rows |= {f"{name}/{key}": v for name, each in scores.items() for key, v in each.items()}
-    write_rows(directory, rows if histogram is None else {**rows, "histogram/bpd": histogram})
+    with progress.phase(f"writing results to {directory}"):
+        write_rows(directory, rows if histogram is None else {**rows, "histogram/bpd": histogram})
     draw(directory / PLOTS, scores, split, found["levels"], integrand)
     files.write_atomically(directory / "table.txt", summary.table(found, histogram) + "\n")
     files.write_json_atomically(directory / "summary.json", found)
@@ -82,9 +83,18 @@ def draw(
     integrand: Integrand,
 ) -> None:
     """Plot the distribution of bits per dim and of the NFE, and the integrand of the bound."""
+    with progress.phase("plotting"):
+        _draw(folder, scores, split, levels)
+    with progress.phase("computing the integrand of the bound"):
+        gammas, values, count = integrand()
+    plots.plot_integrand(gammas, values, folder / "integrand.png", count)
+
+
+def _draw(
+    folder: pathlib.Path, scores: Mapping[str, Scores], split: data.ImageSplit, levels: int
+) -> None:
     for name, each in scores.items():
         path = folder / f"bpd_{name}.png"
         eval_plots.plot_bpd_histogram(each["bpd"], split.images, levels, path, name=name)
     nfe = {name: each["nfe"] for name, each in scores.items()}
     eval_plots.plot_nfe_histogram(nfe, folder / "nfe.png")
-    plots.plot_integrand(*integrand(), folder / "integrand.png")

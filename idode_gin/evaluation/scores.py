@@ -85,8 +85,8 @@ def scorers(
 
 def integrand(
     model: DiffusionODE, split: data.ImageSplit, seed: int, solve_size: int
-) -> Callable[[types.Params], tuple[np.ndarray, np.ndarray]]:
-    """Return a function of the parameters: gammas, and the bound's integrand at them, `[G]` each.
+) -> Callable[[types.Params], tuple[np.ndarray, np.ndarray, int]]:
+    """Return a function of the parameters: gammas, the bound's integrand at them, number of images.
 
     The integrand is the mean over the first images, in bits per dim per nat of gamma. It is
     computed on one device of this process.
@@ -96,13 +96,13 @@ def integrand(
     index = np.arange(max(size, min(INTEGRAND_IMAGES, split.num_images) // size * size))
     compiled = jax.jit(model.integrand)  # whole batches only: the mean includes padding
 
-    def values(params: types.Params) -> tuple[np.ndarray, np.ndarray]:
+    def values(params: types.Params) -> tuple[np.ndarray, np.ndarray, int]:
         params, key = jax.device_get(params), jax.random.key(seed)
         found = [
             np.asarray(compiled(params, batch, key, gammas))
             for batch in batch_lib.eval_batches(split, size, index=index)
         ]
-        return gammas, np.mean(found, axis=0)
+        return gammas, np.mean(found, axis=0), len(index)
 
     return values
 

@@ -23,6 +23,7 @@ from idode_gin.feed.data import DatasetConfig, ImageSplit
 from idode_gin.feed.gathering import Gathered, narrowed
 from idode_gin.feed.image_fingerprints import ImageFingerprint
 from idode_gin.feed.task_images import TaskSplit
+from idode_gin.reports import progress
 
 DEFAULT_MODULE = tasks_package.NAME
 
@@ -200,14 +201,10 @@ def _from_cache(
 def _with_progress(
     chunks: Iterator[np.ndarray], title: str, num_images: int | None
 ) -> Iterator[np.ndarray]:
-    import tqdm
-
-    with tqdm.tqdm(
-        desc=title, total=num_images, unit="image", unit_scale=True, disable=None
-    ) as bar:
+    with progress.phase(title, num_images) as going_on:
         for chunk in chunks:
             yield chunk
-            bar.update(len(chunk))
+            going_on.advance(len(chunk))
 
 
 def _check_rates(provider: Any, parts: list[TaskSplit], num_images: list[int]) -> None:

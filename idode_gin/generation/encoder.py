@@ -92,11 +92,10 @@ class Encoder:
         )
         known = facts.result_facts(model, restored.params, self, split)
         with image_loop.opened(
-            self.output_dir, known, len(chosen), self.partitioner, dataset.batch_size
+            self.output_dir, known, len(chosen), self.partitioner, dataset.batch_size, "encoding"
         ) as loop:
-            found = loop.run(
-                "latents", self._compiled(model), restored.params, loop.batches_of(split, chosen)
-            )
+            compute, images = self._compiled(model), loop.batches_of(split, chosen)
+            found = loop.run("latents", compute, restored.params, images)
             image_loop.check_solved(found.pop("success"), "images")
         summary = {
             **split.facts(),

@@ -96,7 +96,13 @@ class Interpolator:
         )
         known = facts.result_facts(model, restored.params, self, split)
         with image_loop.opened(
-            self.output_dir, known, len(self.pairs), self.partitioner, dataset.batch_size
+            self.output_dir,
+            known,
+            len(self.pairs),
+            self.partitioner,
+            dataset.batch_size,
+            verb="interpolating",
+            unit="pairs",
         ) as loop:
             found = loop.run(
                 "strips",

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from idode_gin.feed import data
-from idode_gin.reports import files, plots
+from idode_gin.reports import files, plots, progress
 from idode_gin.runs import means
 
 
@@ -29,9 +29,10 @@ def write(
     if jax.process_index() != 0:
         return
     directory = pathlib.Path(output_dir)
-    files.write_npz_atomically(directory / archive, arrays)
-    plots.image_grid(images, summary["levels"], directory / picture, columns)
-    files.write_json_atomically(directory / "summary.json", summary)
+    with progress.phase(f"writing {archive} and {picture}"):
+        files.write_npz_atomically(directory / archive, arrays)
+        plots.image_grid(images, summary["levels"], directory / picture, columns)
+        files.write_json_atomically(directory / "summary.json", summary)
     print(f"Wrote {archive} and {picture} to {directory}.", flush=True)
 
 

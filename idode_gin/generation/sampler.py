@@ -101,9 +101,10 @@ class Sampler:
         )
         known = facts.result_facts(model, restored.params, self)
         with image_loop.opened(
-            self.output_dir, known, self.num_samples, self.partitioner, self.batch_size
+            self.output_dir, known, self.num_samples, self.partitioner, self.batch_size, "drawing"
         ) as loop:
-            drawn = loop.run("samples", self._compiled(model), restored.params, self._batches)
+            compute, params = self._compiled(model), restored.params
+            drawn = loop.run("samples", compute, params, self._batches)
             image_loop.check_solved(drawn.pop("success"), "samples")
         summary = {
             **facts.checkpoint_used(restored, self.use_ema),

@@ -127,9 +127,10 @@ class Pilot:
         batch: types.Batch,
         key: types.PRNGKey,
         estimator: ODELikelihood,
+        watch: pilot_grids.Watch = pilot_grids.unwatched,
     ) -> Callable[[types.Params], tuple[ODELikelihood, Report]]:
-        """Return `run` as a function of the parameters, compiled once."""
-        grids = Grids(model, batch, key, estimator, self.max_steps)
+        """Return `run` as a function of the parameters, compiled once; `watch` reports it."""
+        grids = Grids(model, batch, key, estimator, self.max_steps, watch=watch)
         return lambda params: self._measured(grids, params, estimator)
 
     def _measured(

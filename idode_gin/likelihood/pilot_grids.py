@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
@@ -23,6 +24,13 @@ ORDER = 4
 """Derivative of the slopes in the error of a step of `Adams` with its default history."""
 _DIFFERENCE = [(-1) ** number * math.comb(ORDER, number) for number in range(ORDER + 1)]
 _EQUAL = spacings.Equal()
+Watch = Callable[[str], contextlib.AbstractContextManager[Any]]
+"""Returns a context around the computation that its argument describes, to report it."""
+
+
+def unwatched(what: str) -> contextlib.AbstractContextManager[Any]:
+    """Report nothing."""
+    return contextlib.nullcontext()
 
 
 @runtime_checkable
@@ -73,11 +81,13 @@ class Grids:
         estimator: ODELikelihood,
         max_steps: int,
         matmul_precision: str | None = None,
+        watch: Watch = unwatched,
     ) -> None:
         self._model, self._key = model, key
         self._batch = jax.tree.map(jnp.asarray, batch)
         self._estimator = dataclasses.replace(estimator, num_importance=1, num_repeats=1)
         self._max_steps, self._matmul_precision = max_steps, matmul_precision
+        self._watch = watch
         self._compiled = jax.jit(self._score)
         self._compiled_by_solver = jax.jit(self._score_by_solver)
 
@@ -87,7 +97,8 @@ class Grids:
             return None
         network = self._model.network.in_full_precision()
         model = dataclasses.replace(self._model, network=network)
-        return Grids(model, self._batch, self._key, estimator, self._max_steps, "highest")
+        steps, watch = self._max_steps, self._watch
+        return Grids(model, self._batch, self._key, estimator, steps, "highest", watch)
 
     @property
     def rounding(self) -> float:
@@ -105,12 +116,15 @@ class Grids:
         """Return bits per dim on a grid, `[B]`."""
         problem = self._problem(params, self._batch)
         solver = problem.prepared(adams.Adams(steps=steps, spacing=spacing), self._max_steps)
-        return np.asarray(self._compiled(params, self._batch, solver), np.float64)
+        with self._watch(f"grid of {steps} steps"):
+            return np.asarray(self._compiled(params, self._batch, solver), np.float64)
 
     def by_solver(self, params: types.Params) -> np.ndarray:
         """Return bits per dim with the estimator's own solver, `[B]`."""
-        precision = self._matmul_precision
-        with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
+        precision, solver = self._matmul_precision, type(self._estimator.solver).__name__
+        what = solver if precision is None else f"{solver} in float32"
+        matmul = jax.default_matmul_precision(precision) if precision else contextlib.nullcontext()
+        with self._watch(what), matmul:
             return np.asarray(self._compiled_by_solver(params, self._batch), np.float64)
 
     def defects(self, params: types.Params, steps: int) -> Float[np.ndarray, "times images"]:
@@ -139,7 +153,8 @@ class Grids:
             _, found = jax.lax.scan(step, start, jnp.arange(steps))
             return found[ORDER - 1 :]  # earlier steps have too few slopes
 
-        found = np.asarray(jax.jit(along)(params, self._batch), np.float64)
+        with self._watch(f"errors of {steps} steps"):
+            found = np.asarray(jax.jit(along)(params, self._batch), np.float64)
         return np.pad(found, ((ORDER // 2, ORDER // 2), (0, 0)), mode="edge")
 
     def _problem(self, params: types.Params, batch: types.Batch) -> Problem:

@@ -59,7 +59,12 @@ def plot_bpd_curve(
     save_figure(figure, path)
 
 
-def plot_integrand(gammas: ArrayLike, values: ArrayLike, path: str | os.PathLike[str]) -> None:
+def plot_integrand(
+    gammas: ArrayLike,
+    values: ArrayLike,
+    path: str | os.PathLike[str],
+    num_images: int | None = None,
+) -> None:
     """Plot the integrand of the bound over gamma; the title states the area under it.
 
     Args:
@@ -67,6 +72,8 @@ def plot_integrand(gammas: ArrayLike, values: ArrayLike, path: str | os.PathLike
         values: `½ |eps - eps_hat|^2 / (d log 2)` at each, `[G]`, in bits per dimension per unit of
             gamma.
         path: the PNG to write.
+        num_images: number of images that `values` are means over, the first of a split; the title
+            states it.
 
     Raises:
         ValueError: unless both are `[G]` with G of two or more, finite, and `gammas` increases.
@@ -83,7 +90,10 @@ def plot_integrand(gammas: ArrayLike, values: ArrayLike, path: str | os.PathLike
     figure, axes = new_figure(_GAMMA_AXIS, "bits per dimension per unit of γ")
     axes.fill_between(gammas, values, alpha=0.25)
     axes.plot(gammas, values)
-    axes.set_title(f"area: {area:.3f} bits per dimension", loc="left", fontsize="medium")
+    title = f"area: {area:.3f} bits per dimension"
+    if num_images is not None:
+        title += f", mean over the first {num_images} images only"
+    axes.set_title(title, loc="left", fontsize="medium")
     axes.set_xlim(gammas[0], gammas[-1])
     axes.set_ylim(bottom=0)
     save_figure(figure, path)

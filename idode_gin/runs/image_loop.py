@@ -38,17 +38,23 @@ def compiled(compute: Compute, partitioner: PjitPartitioner, solve_size: int) ->
         return numerics.map_chunks(lambda part: compute(params, part), batch, solve_size)
 
     per_device = partitioner.per_device(computed)
-    return joining.together(jax.jit(per_device, out_shardings=partitioner.replicated))
+    jitted = joining.together(jax.jit(per_device, out_shardings=partitioner.replicated))
+    return progress.first_call(jitted, "compiling")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageLoop:
-    """Computes values of N images, in one section or several; `kept` so far. Made by `opened`."""
+    """Computes values of N images, in one section or several; `kept` so far. Made by `opened`.
+
+    `verb` and `unit` say in reports what is computed, and of what.
+    """
 
     kept: PartialResults
     is_asked_to_stop: Callable[[], bool]
     partitioner: PjitPartitioner
     batch_size: int
+    verb: str
+    unit: str
 
     def run(self, section: str, compute: Compute, params: types.Params, batches: Batches) -> Rows:
         """Return the values `[N, ...]` of all images; computes those that are not kept yet.
@@ -64,13 +70,14 @@ class ImageLoop:
             self.is_asked_to_stop,
         )
         count = self.kept.num_images
-        bar = progress.image_bar(section, count, count - len(missing))
-        with bar, contextlib.closing(landed):
+        what, done = f"{self.verb} {section}", count - len(missing)
+        phase = progress.phase(what, count, done=done, unit=self.unit)
+        with phase as going_on, contextlib.closing(landed):
             for start, values in zip(range(0, len(missing), size), landed, strict=True):
                 index = missing[start : start + size]
                 rows = {name: each[: len(index)] for name, each in values.items()}
                 self.kept.add(section, index, rows)
-                bar.update(len(index))
+                going_on.advance(len(index))
         return self.kept.rows(section)
 
     def batches_of(self, split: data.ImageSplit, images: np.ndarray | None = None) -> Batches:
@@ -91,6 +98,8 @@ def opened(
     num_images: int,
     partitioner: PjitPartitioner,
     batch_size: int,
+    verb: str = "scoring",
+    unit: str = "images",
 ) -> Iterator[ImageLoop]:
     """A context that resumes from `FOLDER` in `output_dir`, and stops when a signal asks for it.
 
@@ -117,6 +126,8 @@ def opened(
                 is_asked_to_stop=lambda: stop.requested,
                 partitioner=partitioner,
                 batch_size=batch_size,
+                verb=verb,
+                unit=unit,
             )
         except means.AskedToStop:
             raise checks.Preempted(interrupted(stop.reason)) from None

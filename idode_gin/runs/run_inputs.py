@@ -10,7 +10,7 @@ from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.feed import data, loading
 from idode_gin.models import DiffusionODE
 from idode_gin.processes import agreement
-from idode_gin.reports import differences
+from idode_gin.reports import differences, progress
 from idode_gin.runs import averaging, facts
 
 
@@ -21,8 +21,10 @@ def load(dataset: data.DatasetConfig, model: DiffusionODE) -> data.ImageSplit:
         ValueError: if pixel values exceed the model's levels, the network expects another number
             of conditioning values, or the processes loaded different images.
     """
-    split = loading.load_split(dataset)
-    data.check_images(split, model.encoding.levels)
+    with progress.phase(f"reading {dataset.mixture_or_task_name} / {dataset.split}"):
+        split = loading.load_split(dataset)
+        data.check_images(split, model.encoding.levels)
+        images = split.facts()
     given, expected = split.conditioning.shape[1], getattr(model.network, "conditioning_size", None)
     if expected is not None and given != expected:
         raise ValueError(
@@ -31,7 +33,7 @@ def load(dataset: data.DatasetConfig, model: DiffusionODE) -> data.ImageSplit:
             "any, without a scope: for training and evaluation alike."
         )
     order = {"seed": dataset.seed, "batch_size": dataset.batch_size}
-    agreement.check(f"the data, {split}", lambda: {**split.facts(), **order})
+    agreement.check(f"the data, {split}", lambda: {**images, **order})
     return split
 
 
@@ -52,8 +54,9 @@ def load_params(
         ValueError: if there is no checkpoint, or it was trained with another schedule, time,
             parameterization or encoding, so that its output would be misinterpreted.
     """
-    abstract = param_shapes(model, image_shape, sharding)
-    restored = saving.restore_params(path, abstract, ema=use_ema)
+    with progress.phase(f"restoring the parameters in {path}"):
+        abstract = param_shapes(model, image_shape, sharding)
+        restored = saving.restore_params(path, abstract, ema=use_ema)
     if changes := facts.changed(restored.facts, facts.described("model", model), facts.MEANING):
         raise ValueError(
             f"{restored.path} was trained with another meaning of the network's output: "

@@ -32,18 +32,21 @@ class Meters:
         kind = jax.devices()[0].device_kind
         self._peak = throughput.peak_flops(kind, dtype, peak_flops)
         self._marks: list[tuple[int, float]] = []
-        self.flops = _count_flops(setup)
+        with progress.phase("tracing the update"):
+            self.flops = _count_flops(setup)
         self.clock = throughput.Clock(began, log.rows, log.dropped)
         self.bar = progress.Progress(
             start.step,
             setup.train_steps,
             setup.train.config.batch_size,
             enabled=jax.process_index() == 0,
+            seconds=self.clock.training,
         )
         folder = setup.directory / "train" / "profile"
         self.profiler = profiling.Profiler(window, folder, self.bar.say)
 
     def __enter__(self) -> "Meters":
+        self.bar.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -2,17 +2,19 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, final
 
 import jax
 import numpy as np
 
-from idode_gin import checks
+from idode_gin import checks, types
 from idode_gin.checkpoints import steps_left
 from idode_gin.checkpoints.saving import Checkpoints
 from idode_gin.feed import batches as batch_lib
-from idode_gin.reports import files, fingerprints, metrics, plots
+from idode_gin.reports import files, fingerprints, metrics, plots, progress
 from idode_gin.reports.wandb_writer import WandB
 from idode_gin.runs import descriptions
 from idode_gin.training import guards, replays, train_state
@@ -24,6 +26,8 @@ from idode_gin.training.validation import Validation
 from idode_gin.types import TrainState
 
 INTEGRAND_POINTS = 41
+PLOT_PERIOD = 60.0
+"""Seconds between two plots of the rows while training goes on."""
 
 
 @final
@@ -43,7 +47,8 @@ class Saver:
     def save(self) -> None:
         """Save the state, once `watch` has seen every step before it. Raises as it does."""
         self.watch.drain()
-        with self.clock.inside("checkpoint"):
+        saving = progress.phase(f"saving the state of step {int(self.state.step)}")
+        with saving, self.clock.inside("checkpoint"):
             self.checkpoints.save(self.state)
 
 
@@ -60,6 +65,7 @@ class Reporter:
     validation: Validation
     optimizer: Any
     log_period: int
+    plot_due: Callable[[], bool] = dataclasses.field(default_factory=lambda: due_every(PLOT_PERIOD))
 
     def announce(self, start: Start) -> None:
         """Print where training starts from, and write the descriptions of model and warm start."""
@@ -95,11 +101,14 @@ class Reporter:
         written = self.log.write(step, row | self.meters.lap(step))
         for writer in self.writers:
             writer.write(step, written)
+        if eval_due and step < self.setup.train_steps and self.plot_due():
+            self.plot_rows()  # a run that is killed has them, too
 
     def save_and_summarize(self, reason: str) -> str:
         """Save the state of a run that `reason` stops, write the summary, and return a message."""
         self.saver.save()
         summary = self.summarize("preempted")
+        self.plot_rows()
         return (
             f"Stopped by {reason} after step {summary['step']} of {self.setup.train_steps}. Saved "
             f"{summary['checkpoint']}: the same command resumes from there."
@@ -110,6 +119,7 @@ class Reporter:
         is_spike, watch = isinstance(error, checks.LossSpikeError), self.saver.watch
         reason = "loss_spike" if is_spike else "non_finite"
         good = self.summarize(reason, str(error))["checkpoint"]
+        self.plot_rows()
         found = f"The last good checkpoint is {good}" if good else "No checkpoint had been saved"
         source = f" from INITIAL_CHECKPOINT_PATH = {good!r}" if good else ""
         text = (
@@ -151,27 +161,55 @@ class Reporter:
 
     def plot(self) -> None:
         """Plot the bound by step, its integrand on the first images, and the loss by gamma."""
+        self.plot_rows()
         params = self.setup.train.partitioner.whole(self.saver.state.ema)
-        if jax.process_index() > 0:
+        if jax.process_index() == 0:
+            with progress.phase("computing the integrand of the bound"):
+                self._plot_integrand(params)
+
+    def plot_rows(self) -> None:
+        """Plot the rows so far: the bound by step, and the loss by gamma."""
+        rows, folder = self.log.rows, self.setup.directory / "train"
+        if jax.process_index() > 0 or not any(
+            name.endswith("/bpd") for row in rows for name in row
+        ):
             return
-        model, folder = self.setup.model, self.setup.directory / "train"
-        plots.plot_bpd_curve(self.log.rows, folder / "bpd.png")
-        low, high = model.time.gamma_min, model.time.gamma_max
-        if any("train/loss_by_gamma" in row for row in self.log.rows):
-            plots.plot_loss_by_gamma(self.log.rows, low, high, folder / "loss_by_gamma.png")
+        with progress.phase("plotting"):
+            plots.plot_bpd_curve(rows, folder / "bpd.png")
+            if any("train/loss_by_gamma" in row for row in rows):
+                gammas, path = self.setup.model.time, folder / "loss_by_gamma.png"
+                plots.plot_loss_by_gamma(rows, gammas.gamma_min, gammas.gamma_max, path)
+
+    def _plot_integrand(self, params: types.Params) -> None:
+        model, ends = self.setup.model, self.setup.model.time
         # A training batch, which has no padding, of the first images of the split.
         images = self.setup.eval or self.setup.train
         split = dataclasses.replace(images.split, augmentation=None)
         config = dataclasses.replace(images.config, shuffle=False)
         batch = batch_lib.train_batch(split, config, 0)
-        gammas = np.linspace(low, high, INTEGRAND_POINTS)
+        gammas = np.linspace(ends.gamma_min, ends.gamma_max, INTEGRAND_POINTS)
         params, key = jax.device_get(params), jax.random.key(0)
         values = jax.jit(model.integrand)(params, batch, key, gammas)
-        plots.plot_integrand(gammas, np.asarray(values), folder / "integrand.png")
+        path, count = self.setup.directory / "train" / "integrand.png", config.batch_size
+        plots.plot_integrand(gammas, np.asarray(values), path, count)
 
     def _write(self, name: str, text: str) -> None:
         if jax.process_index() == 0:
             files.write_atomically(self.setup.directory / name, text)
+
+
+def due_every(seconds: float) -> Callable[[], bool]:
+    """Return a function that returns True at first, and again `seconds` after it last did."""
+    last = -math.inf
+
+    def is_due() -> bool:
+        nonlocal last
+        if time.monotonic() - last < seconds:
+            return False
+        last = time.monotonic()
+        return True
+
+    return is_due
 
 
 def open_writers(setup: Setup, *, tensorboard: bool, wandb: WandB | None) -> list[Any]:

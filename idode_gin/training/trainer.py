@@ -18,7 +18,7 @@ from idode_gin.feed import batches as batch_lib
 from idode_gin.feed import data
 from idode_gin.models import DiffusionODE
 from idode_gin.processes.preemption import StopRequest
-from idode_gin.reports import metrics
+from idode_gin.reports import metrics, progress
 from idode_gin.reports.paths import LocalPath
 from idode_gin.reports.wandb_writer import WandB
 from idode_gin.runs import averaging, descriptions, resuming, run_inputs, run_lock
@@ -159,7 +159,8 @@ class Trainer:
                 lambda step: (log.row(step) or {}).get("eval/bpd"),
             )
             stack.enter_context(saved)
-            start = resume_or_begin(setup, saved)
+            with progress.phase("restoring or initializing the state"):
+                start = resume_or_begin(setup, saved)
             log = metrics.MetricsLog(
                 setup.directory / "metrics.jsonl",
                 keep_up_to=start.step if start.is_resumed else -1,
@@ -208,8 +209,10 @@ class Trainer:
                 saves=False,
             ):
                 if jax.process_count() > 1:  # they cannot save while one of them compiles
-                    reporter.validation.compile(state.ema)
-                return setup.program.step(state, batch)
+                    with progress.phase("compiling the evaluation"):
+                        reporter.validation.compile(state.ema)
+                with progress.phase("compiling the update"):
+                    return setup.program.step(state, batch)
 
         if start.is_resumed:
             reporter.report(start.step)  # a row that the process before this one did not write

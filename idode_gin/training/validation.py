@@ -1,5 +1,6 @@
 """Evaluation of the EMA parameters during training."""
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import jax
 
 from idode_gin import types
 from idode_gin.processes.preemption import StopRequest
-from idode_gin.reports import metrics
+from idode_gin.reports import metrics, progress
 from idode_gin.runs import means
 from idode_gin.training.setup import Setup
 
@@ -54,11 +55,22 @@ class Validation:
         """
         images = self.setup.eval
         assert images is not None
-        with self.stop.with_last_words(last_words):
+        count, size = images.split.num_images, images.config.batch_size
+        total = count if self.batches is None else min(count, self.batches * size)
+
+        def evaluate(batch: types.Batch) -> dict[str, Any]:
+            is_first = going_on.done == 0
+            with progress.phase("first batch") if is_first else contextlib.nullcontext():
+                values = self.setup.program.evaluate(ema, images.put(batch))
+            going_on.advance(min(size, total - going_on.done))
+            return values
+
+        phase = progress.phase(f"evaluating after step {step}", total)
+        with phase as going_on, self.stop.with_last_words(last_words):
             found = means.over_batches(
-                lambda batch: self.setup.program.evaluate(ema, images.put(batch)),
+                evaluate,
                 itertools.islice(images.eval_batches(), self.batches),
-                images.split.num_images,
+                count,
                 lambda: self.stop.requested,
             )
         if found is None:
