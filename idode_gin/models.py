@@ -78,10 +78,16 @@ class DiffusionODE:
         """
         self.encoding.check(image_shape)
         if self.image_shape is not None and image_shape != tuple(self.image_shape):
+            height, _, channels = image_shape
+            remedy = (
+                "Set `image_shape` to the dataset's, or choose the dataset that the model is for."
+                if channels <= 4 or height > 4
+                else "They look like (channels, height, width): numpy.moveaxis(images, 1, -1) "
+                "makes channels the last axis."
+            )
             raise ValueError(
                 f"The images are {image_shape}, but the model is for `image_shape` "
-                f"{tuple(self.image_shape)} (height, width, channels). Set `image_shape` to "
-                "the dataset's, or choose the dataset that the model is for."
+                f"{tuple(self.image_shape)} (height, width, channels). {remedy}"
             )
         return self.network.init(key, image_shape)
 

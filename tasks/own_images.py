@@ -3,10 +3,10 @@
 Bind DATA_PATH in gin to their path.
 """
 
-from tasks.support.own_images import FolderImages, NpzImages
+from tasks.support.own_images import FolderReader, NpzReader, OwnImages
 from tasks.support.registration import add_task
 
-TASKS = ("image_folder", "image_npz")
+TASKS = (FolderReader.name, NpzReader.name)
 
-add_task("image_folder", FolderImages())
-add_task("image_npz", NpzImages())
+add_task(FolderReader.name, OwnImages(FolderReader()))
+add_task(NpzReader.name, OwnImages(NpzReader()))

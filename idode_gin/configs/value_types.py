@@ -183,6 +183,8 @@ def _alternatives(value: Any) -> Iterator[tuple[Any, str]]:
     if isinstance(value, list | tuple):
         other = tuple(value) if isinstance(value, list) else list(value)
         yield other, f"Write {other!r}."
+    if isinstance(value, tuple) and len(value) == 2:
+        yield (*value, 1), f"Write {(*value, 1)!r} for grey images: the last is the channels."
     if isinstance(value, int | float | str):
         named = {"NAME": value}
         yield named, f"Write {named!r}, with the name of what the value is for."

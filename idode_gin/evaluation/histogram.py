@@ -6,6 +6,7 @@ import numpy as np
 
 from idode_gin import checks
 
+_CELLS = 1 << 22  # of the table held at one time: 32 MB of counts, and as much of logarithms
 _CHUNK = 1024  # images whose pixels are held as 8-byte integers at one time
 
 
@@ -29,16 +30,27 @@ def bits_per_dim(train: np.ndarray, images: np.ndarray, levels: int) -> np.ndarr
             f"Images must have the shape the histogram was fitted on, {list(train.shape[1:])}, got "
             f"{list(images.shape[1:])}."
         )
-    counts = np.zeros(train[0].size * levels, np.int64)
+    dims, shown = train[0].size, images.reshape(len(images), -1)
+    at_once = max(1, _CELLS // levels)
+    log2_p = np.zeros(len(images))
+    for first in range(0, dims, at_once):
+        here = slice(first, first + at_once)
+        table = _log2_table(train.reshape(len(train), -1)[:, here], levels)
+        parts = [table[each].sum(axis=1) for each in _histogram_cells(shown[:, here], levels)]
+        log2_p += np.concatenate(parts)
+    return -log2_p / dims
+
+
+def _log2_table(train: np.ndarray, levels: int) -> np.ndarray:
+    """Return log2 p_i(v) as a flat table, for positions i of `[M, positions]`."""
+    counts = np.zeros(train.shape[1] * levels, np.int64)
     for cells in _histogram_cells(train, levels):
         counts += np.bincount(cells.reshape(-1), minlength=counts.size)
-    log2_p = np.log2((counts + 1) / (len(train) + levels))
-    return np.concatenate([-log2_p[each].mean(axis=1) for each in _histogram_cells(images, levels)])
+    return np.log2((counts + 1) / (len(train) + levels))
 
 
 def _histogram_cells(images: np.ndarray, levels: int) -> Iterator[np.ndarray]:
-    """Yield the index of each pixel's value in the flat table, `[n, d]` for n images at a time."""
-    offsets = levels * np.arange(images[0].size)
+    """Yield the index of each value of `[N, positions]` in the flat table, by some images."""
+    offsets = levels * np.arange(images.shape[1])
     for start in range(0, len(images), _CHUNK):
-        chunk = images[start : start + _CHUNK]
-        yield offsets + chunk.reshape(len(chunk), -1).astype(np.int64)
+        yield offsets + images[start : start + _CHUNK].astype(np.int64)

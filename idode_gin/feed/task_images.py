@@ -144,6 +144,8 @@ def _chunks(dataset: Any, keys: Sequence[str]) -> Iterator[Chunk]:
         yield from dataset.batch(_READ_CHUNK if of_one_shape else 1).as_numpy_iterator()
     except tf.errors.OpError as error:
         first_line = (error.message.strip().splitlines() or [""])[0].rpartition("}} ")[2]
+        if own := first_line.partition("ValueError: ")[2]:  # raised by the source's reader
+            raise ValueError(own) from error
         raise ValueError(
             f"An image could not be read: {first_line}. Prepare the dataset again, or remove the "
             "file if it is damaged or its image has another shape."

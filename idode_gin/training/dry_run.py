@@ -1,7 +1,10 @@
 """A description of a training run from shapes alone: nothing is computed, read or written."""
 
+import math
+
 import jax
 
+from idode_gin import numerics
 from idode_gin.devices import accounting, flops
 from idode_gin.devices import mesh as mesh_lib
 from idode_gin.devices.partitioning import PjitPartitioner
@@ -39,6 +42,8 @@ def describe(
     memory = accounting.state_bytes(state, partitioner.as_used(shardings))
     is_split = partitioner.mesh.shape[mesh_lib.MODEL] > 1
     memory[f"activations, {'at most' if is_split else 'estimated'}"] = kept
+    per_level = part * math.prod(shape) * numerics.float_dtype().itemsize
+    memory["levels of the decoder"] = per_level * model.encoding.levels_at_once
     caveat = "Activations are not divided by `model`, which splits some of them.\n"
     return (
         f"{descriptions.describe(model, state.params, model.logical_axes(shape))}\n"

@@ -6,7 +6,8 @@ from PIL import Image
 
 WAY_OUT = (
     "Convert it to 8 bits, or keep its integers: put them into a .npz file as uint16, for the "
-    "task image_npz with NUM_LEVELS set to their number."
+    "task image_npz with NUM_LEVELS set to their number. To convert, divide: Pillow's "
+    "`Image.convert` would set values above 255 to white."
 )
 
 _PNG_DEPTH = 24  # offset of the byte
@@ -22,6 +23,8 @@ def other_than_8_bits(image: Image.Image, file: IO[bytes]) -> str:
         image: opened by Pillow, not decoded yet.
         file: the open file behind it; its position is restored.
     """
+    if image.mode == "F":
+        return "32-bit floating-point values"
     if image.format == "TIFF":
         bits = max(image.tag_v2.get(_TIFF_BITS_PER_SAMPLE, (1,)))  # type: ignore[attr-defined]
         return f"{bits} bits per channel" if bits > 8 else ""

@@ -8,18 +8,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from tasks.prepare import members, png, resizing
+from tasks.formats import image_files
+from tasks.prepare import members, resizing
 from tasks.prepare.datasets import Dataset
 from tasks.prepare.records import Record, Source, source_of
 from tasks.prepare.refusals import SourceError
 
 SPLITS = ("train", "validation", "test")
-_FORMATS = {
-    **{".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"},
-    **{".ppm": "PPM", ".pgm": "PPM"},
-}
-_OTHER_IMAGES = {".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".jxl", ".tga", ".ico", ".svg"}
-_MOST_BYTES = 256 << 20  # of a file, which is held in memory
 _SHOWN = 10
 
 
@@ -33,8 +28,9 @@ def read(
     """Return the images of `train/`, `validation/`, `test/` in the order of their relative paths.
 
     Every file is decoded once before anything is written, so that all problems are reported
-    together. Pixels are stored as they are in the file, without colour profile or orientation;
-    with a `size`, images of any sizes are first reduced to it by `resizing.reduce`.
+    together. All files of these folders but hidden ones must be images. Pixels are stored as they
+    are in the file, without colour profile, and a file with an orientation is refused; with a
+    `size`, images of any sizes are first reduced to it by `resizing.reduce`.
 
     Raises:
         SourceError: with the first ten refused files, and their number.
@@ -80,32 +76,29 @@ def decode(path: pathlib.Path, size: int | None = None) -> np.ndarray:
     """Return the pixels of an image file, uint8 `[H, W, C]`, reduced if there is a size.
 
     Raises:
-        SourceError: if it is damaged, too large, or no 8-bit grey, RGB or RGBA image, or
-            smaller than `size`.
+        SourceError: if it cannot be read as it is, see `image_files`, or is smaller than `size`.
     """
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise SourceError(f"{path} is larger than {_MOST_BYTES:,} bytes.")
-        content = path.read_bytes()
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror}.") from error
-    image = png.decode(content, str(path), formats=tuple(sorted(set(_FORMATS.values()))))
+        image = image_files.read_image(path, image_files.image_shape(path))
+    except ValueError as error:
+        raise SourceError(str(error)) from error
     return image if size is None else resizing.reduce(image, size, str(path))
 
 
 def _files(source: pathlib.Path, problems: list[str]) -> dict[str, list[pathlib.Path]]:
+    """Return the files of each split; images elsewhere and bad links are added to the problems."""
     files: dict[str, list[pathlib.Path]] = {}
-    relative = sorted(path.relative_to(source).as_posix() for path in members.walk(source))
-    for name in relative:
-        split, _, rest = name.partition("/")
-        suffix = pathlib.PurePosixPath(name).suffix.lower()
-        if suffix in _OTHER_IMAGES:
-            problems.append(f"{source / name} is not read: {suffix}. Convert it to PNG.")
-        elif suffix in _FORMATS and (split not in SPLITS or not rest):
-            problems.append(f"{source / name} lies in none of {', '.join(SPLITS)}.")
-        elif suffix in _FORMATS:
-            files.setdefault(split, []).append(source / name)
-    return {split: files[split] for split in SPLITS if split in files}
+    for entry in sorted(source.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if entry.name in SPLITS and entry.is_dir():
+            files[entry.name], found = image_files.files_below(entry)
+            problems += found
+            continue
+        elsewhere = image_files.files_below(entry)[0] if entry.is_dir() else [entry]
+        for each in filter(image_files.is_image, elsewhere):
+            problems.append(f"{each} lies in none of {', '.join(SPLITS)}.")
+    return {split: files[split] for split in SPLITS if files.get(split)}
 
 
 def _common_shape(

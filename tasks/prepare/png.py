@@ -1,4 +1,4 @@
-"""Image files of 8 bits per channel: checked by their headers, then decoded by Pillow."""
+"""PNG files of 8 bits per channel: checked by their headers, then decoded by Pillow."""
 
 import io
 import math
@@ -9,18 +9,11 @@ from PIL import Image, UnidentifiedImageError
 from tasks.formats import depth
 from tasks.prepare.refusals import SourceError
 
-_MOST_PIXELS = 4096 * 4096
-_MODES = ("L", "RGB", "RGBA")
+_FORMATS = ("PNG",)
 
 
-def decode(
-    content: bytes,
-    what: str,
-    *,
-    formats: tuple[str, ...] = ("PNG",),
-    shape: tuple[int, int, int] | None = None,
-) -> np.ndarray:
-    """Return the pixels of an image file, uint8 `[H, W, C]`.
+def decode(content: bytes, what: str, *, shape: tuple[int, int, int]) -> np.ndarray:
+    """Return the pixels of a published PNG file, uint8 `[H, W, C]`.
 
     Pillow itself turns 16 bits into 8, warns of huge images, and compares the checksums of a PNG
     in `verify` alone.
@@ -28,28 +21,27 @@ def decode(
     Args:
         content: the file.
         what: its name, for messages.
-        formats: Pillow's names of those that are accepted.
-        shape: required (H, W, 3); None: any shape of grey, RGB or RGBA.
+        shape: required (H, W, 3).
 
     Raises:
         SourceError: if it is damaged, too large, an animation, or of another kind.
     """
     file = io.BytesIO(content)
     try:
-        with Image.open(file, formats=formats) as image:
+        with Image.open(file, formats=_FORMATS) as image:
             _check_header(image, file, what, shape)
             image.verify()  # afterwards it must be opened again
-        with Image.open(file, formats=formats) as image:
+        with Image.open(file, formats=_FORMATS) as image:
             pixels = np.asarray(image)
     except SourceError:
         raise
     except UnidentifiedImageError as error:
         raise SourceError(
-            f"{what} cannot be read as {' or '.join(formats)}; it starts with {content[:8]!r}."
+            f"{what} cannot be read as PNG; it starts with {content[:8]!r}."
         ) from error
     except Exception as error:  # Pillow's parsers and decoders raise many kinds for damage
         raise SourceError(f"{what} cannot be decoded ({error!s:.100}).") from error
-    return pixels[..., None] if pixels.ndim == 2 else pixels
+    return pixels
 
 
 def most_bytes(shape: tuple[int, int, int]) -> int:
@@ -65,23 +57,15 @@ def encode(image: np.ndarray) -> bytes:
 
 
 def _check_header(
-    image: Image.Image, file: io.BytesIO, what: str, shape: tuple[int, int, int] | None
+    image: Image.Image, file: io.BytesIO, what: str, shape: tuple[int, int, int]
 ) -> None:
     """Raise SourceError unless an image that is not decoded yet is one that may be."""
     width, height = image.size
-    if shape is not None and (height, width) != shape[:2]:
+    if (height, width) != shape[:2]:
         raise SourceError(f"{what} must measure {shape[0]}x{shape[1]}, got {height}x{width}.")
-    if width * height > _MOST_PIXELS:
-        raise SourceError(
-            f"{what} claims {width:,} x {height:,} pixels; at most {_MOST_PIXELS:,} are read."
-        )
     if getattr(image, "n_frames", 1) != 1:
         raise SourceError(f"{what} is an animation. Save one frame.")
-    modes = _MODES if shape is None else ("RGB",)
-    if image.mode not in modes:
-        raise SourceError(
-            f"{what} has colour mode {image.mode}, not {' or '.join(modes)}. Convert it, for "
-            "instance with Pillow's `Image.convert('RGB')`."
-        )
+    if image.mode != "RGB":
+        raise SourceError(f"{what} has colour mode {image.mode}, not RGB. Download it again.")
     if found := depth.other_than_8_bits(image, file):
-        raise SourceError(f"{what} has {found}; 8 bits are read. {depth.WAY_OUT}")
+        raise SourceError(f"{what} has {found}; 8 bits are read. Download it again.")

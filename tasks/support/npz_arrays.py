@@ -32,10 +32,17 @@ def read_array(path: pathlib.Path, name: str) -> np.ndarray:
     except Exception as error:  # zipfile and NumPy's reader raise many types for damage
         reason = str(error) or type(error).__name__
         raise ValueError(f"{path} cannot be read: {reason:.200}. {LAYOUT}") from error
+    shape = list(images.shape)
     if images.dtype not in (np.uint8, np.uint16) or images.ndim != 4 or images.size == 0:
+        hint = "" if images.ndim != 3 else " Grey images need a last axis of 1: images[..., None]."
         raise ValueError(
             f"{name!r} in {path} must be uint8 or uint16 [N, H, W, C] and not empty, got "
-            f"{images.dtype} {list(images.shape)}. Grey images need a last axis of 1."
+            f"{images.dtype} {shape}.{hint}"
+        )
+    if shape[1] in (1, 3, 4) and shape[2] == shape[3] > 4:
+        raise ValueError(
+            f"{name!r} in {path} must be [N, H, W, C], got {shape}, which would be images of "
+            f"{shape[3]} channels: it looks like [N, C, H, W]. Save numpy.moveaxis(images, 1, -1)."
         )
     return images
 

@@ -9,42 +9,89 @@ import tensorflow as tf
 
 from idode_gin.feed.image_fingerprints import ImageFingerprint
 from idode_gin.reports import paths
+from tasks.formats.image_files import files_below, image_shape, read_image
 from tasks.support import npz_arrays
-from tasks.support.image_files import SUFFIXES, image_shape, read_image
 from tasks.support.sources import AbstractImages, digest, with_static_shape
 from tasks.support.tfds_files import INFO, TfdsFiles
 
 SPLITS = ("train", "validation", "test")
+UNCHANGED = "your own images"
+"""Variant of images whose pixels are those of the user's files."""
 
 
-class AbstractOwnImages(AbstractImages):
-    """Images at a path that is unknown when the task is registered; `at(path)` sets it.
+class AbstractReader(abc.ABC):
+    """Reads a user's images of one layout, at any path.
+
+    Raises, by all methods:
+        ValueError: for files that are missing or unsuitable.
+    """
+
+    name: str
+    """Of the task."""
+    layout: str
+    """What must be at the path, in sentences."""
+
+    def variant(self, path: pathlib.Path) -> str:
+        """Return a description of the images."""
+        return UNCHANGED
+
+    @abc.abstractmethod
+    def files(self, path: pathlib.Path, split: str) -> list[pathlib.Path]:
+        """Return the files of the split, checked to be there."""
+
+    @abc.abstractmethod
+    def images(self, path: pathlib.Path, split: str) -> tf.data.Dataset:
+        """Return dicts with "image", `[H, W, C]`."""
+
+    def array(self, path: pathlib.Path, split: str) -> np.ndarray | None:
+        """Return the split as one array `[N, H, W, C]` if it is stored as one, else None."""
+        return None
+
+    def check_recorded(self, path: pathlib.Path, split: str, found: ImageFingerprint) -> None:
+        """Raise ValueError if the split differs from what its files record."""
+        return None
+
+
+@final
+class OwnImages(AbstractImages):
+    """A user's images, at a path that is unknown when the task is registered; `at(path)` sets it.
 
     Args:
+        reader: of the files at the path.
         path: where the images are, or None while unknown.
     Raises, when read:
         ValueError: without a path, and for files that are missing or unsuitable.
     """
 
-    variant = "your own images"
-    layout: str
-    """What must be at the path, in sentences."""
-
-    def __init__(self, path: pathlib.Path | None = None) -> None:
+    def __init__(self, reader: AbstractReader, path: pathlib.Path | None = None) -> None:
         super().__init__(SPLITS)
-        self._path = path
+        self.name = reader.name
+        self._reader, self._path = reader, path
 
-    @abc.abstractmethod
-    def files(self, split: str) -> list[pathlib.Path]:
-        """Return the files of the split, checked to be there."""
-
-    def at(self, path: str) -> "AbstractOwnImages":
+    def at(self, path: str) -> "OwnImages":
         """Return the same source, reading `path`."""
-        return type(self)(pathlib.Path(paths.local(path, "DATA_PATH")))
+        return OwnImages(self._reader, pathlib.Path(paths.local(path, "DATA_PATH")))
+
+    @property
+    def variant(self) -> str:  # type: ignore[override]  # depends on what is on disk
+        """Description of the images."""
+        return UNCHANGED if self._path is None else self._reader.variant(self._path)
+
+    def array(self, split: str) -> np.ndarray | None:
+        """Return the split as one array `[N, H, W, C]` if it is stored as one, else None."""
+        return self._reader.array(self.path, split)
+
+    def images(self, split: str, **reading: Any) -> tf.data.Dataset:
+        """Return the images in the order of their names or places; there are no shards."""
+        return self._reader.images(self.path, split)
+
+    def check_recorded(self, split: str, found: ImageFingerprint) -> None:
+        """Raise ValueError if a prepared folder changed since it was written."""
+        self._reader.check_recorded(self.path, split, found)
 
     def cache_key(self, split: str) -> str:
         """Return a digest of the split's folder and its files' names, sizes and times."""
-        files = self.files(split)
+        files = self._reader.files(self.path, split)
         root = self.path if self.path.is_dir() else self.path.parent
         stats = [(each.relative_to(root).as_posix(), each.stat()) for each in files]
         facts = [(name, each.st_size, each.st_mtime_ns) for name, each in stats]
@@ -56,17 +103,17 @@ class AbstractOwnImages(AbstractImages):
         if self._path is None:
             raise ValueError(
                 f"{self.name!r} needs the path of your images: bind DATA_PATH in gin "
-                f"(--gin.DATA_PATH=\"'/my/images'\"). {self.layout}"
+                f"(--gin.DATA_PATH=\"'/my/images'\"). {self._reader.layout}"
             )
         if not self._path.exists():
             raise ValueError(
-                f"{self.name!r} found nothing at {self._path} (DATA_PATH). {self.layout}"
+                f"{self.name!r} found nothing at {self._path} (DATA_PATH). {self._reader.layout}"
             )
         return self._path
 
 
 @final
-class FolderImages(AbstractOwnImages):
+class FolderReader(AbstractReader):
     """Image files in `<path>/train`, `<path>/validation` and `<path>/test`, at any depth.
 
     `path` may also be a folder that `python -m tasks.prepare image_folder` has written.
@@ -79,46 +126,38 @@ class FolderImages(AbstractOwnImages):
         "`python -m tasks.prepare image_folder` has written."
     )
 
-    @property
-    def variant(self) -> str:  # type: ignore[override]  # depends on what is on disk
-        """Description of the images, with what preparing them did to their pixels."""
-        prepared = None if self._path is None else self._prepared("")
-        return ", ".join(filter(None, ("your own images", prepared and prepared.resizing)))
+    def variant(self, path: pathlib.Path) -> str:
+        """Return a description of the images, with what preparing them did to their pixels."""
+        prepared = self._prepared(path, "")
+        resizing = "" if prepared is None else prepared.resizing
+        return ", ".join(filter(None, (super().variant(path), resizing)))
 
-    def files(self, split: str) -> list[pathlib.Path]:
+    def files(self, path: pathlib.Path, split: str) -> list[pathlib.Path]:
         """Return every file in the split's folder but hidden ones, by name; all must be images."""
-        if (prepared := self._prepared(split)) is not None:
-            return [self.path / INFO, *prepared.shards()]
-        folder = self.path / split
-        if self.path.is_file():
+        if (prepared := self._prepared(path, split)) is not None:
+            return [path / INFO, *prepared.shards()]
+        folder = path / split
+        if path.is_file():
             raise ValueError(
-                f"DATA_PATH must be a folder for {self.name!r}, got the file {self.path}. "
+                f"DATA_PATH must be a folder for {self.name!r}, got the file {path}. "
                 f"{self.layout} An .npz file is read by gin_configs/experiments/image_npz.gin."
             )
         if not folder.is_dir():
             raise ValueError(f"There is no folder {folder}. {self.layout}")
-        found = (each for each in folder.rglob("*") if each.is_file())
-        files = sorted(
-            each
-            for each in found
-            if not any(part.startswith(".") for part in each.relative_to(folder).parts)
-        )
+        files, problems = files_below(folder)
+        if problems:
+            more = f" There are {len(problems) - 1:,} more such problems." if problems[1:] else ""
+            raise ValueError(problems[0] + more)
         if not files:
             raise ValueError(f"There are no images in {folder}. {self.layout}")
-        for each in files:
-            if each.suffix.lower() not in SUFFIXES:
-                raise ValueError(
-                    f"{each} is not an image: files must end in {', '.join(SUFFIXES)}. "
-                    "Move it away; only hidden files are skipped."
-                )
         return files
 
-    def images(self, split: str, **reading: Any) -> tf.data.Dataset:
+    def images(self, path: pathlib.Path, split: str) -> tf.data.Dataset:
         """Return the images by name; the headers of all are compared before one is decoded."""
-        if (prepared := self._prepared(split)) is not None:
+        if (prepared := self._prepared(path, split)) is not None:
             images = prepared.dataset(shuffle=False, seed=None, shard_info=None)
-            return with_static_shape(images, prepared.image_shape, str(self.path))
-        files = self.files(split)
+            return with_static_shape(images, prepared.image_shape, str(path))
+        files = self.files(path, split)
         shape = image_shape(files[0])
         for each in files[1:]:
             if (found := image_shape(each)) != shape:
@@ -134,22 +173,22 @@ class FolderImages(AbstractOwnImages):
             lambda place: {"image": tf.numpy_function(read, [place], tf.uint8, stateful=False)},
             num_parallel_calls=tf.data.AUTOTUNE,
         )
-        return with_static_shape(images, shape, str(self.path / split))
+        return with_static_shape(images, shape, str(path / split))
 
-    def check_recorded(self, split: str, found: ImageFingerprint) -> None:
+    def check_recorded(self, path: pathlib.Path, split: str, found: ImageFingerprint) -> None:
         """Raise ValueError if a prepared folder changed since it was written."""
-        if (prepared := self._prepared(split)) is not None:
+        if (prepared := self._prepared(path, split)) is not None:
             prepared.check_recorded(found)
 
-    def _prepared(self, split: str) -> TfdsFiles | None:
-        if not (self.path / INFO).is_file():
+    def _prepared(self, path: pathlib.Path, split: str) -> TfdsFiles | None:
+        if not (path / INFO).is_file():
             return None
         remedy = "Prepare it again: python -m tasks.prepare image_folder --overwrite ..."
-        return TfdsFiles(folder=self.path, split=split, name=self.name, remedy=remedy)
+        return TfdsFiles(folder=path, split=split, name=self.name, remedy=remedy)
 
 
 @final
-class NpzImages(AbstractOwnImages):
+class NpzReader(AbstractReader):
     """One .npz file with an array `[N, H, W, C]` for each split, of the split's name.
 
     Arrays are uint8, or uint16 for more than 256 levels. Only the feed reads uint16: the task
@@ -159,20 +198,20 @@ class NpzImages(AbstractOwnImages):
     name = "image_npz"
     layout = npz_arrays.LAYOUT
 
-    def files(self, split: str) -> list[pathlib.Path]:
+    def files(self, path: pathlib.Path, split: str) -> list[pathlib.Path]:
         """Return the one file."""
-        if not self.path.is_file():
-            raise ValueError(f"{self.path} is not a file. {self.layout}")
-        return [self.path]
+        if not path.is_file():
+            raise ValueError(f"{path} is not a file. {self.layout}")
+        return [path]
 
-    def array(self, split: str) -> np.ndarray:
+    def array(self, path: pathlib.Path, split: str) -> np.ndarray:
         """Return the array; allocates its memory and nothing else."""
-        (file,) = self.files(split)
+        (file,) = self.files(path, split)
         return npz_arrays.read_array(file, split)
 
-    def images(self, split: str, **reading: Any) -> tf.data.Dataset:
+    def images(self, path: pathlib.Path, split: str) -> tf.data.Dataset:
         """Return the array's images; TensorFlow holds a copy of them in memory."""
-        images = self.array(split)
+        images = self.array(path, split)
         dataset = tf.data.Dataset.from_tensor_slices({"image": images})
-        name = f"{split!r} in {self.path}"
+        name = f"{split!r} in {path}"
         return with_static_shape(dataset, images.shape[1:], name, (tf.uint8, tf.uint16))

@@ -141,6 +141,7 @@ def test_not_fitting(value: object, annotation: object) -> None:
         ([1, 2], tuple[int, ...], "Write (1, 2)."),
         ((1, 2), list[int], "Write [1, 2]."),
         (6, tuple[int, ...], "Write (6,), with its comma."),
+        ((28, 28), tuple[int, int, int] | None, "Write (28, 28, 1) for grey images"),
         (Named(Circle, "Circle"), AbstractShape, "Add () to build it: @Circle()."),
         (Built(float, "double"), Callable[[float], float], "Drop the () to pass"),
         (None, AbstractShape, "It cannot be left out: drop the line"),

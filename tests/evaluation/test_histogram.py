@@ -1,6 +1,7 @@
 """The histogram baseline is a probability distribution, and matches counting by hand."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -67,6 +68,27 @@ def test_the_chunk_size_does_not_matter(monkeypatch, chunk):
     monkeypatch.setattr(histogram, "_CHUNK", chunk)
     actual = histogram.bits_per_dim(train, test, 5)
     np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("cells", [1, 5, 24, 1000])
+def test_a_table_of_many_levels_is_counted_in_parts(monkeypatch, cells):
+    train, test = draw(30, 5), draw(20, 5, seed=1)
+    expected = histogram.bits_per_dim(train, test, 5)
+    monkeypatch.setattr(histogram, "_CELLS", cells)
+    actual = histogram.bits_per_dim(train, test, 5)
+    np.testing.assert_allclose(actual, expected, rtol=1e-14)
+
+
+def test_memory_of_a_table_does_not_grow_with_the_levels():
+    images = draw(4, 1 << 16, (16, 16, 3)).astype(np.uint16)
+    tracemalloc.start()
+    try:
+        bits = histogram.bits_per_dim(images, images, 1 << 16)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 160 << 20  # the whole table would take 403 MB, and as much again
+    assert 14 < bits.min() <= bits.max() < 16
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint64])

@@ -90,3 +90,48 @@ def test_too_few_levels(levels):
 def test_images_have_height_width_and_channels(shape):
     with pytest.raises(ValueError, match="got"):
         Encoding().check(shape)
+
+
+def around_the_levels(levels):
+    """Return values of y on, between and beyond the levels, `[1, 240, 1, 1]`."""
+    near = Encoding(levels=levels).encode(every_level(levels)).ravel()
+    picked = near[np.linspace(0, levels - 1, 60).astype(int)]
+    parts = (picked, picked + 0.9 / levels, 1.5 * picked, jnp.full(60, 3.0))
+    return jnp.concatenate(parts).reshape(1, -1, 1, 1)
+
+
+@pytest.mark.parametrize("levels", [512, 513, 1000, 1537, 4096])
+@pytest.mark.parametrize("bins", [0.2, 1, 8, 26, 28, 60, 4000])
+def test_many_levels_are_summed_in_parts(levels, bins):
+    """For noise of a standard deviation of so many bins: up to 26, of levels near y alone."""
+    encoding, y = Encoding(levels=levels), around_the_levels(levels)
+    x, gamma = encoding.decode(y[:, ::-1]), jnp.asarray(2 * np.log(2 * bins / levels))
+
+    def in_parts(y, gamma):
+        return encoding.log_prob(x, y, gamma)[0]
+
+    def whole(y, gamma):
+        log_probs = encoding.level_log_probs(y, gamma)
+        return jnp.take_along_axis(log_probs, x[..., None], axis=-1).sum()
+
+    found = jax.value_and_grad(in_parts, (0, 1))(y, gamma)
+    expected = jax.value_and_grad(whole, (0, 1))(y, gamma)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-13)
+    for actual, wanted in zip(found[1], expected[1], strict=True):
+        rounding = 1e-12 * np.abs(wanted).max()  # of the largest terms, which cancel far from y
+        np.testing.assert_allclose(actual, wanted, rtol=1e-10, atol=rounding)
+
+
+def decoder_bytes(levels, gamma):
+    encoding, y = Encoding(levels=levels), jnp.zeros((2, 5, 4, 3))
+    compiled = jax.jit(encoding.log_prob).lower(y.astype(int), y, jnp.asarray(gamma)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("levels", [5_000, 65_536])
+def test_memory_of_the_decoder_is_that_of_the_levels_at_once(levels):
+    counted = 8 * Encoding(levels=levels).levels_at_once * (2 * 5 * 4 * 3)
+    for gamma in (-2 * np.log(3 * levels), 0.0):
+        assert decoder_bytes(levels, gamma) <= 1.1 * counted
+    assert Encoding(levels=300).levels_at_once == 300
+    assert decoder_bytes(300, 0.0) <= 1.1 * 8 * 300 * (2 * 5 * 4 * 3)

@@ -237,6 +237,8 @@ def test_the_network_is_told_time_conditioning_and_when_to_drop():
 def test_the_model_is_for_one_image_shape():
     with pytest.raises(ValueError, match="image_shape"):
         build().init(jax.random.key(0), (3, 2, 1))
+    with pytest.raises(ValueError, match=r"are \(1, 7, 9\), .* numpy\.moveaxis\(images, 1, -1\)"):
+        build().init(jax.random.key(0), (1, 7, 9))
     assert build(image_shape=None).init(jax.random.key(0), (3, 2, 1))
     with pytest.raises(ValueError, match="DiffusionODE.image_shape"):
         build(image_shape=None).sample_fn({}, batch_of(), KEY, SAMPLER)

@@ -345,8 +345,10 @@ def not_8_bits() -> dict[str, tuple[bytes, str]]:
         "coarse.pgm": (b"P5 5 6 15\n" + coarse[..., 0].tobytes(), "values 0 to 15"),
         "rgb.tif": (_deep_tiff(rgb), "16 bits per channel"),
         # Pillow has a colour mode of its own for these.
-        "grey.pgm": (b"P5 5 6 65535\n" + grey.tobytes(), "mode I"),
-        "grey.png": (_deep_png(grey, colour=0), "mode I;16"),
+        "grey.pgm": (b"P5 5 6 65535\n" + grey.tobytes(), "values 0 to 65,535"),
+        "grey.png": (_deep_png(grey, colour=0), "16 bits per channel"),
+        "grey.tif": (_grey_tiff(grey, np.uint16), "16 bits per channel"),
+        "float.tif": (_grey_tiff(grey, np.float32), "32-bit floating-point values"),
     }
 
 
@@ -359,6 +361,12 @@ def _deep_png(image: np.ndarray, colour: int) -> bytes:
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         for kind, body in chunks
     )
+
+
+def _grey_tiff(image: np.ndarray, dtype: type) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image[..., 0].astype(dtype)).save(file, "TIFF")
+    return file.getvalue()
 
 
 def _deep_tiff(image: np.ndarray) -> bytes:

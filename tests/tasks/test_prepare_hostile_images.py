@@ -141,16 +141,16 @@ def test_all_problems_of_a_folder_are_told_at_once(tmp_path):
     message = str(refusal.value)
     assert "12 files are refused" in message
     assert "and 2 more" in message
-    assert "bomb.png claims 8,000 x 8,000 pixels" in message
-    assert "deep.png has 16 bits per channel; 8 bits are read. Convert" in message
-    assert "colours.png has colour mode P" in message
+    assert "bomb.png claims to be 8000 x 8000" in message
+    assert "deep.png must have 8 bits per channel, got 16 bits per channel. Convert" in message
+    assert re.search(r"colours\.png must be one picture of 8-bit grey, .* got mode 'P'", message)
     assert sum(name in message for name in [*bad, "lost.png"]) == 10
     assert len(message) < 3000
     for name in [*bad, "lost.png"]:
         path = tmp_path / "train" / name if name in bad else tmp_path / name
         path.unlink()
     (tmp_path / "train" / ".DS_Store").write_bytes(b"x")
-    (tmp_path / "train" / "notes.txt").write_bytes(b"x")
+    (tmp_path / "notes.txt").write_bytes(b"x")
     source = image_folder.read(dataset, [tmp_path], partial=False)
     assert source.sizes == {"train": 4, "test": 2}
     assert source.dataset.image_shape == (8, 8, 3)
@@ -169,8 +169,6 @@ def test_depths_that_pillow_would_change(name, tmp_path):
     content, found = archives.not_8_bits()[name]
     archives.image_folder(tmp_path, {"train": 2}, shape=(6, 5, 3))
     (tmp_path / "train" / name).write_bytes(content)
-    if name.endswith(".tif"):
-        found = "is not read"
     with pytest.raises(SourceError, match=re.escape(f"train/{name} ") + ".*" + re.escape(found)):
         image_folder.read(datasets.image_folder("mine"), [tmp_path], partial=False)
 

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from idode_gin import checks, models
 from idode_gin.checkpoints import saving
 from idode_gin.checkpoints.saving import RestoreCheckpointConfig
 from idode_gin.devices import partitioning
+from idode_gin.encoding import Encoding
 from idode_gin.evaluation import evaluator, results
 from idode_gin.feed import batches, loading
 from idode_gin.losses.bound import VariationalBound
@@ -294,6 +296,18 @@ def test_dry_run_says_that_activations_are_not_divided_by_model(tmp_path):
     assert "Activations are not divided by `model`" not in found[1]
     assert "  activations, at most " in found[2]
     assert "Activations are not divided by `model`, which splits some of them." in found[2]
+
+
+def test_dry_run_counts_the_levels_that_the_decoder_holds(tmp_path):
+    rows = {}
+    for levels in (7, 300, 1 << 16):
+        model = tiny.model(image_shape=tiny.SHAPE, encoding=Encoding(levels=levels))
+        text = tiny.trainer(tmp_path, num_microbatches=2).dry_run(model, tiny.config(1024))
+        rows[levels] = float(re.search(r"levels of the decoder +([\d.]+) MiB", text)[1])
+    held = {levels: Encoding(levels=levels).levels_at_once for levels in rows}
+    assert (held[7], held[300]) == (7, 300)
+    for levels, size in rows.items():
+        assert size == pytest.approx(4 * 512 * 16 * held[levels] / 2**20, abs=0.06)
 
 
 def test_dry_run_of_a_model_without_a_shape(tmp_path):
