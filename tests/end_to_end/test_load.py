@@ -16,6 +16,7 @@ import pytest
 
 import idode_gin
 from idode_gin import likelihood
+from idode_gin.checkpoints import meta as checkpoint_meta
 from idode_gin.checkpoints.meta import DamagedError
 from idode_gin.configs import programs
 from idode_gin.feed import loading
@@ -259,7 +260,8 @@ def test_what_cannot_be_loaded(trained, tmp_path):
     with pytest.raises(DamagedError, match="The one before it is"):
         idode_gin.load(copy, step=4)
     meta = copy / "checkpoint_2/meta/metadata"
-    meta.write_text(json.dumps({**json.loads(meta.read_text()), "format": 99}))
+    other = checkpoint_meta.sealed({**json.loads(meta.read_text()), "format": 99})
+    meta.write_text(json.dumps(other))
     with pytest.raises(ValueError, match="Read it with the version that wrote it"):
         idode_gin.load(copy, step=2)
 
