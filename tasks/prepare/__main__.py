@@ -33,8 +33,8 @@ _SIGNALS = (*preemption.SIGNALS, *preemption.MORE_SIGNALS)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     options = _parser().parse_args(arguments)
-    handled = [each for each in _SIGNALS if signal.getsignal(each) != signal.SIG_IGN]  # by `nohup`
-    before = {number: signal.signal(number, _stop) for number in handled}
+    more = [each for each in preemption.MORE_SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _stop) for number in (*preemption.SIGNALS, *more)}
     try:
         _run(options)
     except (SourceError, TargetError) as error:
