@@ -46,5 +46,6 @@ def encode(
         return
     compilation_cache.use(compilation_cache_dir)
     saving.find(encoder.checkpoint_path)
+    outputs.check_agreement()  # before anything is written
     with outputs.begun(encoder.output_dir, "ENCODE_OUTPUT_DIR"):
         encoder.run(model, dataset_cfg)

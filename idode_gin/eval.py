@@ -48,5 +48,6 @@ def evaluate(
         return
     compilation_cache.use(compilation_cache_dir)
     evaluator.check_path()
+    outputs.check_agreement()  # before anything is written
     with outputs.begun(evaluator.output_dir, "EVAL_OUTPUT_DIR") as digest:
         evaluator.run(model, dataset_cfg, digest)

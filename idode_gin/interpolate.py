@@ -46,5 +46,6 @@ def interpolate(
         return
     compilation_cache.use(compilation_cache_dir)
     saving.find(interpolator.checkpoint_path)
+    outputs.check_agreement()  # before anything is written
     with outputs.begun(interpolator.output_dir, "INTERPOLATE_OUTPUT_DIR"):
         interpolator.run(model, dataset_cfg)

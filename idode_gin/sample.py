@@ -43,5 +43,6 @@ def sample(
         return
     compilation_cache.use(compilation_cache_dir)
     saving.find(sampler.checkpoint_path)
+    outputs.check_agreement()  # before anything is written
     with outputs.begun(sampler.output_dir, "SAMPLE_OUTPUT_DIR"):
         sampler.run(model)

@@ -24,9 +24,8 @@ from idode_gin.devices import compilation_cache
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.feed.data import DatasetConfig
 from idode_gin.models import DiffusionODE
-from idode_gin.processes import agreement, joining
+from idode_gin.processes import agreement
 from idode_gin.reports.paths import LocalPath
-from idode_gin.runs import run_lock
 from idode_gin.training.optimizers import AdamW
 from idode_gin.training.trainer import Trainer
 
@@ -89,11 +88,7 @@ def train(
 
 @contextlib.contextmanager
 def _held(model_dir: str) -> Iterator[None]:
-    """Make the run directory, hold its lock, and write the configuration into it."""
-    is_first = joining.index() == 0
-    if is_first:
-        outputs.make_folder(model_dir, "MODEL_DIR")
-    with run_lock.held(model_dir, is_first=is_first, macro="MODEL_DIR"):
-        outputs.write_configs(model_dir, "MODEL_DIR")
+    """Hold the run directory, which all processes must see."""
+    with outputs.begun(model_dir, "MODEL_DIR"):
         agreement.check_shared(pathlib.Path(model_dir) / "config.gin", "MODEL_DIR")
         yield

@@ -30,7 +30,7 @@ from idode_gin.models import DiffusionODE
 from idode_gin.reports import differences
 from idode_gin.runs import image_loop, in_memory, run_inputs
 from idode_gin.runs.in_memory import Seed
-from idode_gin.samplers.base import AbstractSampler
+from idode_gin.samplers.base import AbstractSampler, Samples
 from idode_gin.samplers.ode import ODESampler
 from idode_gin.solvers.base import AbstractSolver
 
@@ -196,14 +196,11 @@ class TrainedModel:
         checks.check_integer("n", n, at_least=1)
         batch = {"index": np.arange(first, first + n, dtype=np.int32)}
         batch["conditioning"] = self._conditioning(conditioning, n)
-        dtype = np.min_scalar_type(self.model.encoding.levels - 1)
 
         def sample(
             given: types.Params, batch: types.Batch, key: types.PRNGKey
         ) -> Mapping[str, Array]:
-            found = self.model.sample_fn(given["network"], batch, key, method)
-            finite = jnp.isfinite(found.latent).all(axis=(1, 2, 3))
-            return {"levels": found.pixels.astype(dtype), "success": found.success & finite}
+            return self._levels(self.model.sample_fn(given["network"], batch, key, method))
 
         found = self._memory.run(f"sample {method}", sample, batch, in_memory.key_of(key))
         image_loop.check_solved(found["success"], "samples")
@@ -261,14 +258,11 @@ class TrainedModel:
         """
         noise = np.asarray(noise, np.float32)
         self._check_shape("noise", noise)
-        dtype = np.min_scalar_type(self.model.encoding.levels - 1)
 
         def decode(
             given: types.Params, batch: types.Batch, key: types.PRNGKey
         ) -> Mapping[str, Array]:
-            found = self.model.decode_fn(given["network"], batch, method)
-            finite = jnp.isfinite(found.latent).all(axis=(1, 2, 3))
-            return {"levels": found.pixels.astype(dtype), "success": found.success & finite}
+            return self._levels(self.model.decode_fn(given["network"], batch, method))
 
         batch = {"noise": noise, "conditioning": self._conditioning(conditioning, len(noise))}
         found = self._memory.run(f"decode {method}", decode, batch, in_memory.key_of(None))
@@ -309,6 +303,11 @@ class TrainedModel:
         """Parameters that are bound to no device."""
         with jax.ensure_compile_time_eval():  # arrays, even if a transformation is under way
             return jax.tree.map(jnp.asarray, jax.device_get(self.params))
+
+    def _levels(self, found: Samples) -> Mapping[str, Array]:
+        dtype = np.min_scalar_type(self.model.encoding.levels - 1)
+        finite = jnp.isfinite(found.latent).all(axis=(1, 2, 3))
+        return {"levels": found.pixels.astype(dtype), "success": found.success & finite}
 
     @property
     def _width(self) -> int:

@@ -20,8 +20,7 @@ def write_configs(directory: str | os.PathLike[str], macro: str) -> str:
 
     Call it in a program's function, when gin has built the arguments. Either file, given as the
     only --gin_file, repeats the run. A file that the configuration was read from is left as it is.
-    Of several processes the first one writes, and only if all of them have the same configuration
-    and code.
+    Of several processes the first one writes.
 
     Args:
         directory: where to write; made if missing.
@@ -32,10 +31,8 @@ def write_configs(directory: str | os.PathLike[str], macro: str) -> str:
 
     Raises:
         ConfigError: if the directory cannot be made or written to.
-        ValueError: if the processes differ.
     """
     _add_uncalled()
-    check_agreement()
     used = config.operative_config_str()
     if joining.index() == 0:
         folder = make_folder(directory, macro)
@@ -58,13 +55,12 @@ def _add_uncalled() -> None:
 def begun(directory: str | os.PathLike[str], macro: str) -> Iterator[str]:
     """Context of a program that writes to a directory: its lock, and the configuration in it.
 
-    Takes and gives what `write_configs` does.
+    Takes and gives what `write_configs` does. Call `check_agreement` before it.
 
     Raises:
-        ConfigError, ValueError: as `write_configs`.
+        ConfigError: as `write_configs`.
         ValueError: if another process writes to the directory.
     """
-    check_agreement()  # before anything is written
     is_first = joining.index() == 0
     if is_first:
         make_folder(directory, macro)
@@ -79,6 +75,7 @@ def check_agreement() -> None:
 
 def used_bindings() -> dict[str, str]:
     """Return the macros and parameters that have been used so far, see `differences.bindings`."""
+    _add_uncalled()
     return differences.bindings(config.operative_config_str())
 
 

@@ -51,11 +51,13 @@ class Kept:
     facts: Mapping[str, Any]
 
     def read(self, name: str) -> bytes | None:
-        """Return an outcome, or None if there is none with these facts."""
-        try:
-            return self._path(name).read_bytes()
-        except OSError:
-            return None
+        """Return an outcome, or None if there is none with these facts or its file is damaged."""
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            content = self._path(name).read_bytes()
+            values, _ = json.loads(content)
+            Report(*values)
+            return content
+        return None
 
     def write(self, name: str, outcome: bytes) -> None:
         """Write an outcome, atomically."""

@@ -4,6 +4,7 @@ import abc
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
@@ -63,3 +64,9 @@ class AbstractNetwork(abc.ABC):
             conditioning: K numbers per image; zeros if the dataset has none.
             key: one key per image, for dropout; None for no dropout.
         """
+
+
+def coarse(dtype: Any) -> str | None:
+    """Return the name of a dtype of fewer than 32 bits; None for others and for no dtype."""
+    is_coarse = dtype is not None and jnp.finfo(dtype).bits < 32
+    return str(jnp.dtype(dtype)) if is_coarse else None

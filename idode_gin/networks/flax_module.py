@@ -70,10 +70,8 @@ class FlaxNetwork(base.AbstractNetwork):
     @property
     def coarse_dtype(self) -> str | None:
         """The `dtype` of a linen module if it has fewer than 32 bits, else None."""
-        dtype = getattr(self.module, "dtype", None) if isinstance(self.module, nn.Module) else None
-        if dtype is None or jnp.finfo(dtype).bits >= 32:
-            return None
-        return str(jnp.dtype(dtype))
+        is_linen = isinstance(self.module, nn.Module)
+        return base.coarse(getattr(self.module, "dtype", None)) if is_linen else None
 
     def in_full_precision(self) -> "FlaxNetwork":
         """Return the network with the module's `dtype` that of z."""

@@ -101,8 +101,7 @@ class UNet(base.AbstractNetwork):
     @property
     def coarse_dtype(self) -> str | None:
         """`dtype` if it has fewer than 32 bits, else None."""
-        is_coarse = self.dtype is not None and jnp.finfo(self.dtype).bits < 32
-        return self.dtype if is_coarse else None
+        return base.coarse(self.dtype)
 
     def in_full_precision(self) -> "UNet":
         """Return the network with blocks in the dtype of z."""

@@ -286,16 +286,30 @@ def test_a_terminal_shows_a_bar_where_there_is_a_total(clock, monkeypatch):
     assert clock.said() == []
 
 
-def test_a_pilot_is_kept_when_its_evaluation_stops(slow, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def stop(*_):
+    raise KeyboardInterrupt
+
+
+def evaluate_until_the_pilot_is_over(monkeypatch):
     with monkeypatch.context() as patch:
-
-        def stop(*_):
-            raise KeyboardInterrupt
-
         patch.setattr(image_loop.ImageLoop, "run", stop)
         with pytest.raises(KeyboardInterrupt):
             evaluate()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[[1], null]", b"7"])
+def test_a_damaged_outcome_of_a_pilot_is_measured_again(content, slow, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    evaluate_until_the_pilot_is_over(monkeypatch)
+    (kept,) = (tmp_path / "out" / "partial_results").glob("pilot_*.json")
+    kept.write_bytes(content)
+    evaluate()
+    assert not any("Measured before" in line for line in slow.said())
+
+
+def test_a_pilot_is_kept_when_its_evaluation_stops(slow, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    evaluate_until_the_pilot_is_over(monkeypatch)
     monkeypatch.setattr(Grids, "__call__", stop)
     evaluate()
     assert any("Measured before the evaluation was interrupted." in line for line in slow.said())
