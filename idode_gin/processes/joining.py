@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import secrets
 import signal
 import sys
 import threading
@@ -61,11 +62,14 @@ def connect() -> None:
     key = f"idode_gin/port/{next(_CONNECTED)}"
     if index() == 0:
         listener = meeting.listen(meeting.bind_address(host), 0)
-        store.key_value_set(key, str(listener.getsockname()[1]))
-        failures.watch(meeting.gather(listener, count(), _A_DAY))
+        secret = secrets.token_hex()
+        store.key_value_set(key, f"{listener.getsockname()[1]} {secret}")
+        failures.watch(meeting.gather(listener, count(), _A_DAY, secret.encode()))
     else:
-        port = int(wait_for(store, key))
-        failures.watch(meeting.reach(host, port, count(), index(), _A_DAY))
+        port, secret = wait_for(store, key).split()
+        failures.watch(
+            meeting.reach(host, int(port), count(), index(), _A_DAY, secret.encode())
+        )
 
 
 def client() -> Any:

@@ -6,12 +6,16 @@ jax's own way, measured with jax 0.10.2: if a process is missing, or if two have
 abort after `initialization_timeout`, with exit code 134 and a C++ stack trace that names no
 process; processes that were given different counts are accepted.
 
-There is no authentication, as there is none in jax's service: a program written to speak this
-protocol can take part. Other programs that connect are refused, and delay nothing.
+A greeting is signed with a secret that the processes of one run share, see `shared_secret`.
+Whoever connects without it is refused, changes nothing and delays nothing. This keeps out stray
+programs, and other runs that were given the same port. It does not keep out those who can read the
+environment of the job or the network between its machines, and jax's own service, which starts
+afterwards, has no authentication at all.
 """
 
 import contextlib
 import errno
+import hmac
 import multiprocessing.connection
 import os
 import re
@@ -20,11 +24,14 @@ import time
 
 from idode_gin.processes.connections import Connections
 
-_GREETING = re.compile(rb"idode_gin 3 (\d{1,9}) (\d{1,9})\n")
-"""Of a process, with its index and its count."""
+_GREETING = re.compile(rb"idode_gin 4 (\d{1,9}) (\d{1,9}) [0-9a-f]{64}\n")
+"""Of a process, with its index, its count and its signature."""
+_SECRET = "IDODE_GIN_SECRET"
+_JOBS = ("PMIX_NAMESPACE", "SLURM_JOB_ID")
+"""Names of the job by its launcher. Open MPI may start processes where SLURM's is not set."""
 _MET = "met"
 """Published by process 0 as its answer: None, or what is wrong."""
-_LONGEST = 64
+_LONGEST = 128
 _MOST_UNREAD = 256
 """Connections without a greeting; of more, the oldest is closed."""
 _PAUSE = 0.2
@@ -53,8 +60,23 @@ def meet(address: str, count: int, index: int, timeout: float) -> Connections | 
     if count == 1:
         return None
     if index == 0:
-        return gather(listen(bind_address(host), int(port)), count, timeout)
-    return reach(host, int(port), count, index, timeout)
+        return gather(listen(bind_address(host), int(port)), count, timeout, shared_secret())
+    return reach(host, int(port), count, index, timeout, shared_secret())
+
+
+def shared_secret() -> bytes:
+    """Return IDODE_GIN_SECRET, or what names the job of SLURM or Open MPI.
+
+    Jobs of a cluster have different names, but anyone may know them. Where there is neither, the
+    secret is empty, and any run with the same address can take part. (The address is no part of
+    it: each process has it as it sees it.)
+    """
+    return next(filter(None, map(os.environ.get, (_SECRET, *_JOBS))), "").encode()
+
+
+def _greeting(index: int, count: int, secret: bytes) -> bytes:
+    text = f"idode_gin 4 {index} {count} ".encode()
+    return text + hmac.digest(secret, text, "sha256").hex().encode() + b"\n"
 
 
 def bind_address(host: str) -> str:
@@ -100,13 +122,14 @@ def _listen(address: str, port: int) -> socket.socket:
     return socket.create_server((address, port), family=family, backlog=1024, dualstack_ipv6=dual)
 
 
-def gather(listener: socket.socket, count: int, timeout: float) -> Connections:
+def gather(listener: socket.socket, count: int, timeout: float, secret: bytes) -> Connections:
     """Wait, as process 0, for all others; report to all of them what is wrong, if anything is.
 
     Args:
         listener: where they connect; closed afterwards.
         count: number of processes.
         timeout: in seconds.
+        secret: shared by the processes of this run.
 
     Raises:
         ValueError: if they do not all come in time, or do not fit together.
@@ -120,7 +143,7 @@ def gather(listener: socket.socket, count: int, timeout: float) -> Connections:
         found = _missing(ends, count, timeout) if left <= 0 else None
         if found and problem:
             break
-        for end, index, expected in _greetings(listener, unread, max(left, 0.0)):
+        for end, index, expected in _greetings(listener, unread, max(left, 0.0), secret):
             if refusal := _refusal(index, expected, ends, count):
                 found = found or refusal
                 refused.append(end)
@@ -140,7 +163,7 @@ def gather(listener: socket.socket, count: int, timeout: float) -> Connections:
 
 
 def _greetings(
-    listener: socket.socket, unread: dict[socket.socket, bytes], seconds: float
+    listener: socket.socket, unread: dict[socket.socket, bytes], seconds: float, secret: bytes
 ) -> list[tuple[socket.socket, int, int]]:
     """Wait for `seconds` at most, and return new connections of processes, with index and count.
 
@@ -155,8 +178,9 @@ def _greetings(
             more = end.recv(_LONGEST)
         said = unread.pop(end) + more
         greeting = _GREETING.fullmatch(said)
-        if greeting and 0 < int(greeting[1]) < int(greeting[2]):
-            found.append((end, int(greeting[1]), int(greeting[2])))
+        index, count = map(int, greeting.groups()) if greeting else (0, 0)
+        if 0 < index < count and hmac.compare_digest(said, _greeting(index, count, secret)):
+            found.append((end, index, count))
         elif more and len(said) < _LONGEST and b"\n" not in said:
             unread[end] = said
         else:
@@ -195,7 +219,9 @@ def _missing(ends: dict[int, socket.socket], count: int, timeout: float) -> str:
     )
 
 
-def reach(host: str, port: int, count: int, index: int, timeout: float) -> Connections:
+def reach(
+    host: str, port: int, count: int, index: int, timeout: float, secret: bytes
+) -> Connections:
     """Connect, as process `index`, to process 0, and wait until all others have come.
 
     Raises:
@@ -206,7 +232,7 @@ def reach(host: str, port: int, count: int, index: int, timeout: float) -> Conne
     while time.monotonic() < deadline:
         try:
             end = socket.create_connection((host.strip("[]"), port), timeout=2.0)
-            end.sendall(f"idode_gin 3 {index} {count}\n".encode())
+            end.sendall(_greeting(index, count, secret))
         except OSError as error:
             reason = error.strerror or str(error) or type(error).__name__
             time.sleep(_PAUSE)
@@ -226,7 +252,10 @@ def reach(host: str, port: int, count: int, index: int, timeout: float) -> Conne
                 connections.close()
                 raise ValueError(problem)
             return connections
-        reason = "what listens there does not answer as process 0 of this program would"
+        reason = (
+            "what listens there does not answer as process 0 of this run would, with the same "
+            f"{_SECRET}, or without one the same job of SLURM or Open MPI"
+        )
         time.sleep(_PAUSE)
     raise ValueError(
         f"Process {index} could not reach process 0 at {host}:{port} in {timeout:g} seconds: "

@@ -99,9 +99,14 @@ def knock(port: int, content: bytes) -> socket.socket:
             return connection
 
 
+SIGNATURE = b"0" * 64
+SIGNED = meeting._greeting(1, 2, b"")
 STRANGERS = (
-    *(b"", b"\n", b"GET / HTTP/1.1\r\n", b"\xff" * 9000, b"idode_gin 3 x y\n"),
-    *(b"idode_gin 3 7 2\n", b"idode_gin 3 0 2\n", b"idode_gin 3 1 2\r\n", b"idode_gin 3 1"),
+    *(b"", b"\n", b"GET / HTTP/1.1\r\n", b"\xff" * 9000, b"idode_gin 4 x y\n"),
+    *(b"idode_gin 3 1 2\n", b"idode_gin 4 1 2\n", b"idode_gin 4 1 2 %s\n" % SIGNATURE),
+    *(meeting._greeting(*each, b"") for each in ((7, 2), (0, 2))),
+    *(SIGNED.replace(b"\n", b"\r\n"), SIGNED.replace(b"4 1 2", b"4 1 3"), SIGNED[:-9]),
+    *(meeting._greeting(*each, b"another") for each in ((1, 2), (1, 3), (9, 10))),
 )
 
 
@@ -115,6 +120,35 @@ def test_strangers_at_the_door_change_nothing() -> None:
     assert connections.is_open
     for each in strangers:
         each.close()
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("IDODE_GIN_SECRET", "PMIX_NAMESPACE", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_processes_of_one_run_share_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = [meeting.shared_secret()]
+    for name in ("SLURM_JOB_ID", "PMIX_NAMESPACE", "IDODE_GIN_SECRET"):
+        monkeypatch.setenv(name, "")
+        assert meeting.shared_secret() == secrets[-1]
+        monkeypatch.setenv(name, f"of {name}")
+        secrets.append(meeting.shared_secret())
+    assert len(set(secrets)) == 4
+    assert set(all_meet((3, 2), (3, 0), (3, 1)).values()) == {""}
+
+
+def test_another_run_at_the_same_port_is_refused() -> None:
+    listener, found = meeting.listen("127.0.0.1", 0), []
+    port = listener.getsockname()[1]
+    host = threading.Thread(target=lambda: found.append(meeting.gather(listener, 2, 60, b"one")))
+    host.start()
+    with pytest.raises(ValueError, match="process 0 of this run would, with the same IDODE_GIN"):
+        meeting.reach("127.0.0.1", port, 2, 1, 1, b"two")
+    assert meeting.reach("127.0.0.1", port, 2, 1, 60, b"one").is_open
+    host.join()
+    assert found[0].is_open
 
 
 def test_idle_strangers_do_not_use_up_the_files_of_process_0(
@@ -141,7 +175,7 @@ def test_strangers_that_send_a_byte_at_times_cause_no_delay() -> None:
 
     def trickle() -> None:
         with contextlib.suppress(OSError):
-            for each in b"dode_gin 3 1":
+            for each in b"dode_gin 4 1":
                 is_over.wait(1)
                 stranger.sendall(bytes([each]))
 
