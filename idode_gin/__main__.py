@@ -21,6 +21,7 @@ PROGRAMS = {
     "encode": ("idode_gin.encode", "Encode images to latents, and decode them."),
     "interpolate": ("idode_gin.interpolate", "Interpolate between images."),
     "report": ("idode_gin.report", "Write one HTML file about runs and evaluations."),
+    "compare": ("idode_gin.compare", "Compare evaluations, with paired standard errors."),
     "doctor": ("idode_gin.doctor", "Check the installation, with a fix for what is wrong."),
     "prepare": ("tasks.prepare", "Make datasets from downloaded files."),
     "convert": ("idode_gin.interop.convert", "Convert published checkpoints."),

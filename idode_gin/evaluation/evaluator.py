@@ -238,13 +238,14 @@ class Evaluator:
                 name: scores.score_split(name, prepared.scorer(name, each), params, split, loop)
                 for name, each in [(VARIATIONAL_BOUND, None), *estimators.items()]
             }
-        whole = summary.assemble(head, found, chosen, prepared.histogram, self.parity)
+        bound, histogram = self.variational_bound, prepared.histogram
+        whole = summary.assemble(head, found, chosen, bound, histogram, self.parity)
         whole["wall_seconds"] = loop.seconds_since(began)
         if jax.process_index() == 0:
             integrand = functools.partial(prepared.integrand, params)
-            results.write(directory, whole, found, prepared.histogram, split, integrand)
+            results.write(directory, whole, found, histogram, split, integrand)
         loop.kept.remove()
-        print(summary.table(whole, prepared.histogram), flush=True)
+        print(summary.table(whole, histogram), flush=True)
         if self.parity is not None:
             print(parity_lib.table(whole["parity"], self.parity.legend), flush=True)
         return whole

@@ -8,7 +8,8 @@ import numpy as np
 
 from idode_gin.evaluation import parity as parity_lib
 from idode_gin.evaluation.pilot_run import Chosen, SolverError
-from idode_gin.runs import means
+from idode_gin.losses.base import AbstractBound
+from idode_gin.runs import facts, means
 
 Scores = dict[str, np.ndarray]
 """Values `[N]` of all images under one bound, by name."""
@@ -23,12 +24,14 @@ def assemble(
     head: Mapping[str, Any],
     scores: Mapping[str, Scores],
     chosen: Mapping[str, Chosen],
+    bound: AbstractBound,
     histogram: np.ndarray | None,
     parity: parity_lib.AbstractParity | None,
 ) -> dict[str, Any]:
     """Return the summary of one checkpoint, without the time that it took.
 
     `head` holds its first entries, `histogram` the bits per dim of the histogram baseline, `[N]`.
+    `bound` is the variational bound, `chosen` the likelihoods.
     """
     found = {
         **head,
@@ -37,6 +40,8 @@ def assemble(
     }
     for name, (estimator, error) in chosen.items():
         found[name] = summarize(scores[name], num_repeats=estimator.num_repeats, solver_error=error)
+    for name, used in [(VARIATIONAL_BOUND, bound), *((n, e.estimator) for n, e in chosen.items())]:
+        found[name]["settings"] = facts.described("bound", used)
     return found if parity is None else {**found, "parity": parity.summarize(scores)}
 
 

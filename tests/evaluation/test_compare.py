@@ -1,0 +1,222 @@
+"""The program `compare`, on two evaluations of a network before and after a change."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from idode_gin import compare
+from idode_gin.checkpoints import saving
+from idode_gin.dequantizers.truncated_normal import TruncatedNormal
+from idode_gin.evaluation import plots as eval_plots
+from idode_gin.evaluation import results
+from idode_gin.evaluation.evaluator import Evaluator
+from idode_gin.likelihood.ode_likelihood import ODELikelihood
+from idode_gin.losses.bound import VariationalBound
+from idode_gin.runs import run_inputs
+from idode_gin.solvers.fixed_grid import FixedGrid
+
+NUMBER = 9
+DATA = {
+    "mixture_or_task_name": "%MIXTURE_OR_TASK_NAME",
+    "split": "%EVAL_SPLIT",
+    "use_cached": "False",
+    "module": "None",
+    "data_path": "None",
+    "cache_dir": "None",
+}
+CONFIG = "from idode_gin import eval as eval_script\nMIXTURE_OR_TASK_NAME = %TASK\nTASK = 'tiny'\n"
+CONFIG += "EVAL_SPLIT = 'train'\n"
+CONFIG += "".join(f"data.DatasetConfig.{name} = {value}\n" for name, value in DATA.items())
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A folder with the evaluations `a` and `b`, whose parameters differ."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.use_tiny_data(patch, NUMBER)
+        patch.setattr(saving, "find", lambda path: path)
+        patch.setattr(results, "draw", lambda *_: None)
+        for change, name in enumerate("ab"):
+
+            def load_params(model, shape, *_, change=change):
+                params = model.init(jax.random.key(0), shape)
+                params = jax.tree.map(lambda leaf: leaf + 0.02 * change, params)
+                return saving.RestoredParams(params, 3, folder / "checkpoint_3", {})
+
+            patch.setattr(run_inputs, "load_params", load_params)
+            solver, bound = FixedGrid(steps=2), VariationalBound(num_times=2)
+            likelihood = ODELikelihood(dequantizer=TruncatedNormal(), solver=solver)
+            made = Evaluator(
+                output_dir=str(folder / name),
+                checkpoint_path="made",
+                likelihoods={"tn": likelihood},
+                variational_bound=bound,
+                histogram_split=None,
+            )
+            made.run(tiny.model(), tiny.config(4))
+            for config in ("config.gin", "operative_config.gin"):
+                (folder / name / config).write_text(CONFIG)
+    return folder
+
+
+@pytest.fixture
+def both(evaluated, tmp_path, monkeypatch):
+    """Copies of the two folders."""
+    tiny.use_tiny_data(monkeypatch, NUMBER)
+    return [shutil.copytree(evaluated / name, tmp_path / name) for name in "ab"]
+
+
+def run(*arguments):
+    return compare.main([str(each) for each in arguments])
+
+
+def change_summary(folder, **changes):
+    found = json.loads((folder / "summary.json").read_text())
+    for name, value in changes.items():
+        *path, last = name.split("__")
+        inner = found
+        for each in path:
+            inner = inner[each]
+        inner[last] = value
+    (folder / "summary.json").write_text(json.dumps(found))
+
+
+def test_two_evaluations_are_compared_image_by_image(both, capsys, monkeypatch):
+    drawn, draw = {}, eval_plots.plot_differences
+
+    def remember(pairs, path, **options):
+        drawn.update(options)
+        draw(pairs, path, **options)
+
+    monkeypatch.setattr(eval_plots, "plot_differences", remember)
+    assert run(*both) == 0
+    folder = both[0].with_name("a_compared")
+    printed = capsys.readouterr().out
+    assert printed == (folder / "compare.txt").read_text() + (
+        f"Wrote {folder / 'compare.png'}, .json and .txt.\n"
+    )
+    found = json.loads((folder / "compare.json").read_text())
+    assert found["notes"] == []
+    a, b = (dict(np.load(each / "results.npz")) for each in both)
+    assert [each["bound"] for each in found["differences"]] == ["variational_bound", "tn"]
+    for each in found["differences"]:
+        values = b[f"{each['bound']}/bpd"] - a[f"{each['bound']}/bpd"]
+        assert each["difference"] == pytest.approx(values.mean())
+        assert each["stderr"] == pytest.approx(values.std(ddof=1) / NUMBER**0.5)
+        assert 0 < each["stderr"] < each["stderr_unpaired"]
+        named = each["lower"] + each["higher"]
+        assert {abs(i["difference"]) for i in named} >= {abs(values).max()}
+        assert all(i["difference"] == values[i["index"]] for i in named)
+        assert f"{each['difference']:+.5f}" in printed
+    parts = found["differences"][0]["parts"]
+    of_terms = sum(parts[name]["difference"] for name in ("reconstruction", "prior", "diffusion"))
+    assert of_terms == pytest.approx(found["differences"][0]["difference"], rel=1e-3)
+    np.testing.assert_array_equal(drawn["images"], tiny.split(number=NUMBER).images)
+    with Image.open(folder / "compare.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_rows_in_another_order_give_the_same(both, tmp_path):
+    rows = dict(np.load(both[1] / "results.npz"))
+    order = np.random.default_rng(0).permutation(NUMBER)
+    other = shutil.copytree(both[1], tmp_path / "c")
+    np.savez(other / "results.npz", **{name: each[order] for name, each in rows.items()})
+    compare.write([*map(str, [both[0], both[1], other])], str(tmp_path / "o"))
+    found = json.loads((tmp_path / "o" / "compare.json").read_text())["differences"]
+    figures = [{k: v for k, v in each.items() if k != "other"} for each in found]
+    assert figures[:2] == figures[2:]
+
+
+def test_an_evaluation_and_itself_and_images_that_cannot_be_read(both, capsys):
+    (both[0] / "operative_config.gin").unlink()
+    assert run(both[0], both[0]) == 0
+    printed = capsys.readouterr().out
+    assert "Note: compare.png shows no images: " in printed
+    found = json.loads((both[0].with_name("a_compared") / "compare.json").read_text())
+    for each in found["differences"]:
+        assert (each["difference"], each["stderr"], each["lower"], each["higher"]) == (0, 0, [], [])
+
+
+def test_a_run_directory_stands_for_its_only_evaluation(both, tmp_path, capsys):
+    runs = [tmp_path / "runs" / name for name in "ab"]
+    for each, source in zip(runs, both, strict=True):
+        each.mkdir(parents=True)
+        (each / "metrics.jsonl").touch()
+        shutil.copytree(source, each / "eval" / "digits_test")
+    assert run(*runs) == 0
+    assert (runs[0] / "eval" / "digits_test_compared" / "compare.json").exists()
+    capsys.readouterr()
+    shutil.copytree(both[0], runs[0] / "eval" / "digits_train")
+    assert run(*runs) == 2
+    assert "holds several: " in capsys.readouterr().err
+    shutil.rmtree(runs[1] / "eval")
+    assert run(both[0], runs[1]) == 2
+    assert f"CHECKPOINT_PATH=\"'{runs[1]}'\"" in capsys.readouterr().err
+
+
+TOLD = {
+    "repeats": ({"tn__settings__bound.num_repeats": "4"}, "num_repeats is 1 in A and 4 in B"),
+    "seed": ({"seed": 1}, "seed is 0 in A and 1 in B"),
+    "no settings": ({"tn__settings": None}, "does not record settings"),
+    "rough solver": (
+        {"tn__solver_error": {"error": 9.0, "is_within": False}},
+        "The solver error of tn in B is not within",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_differs_without_harm_is_told(name, both, capsys):
+    changes, said = TOLD[name]
+    change_summary(both[1], **changes)
+    assert run(*both) == 0
+    assert said in capsys.readouterr().out
+
+
+REFUSED = {
+    "split": (lambda b: change_summary(b, split="test", sha256="0"), "sha256 .* and 0"),
+    "order": (lambda b: change_summary(b, sha256="0"), "the same images in another order"),
+    "levels": (lambda b: change_summary(b, levels=16), "levels 17 and 16"),
+    "shape": (lambda b: change_summary(b, image_shape=[2, 8, 1]), r"image_shape \[4, 4, 1\] and"),
+    "dequantizer": (
+        lambda b: change_summary(b, **{"tn__settings__bound.dequantizer": "Uniform"}),
+        "dequantizer is TruncatedNormal in A and Uniform in B.* --bounds variational_bound",
+    ),
+    "bound": (
+        lambda b: change_summary(b, **{"variational_bound__settings__bound": "DiscreteBound"}),
+        "bound is VariationalBound in A and DiscreteBound in B",
+    ),
+    "unfinished": (lambda b: (b / "summary.json").unlink(), "is not finished: it has no summary"),
+    "mixed": (lambda b: change_summary(b, tn__mean=1.0), "are not those of one evaluation"),
+    "damaged": (lambda b: (b / "results.npz").write_bytes(b"PK"), "or are damaged"),
+    "series": (lambda b: (b / "series.json").touch(), "a series of checkpoints"),
+    "absent": (shutil.rmtree, "does not exist"),
+    "of others": (lambda b: (b / "config.gin").write_text("import idode_gin.sample"), "holds none"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_compared_is_refused(name, both, capsys):
+    change, said = REFUSED[name]
+    change(both[1])
+    assert run(*both) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    with pytest.raises(ValueError, match=said):
+        compare.write([str(each) for each in both])
+    assert not both[0].with_name("a_compared").exists()
+
+
+def test_bounds_can_be_chosen(both, capsys):
+    change_summary(both[1], **{"tn__settings__bound.dequantizer": "Uniform"})
+    assert run(*both, "--bounds", "variational_bound") == 0
+    assert "tn " not in capsys.readouterr().out
+    assert run(*both, "--bounds", "uniform") == 2
+    assert "do not share uniform. They share: variational_bound, tn" in capsys.readouterr().err
+    assert run(both[0]) == 2
