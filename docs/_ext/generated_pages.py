@@ -20,7 +20,7 @@ from sphinx.application import Sphinx
 
 import idode_gin
 import tasks
-from idode_gin.configs import flags, loading, reach, value_types
+from idode_gin.configs import flags, loading, reach, t5x_names, value_types
 
 ROOT = pathlib.Path(idode_gin.__file__).parents[1]
 sys.path.append(str(ROOT / "tests" / "configs"))
@@ -51,6 +51,7 @@ def _write_pages(app: Sphinx) -> None:
         "gin_files.md": _gin_files_page(),
         "configurables.md": _configurables_page(),
         "flags.md": _flags_page(),
+        "t5x_names.md": _t5x_names_page(),
     }
     folder = pathlib.Path(app.srcdir) / "generated"
     folder.mkdir(exist_ok=True)
@@ -215,3 +216,9 @@ def _flags_page() -> str:
             text = options[name].help.partition(";\n")[0]
             lines += [f"```{{option}} --{name}", text, "```", ""]
     return "\n".join(lines)
+
+
+def _t5x_names_page() -> str:
+    rows = [f"| `{name}` | {text} |" for name, text in t5x_names.TABLE.items()]
+    about = "Every other name that t5x and idode_gin share has the same meaning in both."
+    return "\n".join(["# Names of t5x", "", about, "", "| t5x | here |", "|---|---|", *rows, ""])

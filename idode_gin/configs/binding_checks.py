@@ -17,7 +17,7 @@ from typing import Any
 from gin import config
 
 from idode_gin import checks
-from idode_gin.configs import gin_internals, readers, value_types
+from idode_gin.configs import gin_internals, readers, t5x_names, value_types
 from idode_gin.configs.loading import MACRO, Binding, ConfigError, Key
 from idode_gin.configs.reach import CONSTANT, Reach, macro_name, needs_value, reachable
 from idode_gin.reports import paths
@@ -152,6 +152,8 @@ class _Unused:
         return [each for each in self.files if each.reads(macro)]
 
     def _macro_hint(self, name: str) -> str:
+        if advice := t5x_names.about_macro(name):
+            return advice
         parameters = {
             str(Key("", selector, name))
             for selector in self.reach.selectors
@@ -186,6 +188,9 @@ class _Unused:
         return None
 
     def _hint(self, key: Key) -> str:
+        is_idle = key.selector not in self.reach.selectors
+        if is_idle and (advice := t5x_names.about_symbol(key.selector.rpartition(".")[2])):
+            return advice
         if key.selector not in self.reach.selectors:
             files = readers.builders(key.selector, self.files)
             if files and {each.named for each in self.bindings}.isdisjoint(files):

@@ -19,7 +19,7 @@ from gin import config, config_parser
 from gin import utils as gin_errors
 
 from idode_gin import checks
-from idode_gin.configs import advice, gin_internals, readers, value_types
+from idode_gin.configs import advice, gin_internals, readers, t5x_names, value_types
 from idode_gin.reports import paths
 
 MACRO = "gin.macro"
@@ -39,7 +39,9 @@ class _UnknownError(ConfigError):
 
     def __init__(self, selector: str) -> None:
         names = (name for name, _ in gin_internals.registry.items() if name[:4] != "gin.")
-        near = checks.nearest(selector, map(gin_internals.registry.minimal_selector, names))
+        near = t5x_names.about_symbol(selector) or checks.nearest(
+            selector, map(gin_internals.registry.minimal_selector, names)
+        )
         super().__init__(f"No gin file uses a function or class named {selector!r}. {near}")
         self.selector = selector
 
@@ -247,8 +249,8 @@ class _Loader:
         if isinstance(statement, config_parser.BindingStatement):
             line = "" if name.startswith("--") else f":{statement.location.line_num}"
             key = _key(statement, context)
-            selector = statement.selector if statement.arg_name else MACRO
-            config.bind_parameter((key.scope, selector, key.parameter), statement.value)
+            with gin_internals.file_scope():  # where whole names are known
+                config.bind_parameter(tuple(key), statement.value)
             is_part = len(self._open) > 1 or re.search(r"gin_configs/(?!experiments/)", name)
             named = next(iter(self._open.values()), name)
             binding = Binding(key, statement.value, f"{name}{line}", bool(is_part), named)
@@ -256,9 +258,17 @@ class _Loader:
         elif isinstance(statement, config_parser.BlockDeclaration):
             _selector(statement.selector, context)
         elif isinstance(statement, config_parser.ImportStatement):
-            _import(statement, context)
+            _import(self._with_program(statement), context)
         elif isinstance(statement, config_parser.IncludeStatement):
             self.read_file(statement.filename)
+
+    def _with_program(self, statement: Any) -> Any:
+        """Replace t5x's `import __main__ as …` by the import of our program, if it means one."""
+        if statement.module != "__main__" or not self._open:
+            return statement
+        alias, path = statement.bound_name(), next(reversed(self._open))
+        program = t5x_names.program(alias, path.read_text(encoding="utf-8-sig"))
+        return statement._replace(module=program, alias=alias) if program else statement
 
 
 class _Delegate(config.ParserDelegate):
@@ -281,9 +291,19 @@ def _key(statement: config_parser.BindingStatement, context: Any) -> Key:
     target = gin_internals.registry[selector].wrapped
     known = value_types.parameters(target)
     if parameter not in known and not value_types.takes_any_keyword(target):
-        near = checks.nearest(parameter, known)
+        owner = selector.rpartition(".")[2]
+        if synonym := _synonym(owner, parameter):
+            return Key(scope, *synonym)
+        near = t5x_names.about_parameter(owner, parameter) or checks.nearest(parameter, known)
         raise ConfigError(f"{written!r} has no parameter {parameter!r}. {near}")
     return Key(scope, selector, parameter)
+
+
+def _synonym(owner: str, parameter: str) -> tuple[str, str] | None:
+    """Return the class and parameter of ours that a parameter of t5x sets, if files mention it."""
+    ours, _, name = t5x_names.SYNONYMS.get(f"{owner}.{parameter}", "").partition(".")
+    found = gin_internals.registry.matching_selectors(ours) if ours else []
+    return (found[0], name) if found else None
 
 
 def _selector(written: str, context: Any) -> str:
@@ -298,10 +318,11 @@ def _selector(written: str, context: Any) -> str:
     if imports is not None:
         first, *rest = written.split(".")
         if first not in imports:
-            near = checks.nearest(first, set(imports) - {"gin"})
+            near = t5x_names.about_symbol(written) or checks.nearest(first, set(imports) - {"gin"})
             raise ConfigError(f"{first!r} in {written!r} is not imported in this file. {near}")
         _check_attributes(imports[first], first, rest)
         return context.get_configurable(written).selector
+    written = t5x_names.without_module(written)
     matches = gin_internals.registry.matching_selectors(written)
     if len(matches) > 1:
         names = " or ".join(sorted(map(gin_internals.registry.minimal_selector, matches)))
@@ -322,6 +343,8 @@ def _check_attributes(value: Any, name: str, attributes: Sequence[str]) -> None:
 
 
 def _import(statement: config_parser.ImportStatement, context: Any) -> None:
+    if about_t5x := t5x_names.about_module(statement.module):
+        raise ConfigError(f"idode_gin does not use {statement.module!r}. {about_t5x}")
     try:
         context.process_import(statement)
     except ModuleNotFoundError as error:

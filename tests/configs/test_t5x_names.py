@@ -1,0 +1,179 @@
+"""Names and the import idiom of t5x's gin files: each is accepted or explained."""
+
+import pathlib
+import re
+import sys
+
+import pytest
+import toy_files
+from gin import config
+
+from idode_gin.configs import building, gin_internals, loading, programs, t5x_names, value_types
+from idode_gin.configs.loading import ConfigError
+
+ROOT = pathlib.Path(__file__).parents[2]
+GUIDE = ROOT / "docs" / "guides" / "t5x.md"
+TRAIN = ("idode_gin.train", "train", "--gin_file=gin_configs/experiments/digits.gin")
+EVAL = ("idode_gin.eval", "evaluate", "--gin_file=gin_configs/experiments/digits_eval.gin")
+EXPLAINED = {
+    "train.infer_eval_dataset_cfg=None": "the program idode_gin.eval scores every image",
+    "train.inference_evaluator_cls=None": "the program idode_gin.eval scores every image",
+    "train.relative_steps=10": "TRAIN_STEPS, or train.total_steps, is the step at which",
+    "TRAIN_STEPS_RELATIVE=10": "TRAIN_STEPS, or train.total_steps, is the step at which",
+    "train.learning_rate_fn=None": "LEARNING_RATE, AdamW.warmup_steps",
+    "Trainer.learning_rate_fn=None": "LEARNING_RATE, AdamW.warmup_steps",
+    "utils.create_learning_rate_scheduler.warmup_steps=10": "LEARNING_RATE, AdamW.warmup_steps",
+    "train.use_hardware_rng=True": "a function of RANDOM_SEED",
+    "train.summarize_config_fn=None": "config.gin and operative_config.gin are always written",
+    "train.actions=None": "Trainer.non_finite and Trainer.loss_spike stop",
+    "train.run_eval_before_training=True": "run idode_gin.eval on INITIAL_CHECKPOINT_PATH",
+    "train.gc_period=10": "left as it is",
+    "DatasetConfig.pack=True": "images have none of it",
+    "utils.DatasetConfig.task_feature_lengths={}": "declares the shape of its images",
+    "TASK_FEATURE_LENGTHS={}": "declares the shape of its images",
+    "MIXTURE_OR_TASK_MODULE='my_tasks'": "DatasetConfig.module is the module",
+    "USE_CACHED_TASKS=True": "DatasetConfig.use_cached reads",
+    "SaveCheckpointConfig.save_dataset=True": "the order of images is a function of",
+    "utils.SaveCheckpointConfig.dtype='bfloat16'": "in the dtype that they are trained in",
+    "RestoreCheckpointConfig.assignment_map=()": "RestoreCheckpointConfig.rules decides",
+    "RestoreCheckpointConfig.fallback_to_scratch=True": "RestoreCheckpointConfig.rules decides",
+    "PjitPartitioner.model_parallel_submesh=(1, 1, 2, 1)": "PjitPartitioner.mesh_shape, or the",
+    "PjitPartitioner.ici_mesh_shape=(1, 2)": "PjitPartitioner.mesh_shape, or the macro",
+}
+EXPLAINED_IN_EVAL = {
+    "RestoreCheckpointConfig.mode='all'": "add --gin_file=gin_configs/checkpoints/all.gin",
+    "utils.RestoreCheckpointConfig.path='a'": "CHECKPOINT_PATH names what to score",
+    "evaluate.restore_checkpoint_cfg=None": "CHECKPOINT_PATH names what to score",
+    "seqio.Evaluator.num_examples=100": "scores every image of the split",
+    "infer.mode='score'": "idode_gin.sample draws them",
+}
+ACCEPTED = {
+    "train.stats_period=7": "trainer.Trainer.log_period = 7",
+    "utils.DatasetConfig.batch_size=7": "data.DatasetConfig.batch_size = 7",
+    "train/utils.DatasetConfig.seed=7": "train/data.DatasetConfig.seed = 7",
+    "utils.SaveCheckpointConfig.keep=7": "checkpoints.SaveCheckpointConfig.keep = 7",
+    "partitioning.PjitPartitioner.num_partitions=1": "PjitPartitioner.num_partitions = 1",
+}
+IDIOM = """
+from __gin__ import dynamic_registration
+import __main__ as train_script
+include 'gin_configs/experiments/digits.gin'
+train_script.train:
+    eval_period = 250
+train_script.train.random_seed = 7
+train_script.train.stats_period = 50
+"""
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    config.clear_config()
+    monkeypatch.chdir(ROOT)
+
+
+def message(program: tuple[str, str, str], binding: str, capsys: pytest.CaptureFixture) -> str:
+    """Return the error of a dry run with one more binding."""
+    name, function, file = program
+    code = programs.run(name, function, "", [file, "--dry_run", f"--gin.{binding}"])
+    assert code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("binding", EXPLAINED)
+def test_name_of_t5x_is_explained(binding: str, capsys: pytest.CaptureFixture) -> None:
+    assert EXPLAINED[binding] in message(TRAIN, binding, capsys)
+
+
+@pytest.mark.parametrize("binding", EXPLAINED_IN_EVAL)
+def test_name_of_t5x_is_explained_in_eval(binding: str, capsys: pytest.CaptureFixture) -> None:
+    assert EXPLAINED_IN_EVAL[binding] in message(EVAL, binding, capsys)
+
+
+def bound(*bindings: str, file: str = "gin_configs/experiments/digits.gin") -> str:
+    """Return the configuration of training with more bindings."""
+    from idode_gin import train
+
+    building.load_and_check(train.train, [file], bindings)
+    return config.config_str()
+
+
+@pytest.mark.parametrize("binding", ACCEPTED)
+def test_name_of_t5x_is_accepted(binding: str) -> None:
+    assert ACCEPTED[binding] in bound(binding)
+
+
+def test_names_of_evaluation_are_accepted() -> None:
+    from idode_gin import eval as eval_program
+
+    files = ["gin_configs/experiments/digits_eval.gin"]
+    building.load_and_check(eval_program.evaluate, files, ["evaluate.output_dir='there'"])
+    assert "evaluator.Evaluator.output_dir = 'there'" in config.config_str()
+
+
+def test_idiom_of_t5x_binds_the_program(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "mine.gin").write_text(IDIOM)
+    written = bound(file=str(tmp_path / "mine.gin"))
+    assert "__main__" not in written
+    assert "eval_period = 250" in written
+    assert "log_period = 50" in written
+    (tmp_path / "again.gin").write_text(written)
+    assert bound(file=str(tmp_path / "again.gin")) == written
+
+
+def test_idiom_leaves_a_program_of_the_user_alone(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = sys.modules["__main__"]
+    monkeypatch.setattr(main, "train", toy_files.load, raising=False)
+    assert t5x_names.program("train_script", IDIOM) is None
+    monkeypatch.delattr(main, "train")
+    assert t5x_names.program("train_script", IDIOM) == "idode_gin.train"
+    assert t5x_names.program("other", IDIOM) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("from t5x import utils", "`from idode_gin.feed import data` and `data.DatasetConfig`"),
+        ("from t5x import partitioning", "`from idode_gin.devices import partitioning`"),
+        ("from t5x import trainer", "`from idode_gin.training import trainer`"),
+        ("utils.SaveCheckpointConfig.keep = 3", "`checkpoints.SaveCheckpointConfig`"),
+        ("A = @utils.create_learning_rate_scheduler()", "LEARNING_RATE, AdamW.warmup_steps"),
+    ],
+)
+def test_modules_of_t5x_are_explained(tmp_path: pathlib.Path, line: str, expected: str) -> None:
+    (tmp_path / "mine.gin").write_text(f"from __gin__ import dynamic_registration\n{line}\n")
+    with pytest.raises(ConfigError) as caught:
+        loading.load([str(tmp_path / "mine.gin")])
+    assert expected in str(caught.value)
+
+
+def test_a_class_of_the_user_gets_no_advice_about_t5x(tmp_path: pathlib.Path) -> None:
+    text = f"{toy_files.HEADER}toy.Wheel.pack = True\n"
+    (tmp_path / "mine.gin").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        loading.load([str(tmp_path / "mine.gin")])
+    assert "t5x" not in str(caught.value)
+
+
+def test_file_of_the_guide_loads(tmp_path: pathlib.Path) -> None:
+    (text,) = re.findall(r"```\n(from __gin__.*?)```", GUIDE.read_text(), re.DOTALL)
+    (tmp_path / "mine.gin").write_text(text)
+    assert "eval_period = 250" in bound(file=str(tmp_path / "mine.gin"))
+
+
+def test_names_that_the_guide_calls_the_same_are_ours() -> None:
+    bound()
+    rows = re.findall(
+        r"^\| (`\w+`|checkpoints|`PjitPartitioner`.*?) \| (.*) \|$", GUIDE.read_text(), re.M
+    )
+    assert len(rows) == 4
+    parameters = {
+        name
+        for _, each in gin_internals.registry.items()
+        for name in value_types.parameters(each.wrapped)
+    }
+    names = {name for _, row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert names <= parameters
+    differ = {each.rpartition(".")[2] for each in t5x_names.TABLE if each not in t5x_names.SYNONYMS}
+    assert not differ & names
