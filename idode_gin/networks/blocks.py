@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from idode_gin import types
 from idode_gin.networks import layers
 
-Features = Float[Array, "batch height width _"]
+Features = layers.Features
 
 
 def dropout(x: Features, keys: types.PRNGKeys, rate: float) -> Features:
@@ -26,8 +26,9 @@ def dropout(x: Features, keys: types.PRNGKeys, rate: float) -> Features:
 class ResNetBlock(nn.Module):
     """x + conv_2(swish(norm_2(conv_1(swish(norm_1(x))) + conditioning))).
 
-    The last convolution and the projection of the conditioning start at zero, so a fresh block is
-    the identity (or `shortcut`, a linear map, if the number of channels changes).
+    With a skip connection x is both inputs side by side, and the sum starts with `shortcut`, a
+    linear map of them. The last convolution and the projection of the conditioning start at zero,
+    so a fresh block is the identity, or `shortcut`.
     """
 
     channels: int
@@ -41,11 +42,15 @@ class ResNetBlock(nn.Module):
         x: Features,
         conditioning: Float[Array, "batch embedding"],
         keys: types.PRNGKeys | None,
+        skip: Features | None = None,
     ) -> Features:
         """Apply the block; `keys` None switches dropout off."""
+        joined = x if skip is None else jnp.concatenate([x, skip], axis=-1)
         norm_1 = layers.group_norm(self.groups, "channels_in", self.dtype, "norm_1")
         conv_1 = layers.conv(self.channels, ("channels_in", "hidden"), self.dtype, "conv_1")
-        h = conv_1(nn.swish(norm_1(x)))
+        h = conv_1(nn.swish(norm_1(joined)))
+        # Added apart: XLA otherwise writes the projection out at every pixel for the convolution.
+        h = jax.lax.optimization_barrier(h)
         project = layers.dense(
             self.channels,
             ("embedding", "hidden"),
@@ -60,9 +65,9 @@ class ResNetBlock(nn.Module):
             h = dropout(h, keys, self.dropout_rate)
         axes = ("hidden", "channels")
         h = layers.conv(self.channels, axes, self.dtype, "conv_2", kernel_init=layers.ZEROS)(h)
-        if x.shape[-1] != self.channels:
+        if skip is not None:
             axes = ("channels_in", "channels")
-            x = layers.dense(self.channels, axes, self.dtype, "shortcut")(x)
+            x = layers.SplitDense(self.channels, axes, self.dtype, name="shortcut")(x, skip)
         return x + h
 
 
@@ -114,6 +119,7 @@ class Stage(nn.Module):
         x: Features,
         conditioning: Float[Array, "batch embedding"],
         keys: types.PRNGKeys | None,
+        skip: Features | None = None,
     ) -> Features:
         """Apply the level; `keys` None switches dropout off."""
         x = ResNetBlock(
@@ -122,7 +128,7 @@ class Stage(nn.Module):
             dropout_rate=self.dropout_rate,
             dtype=self.dtype,
             name="block",
-        )(x, conditioning, keys)
+        )(x, conditioning, keys, skip)
         if self.attention:
             x = AttentionBlock(
                 heads=self.attention_heads, groups=self.groups, dtype=self.dtype, name="attention"

@@ -13,15 +13,19 @@ The rules of a partitioner refer to these names; they do not affect the arithmet
     layers        equal blocks in order, if their parameters are stacked
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from idode_gin import types
 
 Axes = tuple[str, str]
 """Names of the inputs and of the outputs of a layer."""
+
+Features: TypeAlias = Float[Array, "batch height width _"]
 
 LECUN_NORMAL = nn.initializers.lecun_normal()
 ZEROS = nn.initializers.zeros
@@ -56,6 +60,23 @@ def dense(
         dtype=dtype,
         name=name,
     )
+
+
+class SplitDense(nn.Module):
+    """A dense layer with a bias of two inputs side by side, which are not copied into one array."""
+
+    channels: int
+    axes: Axes
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, first: Features, second: Features) -> Features:
+        """Return the layer's value of `concatenate([first, second], axis=-1)`."""
+        split, inputs = first.shape[-1], first.shape[-1] + second.shape[-1]
+        kernel = self.param("kernel", _named(LECUN_NORMAL, *self.axes), (inputs, self.channels))
+        bias = self.param("bias", _named(ZEROS, self.axes[1]), (self.channels,))
+        kernel, bias = (jnp.asarray(each, self.dtype) for each in (kernel, bias))
+        return first @ kernel[:split] + second @ kernel[split:] + bias
 
 
 def group_norm(groups: int, axis: str, dtype: Any, name: str) -> Any:

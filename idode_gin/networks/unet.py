@@ -43,7 +43,8 @@ class UNet(base.AbstractNetwork):
         scan: run the blocks of the downward and of the upward path in loops over parameters stacked
             along a first axis, so that compile time does not grow with `levels`. `stacking`
             converts between the two forms; initial values differ as with another seed. Leave it
-            off on a CPU, where the gradient of a convolution in a loop is about 20 times slower.
+            off for long runs: on a GPU a loop moves twice the bytes, and on a CPU the gradient of a
+            convolution in a loop is about 20 times slower.
         dtype: type of the blocks' arithmetic, such as "bfloat16"; None for the dtype of z.
             First and last layers, normalization statistics and softmax stay in float32 or better,
             and so do the parameters.
@@ -201,22 +202,22 @@ class _Stages:
         if self.config.scan:
             return self._loop("up", h, (jnp.arange(count), skips[::-1]), count)[0]
         for number in range(count):
-            joined = jnp.concatenate([h, skips[-1 - number]], axis=-1)
-            h = self.one("up", number, self.config.attention_everywhere, joined)
+            h = self.one("up", number, self.config.attention_everywhere, h, skips[-1 - number])
         return h
 
-    def one(self, part: str, number: int, attention: bool, h: Array) -> Array:
+    def one(
+        self, part: str, number: int, attention: bool, h: Array, skip: Array | None = None
+    ) -> Array:
         """Return the block `part_number`."""
         stage = self._module(f"{part}_{number}", attention)
-        return stage(h, self.vector, _keys_of_stage(self.keys, part, number))
+        return stage(h, self.vector, _keys_of_stage(self.keys, part, number), skip)
 
     def _loop(self, part: str, h: Array, each: Any, count: int) -> tuple[Array, Array]:
         """Run all blocks of one part; return the last output and all, `[count, B, ...]`."""
 
         def body(stage: Any, h: Array, each: Any, vector: Array, keys: Any) -> tuple[Array, Array]:
             number, *skip = each
-            h = jnp.concatenate([h, *skip], axis=-1)
-            h = stage(h, vector, _keys_of_stage(keys, part, number))
+            h = stage(h, vector, _keys_of_stage(keys, part, number), *skip)
             return h, h
 
         run = nn.scan(

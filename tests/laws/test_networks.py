@@ -221,6 +221,23 @@ class TestDropout:
         assert len(np.unique(np.stack(data)[:, 0], axis=0)) == len(names)
 
 
+def test_split_dense_is_the_layer_of_both_inputs_side_by_side():
+    generator = np.random.default_rng(3)
+    first, second = jnp.asarray(generator.normal(size=(2, 3, 2, 2, 4)), jnp.float32)
+    layer = layers.SplitDense(5, ("channels_in", "channels"), jnp.float32)
+    params = layers.unboxed(layer.init(jax.random.key(0), first, second))["params"]
+    kernel, bias = (generator.normal(size=params[name].shape) for name in ("kernel", "bias"))
+    found = layer.apply({"params": {"kernel": kernel, "bias": bias}}, first, second)
+    joined = np.concatenate([first, second], axis=-1).astype(np.float64)
+    expected = joined @ kernel + bias
+    terms = np.abs(joined) @ np.abs(kernel) + np.abs(bias)
+    # Each parameter and each of 8 products and 8 sums is rounded once to float32.
+    np.testing.assert_array_less(np.abs(found - expected), 10 * 2.0**-24 * terms)
+    dense = layers.dense(5, ("channels_in", "channels"), jnp.float32, "shortcut")
+    whole = layers.unboxed(dense.init(jax.random.key(0), jnp.concatenate([first, second], -1)))
+    jax.tree.map(np.testing.assert_array_equal, params, whole["params"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
