@@ -404,8 +404,8 @@ def main() -> None:
     parser.add_argument("--save", default=None, help="write the program to this file")
     for name in ("loops", "attention_everywhere", "float32_buffers"):
         parser.add_argument(f"--{name}", action="store_true")
-    for name, default in (("peak_share", 0.75), ("bandwidth_share", 0.9), ("kernel_us", 3.0)):
-        parser.add_argument(f"--{name}", type=float, default=default)
+    for name, value in (("peak_share", 0.75), ("bandwidth_share", 0.9), ("kernel_us", 3.0)):
+        parser.add_argument(f"--{name}", type=float, default=value)
     args = parser.parse_args()
     if importlib.util.find_spec("jax_plugins.xla_cuda12") is None:
         sys.exit(
