@@ -46,7 +46,7 @@ test: setup lint  ## lint, and all tests but the long ones
 
 test-full: export XLA_FLAGS ?=
 test-full: setup lint  ## lint, all tests, and the mutants
-	$(RUN) -m pytest -n $(WORKERS) $(SHARES)
+	$(RUN) -m pytest -rs -n $(WORKERS) $(SHARES)
 	$(RUN) tests/mutants.py
 
 lint: setup  ## ruff, layers, types

@@ -9,8 +9,11 @@ set -uo pipefail
 "$@"
 code=$?
 if [ "$code" -eq 75 ]; then
-    echo "Stopped and saved. Requeued: job ${SLURM_JOB_ID}, restart $((${SLURM_RESTART_COUNT:-0} + 1))."
-    scontrol requeue "$SLURM_JOB_ID" || exit "$code"
+    # SLURM_JOB_ID of the last task of a job array is the number of the array: all of its tasks.
+    job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+    job=${job:-$SLURM_JOB_ID}
+    echo "Stopped and saved. Requeued: job $job, restart $((${SLURM_RESTART_COUNT:-0} + 1))."
+    scontrol requeue "$job" || exit "$code"
     exit 0
 fi
 exit "$code"

@@ -134,6 +134,12 @@ def test_slurm_queues_again_what_was_stopped(calls, layout, code, leaves_with, r
     assert options.coordinator_address is options.process_count is options.process_index is None
 
 
+def test_a_task_of_a_job_array_is_requeued_alone(calls) -> None:
+    task = {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3"}
+    assert calls.run("launch/requeue.sh", "python", CODE="75", **task) == 0
+    assert calls.of("scontrol") == [["requeue", "77_3"]]
+
+
 def test_a_requeue_that_is_refused_shows(calls, tmp_path: pathlib.Path) -> None:
     (tmp_path / "programs" / "scontrol").write_text("#!/bin/sh\nexit 1\n")
     assert calls.run("launch/requeue.sh", "python", CODE="75") == 75
