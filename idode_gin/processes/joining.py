@@ -67,9 +67,7 @@ def connect() -> None:
         failures.watch(meeting.gather(listener, count(), _A_DAY, secret.encode()))
     else:
         port, secret = wait_for(store, key).split()
-        failures.watch(
-            meeting.reach(host, int(port), count(), index(), _A_DAY, secret.encode())
-        )
+        failures.watch(meeting.reach(host, int(port), count(), index(), _A_DAY, secret.encode()))
 
 
 def client() -> Any:

@@ -125,6 +125,7 @@ def test_slurm_queues_again_what_was_stopped(calls, layout, code, leaves_with, r
     assert calls.of("scontrol") == [["requeue", "77"]] * requeued
     (step,) = calls.of("srun")
     assert "--kill-on-bad-exit=0" in step  # the first to be done must not have the others killed
+    assert "--wait=900" in step  # SLURM notices a lost node sooner, and requeues the job
     (arguments,) = calls.of("python")
     name, options = accepted(arguments)
     assert name == "train"

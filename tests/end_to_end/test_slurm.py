@@ -23,7 +23,7 @@ FOREVER = [*OFTEN, "--gin.TRAIN_STEPS=1000000", "--gin.EVAL_PERIOD=1000000"]
 STAND_IN = """#!/usr/bin/env bash
 # In place of Python. Task 1 of the array is stopped in its first run.
 echo "$SLURM_ARRAY_TASK_ID: $*" >> "${0%/*}/runs"
-if [[ $SLURM_ARRAY_TASK_ID == 1 && ! -e ${0%/*}/stopped ]]; then touch "${0%/*}/stopped"; exit 75; fi
+if [[ $SLURM_ARRAY_TASK_ID == 1 && -z ${SLURM_RESTART_COUNT:-} ]]; then exit 75; fi
 """
 ARRAY = """#!/usr/bin/env bash
 #SBATCH --array=0-1
@@ -81,9 +81,9 @@ def submit(
     cluster.end_jobs()
 
 
-@pytest.mark.parametrize("options", [["--time=60", NODE], ["--ntasks-per-node=1", GPU]])
-def test_a_job_that_is_asked_to_stop_is_requeued_and_resumes(cluster, submit, options) -> None:
-    job = submit(*options, settings=[*OFTEN, "--gin.TRAIN_STEPS=2000", "--gin.EVAL_PERIOD=2000"])
+def test_a_job_that_is_asked_to_stop_is_requeued_and_resumes(cluster, submit) -> None:
+    settings = [*OFTEN, "--gin.TRAIN_STEPS=2000", "--gin.EVAL_PERIOD=2000"]
+    job = submit("--ntasks-per-node=1", GPU, settings=settings)
     job.until_saved()
     cluster("scancel", "--signal=TERM", job.number)
     cluster.start_again(job.number)
@@ -96,7 +96,7 @@ def test_a_job_that_is_asked_to_stop_is_requeued_and_resumes(cluster, submit, op
 
 
 def test_the_time_limit_is_a_request_to_stop(cluster, submit) -> None:
-    job = submit("--time=2", "--signal=TERM@60", NODE, settings=FOREVER)
+    job = submit("--time=3", "--signal=TERM@60", NODE, settings=FOREVER)
     cluster.start_again(job.number)
     job.until_resumed()
     assert "Stopped by SIGTERM" in job.log

@@ -117,7 +117,7 @@ class Cluster:
         self._start("slurmd", "-D", "-N", node, SLURMD_NODENAME=node)
 
     def lose_node(self, node: str) -> None:
-        """Kill all that runs on a node, as if its machine were gone: first what watches the rest."""
+        """Kill all that runs on a node, what watches the rest first: its machine is gone."""
         names = {"SLURM_CONF": self.environment["SLURM_CONF"], "SLURMD_NODENAME": node}
         ours = {f"{name}={value}".encode() for name, value in names.items()}
         found = []
