@@ -30,7 +30,7 @@ def encode(
     encoder: Encoder,
     compilation_cache_dir: str | None = None,
     dry_run: bool = False,
-) -> None:
+) -> str | None:
     """Encode images with a checkpoint, and decode them.
 
     Args:
@@ -39,13 +39,17 @@ def encode(
         encoder: checkpoint, images and output directory.
         compilation_cache_dir: see `compilation_cache.use`.
         dry_run: only print what would be done. Set by the flag --dry_run.
+
+    Returns:
+        The output directory; None if nothing was to be done.
     """
     outputs.check_folder(encoder.output_dir, "encode", "ENCODE_OUTPUT_DIR")
     if dry_run:
         print(encoder.dry_run(model, dataset_cfg))
-        return
+        return None
     compilation_cache.use(compilation_cache_dir)
     saving.find(encoder.checkpoint_path)
     outputs.check_agreement()  # before anything is written
     with outputs.begun(encoder.output_dir, "ENCODE_OUTPUT_DIR"):
         encoder.run(model, dataset_cfg)
+    return encoder.output_dir

@@ -32,7 +32,7 @@ def evaluate(
     evaluator: Evaluator,
     compilation_cache_dir: str | None = None,
     dry_run: bool = False,
-) -> None:
+) -> str | None:
     """Evaluate a checkpoint, or a series of checkpoints.
 
     Args:
@@ -41,13 +41,17 @@ def evaluate(
         evaluator: checkpoints, bounds and output directory.
         compilation_cache_dir: see `compilation_cache.use`.
         dry_run: only print what would be done. Set by the flag --dry_run.
+
+    Returns:
+        The output directory; None if nothing was to be done.
     """
     outputs.check_folder(evaluator.output_dir, "eval", "EVAL_OUTPUT_DIR")
     if dry_run:
         print(evaluator.dry_run(model, dataset_cfg))
-        return
+        return None
     compilation_cache.use(compilation_cache_dir)
     evaluator.check_path()
     outputs.check_agreement()  # before anything is written
     with outputs.begun(evaluator.output_dir, "EVAL_OUTPUT_DIR") as digest:
         evaluator.run(model, dataset_cfg, digest)
+    return evaluator.output_dir

@@ -30,7 +30,7 @@ def interpolate(
     interpolator: Interpolator,
     compilation_cache_dir: str | None = None,
     dry_run: bool = False,
-) -> None:
+) -> str | None:
     """Interpolate between images with a checkpoint.
 
     Args:
@@ -39,13 +39,17 @@ def interpolate(
         interpolator: checkpoint, images and output directory.
         compilation_cache_dir: see `compilation_cache.use`.
         dry_run: only print what would be done. Set by the flag --dry_run.
+
+    Returns:
+        The output directory; None if nothing was to be done.
     """
     outputs.check_folder(interpolator.output_dir, "interpolate", "INTERPOLATE_OUTPUT_DIR")
     if dry_run:
         print(interpolator.dry_run(model, dataset_cfg))
-        return
+        return None
     compilation_cache.use(compilation_cache_dir)
     saving.find(interpolator.checkpoint_path)
     outputs.check_agreement()  # before anything is written
     with outputs.begun(interpolator.output_dir, "INTERPOLATE_OUTPUT_DIR"):
         interpolator.run(model, dataset_cfg)
+    return interpolator.output_dir

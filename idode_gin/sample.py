@@ -28,7 +28,7 @@ def sample(
     sampler: Sampler,
     compilation_cache_dir: str | None = None,
     dry_run: bool = False,
-) -> None:
+) -> str | None:
     """Draw images from a checkpoint.
 
     Args:
@@ -36,13 +36,17 @@ def sample(
         sampler: checkpoint, number of images and output directory.
         compilation_cache_dir: see `compilation_cache.use`.
         dry_run: only print what would be done. Set by the flag --dry_run.
+
+    Returns:
+        The output directory; None if nothing was to be done.
     """
     outputs.check_folder(sampler.output_dir, "sample", "SAMPLE_OUTPUT_DIR")
     if dry_run:
         print(sampler.dry_run(model))
-        return
+        return None
     compilation_cache.use(compilation_cache_dir)
     saving.find(sampler.checkpoint_path)
     outputs.check_agreement()  # before anything is written
     with outputs.begun(sampler.output_dir, "SAMPLE_OUTPUT_DIR"):
         sampler.run(model)
+    return sampler.output_dir

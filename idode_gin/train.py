@@ -46,7 +46,7 @@ def train(
     trainer_cls: Callable[..., Trainer] = Trainer,
     compilation_cache_dir: str | None = None,
     dry_run: bool = False,
-) -> None:
+) -> str | None:
     """Train `model`. The parameters have t5x's names.
 
     Args:
@@ -64,6 +64,9 @@ def train(
         trainer_cls: builds the `Trainer`; gin binds its other parameters.
         compilation_cache_dir: see `compilation_cache.use`.
         dry_run: only print what would be done. Set by the flag --dry_run.
+
+    Returns:
+        The run directory; None if nothing was to be trained.
     """
     passed_on = {
         "model_dir": model_dir,
@@ -80,10 +83,11 @@ def train(
     outputs.check_folder(model_dir, "train", "MODEL_DIR")
     if dry_run:
         print(trainer.dry_run(model, train_dataset_cfg, train_eval_dataset_cfg))
-        return
+        return None
     compilation_cache.use(compilation_cache_dir)
     outputs.check_agreement()  # before anything is written
     trainer.run(model, train_dataset_cfg, train_eval_dataset_cfg, begin=lambda: _held(model_dir))
+    return None if trainer.replay else model_dir
 
 
 @contextlib.contextmanager

@@ -9,7 +9,14 @@ from absl.flags import FlagValues
 from gin import config
 
 import idode_gin
-from idode_gin.configs import building, flags, from_training, gin_internals, quiet
+from idode_gin.configs import (
+    building,
+    flags,
+    from_training,
+    gin_internals,
+    next_steps,
+    quiet,
+)
 from idode_gin.configs.loading import MACRO, ConfigError
 from idode_gin.feed import tasks_package
 from idode_gin.processes import joining, output, places, preemption
@@ -60,7 +67,13 @@ def _execute(program: str, function: str, options: FlagValues) -> None:
     print(first_screen(program, files), flush=True)
     if options.dry_run:
         print(f"\n{config.config_str()}", flush=True)
-    config.get_configurable(root)(dry_run=options.dry_run)
+    folder = config.get_configurable(root)(dry_run=options.dry_run)
+    if folder is not None:
+        data_dirs = {
+            "tfds_data_dir": options.tfds_data_dir or "",
+            "seqio_additional_cache_dirs": ",".join(options.seqio_additional_cache_dirs),
+        }
+        print(next_steps.after(program.rpartition(".")[2], folder, data_dirs), flush=True)
 
 
 def first_screen(program: str, gin_files: Sequence[str]) -> str:

@@ -73,13 +73,14 @@ def model(trained) -> idode_gin.TrainedModel:
     return idode_gin.load(trained)
 
 
-def test_figures_are_those_of_eval_bit_for_bit(trained, model, images, tmp_path):
+def test_figures_are_those_of_eval_bit_for_bit(trained, model, images, tmp_path, capsys):
     named = "{'%s': @%s/ode_likelihood.ODELikelihood()}"
     bound = "uniform"
     out = tmp_path / "eval"
     files = [f"--gin.LIKELIHOODS={named % (bound, bound)}", "--gin.EVAL_SPLIT='validation'"]
     given = {"CHECKPOINT_PATH": str(trained), "EVAL_OUTPUT_DIR": str(out), "BPD_TOLERANCE": 0.1}
     run("eval", *files, **given, RANDOM_SEED=3)
+    assert f"python -m idode_gin.compare {out} OTHER_RUN\n" in capsys.readouterr().out
     rows = np.load(out / "results.npz")
     summary = json.loads((out / "summary.json").read_text())
     found = model.bits_per_dim(images, bound=bound, tolerance=0.1, key=3)
@@ -105,9 +106,10 @@ def test_an_image_s_figure_depends_on_its_index_alone(model, images):
     assert (again != whole).all()
 
 
-def test_samples_and_latents_are_those_of_the_programs(trained, model, images, tmp_path):
+def test_samples_and_latents_are_those_of_the_programs(trained, model, images, tmp_path, capsys):
     given = {"CHECKPOINT_PATH": str(trained), "TOLERANCE": 1e-2, "RANDOM_SEED": 5}
     run("sample", **given, SAMPLE_OUTPUT_DIR=str(tmp_path / "samples"), NUM_SAMPLES=40)
+    assert f"The samples are in {tmp_path}/samples: " in capsys.readouterr().out.splitlines()[-2]
     found = np.load(tmp_path / "samples/samples.npz")
     method = ODESampler(solver=dataclasses.replace(ODESampler().solver, rtol=1e-2, atol=1e-2))
     drawn = model.sample(40, 5, method=method)

@@ -1,0 +1,55 @@
+"""The last lines of a program: where its output is, and what can be typed next."""
+
+import pathlib
+import re
+import shlex
+from collections.abc import Mapping
+
+from idode_gin.runs import output_folders
+
+_HOLDS = {
+    "train": "The run is in {}: checkpoints, metrics.jsonl, summary.json, plots in train/.",
+    "eval": "The evaluation is in {}: table.txt, summary.json, results.npz, plots.",
+    "sample": "The samples are in {}: grid.png, samples.npz.",
+    "encode": "The latents are in {}: grid.png, latents.npz.",
+    "interpolate": "The images are in {}: strip.png, interpolation.npz.",
+}
+_PLAIN = re.compile(r"[\w./+:@%=,-]+").fullmatch  # needs no quotes in a shell, nor escapes in gin
+
+
+def after(program: str, folder: str, data_dirs: Mapping[str, str] | None = None) -> str:
+    """Return what to print at the end of a program.
+
+    Args:
+        program: the last part of its module's name, such as `eval`.
+        folder: its output folder.
+        data_dirs: values of the flags that say where data are, "" for those not given.
+    """
+    flags = [f"--{name}={shlex.quote(value)}" for name, value in (data_dirs or {}).items() if value]
+    run = _run_of(pathlib.Path(folder)) or folder
+    report = _command("report", shlex.quote(run))
+    if program == "train":
+        where = _checkpoint(folder)
+        commands = [_command("eval", where, *flags), _command("sample", where), report]
+    elif program == "eval":
+        commands = [report, _command("compare", shlex.quote(folder), "OTHER_RUN")]
+    else:
+        commands = [report]
+    return "\n  ".join([f"{_HOLDS[program].format(folder)} Next:", *commands])
+
+
+def _command(program: str, *arguments: str) -> str:
+    return " ".join([f"python -m idode_gin.{program}", *arguments])
+
+
+def _checkpoint(folder: str) -> str:
+    if _PLAIN(folder):
+        return f"--gin.CHECKPOINT_PATH=\"'{folder}'\""
+    return shlex.quote(f"--gin.CHECKPOINT_PATH={folder!r}")
+
+
+def _run_of(folder: pathlib.Path) -> str | None:
+    """Return the run directory that a folder lies in, None if it lies in none."""
+    outer = (each for each in folder.parents[:3] if output_folders.owner(each) == "train")
+    found = next(outer, None)
+    return None if found is None else str(found)

@@ -1,0 +1,94 @@
+"""The last lines of a program: the commands there can be pasted into a shell."""
+
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from idode_gin import compare, report
+from idode_gin import train as train_program
+from idode_gin.configs import building, next_steps, outputs, programs
+from idode_gin.feed import loading
+from idode_gin.training.trainer import Trainer
+
+DIGITS = "gin_configs/experiments/digits.gin"
+FUNCTIONS = {"idode_gin.eval": "evaluate", "idode_gin.sample": "sample"}
+NAMES = ["run", "my runs/it's $1", 'a"b\\c']
+
+
+@pytest.fixture(params=NAMES)
+def folder(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A run directory that holds the configuration of a run; nothing is trained."""
+    folder = tmp_path / request.param
+    building.load_and_check(train_program.train, [DIGITS], [f"MODEL_DIR = {str(folder)!r}"])
+    building.build(train_program.train)
+    outputs.write_configs(folder, "MODEL_DIR")
+    return folder
+
+
+def commands(text: str) -> dict[str, list[str]]:
+    """Return the arguments of the commands in the last lines, by module."""
+    found = {}
+    for line in text.splitlines()[1:]:
+        python, option, module, *arguments = shlex.split(line)
+        assert (line[:2], python, option) == ("  ", "python", "-m")
+        found[module] = arguments
+    return found
+
+
+def test_after_training_the_run_can_be_scored_drawn_and_reported(
+    folder: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "run", lambda *_, **__: {})
+    monkeypatch.setattr(loading, "set_data_dirs", lambda **_: None)  # they are seqio's global ones
+    monkeypatch.chdir(pathlib.Path(__file__).parents[2])
+    data = folder.parent / "data of tfds"
+    given = [f"--gin_file={DIGITS}", f"--gin.MODEL_DIR={str(folder)!r}", f"--tfds_data_dir={data}"]
+    assert programs.run("idode_gin.train", "train", "", given) == 0
+    shown = capsys.readouterr().out
+    last = shown[shown.index("The run is in ") :]
+    assert last.startswith(f"The run is in {folder}: ")
+    found = commands(last)
+    assert list(found) == ["idode_gin.eval", "idode_gin.sample", "idode_gin.report"]
+    assert f"--tfds_data_dir={data}" in found["idode_gin.eval"]
+    for module, function in FUNCTIONS.items():
+        assert programs.run(module, function, "", [*found[module], "--dry_run"]) == 0
+        shown = capsys.readouterr().out
+        assert re.search(rf"\n  CHECKPOINT_PATH +{re.escape(repr(str(folder)))}\n", shown)
+        assert "Next:" not in shown  # nothing was done
+    assert report.main(found["idode_gin.report"]) == 0
+    assert (folder / "report.html").exists()
+
+
+def test_a_replay_ends_without_next_steps(
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Trainer, "run", lambda *_, **__: {})
+    given = [f"--gin_file={DIGITS}", f"--gin.MODEL_DIR={str(tmp_path / 'run')!r}"]
+    more = "--gin.Trainer.replay='bad_step_3.npz'"
+    assert programs.run("idode_gin.train", "train", "", [*given, more]) == 0
+    assert "Next:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("program", ["eval", "sample", "encode", "interpolate"])
+def test_after_other_programs_the_run_is_reported(
+    program: str, folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = folder / program / "digits_test"
+    last = next_steps.after(program, str(output))
+    assert str(output) in last.splitlines()[0]
+    found = commands(last)
+    assert found["idode_gin.report"] == [str(folder)]
+    if program == "eval":
+        assert compare.main(found["idode_gin.compare"]) == 2
+        assert repr(str(output)) in capsys.readouterr().err  # where no evaluation is yet
+    else:
+        assert list(found) == ["idode_gin.report"]
+
+
+def test_an_output_folder_outside_a_run_is_reported_itself(tmp_path: pathlib.Path) -> None:
+    found = commands(next_steps.after("sample", str(tmp_path / "drawn")))
+    assert found == {"idode_gin.report": [str(tmp_path / "drawn")]}
