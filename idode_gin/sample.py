@@ -1,4 +1,4 @@
-"""Draw images from a checkpoint, as an `.npz` for FID tools and as a grid in one picture.
+"""Draw images from a checkpoint: PNG files, an `.npz`, and a grid in one picture.
 
     python -m idode_gin.sample --gin_file=gin_configs/experiments/digits_sample.gin
 

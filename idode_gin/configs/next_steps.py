@@ -10,7 +10,7 @@ from idode_gin.runs import output_folders
 _HOLDS = {
     "train": "The run is in {}: checkpoints, metrics.jsonl, summary.json, plots in train/.",
     "eval": "The evaluation is in {}: table.txt, summary.json, results.npz, plots.",
-    "sample": "The samples are in {}: grid.png, samples.npz.",
+    "sample": "The samples are in {}: grid.png, samples/, samples.npz.",
     "encode": "The latents are in {}: grid.png, latents.npz.",
     "interpolate": "The images are in {}: strip.png, interpolation.npz.",
 }

@@ -1,6 +1,9 @@
 """Outputs of generation, and the checks and figures that encoding and interpolation share."""
 
+import os
 import pathlib
+import re
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +13,9 @@ import numpy as np
 from idode_gin.feed import data
 from idode_gin.reports import files, plots, progress
 from idode_gin.runs import means
+
+SAMPLES = "samples"
+"""Folder in the output folder that holds the samples as pictures."""
 
 
 def write(
@@ -34,6 +40,58 @@ def write(
         plots.image_grid(images, summary["levels"], directory / picture, columns)
         files.write_json_atomically(directory / "summary.json", summary)
     print(f"Wrote {archive} and {picture} to {directory}.", flush=True)
+
+
+def check_pngs(output_dir: str) -> None:
+    """Raise ValueError if the folder `SAMPLES` of `output_dir` holds other files than samples."""
+    folder = pathlib.Path(output_dir) / SAMPLES
+    if os.path.lexists(folder) and not _is_ours(folder):
+        raise ValueError(
+            f"The samples are written as {folder}/00000.png …, and there are other files than such "
+            "pictures. Choose another `output_dir`, or set `png_files` to False."
+        )
+
+
+def write_pngs(output_dir: str, images: np.ndarray | None) -> None:
+    """Write `SAMPLES/00000.png`, `00001.png` … from process 0, as tools for FID read them.
+
+    The folder is absent until all are written, and then holds no others. Of earlier samples none
+    are left. See `check_pngs`.
+
+    Args:
+        output_dir: the output folder.
+        images: uint8 `[N, H, W, C]`; nothing is written for None, or if C is neither 1 nor 3,
+            which a PNG cannot hold.
+    """
+    if jax.process_index() != 0:
+        return
+    from PIL import Image
+
+    folder = pathlib.Path(output_dir) / SAMPLES
+    partial = folder.with_name(f".{SAMPLES}.partial")
+    for each in filter(_is_ours, (partial, folder)):  # of a process that was killed; of others
+        shutil.rmtree(each)
+    if images is None:
+        return
+    if images.shape[3] not in (1, 3):
+        print(f"No {folder}: a PNG has 1 or 3 channels, not {images.shape[3]}.", flush=True)
+        return
+    digits = max(5, len(str(len(images) - 1)))
+    phase = progress.phase(f"writing {SAMPLES}/*.png", len(images))
+    with files.naming(folder), phase as going_on:
+        partial.mkdir(parents=True)
+        for index, image in enumerate(images):
+            pixels = image[..., 0] if images.shape[3] == 1 else image
+            Image.fromarray(pixels).save(partial / f"{index:0{digits}}.png")
+            going_on.advance(1)
+        partial.rename(folder)
+    print(f"Wrote {len(images)} images to {folder}.", flush=True)
+
+
+def _is_ours(folder: pathlib.Path) -> bool:
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    return all(re.fullmatch(r"\d{5,}\.png", each.name) for each in folder.iterdir())
 
 
 def columns_for(images: np.ndarray) -> int:

@@ -1,4 +1,4 @@
-"""Sampling: images from noise, as an `.npz` for FID tools and a grid to look at."""
+"""Sampling: images from noise, as PNG files and an `.npz`, and a grid to look at."""
 
 import dataclasses
 import time
@@ -24,8 +24,9 @@ from idode_gin.solvers.divergence import AbstractDivergence, Hutchinson
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """Draws images with a checkpoint and writes `samples.npz`, `grid.png` and `summary.json`.
+    """Draws images with a checkpoint and writes them, `grid.png` and `summary.json`.
 
+    `samples/00000.png` and so on are the images by index, without the loss of a JPEG or a resize.
     `samples.npz` holds `arr_0`, uint8 `[N, H, W, C]` over the full range 0 … 255, and `levels`, the
     model's own integers 0 … V-1. Image i is a pure function of the parameters, `seed` and i. With
     `return_log_prob` it also holds `latent`, float `[N, H, W, C]`, z at the clean end before it is
@@ -42,6 +43,7 @@ class Sampler:
         num_samples: images to draw.
         batch_size: images at a time.
         grid_images: images in the grid, at most `num_samples`.
+        png_files: write each image as a PNG, too. Needs 1 or 3 channels.
         conditioning: the values the network is conditioned on, K numbers.
         use_ema: sample from the averaged parameters rather than the last ones.
         seed: of the noise.
@@ -58,6 +60,7 @@ class Sampler:
     num_samples: int = 64
     batch_size: int = 64
     grid_images: int = 64
+    png_files: bool = True
     conditioning: tuple[float, ...] = (0.0,)
     use_ema: bool = True
     seed: int = 0
@@ -84,14 +87,16 @@ class Sampler:
         """Sample, and return the contents of `summary.json`.
 
         Raises:
-            ValueError: if the model declares no image shape, or the checkpoint is missing or
-                belongs to another architecture.
+            ValueError: if the model declares no image shape, the checkpoint is missing or belongs
+                to another architecture, or there are other files in place of the pictures.
             checks.NonFiniteError: if a solve failed.
             checks.Preempted: when asked to stop; the next `run` resumes.
         """
         if model.image_shape is None:
             raise ValueError("Sampling needs `DiffusionODE.image_shape`; bind IMAGE_SHAPE.")
         self.partitioner.check_batch_size("batch_size", self.batch_size, per_device=True)
+        if self.png_files:
+            outputs.check_pngs(self.output_dir)
         began = time.monotonic()
         where, sharding = self.checkpoint_path, self.partitioner.replicated
         restored = run_inputs.load_params(model, model.image_shape, where, self.use_ema, sharding)
@@ -122,6 +127,7 @@ class Sampler:
         }
         arrays = {"arr_0": to_uint8(drawn["levels"], model.encoding.levels), **drawn}
         shown = drawn["levels"][: self.grid_images]
+        outputs.write_pngs(self.output_dir, arrays["arr_0"] if self.png_files else None)
         outputs.write(self.output_dir, summary, "samples.npz", arrays, "grid.png", shown)
         loop.kept.remove()
         return summary

@@ -19,7 +19,7 @@ MEANING = ("model.schedule", "model.time", "model.parameterization", "model.enco
 
 UNRELATED = {
     *("output_dir", "checkpoint_path", "use_ema", "checkpoints", "batch_size", "grid_images"),
-    *("partitioner", "histogram_split", "pilot"),
+    *("png_files", "partitioner", "histogram_split", "pilot"),
 }
 """Settings that no value of an image depends on, or only through the parameters and solvers."""
 

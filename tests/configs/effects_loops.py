@@ -132,7 +132,7 @@ def results(run: Callable[[], Any], room: Room) -> Any:
     for path in sorted(room.folder.glob("*/*.npz")):
         with np.load(path) as arrays:
             found[str(path.relative_to(room.folder))] = dict(arrays)
-    grids = [path.read_bytes() for path in sorted(room.folder.glob("*/*.png"))]
+    grids = [path.read_bytes() for path in sorted(room.folder.glob("*/**/*.png"))]
     return found, grids, solved
 
 
@@ -303,6 +303,7 @@ CASES: dict[Any, Any] = {
                 "num_samples": 3,
                 "batch_size": 2,
                 "grid_images": 2,
+                "png_files": False,
                 "conditioning": (1.0,),
                 "use_ema": False,
                 "seed": 1,

@@ -6,8 +6,10 @@ import interrupted
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 from idode_gin import checks
+from idode_gin.generation import outputs
 from idode_gin.generation.encoder import Encoder
 from idode_gin.generation.interpolator import Interpolator
 from idode_gin.generation.sampler import Sampler
@@ -116,6 +118,65 @@ def test_samples_with_their_log_density(tmp_path):
     assert found["latent"].shape == (5, *tiny.SHAPE)
     assert summary["log_p"]["mean"] == pytest.approx(found["log_p"].mean(), rel=1e-6)
     assert np.ptp(found["log_p"]) > 0
+
+
+def pictures(folder):
+    """Return the pictures of a folder of samples in the order of their names, `[N, H, W, C]`."""
+    found = []
+    for path in sorted((folder / "samples").iterdir()):
+        with Image.open(path) as picture:
+            assert (path.name, picture.format) == (f"{len(found):05d}.png", "PNG")
+            found.append(np.asarray(picture))
+    return np.stack(found).reshape(len(found), *tiny.SHAPE[:2], -1)
+
+
+def test_pictures_of_samples_are_those_of_the_archive(tmp_path, monkeypatch, capsys):
+    _, fields = CASES["noise in steps"]
+    _, found = run(Sampler, tmp_path, 3, **fields)
+    assert found["arr_0"].dtype == np.uint8
+    np.testing.assert_array_equal(pictures(tmp_path), found["arr_0"])
+    assert f"Wrote 5 images to {tmp_path / 'samples'}." in capsys.readouterr().out
+    # Killed while it writes them: the same command draws nothing anew and writes all of them.
+    save, count = Image.Image.save, []
+
+    def killed(*arguments, **options):
+        count.append(1)
+        return 1 / 0 if len(count) == 3 else save(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", killed)
+        with pytest.raises(ZeroDivisionError):
+            run(Sampler, tmp_path, 3, **{**fields, "num_samples": 4, "seed": 1})
+    assert not (tmp_path / "samples").exists()
+    _, found = run(Sampler, tmp_path, 4, **{**fields, "num_samples": 4, "seed": 1})
+    assert "Resuming from 4 of 4 images" in capsys.readouterr().out
+    np.testing.assert_array_equal(pictures(tmp_path), found["arr_0"])  # and no older fifth one
+    assert not (tmp_path / ".samples.partial").exists()
+    run(Sampler, tmp_path, 4, **{**fields, "num_samples": 3, "png_files": False})
+    assert not (tmp_path / "samples").exists()
+
+
+def test_other_files_in_place_of_pictures_are_kept(tmp_path):
+    _, fields = CASES["noise in steps"]
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "samples.npz").touch()
+    with pytest.raises(ValueError, match="other files than such pictures.*`png_files`"):
+        run(Sampler, tmp_path, 3, **fields)
+    run(Sampler, tmp_path, 3, **{**fields, "num_samples": 2, "png_files": False})
+    assert [each.name for each in (tmp_path / "samples").iterdir()] == ["samples.npz"]
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (2, None)])
+def test_pictures_have_the_channels_of_the_images(channels, mode, tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, channels), dtype=np.uint8)
+    outputs.write_pngs(str(tmp_path), images)
+    if mode is None:
+        assert "a PNG has 1 or 3 channels, not 2" in capsys.readouterr().out
+        assert not list(tmp_path.iterdir())
+        return
+    with Image.open(tmp_path / "samples" / "00001.png") as picture:
+        assert picture.mode == mode
+        np.testing.assert_array_equal(np.asarray(picture).reshape(3, 4, channels), images[1])
 
 
 def test_indices_outside_the_split_raise(tmp_path):
