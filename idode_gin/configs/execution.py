@@ -46,6 +46,7 @@ def _execute(program: str, function: str, options: FlagValues) -> None:
     building.load_and_check(root, options.gin_file, options.gin_bindings, options.gin_search_paths)
     building.refuse_bindings(root, ["dry_run"], "use the flag --dry_run")
     preemption.started()
+    devices = ""
     if options.dry_run:
         import jax
 
@@ -56,6 +57,7 @@ def _execute(program: str, function: str, options: FlagValues) -> None:
             from idode_gin.devices import backends
 
             backends.start()
+            devices = backends.described()
     if options.tfds_data_dir or options.seqio_additional_cache_dirs:
         from idode_gin.feed import loading
 
@@ -64,7 +66,7 @@ def _execute(program: str, function: str, options: FlagValues) -> None:
             seqio_cache_dirs=options.seqio_additional_cache_dirs,
         )
     files = [*from_training.configs_read(options.gin_file), *options.gin_file]
-    print(first_screen(program, files), flush=True)
+    print(first_screen(program, files, devices), flush=True)
     if options.dry_run:
         print(f"\n{config.config_str()}", flush=True)
     folder = config.get_configurable(root)(dry_run=options.dry_run)
@@ -76,8 +78,8 @@ def _execute(program: str, function: str, options: FlagValues) -> None:
         print(next_steps.after(program.rpartition(".")[2], folder, data_dirs), flush=True)
 
 
-def first_screen(program: str, gin_files: Sequence[str]) -> str:
-    """Return what is about to run: the gin files, and every macro with its value."""
+def first_screen(program: str, gin_files: Sequence[str], devices: str = "") -> str:
+    """Return what is about to run: devices if started, gin files, every macro with its value."""
     macros = {
         scope: repr(bound["value"]).removeprefix("@")
         for (scope, selector), bound in gin_internals.bindings.items()
@@ -86,6 +88,8 @@ def first_screen(program: str, gin_files: Sequence[str]) -> str:
     rows = {"gin files": ", ".join(gin_files), **dict(sorted(macros.items()))}
     width = max(map(len, rows))
     title = f"{program} (idode_gin {idode_gin.__version__})"
+    if devices:
+        title += f" on {devices}"
     return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows.items())])
 
 

@@ -240,7 +240,7 @@ class Evaluator:
             }
         bound, histogram = self.variational_bound, prepared.histogram
         whole = summary.assemble(head, found, chosen, bound, histogram, self.parity)
-        whole["wall_seconds"] = loop.seconds_since(began)
+        whole |= loop.cost_since(began)
         if jax.process_index() == 0:
             integrand = functools.partial(prepared.integrand, params)
             results.write(directory, whole, found, histogram, split, integrand)

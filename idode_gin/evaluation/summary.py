@@ -14,7 +14,7 @@ from idode_gin.runs import facts, means
 Scores = dict[str, np.ndarray]
 """Values `[N]` of all images under one bound, by name."""
 VARIATIONAL_BOUND = "variational_bound"
-TAKEN = (VARIATIONAL_BOUND, "histogram_bpd", "parity", "wall_seconds")
+TAKEN = (VARIATIONAL_BOUND, "histogram_bpd", "parity", "devices", "wall_seconds")
 """Entries of every summary."""
 _SPREADS = ("repeats_sd", "trace_sd")  # their mean is not an error
 _SHOWN_DIGITS = 12

@@ -107,7 +107,7 @@ class Encoder:
             "changed_pixels": int(found["changed"].sum()),
             "noise_mean_square": float(np.mean(found["noise"].astype(np.float64) ** 2)),
             "nfe": float(np.mean(found["nfe"])),
-            "wall_seconds": loop.seconds_since(began),
+            **loop.cost_since(began),
         }
         self._write(summary, {"index": chosen, **found}, split)
         loop.kept.remove()

@@ -120,7 +120,7 @@ class Interpolator:
             "seed": self.seed,
             "round_trip": outputs.round_trip(found["error"]),
             "nfe": float(np.mean(found["nfe"])),
-            "wall_seconds": loop.seconds_since(began),
+            **loop.cost_since(began),
         }
         pairs = np.asarray(self.pairs)
         ends = split.images[pairs][:, :, None]

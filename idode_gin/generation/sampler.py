@@ -123,7 +123,7 @@ class Sampler:
             "sampler": type(self.method).__name__,
             "nfe": float(np.mean(drawn.pop("nfe"))),
             **({"log_p": means.summarize(drawn["log_p"])} if self.return_log_prob else {}),
-            "wall_seconds": loop.seconds_since(began),
+            **loop.cost_since(began),
         }
         arrays = {"arr_0": to_uint8(drawn["levels"], model.encoding.levels), **drawn}
         shown = drawn["levels"][: self.grid_images]

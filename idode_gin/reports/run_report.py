@@ -213,11 +213,14 @@ def _cost(folders: Sequence[RunFolder]) -> list[Markup]:
     for each in folders:
         last = each.rows[-1] if each.rows else {}
         found = {name.removeprefix("time/"): value for name, value in last.items()} | each.summary
+        devices = found.get("devices")
+        is_known = isinstance(devices, Mapping)
+        used = f"{devices.get('count')} x {devices.get('kind')}" if is_known else _ABSENT
         peak = _number(found.get("peak_device_bytes", found.get("peak_host_bytes"))) / 2**30
         shown = (_shown(found.get(name), form) for name, form in _COSTS.values())
         if found:
-            rows.append((each.path, *shown, _shown(peak, ".1f")))
-    head = ("folder", *_COSTS, "peak memory, GiB")
+            rows.append((each.path, *shown, _shown(peak, ".1f"), used))
+    head = ("folder", *_COSTS, "peak memory, GiB", "devices")
     caption = "Of the last process that worked in each folder; images/s are those of training"
     return [html.table(caption, head, rows)] if rows else []
 

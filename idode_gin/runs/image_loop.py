@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from idode_gin import checks, numerics, types
+from idode_gin.devices import backends
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.feed import batches as batch_lib
 from idode_gin.feed import data
@@ -86,9 +87,13 @@ class ImageLoop:
             split, self.batch_size, rows, index if images is None else images[index]
         )
 
-    def seconds_since(self, began: float) -> float:
-        """Return seconds since `time.monotonic()` was `began`, plus those of interrupted runs."""
-        return self.kept.seconds_before + time.monotonic() - began
+    def cost_since(self, began: float) -> dict[str, Any]:
+        """Return the devices, and seconds since `time.monotonic()` was `began`, for a summary.
+
+        The seconds include those of interrupted runs; the devices are those of the last one.
+        """
+        seconds = self.kept.seconds_before + time.monotonic() - began
+        return {"devices": backends.facts(), "wall_seconds": seconds}
 
 
 @contextlib.contextmanager

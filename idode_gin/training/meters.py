@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from idode_gin.devices import flops, partitioning
+from idode_gin.devices import backends, flops, partitioning
 from idode_gin.reports import metrics, progress
 from idode_gin.runs import run_inputs
 from idode_gin.training import profiling, throughput
@@ -81,6 +81,7 @@ class Meters:
             "seconds": self.clock.seconds,
             "goodput": self.clock.goodput,
             **throughput.peak_bytes(),
+            "devices": backends.facts(),
             "wall_seconds": time.monotonic() - self._began,
         }
 

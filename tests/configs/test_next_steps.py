@@ -9,6 +9,7 @@ import pytest
 from idode_gin import compare, report
 from idode_gin import train as train_program
 from idode_gin.configs import building, next_steps, outputs, programs
+from idode_gin.devices import backends
 from idode_gin.feed import loading
 from idode_gin.training.trainer import Trainer
 
@@ -47,6 +48,7 @@ def test_after_training_the_run_can_be_scored_drawn_and_reported(
     given = [f"--gin_file={DIGITS}", f"--gin.MODEL_DIR={str(folder)!r}", f"--tfds_data_dir={data}"]
     assert programs.run("idode_gin.train", "train", "", given) == 0
     shown = capsys.readouterr().out
+    assert shown.splitlines()[0].endswith(f") on {backends.described()}")
     last = shown[shown.index("The run is in ") :]
     assert last.startswith(f"The run is in {folder}: ")
     found = commands(last)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -25,6 +26,22 @@ def test_reason_and_way_out(error, reason, monkeypatch):
     with pytest.raises(ValueError, match="set JAX_PLATFORMS=cpu") as caught:
         backends.start()
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("platform", "kind", "count", "processes", "shown"),
+    [
+        ("gpu", "NVIDIA H100", 8, 2, "8 x NVIDIA H100 (gpu), 2 processes, jax "),
+        ("cpu", "cpu", 1, 1, "1 x cpu, 1 process, jax "),
+    ],
+)
+def test_devices_are_described(platform, kind, count, processes, shown, monkeypatch):
+    device = types.SimpleNamespace(platform=platform, device_kind=kind)
+    monkeypatch.setattr(jax, "devices", lambda: count * [device])
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    found = {"platform": platform, "kind": kind, "count": count, "processes": processes}
+    assert backends.facts() == {**found, "jax": jax.__version__}
+    assert backends.described() == shown + jax.__version__
 
 
 SAMPLE = ["idode_gin.sample", "--gin_file=gin_configs/experiments/digits_sample.gin"]

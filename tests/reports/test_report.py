@@ -60,6 +60,7 @@ def make_run(folder, seed=0, steps=(100, 200)):
     rows = [{"step": s, "train/bpd": 4 - s / 100, "train/grad_norm": 1.0} for s in steps]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     facts = {"exit_reason": "done", "step": 200, "train_steps": 200, "num_params": 275745}
+    facts["devices"] = {"kind": "NVIDIA H100", "count": 8}
     (folder / "summary.json").write_text(json.dumps(facts | {"images_per_second": 415.0}))
     for name in ("integrand", "loss_by_gamma"):
         plots.image_grid(GRID, 17, folder / "train" / f"{name}.png")
@@ -109,7 +110,16 @@ def test_the_report_on_a_whole_run_has_everything_and_needs_nothing_else(whole, 
     assert "Missing or damaged" not in page.text
     assert all(each.startswith("data:") for each in page.references)
     assert len(page.images) == 2 + 2 + 3 + 1 + 2  # run, curves, evaluation, histogram, samples
-    for shown in ("2.0457", "0.0165", "2.1e-04 (too large)", "29", "275,745", "415", "3.0000"):
+    for shown in (
+        "2.0457",
+        "0.0165",
+        "2.1e-04 (too large)",
+        "29",
+        "275,745",
+        "415",
+        "3.0000",
+        "8 x NVIDIA H100",
+    ):
         assert shown in page.text, shown
     assert "lowest: #1 1.500, #0 2.000" in page.text
     assert page.text.index("step 100, ODESampler") < page.text.index("step 200, ODESampler")

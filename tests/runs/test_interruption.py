@@ -19,6 +19,7 @@ import tiny
 
 from idode_gin import checks
 from idode_gin.checkpoints import saving
+from idode_gin.devices import backends
 from idode_gin.evaluation import results
 from idode_gin.evaluation.evaluator import Evaluator
 from idode_gin.feed import loading
@@ -81,6 +82,7 @@ def test_the_summary_names_the_checkpoint(program, run_dir, tmp_path):
             step,
             str(run_dir / f"checkpoint_{step}"),
         )
+        assert summary["devices"] == backends.facts()
         assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
 
 
