@@ -66,6 +66,9 @@ class Reporter:
     optimizer: Any
     log_period: int
     plot_due: Callable[[], bool] = dataclasses.field(default_factory=lambda: due_every(PLOT_PERIOD))
+    is_first_row: Callable[[], bool] = dataclasses.field(
+        default_factory=lambda: due_every(math.inf)
+    )
 
     def announce(self, start: Start) -> None:
         """Print where training starts from, and write the descriptions of model and warm start."""
@@ -101,8 +104,10 @@ class Reporter:
         written = self.log.write(step, row | self.meters.lap(step))
         for writer in self.writers:
             writer.write(step, written)
-        if eval_due and step < self.setup.train_steps and self.plot_due():
-            self.plot_rows()  # a run that is killed has them, too
+        plots_due = self.is_first_row() or (eval_due and self.plot_due())
+        if plots_due and step < self.setup.train_steps:  # a run that is killed has them, too
+            with self.meters.clock.inside("eval"):
+                self.plot_rows()
 
     def save_and_summarize(self, reason: str) -> str:
         """Save the state of a run that `reason` stops, write the summary, and return a message."""

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from idode_gin.reports import metrics
 ROOT = pathlib.Path(__file__).parent.parent.parent
 STEPS = 24
 PARTS = ("params/manifest.ocdbt", "ema/manifest.ocdbt", "training/manifest.ocdbt", "meta/metadata")
+PLOTS = {"bpd.png", "loss_by_gamma.png"}
 SETTINGS = [
     f"--gin.TRAIN_STEPS={STEPS}",
     "--gin.BATCH_SIZE=16",
@@ -101,6 +103,9 @@ class Run:
         names = os.listdir(self.folder)
         return [name for name in names if name.startswith("checkpoint_") and "tmp" in name]
 
+    def plots(self) -> set[str]:
+        return {each.name for each in (self.folder / "train").glob("*.png")}
+
     def outcome(self) -> tuple[dict, list[metrics.Row]]:
         """Return what must not depend on how often the run was killed."""
         summary = json.loads((self.folder / "summary.json").read_text())
@@ -125,6 +130,7 @@ def test_killed_damaged_and_asked_to_stop(undisturbed, tmp_path):
     # of checkpoints is 4 and that of logs is 3.
     assert run.kill_when(lambda: run.being_saved() and len(run.saved_steps()) > 1)
     assert run.rows() != []
+    assert run.plots() == PLOTS
     half_written = run.being_saved()
     assert half_written
 
@@ -134,6 +140,8 @@ def test_killed_damaged_and_asked_to_stop(undisturbed, tmp_path):
             file.write_bytes(file.read_bytes()[:50])
     with open(run.folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 99, "train/bpd": 1.')
+
+    shutil.rmtree(run.folder / "train")
 
     # Asked to stop once it has restored, before or while it compiles.
     (run.folder / "model-info.txt").unlink()
@@ -147,6 +155,7 @@ def test_killed_damaged_and_asked_to_stop(undisturbed, tmp_path):
     summary = json.loads((run.folder / "summary.json").read_text())
     assert summary["exit_reason"] == "preempted"
     assert summary["step"] == run.saved_steps()[-1] < STEPS
+    assert run.plots() == PLOTS
 
     run.finish()
     assert run.outcome() == undisturbed.outcome()

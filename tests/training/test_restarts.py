@@ -23,6 +23,7 @@ from idode_gin.runs import means as evaluation
 from idode_gin.runs import run_inputs
 from idode_gin.schedules.time import linear
 from idode_gin.training import meters, optimizers
+from idode_gin.training.reporter import Reporter
 
 
 def test_the_same_command_twice_gives_the_same_numbers(undisturbed, tmp_path):
@@ -64,6 +65,19 @@ def test_a_warm_start_that_leaves_nothing_to_train_is_refused(undisturbed, tmp_p
     assert not list(tmp_path.iterdir())
     counted_anew = RestoreCheckpointConfig(path=str(undisturbed[0]), step="reset")
     tiny.trainer(tmp_path / "run", train_steps, restore=counted_anew).check_start(tiny.model())
+
+
+def test_every_process_plots_at_its_first_row_and_after_evaluations(tmp_path, monkeypatch):
+    """Rows are due every third step and at evaluations, every fourth."""
+    plotted = []
+    monkeypatch.setattr(
+        Reporter, "plot_rows", lambda reporter: plotted.append(reporter.log.rows[-1]["step"])
+    )
+    run(tmp_path / "run", 5)
+    assert plotted == [3, 4, 5]  # the last one is of the end
+    plotted.clear()
+    run(tmp_path / "run", 11)
+    assert plotted == [6, 8, 11]
 
 
 class Killed(BaseException):
