@@ -47,7 +47,7 @@ test: setup lint  ## lint, and all tests but the long ones
 test-full: export XLA_FLAGS ?=
 test-full: setup lint  ## lint, all tests, and the mutants
 	$(RUN) -m pytest -rs -n $(WORKERS) $(SHARES)
-	$(RUN) tests/mutants.py
+	$(RUN) tests/mutation --workers $(WORKERS)
 
 lint: setup  ## ruff, layers, types
 	$(RUN) -m ruff check .
@@ -55,8 +55,8 @@ lint: setup  ## ruff, layers, types
 	$(VENV)/bin/lint-imports
 	$(RUN) -m mypy
 
-mutants: setup  ## break one formula at a time: every break must turn a test red
-	$(RUN) tests/mutants.py
+mutants: setup  ## edit one place at a time: a test must fail. ARGS="--sample 200 --seed 1 --folder solvers"
+	$(RUN) tests/mutation --workers $(WORKERS) $(ARGS)
 
 docs:  ## build docs/_build/html: tutorials are executed, and any warning is an error
 	$(MAKE) setup EXTRAS=docs

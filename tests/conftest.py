@@ -64,6 +64,7 @@ SLOWEST_FIRST = (
     "generation",
     "runs",
     "reports",
+    "mutation",
     "configs",
 )
 
