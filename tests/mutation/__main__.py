@@ -42,6 +42,7 @@ REPORT = ROOT / "benchmarks" / "results" / "mutants.md"
 MATHS = ("schedules", "parameterizations", "losses", "dequantizers", "time_samplers", "solvers")
 MATHS += ("integration_variables", "likelihood", "samplers", "models.py", "ode.py", "numerics.py")
 MATHS += ("encoding.py",)
+ALIVE = ("survived", "not reached")
 LOOPS = ("evaluation", "generation", "training", "runs", "checkpoints")
 
 
@@ -148,16 +149,13 @@ def report(results: dict[str, dict]) -> str:
     rows = []
     for title, folders in (("maths", MATHS), ("loops", LOOPS)):
         here = {each: counts[each] for each in folders if each in counts}
-        for name, count in (
-            here | {f"**{title}**": sum(here.values(), start=collections.Counter())}
-        ).items():
+        here[f"**{title}**"] = sum(here.values(), start=collections.Counter())
+        for name, count in here.items():
             total = sum(count.values())
             share = f"{100 * count['killed'] / total:.0f} %" if total else ""
             cells = (name, total, count["killed"], count["explained"], count["survived"], share)
             rows.append("| " + " | ".join(map(str, cells)) + " |")
-    alive = sorted(
-        n for n, each in results.items() if each["result"] in ("survived", "not reached")
-    )
+    alive = sorted(name for name, each in results.items() if each["result"] in ALIVE)
     lines = [f"- `{name}` ({results[name]['kind']}): {reasons.get(name, 'open')}" for name in alive]
     minutes = sum(each["seconds"] for each in results.values()) / 60
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
@@ -184,6 +182,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", action="append", help="folder or module; repeatable")
     parser.add_argument("--name", action="append", help="part of a mutant's name; repeatable")
+    parser.add_argument("--kind", action="append", help="kind of edit, such as key; repeatable")
     parser.add_argument("--tests", action="append", help="these test files only; implies --unkept")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--budget", type=float, default=60, help="seconds of tests for a mutant")
@@ -204,6 +203,8 @@ def chosen(options: argparse.Namespace) -> list[Mutant]:
         path = str(file.relative_to(ROOT / "idode_gin"))
         if folder_of(path) in folders or path in folders:
             found += mutant_syntax.mutants(path, file.read_bytes())
+    if options.kind:
+        found = [each for each in found if each.kind in options.kind]
     if options.name:
         return [each for each in found if any(part in each.name for part in options.name)]
     return sampled(found, options.sample, options.seed)
@@ -235,7 +236,7 @@ def main() -> int:
         run = Run(reach, {str(each.relative_to(ROOT)) for each in files}, options)
         run.run(mutants, scratch)
     reasons = explained()
-    alive = [n for n, each in run.results.items() if each["result"] in ("survived", "not reached")]
+    alive = [name for name, each in run.results.items() if each["result"] in ALIVE]
     opened = [name for name in alive if name not in reasons]
     print(f"{len(run.results)} mutants, {len(alive)} survived, {len(opened)} without a reason.")
     return 1 if opened else 0

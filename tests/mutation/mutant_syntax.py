@@ -89,8 +89,7 @@ def mutants(path: str, source: bytes) -> list[Mutant]:
         lines.append(lines[-1] + len(line))
     found: dict[str, Mutant] = {}
     for function, node in functions(ast.parse(source)):
-        names = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
-        names |= {each.arg for each in ast.walk(node) if isinstance(each, ast.arg)}
+        names = _variables(node)
         for old in _inside(node):
             before = ast.unparse(old)
             for kind, new in _changes(old, names):
@@ -102,6 +101,17 @@ def mutants(path: str, source: bytes) -> list[Mutant]:
                 mutant = Mutant(path, function, old.lineno, kind, shown, *edit)
                 found.setdefault(mutant.name, mutant)
     return sorted(found.values(), key=lambda each: (each.line, each.start))
+
+
+def _variables(function: ast.FunctionDef) -> dict[str, int]:
+    """Return the variables of a function, and the line from which each has a value."""
+    found: dict[str, int] = {}
+    for each in ast.walk(function):
+        if isinstance(each, ast.arg):
+            found[each.arg] = 0
+        elif isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store):
+            found[each.id] = min(each.lineno, found.get(each.id, each.lineno))
+    return found
 
 
 def _shown(before: str, after: str, around: int = 16) -> str:
@@ -145,7 +155,7 @@ def _with(node: ast.AST, **fields: object) -> ast.AST:
     return new
 
 
-def _changes(node: ast.AST, names: set[str]) -> Iterator[tuple[str, ast.AST]]:
+def _changes(node: ast.AST, names: dict[str, int]) -> Iterator[tuple[str, ast.AST]]:
     """Yield kind and replacement of every edit of one node."""
     match node:
         case ast.BinOp() if not any(_is_text(side) for side in (node.left, node.right)):
@@ -165,9 +175,9 @@ def _changes(node: ast.AST, names: set[str]) -> Iterator[tuple[str, ast.AST]]:
                 yield "condition dropped", rest[0] if len(rest) == 1 else _with(node, values=rest)
         case ast.Constant(value=bool() | int() | float()):
             yield "constant", ast.Constant(_other_number(node.value))
-        case ast.Name(ctx=ast.Load()):
+        case ast.Name(ctx=ast.Load()) if node.id in names:
             for other in sorted(names):
-                if _are_brothers(node.id, other):
+                if names[other] < node.lineno and _are_brothers(node.id, other):
                     yield ("key" if "key" in node.id else "name"), _with(node, id=other)
         case ast.Call():
             yield from _of_call(node)

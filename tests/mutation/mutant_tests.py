@@ -6,6 +6,7 @@ imported in the fork, so that processes that a test starts read the same files.
 """
 
 import ast
+import contextlib
 import hashlib
 import importlib
 import json
@@ -23,7 +24,7 @@ import mutant_syntax
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-FOLDERS = ("laws", "generation", "evaluation", "runs", "training", "checkpoints", "golden")
+FOLDERS = ("laws", "generation", "evaluation", "runs", "training", "checkpoints")
 """Folders of `tests/` whose tests judge mutants."""
 
 PARTS = ("idode_gin", "tests", "gin_configs", "tasks", "docs", "README.md", "pyproject.toml")
@@ -127,10 +128,8 @@ class Fork:
 
     def kill(self, reap: bool = True) -> None:
         """Kill all processes of the fork and remove its temporary files."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         if reap:
             os.waitpid(self._pid, 0)
         shutil.rmtree(self._scratch, ignore_errors=True)

@@ -13,7 +13,7 @@ import pytest
 HERE = pathlib.Path(__file__).parent
 
 
-def edits(body, arguments="a, b, c"):
+def edits(body, arguments="a, b, c, low, high, key_a, key_b"):
     """The edits of a function of this body, by kind."""
     source = f"def fn({arguments}):\n    {body}\n"
     found = mutant_syntax.mutants("module.py", source.encode())
@@ -43,7 +43,7 @@ def edits(body, arguments="a, b, c"):
         ("return all(a)", "reduction", "all(a) -> any(a)"),
         ("return fold_in(a, 3)", "key", "fold_in(a, 3) -> fold_in(a, 0)"),
         ("return fold_in(a, 3)", "key", "fold_in(a, 3) -> a"),
-        ("return draw(key_noise), draw(key_probes)", "key", "key_noise -> key_probes"),
+        ("return draw(key_a), draw(key_b)", "key", "key_a -> key_b"),
         ("return low, high", "name", "low -> high"),
         ("return lax.stop_gradient(a)", "stop_gradient", "lax.stop_gradient(a) -> a"),
         ("return fn(a, b)", "swapped", "fn(a, b) -> fn(b, a)"),
