@@ -133,6 +133,29 @@ def test_the_summary_follows_from_the_rows(evaluated, rows):
     assert summary["variational_bound"]["stderr_dequantization"] is None
 
 
+def test_every_entry_of_the_summary(evaluated, rows):
+    folder, summary = evaluated
+    head = {
+        **tiny.split(number=NUMBER).facts(),
+        **{"levels": tiny.LEVELS, "checkpoint": str(folder / "checkpoint_3"), "step": 3},
+        **{"parameters": "ema", "seed": 0, "solve_size": 32, "config_sha256": "ab" * 32},
+        "histogram_bpd": pytest.approx(rows["histogram/bpd"].mean()),
+    }
+    others = {"ema_sha256", "tn", "variational_bound", "wall_seconds"}
+    assert set(summary) == set(head) | others
+    assert {name: summary[name] for name in head} == head
+    errors = {"stderr", "stderr_dequantization", "stderr_probes", "solver_error"}
+    common = {"mean", "num_images", "nfe", "precision_error"} | errors
+    terms = {
+        "tn": {"nats", "importance_bias", *PARTS},
+        "variational_bound": {"nats", "reconstruction", "prior", "diffusion"},
+    }
+    for bound, names in terms.items():
+        assert set(summary[bound]) == common | names
+        for name in names:
+            assert summary[bound][name] == pytest.approx(rows[f"{bound}/{name}"].mean()), name
+
+
 def test_plots_of_every_bound(evaluated):
     names = {each.name for each in (evaluated[0] / "plots").iterdir()}
     assert names == {"bpd_tn.png", "bpd_variational_bound.png", "nfe.png", "integrand.png"}

@@ -1,18 +1,21 @@
-"""A row counts only if all of its solves arrived; an interpolation starts and ends as its images.
+"""A row counts only if all of its solves arrived, and every figure is of its own images.
 
-The model's solves are replaced: they succeed or fail image by image, and decode to pixels that
-show the conditioning which they were given.
+The model's solves are replaced: they succeed or fail image by image, decode to pixels that show the
+conditioning which they were given, and return numbers that follow from the image's index and seed.
 """
 
 import dataclasses
+import pathlib
 
 import interrupted
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
 from idode_gin import checks
+from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.feed import loading
 from idode_gin.generation.encoder import Encoder
 from idode_gin.generation.interpolator import Interpolator
@@ -22,6 +25,7 @@ from idode_gin.samplers.base import Samples
 from idode_gin.samplers.latents import RoundTrip
 from idode_gin.samplers.ode import ODESampler
 from idode_gin.solvers.fixed_grid import FixedGrid
+from idode_gin.trained import TrainedModel
 
 METHOD = ODESampler(solver=FixedGrid(steps=1))
 POINTS = 4
@@ -40,18 +44,20 @@ def solves(monkeypatch):
     def is_in(values, name):
         return jnp.any(jnp.abs(values[:, None] - jnp.asarray(fails[name])) < 0.1, axis=1)
 
+    def seed_of(key):
+        return jax.random.key_data(key)[-1].astype(float)
+
     def pixels_of(conditioning):
         return jnp.broadcast_to(conditioning[:, :1, None, None], (len(conditioning), *tiny.SHAPE))
 
     def encode_fn(model, params, batch, key, sampler):
         shape, index = batch["image"].shape, batch["index"]
-        zeros = jnp.zeros(index.shape)
         return RoundTrip(
-            noise=jnp.ones(shape),
+            noise=jnp.full(shape, seed_of(key)),
             pixels=batch["image"],
-            error=jnp.where(is_in(index, "not finite"), jnp.nan, zeros),
-            num_changed=zeros.astype(int),
-            num_evaluations=zeros.astype(int),
+            error=jnp.where(is_in(index, "not finite"), jnp.nan, 0.1 * (1 + index)),
+            num_changed=index,
+            num_evaluations=1 + index,
             success=~is_in(index, "encode"),
         )
 
@@ -60,19 +66,20 @@ def solves(monkeypatch):
         return Samples(
             pixels=jnp.round(pixels_of(conditioning)).astype(int),
             latent=pixels_of(conditioning),
-            num_evaluations=jnp.zeros(len(conditioning), int),
+            num_evaluations=jnp.round(conditioning[:, 0]).astype(int),
             success=~is_in(conditioning[:, 0], "decode"),
         )
 
     def sample_fn(model, params, batch, key, sampler):
         index = batch["index"]
-        latent = jnp.where(is_in(index, "not finite"), jnp.nan, 1.0)
+        latent = seed_of(key) + batch["conditioning"][:, 0]
+        latent = jnp.where(is_in(index, "not finite"), jnp.nan, latent)
         return Samples(
-            pixels=jnp.zeros((len(index), *tiny.SHAPE), int),
+            pixels=jnp.broadcast_to(index[:, None, None, None], (len(index), *tiny.SHAPE)),
             latent=jnp.broadcast_to(latent[:, None, None, None], (len(index), *tiny.SHAPE)),
-            num_evaluations=jnp.zeros(len(index), int),
+            num_evaluations=3 + index,
             success=~is_in(index, "encode"),
-            log_p=jnp.where(is_in(index, "no density"), -jnp.inf, 0.0),
+            log_p=jnp.where(is_in(index, "no density"), -jnp.inf, -1.5 * index),
         )
 
     monkeypatch.setattr(DiffusionODE, "encode_fn", encode_fn)
@@ -124,3 +131,122 @@ def test_a_sample_counts_if_it_is_finite_and_arrived_with_its_density(solves, tm
     solves |= {"encode": [0], "not finite": [2], "no density": [4]}
     with pytest.raises(checks.NonFiniteError, match="3 of 6 samples did not reach"):
         run(Sampler, tmp_path, method=METHOD, num_samples=6, return_log_prob=True)
+
+
+def mean_of(values):
+    """Mean and standard error, as a summary has them."""
+    values = np.asarray(values, float).ravel()
+    deviation = np.sqrt(np.sum((values - values.mean()) ** 2) / (values.size - 1))
+    return {"mean": values.mean(), "stderr": deviation / np.sqrt(values.size)}
+
+
+def assert_figures(found, expected):
+    """Compare entries of a summary, those of dictionaries in it likewise."""
+    for name, value in expected.items():
+        assert found[name] == (value if isinstance(value, str) else pytest.approx(value)), name
+
+
+def arrays_of(folder, name):
+    with np.load(folder / name) as found:
+        return dict(found)
+
+
+def test_figures_of_encoded_images(solves, tmp_path):
+    summary = run(Encoder, tmp_path, indices=(5, 2, 8), seed=3)
+    index = np.array([5, 2, 8])
+    found = arrays_of(tmp_path, "latents.npz")
+    np.testing.assert_array_equal(found["index"], index)
+    np.testing.assert_allclose(found["error"], 0.1 * (1 + index), rtol=1e-6)
+    np.testing.assert_array_equal(found["changed"], index)
+    np.testing.assert_array_equal(found["nfe"], 1 + index)
+    np.testing.assert_array_equal(found["noise"], np.full((3, *tiny.SHAPE), 3.0))
+    expected = {"num_encoded": 3, "seed": 3, "changed_pixels": 15, "noise_mean_square": 9.0}
+    assert_figures(summary, expected | {"nfe": 6.0, "step": 3})
+    assert_figures(summary["round_trip"], {**mean_of(0.1 * (1 + index)), "max": 0.9})
+
+
+def test_figures_of_pairs(solves, tmp_path):
+    """Network evaluations are those of both encodings and of every image in between."""
+    pairs = ((3, 9), (16, 1))
+    summary = run(Interpolator, tmp_path, pairs=pairs, num_points=POINTS, seed=3)
+    found = arrays_of(tmp_path, "interpolation.npz")
+    np.testing.assert_array_equal(found["pairs"], pairs)
+    errors = 0.1 * (1 + np.asarray(pairs))
+    np.testing.assert_allclose(found["error"], errors, rtol=1e-6)
+    evaluations = [4 + 10 + 3 + 5 + 7 + 9, 17 + 2 + 16 + 11 + 6 + 1]
+    np.testing.assert_array_equal(found["nfe"], evaluations)
+    assert_figures(summary, {"nfe": np.mean(evaluations), "num_points": POINTS, "seed": 3})
+    assert summary["pairs"] == [[3, 9], [16, 1]]
+    assert_figures(summary["round_trip"], {**mean_of(errors), "max": 1.7})
+
+
+def test_figures_of_samples(solves, tmp_path):
+    fields = {"num_samples": 6, "return_log_prob": True, "seed": 3, "conditioning": (0.25,)}
+    summary = run(Sampler, tmp_path, method=METHOD, **fields)
+    found, index = arrays_of(tmp_path, "samples.npz"), np.arange(6)
+    np.testing.assert_array_equal(found["levels"][:, 0, 0, 0], index)
+    np.testing.assert_array_equal(found["latent"], np.full((6, *tiny.SHAPE), 3.25))
+    np.testing.assert_array_equal(found["log_p"], -1.5 * index)
+    expected = {"num_samples": 6, "seed": 3, "nfe": 5.5, "sampler": "ODESampler", "levels": 17}
+    assert_figures(summary, expected)
+    assert_figures(summary["log_p"], mean_of(-1.5 * index))
+
+
+@pytest.mark.parametrize("pairs", [(), ((0, 1), (2,)), ((0, 1, 2),)])
+def test_pairs_are_of_two(pairs):
+    with pytest.raises(ValueError, match=r"`pairs` must be pairs of places.*got \("):
+        Interpolator(output_dir="unused", checkpoint_path="unused", pairs=pairs)
+
+
+# The same through a model in memory.
+
+
+@pytest.fixture
+def trained():
+    model = tiny.model(image_shape=tiny.SHAPE)
+    return TrainedModel(
+        model=model,
+        params=model.init(jax.random.key(0), tiny.SHAPE),
+        config={},
+        step=3,
+        path=pathlib.Path("made"),
+        partitioner=PjitPartitioner(),
+    )
+
+
+IMAGES = np.zeros((4, *tiny.SHAPE), int)
+FOUR = np.array([[3.0], [9.0], [16.0], [1.0]], np.float32)
+
+
+def test_images_in_memory_have_their_seed_index_and_conditioning(solves, trained):
+    drawn = trained.sample(3, 5, method=METHOD, first=2)
+    np.testing.assert_array_equal(drawn[:, 0, 0, 0], [2, 3, 4])
+    decoded = trained.decode(IMAGES, method=METHOD, conditioning=FOUR)
+    np.testing.assert_array_equal(decoded[:, 0, 0, 0], FOUR[:, 0])
+    noise = trained.encode(IMAGES, 5, method=METHOD)
+    np.testing.assert_array_equal(noise, np.full(noise.shape, 5.0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "call", "failed"),
+    [
+        ({"encode": [1]}, lambda it: it.sample(4, method=METHOD), "1 of 4 samples"),
+        ({"not finite": [0, 2]}, lambda it: it.sample(4, method=METHOD), "2 of 4 samples"),
+        ({"encode": [3]}, lambda it: it.encode(IMAGES, method=METHOD), "1 of 4 images"),
+        ({"not finite": [1, 3]}, lambda it: it.encode(IMAGES, method=METHOD), "2 of 4 images"),
+        (
+            {"encode": [7]},
+            lambda it: it.encode(IMAGES, method=METHOD, index=np.arange(5, 9)),
+            "1 of 4 images",
+        ),
+        (
+            {"decode": [9.0]},
+            lambda it: it.decode(IMAGES, method=METHOD, conditioning=FOUR),
+            "1 of 4 latents",
+        ),
+    ],
+)
+def test_solves_in_memory_that_do_not_arrive_raise(solves, trained, changes, call, failed):
+    solves |= changes
+    with pytest.raises(checks.NonFiniteError, match=f"{failed} did not reach"):
+        call(trained)

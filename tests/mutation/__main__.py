@@ -91,8 +91,9 @@ class Run:
                 fork.kill()
 
     def _start(self, mutant: Mutant, free: list[mutant_tests.Copy]) -> None:
-        function = f"{mutant.path}::{mutant.function}"
-        tests, seconds = self._reach.tests(function, self._tests, self._options.budget)
+        tests, seconds = self._reach.tests(
+            mutant.path, mutant.function, self._tests, self._options.budget
+        )
         if not tests:
             self._note(mutant, "not reached", 0.0, "")
             return
@@ -185,7 +186,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kind", action="append", help="kind of edit, such as key; repeatable")
     parser.add_argument("--tests", action="append", help="these test files only; implies --unkept")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--budget", type=float, default=60, help="seconds of tests for a mutant")
+    parser.add_argument("--budget", type=float, default=90, help="seconds of tests for a mutant")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no mutant after these")
     parser.add_argument("--again", action="store_true", help="also those that were run before")
     parser.add_argument("--unkept", action="store_true", help="neither read nor keep results")
@@ -222,11 +223,7 @@ def main() -> int:
     if not options.again and not options.unkept:
         known = kept_results()
         mutants = [each for each in mutants if each.name not in known]
-    files = [pathlib.Path(each).resolve() for each in options.tests or ()] or [
-        each
-        for folder in mutant_tests.FOLDERS
-        for each in sorted((ROOT / "tests" / folder).glob("test_*.py"))
-    ]
+    files = [pathlib.Path(each).resolve() for each in options.tests or mutant_tests.test_files()]
     mutant_tests.warm()
     with tempfile.TemporaryDirectory(prefix="mutants_") as folder:
         scratch = pathlib.Path(folder)

@@ -82,6 +82,19 @@ def functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
                     yield f"{node.name}.{each.name}", each
 
 
+def called_at_import(source: bytes) -> set[str]:
+    """Return names that a module uses outside of functions: no single test enters those."""
+    tree, found = ast.parse(source), set()
+    waiting: list[ast.AST] = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Name):
+            found.add(node.id)
+        if not isinstance(node, ast.FunctionDef):
+            waiting += ast.iter_child_nodes(node)
+    return found
+
+
 def mutants(path: str, source: bytes) -> list[Mutant]:
     """Return every mutant of the functions of a module, in the order of the lines, named once."""
     lines = [0]
@@ -185,7 +198,7 @@ def _changes(node: ast.AST, names: dict[str, int]) -> Iterator[tuple[str, ast.AS
             yield "augmented", ast.Assign([node.target], node.value, lineno=node.lineno)
             if type(node.op) in BINARY:
                 yield "augmented", _with(node, op=BINARY[type(node.op)]())
-        case ast.If() | ast.IfExp() if isinstance(node, ast.IfExp):
+        case ast.IfExp() if not any(_is_text(each) for each in (node.body, node.orelse)):
             yield "branch", node.body
             yield "branch", node.orelse
         case ast.Return(value=ast.Tuple(elts=[_, _, *_])):

@@ -24,8 +24,9 @@ import mutant_syntax
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-FOLDERS = ("laws", "generation", "evaluation", "runs", "training", "checkpoints")
-"""Folders of `tests/` whose tests judge mutants."""
+TESTS = ("laws", "generation", "evaluation", "runs", "training", "checkpoints", "golden")
+TESTS += ("end_to_end/test_load.py",)
+"""Folders and files of `tests/` that judge mutants."""
 
 PARTS = ("idode_gin", "tests", "gin_configs", "tasks", "docs", "README.md", "pyproject.toml")
 
@@ -207,18 +208,31 @@ class Reach:
             self._kept.parent.mkdir(exist_ok=True)
             self._kept.write_text(json.dumps(self.files))
 
-    def tests(self, function: str, names: set[str], budget: float) -> tuple[list[str], float]:
-        """Return tests of a function and their seconds, quick files first, up to `budget`.
+    def tests(
+        self, path: str, function: str, names: set[str], budget: float
+    ) -> tuple[list[str], float]:
+        """Return tests of a function and their seconds, up to `budget`.
 
-        First those that enter it; then the others of their files, which may use what a test before
-        them has compiled or built.
+        First those that enter it: files with the name of the module, then those of its folder, then
+        quick ones. Then the others of these files, which may use what a test before them has
+        compiled or built. What runs when the module is imported is everybody's.
         """
+        folder, module = path.split("/")[0], pathlib.Path(path).stem
+        source = (ROOT / "idode_gin" / path).read_bytes()
+        at_import = function in mutant_syntax.called_at_import(source)
+
+        def enters(test: dict) -> bool:
+            if at_import:
+                return any(each.startswith(f"{path}::") for each in test["functions"])
+            return f"{path}::{function}" in test["functions"]
+
         direct, others = [], []
         for name in names & self.files.keys():
             tests = self.files[name]["tests"]
-            entering = [test for test in tests if function in tests[test]["functions"]]
+            entering = [test for test in tests if enters(tests[test])]
             if entering:
-                cost = sum(tests[test]["seconds"] for test in entering) / len(entering)
+                mean = sum(tests[test]["seconds"] for test in entering) / len(entering)
+                cost = (f"test_{module}.py" not in name, f"/{folder}/" not in name, mean)
                 direct.append((cost, [(test, tests[test]["seconds"]) for test in entering]))
                 rest = [test for test in tests if test not in entering]
                 others.append((cost, [(test, tests[test]["seconds"]) for test in rest]))
@@ -230,7 +244,7 @@ class Reach:
         return chosen, total
 
 
-def _by_cost(files: list[tuple[float, list]]) -> list[tuple[str, float]]:
+def _by_cost(files: list[tuple[tuple, list]]) -> list[tuple[str, float]]:
     return [test for _, tests in sorted(files) for test in tests]
 
 
@@ -241,6 +255,13 @@ def _noting_copy(folder: pathlib.Path) -> Copy:
         path = str(file.relative_to(ROOT / "idode_gin"))
         copy.write(path, noted(path, file.read_bytes()))
     return copy
+
+
+def test_files() -> Iterator[pathlib.Path]:
+    """Return the files of `TESTS`."""
+    for name in TESTS:
+        path = ROOT / "tests" / name
+        yield from [path] if path.suffix else sorted(path.glob("test_*.py"))
 
 
 def sources() -> Iterator[pathlib.Path]:

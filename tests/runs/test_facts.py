@@ -11,6 +11,7 @@ from idode_gin import numerics
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.dequantizers.variational import Variational
 from idode_gin.evaluation.evaluator import Evaluator
+from idode_gin.feed import augmentation
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.processes import agreement
@@ -18,6 +19,7 @@ from idode_gin.runs import facts, partial_results
 from idode_gin.schedules.straight_path import StraightPath
 from idode_gin.solvers.divergence import Exact
 from idode_gin.solvers.fixed_grid import FixedGrid
+from idode_gin.training import guards
 
 LIKELIHOOD = ODELikelihood(dequantizer=TruncatedNormal(), solver=FixedGrid(steps=2))
 SPLIT = tiny.split()
@@ -116,3 +118,55 @@ def test_every_fact_is_compared(tmp_path):
         for other in ({**known, name: "other"}, {n: v for n, v in known.items() if n != name}):
             with pytest.raises(ValueError, match="and is now"):
                 opened(other)
+
+
+TRAINER_CHANGES = {
+    "seed": lambda: settings_of(trainer=tiny.trainer("unused", seed=1)),
+    "ema_rate": lambda: settings_of(trainer=tiny.trainer("unused", ema_rate=0.6)),
+    "ema_warmup": lambda: settings_of(trainer=tiny.trainer("unused", ema_warmup=True)),
+    "num_microbatches": lambda: settings_of(trainer=tiny.trainer("unused", num_microbatches=2)),
+    "non_finite": lambda: settings_of(trainer=tiny.trainer("unused", non_finite=guards.Skip())),
+    "loss_spike.factor": lambda: settings_of(
+        trainer=tiny.trainer("unused", loss_spike=guards.LossSpike(factor=7.0))
+    ),
+    "optimizer.b2": lambda: settings_of(
+        trainer=tiny.trainer("unused", optimizer=dataclasses.replace(OPTIMIZER, b2=0.98))
+    ),
+    "batch_size": lambda: settings_of(config=tiny.config(6)),
+    "dataset_seed": lambda: settings_of(config=tiny.config(seed=1)),
+    "shuffle": lambda: settings_of(config=tiny.config(shuffle=False)),
+    "model.time.gamma_max": lambda: settings_of(
+        model=tiny.model(time=dataclasses.replace(tiny.model().time, gamma_max=6.0))
+    ),
+    "dataset": lambda: settings_of(split=tiny.split(name="other")),
+    "dataset_sha256": lambda: settings_of(split=tiny.split(seed=1)),
+    "eval_dataset_sha256": lambda: settings_of(eval_split=tiny.split(seed=2)),
+    "augmentation": lambda: settings_of(
+        split=dataclasses.replace(SPLIT, augmentation=augmentation.Augmentation(flip=True))
+    ),
+}
+OPTIMIZER = tiny.trainer("unused").optimizer
+SPIKE = guards.LossSpike(factor=3.0)
+
+
+def settings_of(trainer=None, model=None, config=None, split=SPLIT, eval_split=SPLIT):
+    """Return the facts that a checkpoint of a training run keeps."""
+    trainer = trainer or tiny.trainer("unused", loss_spike=SPIKE)
+    found = trainer.settings(model or tiny.model(), config or tiny.config())
+    return found | facts.image_facts(split, eval_split)
+
+
+@pytest.mark.parametrize("name", TRAINER_CHANGES)
+def test_what_a_run_depends_on_is_a_fact_and_is_compared(name):
+    before, after = settings_of(), TRAINER_CHANGES[name]()
+    assert before[name] != after[name]
+    assert any(f"{name} was" in each for each in facts.changed(before, after))
+
+
+def test_every_fact_of_a_run_is_compared():
+    known = settings_of()
+    assert len(known) > 30
+    assert facts.changed(known, dict(known)) == []
+    for name in known:
+        (sentence,) = facts.changed({**known, name: "other"}, known)
+        assert f"{name} was other" in sentence

@@ -69,7 +69,22 @@ def test_summary_describes_the_last_state(undisturbed):
     assert summary["exit_reason"] == "done"
     assert summary["num_params"] == 312
     assert summary["checkpoint"] == str(folder / "checkpoint_6")
-    assert summary["images_per_second"] > 0
+    assert (summary["train_steps"], summary["error"]) == (6, None)
+    assert summary["data"] == summary["eval_data"] == tiny.split().facts()
+    (last,) = (row for row in rows(folder) if row["step"] == 6)
+    assert summary["bpd"] == last["eval/bpd"]
+    assert summary["bpd_stderr"] == last["eval/bpd_stderr"]
+
+
+def test_speed_is_images_over_the_seconds_of_their_steps(undisturbed):
+    """The first step compiles and is left out: rows of 2, 1 and 2 steps of 4 images."""
+    folder, summary = undisturbed
+    timed = metrics.read_rows(folder / "metrics.jsonl")
+    seconds = [row["time/step_seconds"] for row in timed]
+    speeds = [row["time/images_per_second"] for row in timed]
+    assert speeds == pytest.approx([4 / each for each in seconds])
+    whole = np.dot([2, 1, 2], seconds)
+    assert summary["images_per_second"] == pytest.approx(5 * 4 / whole)
 
 
 @pytest.mark.parametrize(("use_ema", "digest"), [(True, "ema_sha256"), (False, "params_sha256")])
@@ -98,7 +113,6 @@ def test_rows_are_due_at_their_periods(undisturbed):
     }
     assert kinds == {3: {"train"}, 4: {"eval"}, 6: {"train", "eval"}}
     timed = metrics.read_rows(folder / "metrics.jsonl")[-1]
-    assert timed["time/images_per_second"] > 0
     assert timed["train/learning_rate"] == pytest.approx(1e-2)
 
 
