@@ -364,6 +364,8 @@ def test_nothing_to_score(series, score, add, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="it is a file"):
         score(series, path="file")
+    with pytest.raises(ValueError, match="No checkpoint at ''"):
+        series.check("")  # pathlib takes it for the current directory
 
 
 @pytest.mark.parametrize("wrong", [{"period": 0.0}, {"timeout": -1.0}, {"timeout": float("nan")}])

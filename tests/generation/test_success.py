@@ -250,3 +250,16 @@ def test_solves_in_memory_that_do_not_arrive_raise(solves, trained, changes, cal
     solves |= changes
     with pytest.raises(checks.NonFiniteError, match=f"{failed} did not reach"):
         call(trained)
+
+
+@pytest.mark.parametrize(
+    ("loop", "name"),
+    [
+        *((Sampler, name) for name in ("num_samples", "batch_size", "grid_images", "solve_size")),
+        *((Encoder, name) for name in ("grid_images", "solve_size")),
+        *((Interpolator, name) for name in ("num_points", "solve_size")),
+    ],
+)
+def test_numbers_out_of_range(loop, name):
+    with pytest.raises(ValueError, match=name):
+        loop(output_dir="unused", checkpoint_path="unused", **{name: 0})

@@ -8,14 +8,17 @@ import pytest
 import tiny
 
 from idode_gin import numerics
+from idode_gin.checkpoints import saving
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.dequantizers.variational import Variational
+from idode_gin.encoding import Encoding
 from idode_gin.evaluation.evaluator import Evaluator
-from idode_gin.feed import augmentation
+from idode_gin.feed import augmentation, loading
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
+from idode_gin.parameterizations.noise import Noise
 from idode_gin.processes import agreement
-from idode_gin.runs import facts, partial_results
+from idode_gin.runs import facts, partial_results, resuming, run_inputs
 from idode_gin.schedules.straight_path import StraightPath
 from idode_gin.solvers.divergence import Exact
 from idode_gin.solvers.fixed_grid import FixedGrid
@@ -170,3 +173,37 @@ def test_every_fact_of_a_run_is_compared():
     for name in known:
         (sentence,) = facts.changed({**known, name: "other"}, known)
         assert f"{name} was other" in sentence
+
+
+MEANINGS = {
+    "model.schedule": {"schedule": StraightPath()},
+    "model.time.gamma_min": {"time": dataclasses.replace(tiny.model().time, gamma_min=-6.0)},
+    "model.parameterization": {"parameterization": Noise()},
+    "model.encoding.levels": {"encoding": Encoding(levels=16)},
+}
+
+
+@pytest.mark.parametrize("name", MEANINGS)
+def test_what_gives_the_output_its_meaning_is_refused(name, tmp_path):
+    before, after = settings_of(), settings_of(model=tiny.model(**MEANINGS[name]))
+    with pytest.raises(ValueError, match=f"another model: .*{name} was"):
+        resuming.check_resumed(tmp_path, before, after)
+
+
+def test_other_facts_are_logged_alone(tmp_path, caplog):
+    resuming.check_resumed(tmp_path, settings_of(), TRAINER_CHANGES["seed"]())
+    assert "seed was 0 and is now 1" in caplog.text
+
+
+def test_processes_agree_on_images_and_checkpoint(monkeypatch, tmp_path):
+    """Every fact of the images that they loaded, in their order, and the checkpoint."""
+    agreed = {}
+    monkeypatch.setattr(agreement, "check", lambda what, known: agreed.update(known()))
+    monkeypatch.setattr(loading, "load_split", lambda _: SPLIT)
+    run_inputs.load(tiny.config(6, seed=2), tiny.model())
+    assert agreed == {**SPLIT.facts(), "seed": 2, "batch_size": 6}
+    agreed.clear()
+    restored = saving.RestoredParams({}, 3, tmp_path / "checkpoint_3", {})
+    monkeypatch.setattr(saving, "restore_params", lambda *_, **__: restored)
+    run_inputs.load_params(tiny.model(), tiny.SHAPE, str(tmp_path), True)
+    assert agreed == {"path": str(tmp_path / "checkpoint_3"), "step": 3}

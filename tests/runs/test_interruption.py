@@ -186,10 +186,10 @@ def test_failed_solves_are_not_kept(kind, tmp_path, monkeypatch):
     rows = partial_results.PartialResults.rows
 
     def failed(kept, section):
-        return rows(kept, section) | {"success": np.zeros(interrupted.NUMBER, bool)}
+        return rows(kept, section) | {"success": np.arange(interrupted.NUMBER) % 3 > 0}
 
     monkeypatch.setattr(partial_results.PartialResults, "rows", failed)
-    with pytest.raises(checks.NonFiniteError, match="41 of 41"):
+    with pytest.raises(checks.NonFiniteError, match="14 of 41"):
         run(tmp_path, 8)
     assert not list(tmp_path.iterdir())
 
