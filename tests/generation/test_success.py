@@ -192,10 +192,9 @@ def test_figures_of_samples(solves, tmp_path):
     assert_figures(summary["log_p"], mean_of(-1.5 * index))
 
 
-@pytest.mark.parametrize("pairs", [(), ((0, 1), (2,)), ((0, 1, 2),)])
-def test_pairs_are_of_two(pairs):
-    with pytest.raises(ValueError, match=r"`pairs` must be pairs of places.*got \("):
-        Interpolator(output_dir="unused", checkpoint_path="unused", pairs=pairs)
+def test_there_must_be_pairs():
+    with pytest.raises(ValueError, match=r"`pairs` must be pairs of places.*got \(\)"):
+        Interpolator(output_dir="unused", checkpoint_path="unused", pairs=())
 
 
 # The same through a model in memory.

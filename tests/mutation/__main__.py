@@ -189,6 +189,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=90, help="seconds of tests for a mutant")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no mutant after these")
     parser.add_argument("--again", action="store_true", help="also those that were run before")
+    parser.add_argument("--alive", action="store_true", help="again those that survived before")
     parser.add_argument("--unkept", action="store_true", help="neither read nor keep results")
     parser.add_argument("--measured", action="store_true", help="measure no test file anew")
     parser.add_argument("--report", action="store_true", help="write the report and end")
@@ -204,6 +205,9 @@ def chosen(options: argparse.Namespace) -> list[Mutant]:
         path = str(file.relative_to(ROOT / "idode_gin"))
         if folder_of(path) in folders or path in folders:
             found += mutant_syntax.mutants(path, file.read_bytes())
+    if options.alive:
+        known = kept_results()
+        return [each for each in found if known.get(each.name, {}).get("result") in ALIVE]
     if options.kind:
         found = [each for each in found if each.kind in options.kind]
     if options.name:
@@ -220,7 +224,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     KEPT.mkdir(exist_ok=True)
     mutants = chosen(options)
-    if not options.again and not options.unkept:
+    if not (options.again or options.alive or options.unkept):
         known = kept_results()
         mutants = [each for each in mutants if each.name not in known]
     files = [pathlib.Path(each).resolve() for each in options.tests or mutant_tests.test_files()]

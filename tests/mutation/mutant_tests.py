@@ -9,6 +9,7 @@ import ast
 import contextlib
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import pathlib
@@ -25,7 +26,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TESTS = ("laws", "generation", "evaluation", "runs", "training", "checkpoints", "golden")
-TESTS += ("end_to_end/test_load.py",)
+TESTS += ("configs/test_output_folders.py", "end_to_end/test_load.py")
 """Folders and files of `tests/` that judge mutants."""
 
 PARTS = ("idode_gin", "tests", "gin_configs", "tasks", "docs", "README.md", "pyproject.toml")
@@ -213,39 +214,40 @@ class Reach:
     ) -> tuple[list[str], float]:
         """Return tests of a function and their seconds, up to `budget`.
 
-        First those that enter it: files with the name of the module, then those of its folder, then
-        quick ones. Then the others of these files, which may use what a test before them has
-        compiled or built. What runs when the module is imported is everybody's.
+        First those that enter it, the quickest of every file by turns; then the others of these
+        files, which may use what a test before them has compiled or built. They are sorted: files
+        with the name of the module first, then those of its folder, then quick ones. What runs when
+        the module is imported is everybody's.
         """
         folder, module = path.split("/")[0], pathlib.Path(path).stem
         source = (ROOT / "idode_gin" / path).read_bytes()
         at_import = function in mutant_syntax.called_at_import(source)
+
+        every = {test: each for file in self.files.values() for test, each in file["tests"].items()}
+        seconds = {test: each["seconds"] for test, each in every.items()}
 
         def enters(test: dict) -> bool:
             if at_import:
                 return any(each.startswith(f"{path}::") for each in test["functions"])
             return f"{path}::{function}" in test["functions"]
 
-        direct, others = [], []
+        found = []
         for name in names & self.files.keys():
             tests = self.files[name]["tests"]
-            entering = [test for test in tests if enters(tests[test])]
+            entering = sorted(filter(lambda test: enters(tests[test]), tests), key=seconds.get)
             if entering:
-                mean = sum(tests[test]["seconds"] for test in entering) / len(entering)
+                mean = sum(map(seconds.get, entering)) / len(entering)
                 cost = (f"test_{module}.py" not in name, f"/{folder}/" not in name, mean)
-                direct.append((cost, [(test, tests[test]["seconds"]) for test in entering]))
-                rest = [test for test in tests if test not in entering]
-                others.append((cost, [(test, tests[test]["seconds"]) for test in rest]))
-        chosen, total = [], 0.0
-        for test, seconds in _by_cost(direct) + _by_cost(others):
-            if total + seconds <= budget or not chosen:
-                chosen.append(test)
-                total += seconds
-        return chosen, total
-
-
-def _by_cost(files: list[tuple[tuple, list]]) -> list[tuple[str, float]]:
-    return [test for _, tests in sorted(files) for test in tests]
+                found.append((cost, entering, [test for test in tests if test not in entering]))
+        found.sort()
+        chosen, total = set(), 0.0
+        for place in (1, 2):
+            for turn in itertools.zip_longest(*(each[place] for each in found)):
+                for test in filter(None, turn):
+                    if total + seconds[test] <= budget or not chosen:
+                        chosen.add(test)
+                        total += seconds[test]
+        return [t for _, *parts in found for t in itertools.chain(*parts) if t in chosen], total
 
 
 def _noting_copy(folder: pathlib.Path) -> Copy:

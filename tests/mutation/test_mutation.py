@@ -67,7 +67,7 @@ def test_each_kind_of_edit(body, kind, shown):
         "raise ValueError(f'{a + b} and {2}')",
         "logging.info(a + b)",
         "'a docstring'",
-        "return a + 'text'",
+        "return c + 'text'",
     ],
 )
 def test_what_only_speaks_is_left_alone(body):
