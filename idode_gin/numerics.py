@@ -79,7 +79,7 @@ def map_chunks(fn: Callable[[Any], Any], batch: Any, size: int) -> Any:
 
 def float_dtype() -> jnp.dtype:
     """Return float32, or float64 if `jax_enable_x64` is set."""
-    return jnp.zeros(()).dtype
+    return jnp.result_type(float)
 
 
 def normal_each(keys: types.PRNGKeys, shape: tuple[int, ...]) -> types.Images:

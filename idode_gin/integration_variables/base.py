@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from idode_gin import numerics, ode, types
@@ -62,8 +63,9 @@ def span(
     """Return the span between two gammas as numbers, static when a program is traced."""
     with jax.ensure_compile_time_eval():
         ends = jnp.asarray([gamma_start, gamma_end], numerics.float_dtype())
-        times = map(float, variable.time(field, ends))
-        scales = map(float, jnp.exp(variable.log_scale(field, ends)))
+        # In NumPy before they are taken apart, which compiles programs of one operation.
+        times = np.asarray(variable.time(field, ends)).tolist()
+        scales = np.asarray(jnp.exp(variable.log_scale(field, ends))).tolist()
         return Span(*times, *scales)
 
 

@@ -92,7 +92,7 @@ def param_shapes(
     sharding: jax.sharding.Sharding | None = None,
 ) -> types.Params:
     """Return shapes and dtypes of the model's parameters, each with `sharding`."""
-    shapes = jax.eval_shape(lambda key: model.init(key, image_shape), jax.random.key(0))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image_shape))
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
     )

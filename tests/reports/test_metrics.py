@@ -185,6 +185,16 @@ def test_checksums_see_every_changed_or_moved_number(dtype):
         assert after[1] == before[1]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint8", "bool", "float64", "int64"])
+def test_checksums_on_the_host_are_those_of_a_device(dtype, float64, monkeypatch):
+    values = np.random.default_rng(0).normal(scale=40, size=(5, 7))
+    tree = {"a": jnp.asarray(values, dtype), "b": jnp.asarray(values[0, 0], dtype)}
+    on_host = fingerprints.checksums(tree), fingerprints.all_finite(tree)
+    monkeypatch.setattr(fingerprints, "_is_on_host", lambda _: False)
+    np.testing.assert_array_equal(fingerprints.checksums(tree), on_host[0])
+    assert fingerprints.all_finite(tree) == on_host[1]
+
+
 def test_checksums_of_double_precision(float64):
     tree = {"a": jnp.asarray([1.0, 2.0])}
     nudged = {"a": jnp.asarray([1.0, np.nextafter(2.0, 3.0)])}
