@@ -214,8 +214,9 @@ def _cost(folders: Sequence[RunFolder]) -> list[Markup]:
         last = each.rows[-1] if each.rows else {}
         found = {name.removeprefix("time/"): value for name, value in last.items()} | each.summary
         devices = found.get("devices")
-        is_known = isinstance(devices, Mapping)
-        used = f"{devices.get('count')} x {devices.get('kind')}" if is_known else _ABSENT
+        used = _ABSENT
+        if isinstance(devices, Mapping):
+            used = f"{devices.get('count')} x {devices.get('kind')}"
         peak = _number(found.get("peak_device_bytes", found.get("peak_host_bytes"))) / 2**30
         shown = (_shown(found.get(name), form) for name, form in _COSTS.values())
         if found:
