@@ -31,7 +31,7 @@ def evaluate(
     dataset_cfg: DatasetConfig,
     evaluator: Evaluator,
     compilation_cache_dir: str | None = None,
-    dry_run: bool = False,
+    dry_run: bool | str = False,
 ) -> str | None:
     """Evaluate a checkpoint, or a series of checkpoints.
 
@@ -40,14 +40,14 @@ def evaluate(
         dataset_cfg: the images; each is scored once, whatever the batch size.
         evaluator: checkpoints, bounds and output directory.
         compilation_cache_dir: see `compilation_cache.use`.
-        dry_run: only print what would be done. Set by the flag --dry_run.
+        dry_run: only print what would be done, "full" in full. Set by the flag --dry_run.
 
     Returns:
         The output directory; None if nothing was to be done.
     """
     outputs.check_folder(evaluator.output_dir, "eval", "EVAL_OUTPUT_DIR")
     if dry_run:
-        print(evaluator.dry_run(model, dataset_cfg))
+        print(evaluator.dry_run(model, dataset_cfg, full=dry_run == "full"))
         return None
     compilation_cache.use(compilation_cache_dir)
     evaluator.check_path()

@@ -29,7 +29,7 @@ def interpolate(
     dataset_cfg: DatasetConfig,
     interpolator: Interpolator,
     compilation_cache_dir: str | None = None,
-    dry_run: bool = False,
+    dry_run: bool | str = False,
 ) -> str | None:
     """Interpolate between images with a checkpoint.
 
@@ -38,14 +38,14 @@ def interpolate(
         dataset_cfg: the split that images are taken from.
         interpolator: checkpoint, images and output directory.
         compilation_cache_dir: see `compilation_cache.use`.
-        dry_run: only print what would be done. Set by the flag --dry_run.
+        dry_run: only print what would be done, "full" in full. Set by the flag --dry_run.
 
     Returns:
         The output directory; None if nothing was to be done.
     """
     outputs.check_folder(interpolator.output_dir, "interpolate", "INTERPOLATE_OUTPUT_DIR")
     if dry_run:
-        print(interpolator.dry_run(model, dataset_cfg))
+        print(interpolator.dry_run(model, dataset_cfg, full=dry_run == "full"))
         return None
     compilation_cache.use(compilation_cache_dir)
     saving.find(interpolator.checkpoint_path)

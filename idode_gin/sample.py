@@ -27,7 +27,7 @@ def sample(
     model: DiffusionODE,
     sampler: Sampler,
     compilation_cache_dir: str | None = None,
-    dry_run: bool = False,
+    dry_run: bool | str = False,
 ) -> str | None:
     """Draw images from a checkpoint.
 
@@ -35,14 +35,14 @@ def sample(
         model: the model that was trained.
         sampler: checkpoint, number of images and output directory.
         compilation_cache_dir: see `compilation_cache.use`.
-        dry_run: only print what would be done. Set by the flag --dry_run.
+        dry_run: only print what would be done, "full" in full. Set by the flag --dry_run.
 
     Returns:
         The output directory; None if nothing was to be done.
     """
     outputs.check_folder(sampler.output_dir, "sample", "SAMPLE_OUTPUT_DIR")
     if dry_run:
-        print(sampler.dry_run(model))
+        print(sampler.dry_run(model, full=dry_run == "full"))
         return None
     compilation_cache.use(compilation_cache_dir)
     saving.find(sampler.checkpoint_path)

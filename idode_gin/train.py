@@ -45,7 +45,7 @@ def train(
     random_seed: int,
     trainer_cls: Callable[..., Trainer] = Trainer,
     compilation_cache_dir: str | None = None,
-    dry_run: bool = False,
+    dry_run: bool | str = False,
 ) -> str | None:
     """Train `model`. The parameters have t5x's names.
 
@@ -63,7 +63,7 @@ def train(
         random_seed: seed of initial parameters and noise.
         trainer_cls: builds the `Trainer`; gin binds its other parameters.
         compilation_cache_dir: see `compilation_cache.use`.
-        dry_run: only print what would be done. Set by the flag --dry_run.
+        dry_run: only print what would be done, "full" in full. Set by the flag --dry_run.
 
     Returns:
         The run directory; None if nothing was to be trained.
@@ -82,7 +82,8 @@ def train(
     trainer = trainer_cls(**passed_on)
     outputs.check_folder(model_dir, "train", "MODEL_DIR")
     if dry_run:
-        print(trainer.dry_run(model, train_dataset_cfg, train_eval_dataset_cfg))
+        datasets = train_dataset_cfg, train_eval_dataset_cfg
+        print(trainer.dry_run(model, *datasets, full=dry_run == "full"))
         return None
     compilation_cache.use(compilation_cache_dir)
     outputs.check_agreement()  # before anything is written

@@ -22,6 +22,9 @@ from idode_gin.feed import tasks_package
 from idode_gin.processes import joining, output, places, preemption
 from idode_gin.reports import progress
 
+_WIDTH, _LONGEST = 96, 60
+"""Characters of a line of `short_screen`, and of a value in it."""
+
 
 def execute(program: str, function: str, about: str, arguments: Sequence[str]) -> None:
     """Run a program to its end; see `programs.run` for the arguments."""
@@ -66,8 +69,11 @@ def _execute(program: str, function: str, options: FlagValues) -> None:
             seqio_cache_dirs=options.seqio_additional_cache_dirs,
         )
     files = [*from_training.configs_read(options.gin_file), *options.gin_file]
-    print(first_screen(program, files, devices), flush=True)
-    if options.dry_run:
+    if options.dry_run is True:
+        print(short_screen(program, files), flush=True)
+    else:
+        print(first_screen(program, files, devices), flush=True)
+    if options.dry_run == "full":
         print(f"\n{config.config_str()}", flush=True)
     folder = config.get_configurable(root)(dry_run=options.dry_run)
     if folder is not None:
@@ -80,17 +86,35 @@ def _execute(program: str, function: str, options: FlagValues) -> None:
 
 def first_screen(program: str, gin_files: Sequence[str], devices: str = "") -> str:
     """Return what is about to run: devices if started, gin files, every macro with its value."""
-    macros = {
-        scope: repr(bound["value"]).removeprefix("@")
-        for (scope, selector), bound in gin_internals.bindings.items()
-        if selector == MACRO
-    }
-    rows = {"gin files": ", ".join(gin_files), **dict(sorted(macros.items()))}
+    rows = {"gin files": ", ".join(gin_files), **_macros()}
     width = max(map(len, rows))
     title = f"{program} (idode_gin {idode_gin.__version__})"
     if devices:
         title += f" on {devices}"
     return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows.items())])
+
+
+def short_screen(program: str, gin_files: Sequence[str]) -> str:
+    """Return what `first_screen` does for a dry run: several macros a line, long values cut."""
+    title = f"{program} (idode_gin {idode_gin.__version__}), dry run. --dry_run=full prints more."
+    lines = ["gin files: " + ", ".join(gin_files), ""]
+    for name, value in _macros().items():
+        short = value if len(value) <= _LONGEST else f"{value[: _LONGEST - 3]}..."
+        text = f"{name}={short}"
+        if len(lines[-1]) + len(text) > _WIDTH:
+            lines.append("")
+        lines[-1] += f"{'  ' if lines[-1] else ''}{text}"
+    return "\n".join([title, *(f"  {line}" for line in lines), ""])
+
+
+def _macros() -> dict[str, str]:
+    """Return every macro with its value, sorted."""
+    found = {
+        scope: repr(bound["value"]).removeprefix("@")
+        for (scope, selector), bound in gin_internals.bindings.items()
+        if selector == MACRO
+    }
+    return dict(sorted(found.items()))
 
 
 def initialize_processes(options: FlagValues) -> None:

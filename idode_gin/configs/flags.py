@@ -14,13 +14,38 @@ from idode_gin.reports import paths
 
 _BOOL, _INTEGER, _STRING = flags.DEFINE_bool, flags.DEFINE_integer, flags.DEFINE_string
 _LIST, _REPEATED = flags.DEFINE_list, flags.DEFINE_multi_string
+
+
+class _DryRunParser(flags.ArgumentParser[bool | str]):
+    """Parses --dry_run, --dry_run=full and the values of a boolean flag."""
+
+    def parse(self, argument: Any) -> bool | str:
+        """Return whether to describe the run only, or "full"."""
+        if argument == "full":
+            return "full"
+        try:
+            return bool(flags.BooleanParser().parse(argument))
+        except ValueError as error:
+            raise ValueError("write --dry_run or --dry_run=full") from error
+
+
+def _dry_run(name: str, default: bool, text: str, flag_values: flags.FlagValues) -> None:
+    flag = flags.Flag(_DryRunParser(), None, name, default, text, boolean=True)
+    flags.DEFINE_flag(flag, flag_values)
+
+
 _FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "gin_file": (_REPEATED, [], "A gin file; repeatable, later files win."),
     "gin_bindings": (_REPEATED, [], "The same as --gin.NAME=VALUE."),
     "gin_search_paths": (_LIST, [], "Folders to search first for gin files."),
     "tfds_data_dir": (_STRING, None, "Data directory of TensorFlow Datasets."),
     "seqio_additional_cache_dirs": (_LIST, [], "Folders with tasks cached by seqio."),
-    "dry_run": (_BOOL, False, "Check and describe the run; write nothing."),
+    "dry_run": (
+        _dry_run,
+        False,
+        "Check the run and describe it on one screen; write nothing. --dry_run=full also prints\n"
+        "every binding and every parameter.",
+    ),
     "debug": (_BOOL, False, "Print the traceback of every error."),
     "multiprocess_gpu": (_BOOL, False, "This is one of several processes, on any device."),
     "coordinator_address": (_STRING, None, "host:port of process 0."),
@@ -31,6 +56,7 @@ _FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "version": (_BOOL, False, "Print the version."),
     "help": (_BOOL, False, "Print this text."),
 }
+_SWITCHES = (_BOOL, _dry_run)
 _PATHS = ("gin_file", "gin_search_paths", "tfds_data_dir", "seqio_additional_cache_dirs")
 _GIN_HELP = (
     "Bind a macro or parameter after all files. Text needs Python's quotes inside the shell's."
@@ -86,7 +112,10 @@ def usage(about: str) -> str:
 
 def completions() -> list[str]:
     """Return the flags as a shell completes them: with "=" where a value follows."""
-    return ["--gin.", *(f"--{name}{'=' * (kind[0] is not _BOOL)}" for name, kind in _FLAGS.items())]
+    return [
+        "--gin.",
+        *(f"--{name}{'=' * (kind[0] not in _SWITCHES)}" for name, kind in _FLAGS.items()),
+    ]
 
 
 def _rewrite_gin_flag(argument: str, following: str) -> str:

@@ -226,6 +226,11 @@ class PjitPartitioner:
         unit = math.prod(parts.values())
         checks.check_multiple(name, batch_size, " * ".join(parts), unit)
 
+    def rounded_up(self, batch_size: int) -> int:
+        """Return the smallest size from `batch_size` that splits into equal parts `per_device`."""
+        devices = math.prod(self.mesh.shape.values())
+        return -(-batch_size // devices) * devices
+
     def local_rows(self, batch_size: int) -> np.ndarray:
         """Return the rows of the global batch on this process: integers `[n]`, ascending."""
         places = self.batch_sharding.addressable_devices_indices_map((batch_size,)).values()

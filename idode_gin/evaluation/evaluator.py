@@ -119,12 +119,20 @@ class Evaluator:
         else:
             self.checkpoints.check(self.checkpoint_path)
 
-    def dry_run(self, model: DiffusionODE, dataset: data.DatasetConfig) -> str:
+    def dry_run(
+        self, model: DiffusionODE, dataset: data.DatasetConfig, *, full: bool = False
+    ) -> str:
         """Describe what `run` would do: see `descriptions.describe_use`."""
         which = "" if self.checkpoints is None else f" {self.checkpoints.words}"
         use = f"score {dataset.mixture_or_task_name} / {dataset.split} with{which}"
         return descriptions.describe_use(
-            model, self.partitioner, dataset.batch_size, self.checkpoint_path, use
+            model,
+            self.partitioner,
+            dataset.batch_size,
+            self.checkpoint_path,
+            use,
+            self.output_dir,
+            full=full,
         )
 
     def run(

@@ -60,11 +60,19 @@ class Encoder:
         checks.check_positive("grid_images", self.grid_images)
         checks.check_positive("solve_size", self.solve_size)
 
-    def dry_run(self, model: DiffusionODE, dataset: data.DatasetConfig) -> str:
+    def dry_run(
+        self, model: DiffusionODE, dataset: data.DatasetConfig, *, full: bool = False
+    ) -> str:
         """Describe what `run` would do: see `descriptions.describe_use`."""
         use = f"encode {dataset.mixture_or_task_name} / {dataset.split} with"
         return descriptions.describe_use(
-            model, self.partitioner, dataset.batch_size, self.checkpoint_path, use
+            model,
+            self.partitioner,
+            dataset.batch_size,
+            self.checkpoint_path,
+            use,
+            self.output_dir,
+            full=full,
         )
 
     def run(self, model: DiffusionODE, dataset: data.DatasetConfig) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Interpolator:
         seed: of the position within its bin at which a pixel starts.
         solve_size: pairs per solve, whatever the batch size; see `Evaluator`.
         partitioner: devices; each has all parameters, as in `Evaluator`. The batch size counts
-            pairs.
+            pairs, and is rounded up to a multiple of the devices.
     """
 
     output_dir: LocalPath
@@ -67,11 +67,19 @@ class Interpolator:
                 f"{self.pairs}."
             )
 
-    def dry_run(self, model: DiffusionODE, dataset: data.DatasetConfig) -> str:
+    def dry_run(
+        self, model: DiffusionODE, dataset: data.DatasetConfig, *, full: bool = False
+    ) -> str:
         """Describe what `run` would do: see `descriptions.describe_use`."""
         use = f"interpolate {dataset.mixture_or_task_name} / {dataset.split} with"
         return descriptions.describe_use(
-            model, self.partitioner, dataset.batch_size, self.checkpoint_path, use
+            model,
+            self.partitioner,
+            self.partitioner.without_devices().rounded_up(dataset.batch_size),
+            self.checkpoint_path,
+            use,
+            self.output_dir,
+            full=full,
         )
 
     def run(self, model: DiffusionODE, dataset: data.DatasetConfig) -> dict[str, Any]:
@@ -84,6 +92,8 @@ class Interpolator:
             checks.Preempted: when asked to stop; the next `run` resumes.
         """
         began = time.monotonic()
+        batch_size = self.partitioner.rounded_up(dataset.batch_size)
+        dataset = dataclasses.replace(dataset, batch_size=batch_size)
         split, restored = run_inputs.load_both(
             model, dataset, self.checkpoint_path, self.use_ema, self.partitioner
         )

@@ -76,11 +76,17 @@ class Sampler:
         checks.check_lanes_fit(getattr(self.method, "lanes", None), self.solve_size)
         self._method()  # raises if the method has no log-density
 
-    def dry_run(self, model: DiffusionODE) -> str:
+    def dry_run(self, model: DiffusionODE, *, full: bool = False) -> str:
         """Describe what `run` would do: see `descriptions.describe_use`."""
         use = f"draw {self.num_samples} images with"
         return descriptions.describe_use(
-            model, self.partitioner, self.batch_size, self.checkpoint_path, use
+            model,
+            self.partitioner,
+            self.batch_size,
+            self.checkpoint_path,
+            use,
+            self.output_dir,
+            full=full,
         )
 
     def run(self, model: DiffusionODE) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A U-Net of constant resolution."""
 
 import dataclasses
+import functools
 from typing import Any, final
 
 import jax
@@ -96,8 +97,8 @@ class UNet(base.AbstractNetwork):
 
     def logical_axes(self, image_shape: tuple[int, int, int]) -> Any:
         """Return the axis names of all parameters, which `layers` defines."""
-        boxed = jax.eval_shape(lambda: self._boxed(jax.random.key(0), image_shape))
-        return nn.get_partition_spec(boxed)
+        height, width, channels = image_shape
+        return _axes(self, (height, width, channels))
 
     @property
     def coarse_dtype(self) -> str | None:
@@ -242,6 +243,12 @@ class _Stages:
             dtype=self.dtype,
             name=name,
         )
+
+
+@functools.lru_cache(maxsize=4)  # tracing a large network takes seconds
+def _axes(network: UNet, image_shape: tuple[int, int, int]) -> Any:
+    boxed = jax.eval_shape(lambda: network._boxed(jax.random.key(0), image_shape))
+    return nn.get_partition_spec(boxed)
 
 
 def _keys_of_stage(

@@ -1,5 +1,8 @@
 """Text about a model, and about what a program would do: for files and dry runs."""
 
+import dataclasses
+import math
+import textwrap
 from typing import Any
 
 import jax
@@ -11,11 +14,33 @@ from idode_gin.devices import accounting, flops
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.models import DiffusionODE
 from idode_gin.runs import run_inputs
+from idode_gin.schedules.time.linear import Linear
 
 
 def describe(model: DiffusionODE, params: types.Params, logical_axes: Any = None) -> str:
     """Return the model's `repr` and a table of its parameters."""
     return f"{model}\n\n{accounting.parameter_table(params, logical_axes)}\n"
+
+
+def outline(model: DiffusionODE, params: types.Params) -> str:
+    """Return the kinds of the model's parts, and the number of its parameters."""
+    parts = [getattr(model, each.name) for each in dataclasses.fields(model)]
+    kinds = [type(each).__name__ for each in parts if dataclasses.is_dataclass(each)]
+    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    text = textwrap.fill(f"{type(model).__name__}: {', '.join(kinds)}.", 98, subsequent_indent="  ")
+    return f"{text}\nTotal: {total:,} parameters"
+
+
+def warnings(model: DiffusionODE) -> list[str]:
+    """Return a line for each part of the model that has no effect on training."""
+    time, sampler = type(model.time).__name__, type(model.time_sampler).__name__
+    if model.time_sampler.uses_gamma_of_t or isinstance(model.time, Linear):
+        return []
+    return [
+        f"{time} changes nothing of training but by its ends: {sampler} draws gamma by the weight "
+        "of the loss, not by gamma(t). To train with gamma(t), bind TIME_SAMPLER = "
+        "@uniform.Uniform() (time_samplers.uniform)."
+    ]
 
 
 def shape_for_dry_run(model: DiffusionODE) -> tuple[int, int, int]:
@@ -33,11 +58,19 @@ def shape_for_dry_run(model: DiffusionODE) -> tuple[int, int, int]:
 
 
 def describe_use(
-    model: DiffusionODE, partitioner: PjitPartitioner, batch_size: int, path: str, use: str
+    model: DiffusionODE,
+    partitioner: PjitPartitioner,
+    batch_size: int,
+    path: str,
+    use: str,
+    output_dir: str,
+    *,
+    full: bool = False,
 ) -> str:
     """Describe what a program would do with a checkpoint, without devices, images or parameters.
 
-    `use` completes "Would {use} <checkpoint>"; `batch_size` is over all devices.
+    `use` completes "Would {use} <checkpoint>"; `batch_size` is over all devices; `full` lists all
+    parameters.
 
     Raises:
         ValueError: if the batch size does not fit the mesh, the model declares no image shape, or
@@ -58,10 +91,13 @@ def describe_use(
     except ValueError as error:
         plan = f"Nothing to {use} yet. {error}"
     size = accounting.bytes_per_device(params) / accounting.MIB
+    head = describe(model, params, model.logical_axes(shape)) if full else outline(model, params)
     return (
-        f"{describe(model, params, model.logical_axes(shape))}\n"
+        f"{head}\n"
         f"Mesh: {partitioner.shown}.\n"
+        f"Images: {shape}; batch size {batch_size}.\n"
         f"Parameters on each device (replicated): {size:,.1f} MiB.\n"
         f"FLOPs of one network evaluation, per image: {operations:.4g}.\n"
+        f"Output: {output_dir}\n"
         f"{plan}"
     )

@@ -30,20 +30,29 @@ def check_begun(directory: str | pathlib.Path, model: DiffusionODE) -> None:
         checkpoint_meta.check_same_leaves(path, meta, {"params": params})
 
 
-def changed_since(directory: str | pathlib.Path, facts: Mapping[str, Any]) -> list[str]:
-    """Return a warning for each fact that differs from the newest checkpoint of a directory."""
+def changed_since(
+    directory: str | pathlib.Path, facts: Mapping[str, Any], *, is_done: bool
+) -> list[str]:
+    """Return a warning for each fact that differs from the newest checkpoint of a directory.
+
+    `is_done` says that there is nothing left to train.
+    """
     newest = _newest(directory)
-    return [] if newest is None else _warnings(newest[1]["facts"], facts)
+    return [] if newest is None else _warnings(newest[1]["facts"], facts, is_done)
 
 
-def check_resumed(directory: pathlib.Path, saved: Mapping[str, Any], facts: dict[str, Any]) -> None:
+def check_resumed(
+    directory: pathlib.Path, saved: Mapping[str, Any], facts: dict[str, Any], *, is_done: bool
+) -> None:
     """Log a warning for each fact that changed since the checkpoint of `directory` was saved.
+
+    `is_done` says that there is nothing left to train.
 
     Raises:
         ValueError: if the output of the network would be interpreted differently.
     """
     _check_meaning(directory, saved, facts)
-    for each in _warnings(saved, facts):
+    for each in _warnings(saved, facts, is_done):
         logging.warning("%s", each)
 
 
@@ -66,12 +75,15 @@ def _newest(directory: str | pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]
     return files.described(files.newest_first(directory))
 
 
-def _warnings(saved: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{each}. Training continues, but no single configuration reproduces this run any more. To "
+def _warnings(saved: Mapping[str, Any], facts: Mapping[str, Any], is_done: bool) -> list[str]:
+    effect = (
+        "This changes nothing, because the run is finished. To train with it, choose another "
+        "MODEL_DIR."
+        if is_done
+        else "Training continues, but no single configuration reproduces this run any more. To "
         "start from the beginning, choose another MODEL_DIR."
-        for each in facts_lib.changed(saved, facts)
-    ]
+    )
+    return [f"{each}. {effect}" for each in facts_lib.changed(saved, facts)]
 
 
 def _check_meaning(

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from idode_gin import types
 from idode_gin.schedules.time.base import AbstractTime
@@ -19,6 +19,8 @@ class AbstractTimeSampler(abc.ABC):
     """
 
     quantiles: AbstractQuantiles
+    uses_gamma_of_t: ClassVar[bool] = True
+    """False if gamma depends on `time` by its two ends alone."""
 
     @abc.abstractmethod
     def gamma_and_density(

@@ -1,13 +1,13 @@
 """Importance-sampled time in closed form, for velocity prediction on the VP path."""
 
 import dataclasses
-from typing import final
+from typing import ClassVar, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from idode_gin import types
+from idode_gin import numerics, types
 from idode_gin.schedules.time.base import AbstractTime
 from idode_gin.time_samplers import base
 from idode_gin.time_samplers.quantiles.base import AbstractQuantiles
@@ -28,6 +28,7 @@ class VPVelocityImportance(base.AbstractTimeSampler):
     Refs: i-DODE, importance sampling of time.
     """
 
+    uses_gamma_of_t: ClassVar[bool] = False
     quantiles: AbstractQuantiles = dataclasses.field(default_factory=LowDiscrepancy)
 
     def gamma_and_density(
@@ -45,8 +46,9 @@ class VPVelocityImportance(base.AbstractTimeSampler):
 
 def _check_weight(weight: base.Weight, time: AbstractTime) -> None:
     with jax.ensure_compile_time_eval():
-        gamma = jnp.linspace(time.gamma_min, time.gamma_max, 9)
-        ratio = np.asarray(weight(gamma) / jax.nn.sigmoid(-gamma))
+        gamma = np.linspace(time.gamma_min, time.gamma_max, 9, dtype=numerics.float_dtype())
+        # Compiled, so that it is one program rather than one for each operation.
+        ratio = np.asarray(jax.jit(lambda g: weight(g) / jax.nn.sigmoid(-g))(gamma))
     if np.ptp(ratio) > 1e-3 * abs(ratio[0]):
         raise ValueError(
             "`VPVelocityImportance` needs a weight proportional to sigmoid(-gamma), which only "

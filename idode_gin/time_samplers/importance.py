@@ -1,7 +1,7 @@
 """Importance-sampled time for any schedule and parameterization, by numerical inversion."""
 
 import dataclasses
-from typing import final
+from typing import ClassVar, final
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +33,7 @@ class Importance(base.AbstractTimeSampler):
     Refs: i-DODE, importance sampling of time.
     """
 
+    uses_gamma_of_t: ClassVar[bool] = False
     quantiles: AbstractQuantiles = dataclasses.field(default_factory=LowDiscrepancy)
     panels: int = 128
 

@@ -1,39 +1,50 @@
 """A description of a training run from shapes alone: nothing is computed, read or written."""
 
+import dataclasses
+import functools
 import math
+from typing import Any
 
 import jax
 
-from idode_gin import numerics
+from idode_gin import numerics, types
 from idode_gin.devices import accounting, flops
 from idode_gin.devices import mesh as mesh_lib
 from idode_gin.devices.partitioning import PjitPartitioner
+from idode_gin.feed import data
 from idode_gin.models import DiffusionODE
+from idode_gin.networks.base import AbstractNetwork, Conditioning
 from idode_gin.runs import descriptions, run_inputs
 from idode_gin.training.programs import Program
 
 
 def describe(
     model: DiffusionODE,
+    traced: DiffusionODE,
     program: Program,
     partitioner: PjitPartitioner,
     batch_size: int,
     num_microbatches: int,
+    *,
+    full: bool = False,
 ) -> str:
     """Return parameters, mesh, memory of a device and FLOPs of a step, as text.
 
-    Traces the update and the evaluation.
+    Traces the update and the evaluation. `traced` is the model that `program` was built for, see
+    `traced_once`; `full` lists all parameters.
 
     Raises:
         ValueError: if shapes do not fit together.
     """
     shape, state = descriptions.shape_for_dry_run(model), program.abstract_state
     batch = run_inputs.blank_batch(model, shape, batch_size)
-    step = jax.make_jaxpr(program.step)(state, batch)
-    jax.eval_shape(program.evaluate, state.params, batch)
+    # Without shardings, which would make it another trace of the network than `build` made.
+    plain = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+    step = jax.make_jaxpr(program.step)(plain, batch)
+    jax.eval_shape(program.evaluate, plain.params, batch)
     part = batch_size // partitioner.batch_parts // num_microbatches
     kept = accounting.kept_bytes(
-        lambda params, batch, key: model.loss_fn(params, batch, key, batch_size)[0],
+        lambda params, batch, key: traced.loss_fn(params, batch, key, batch_size)[0],
         state.params,
         run_inputs.blank_batch(model, shape, part),
         jax.random.key(0),
@@ -45,11 +56,70 @@ def describe(
     per_level = part * math.prod(shape) * numerics.float_dtype().itemsize
     memory["levels of the decoder"] = per_level * model.encoding.levels_at_once
     caveat = "Activations are not divided by `model`, which splits some of them.\n"
+    head = descriptions.outline(model, state.params)
+    if full:
+        head = descriptions.describe(model, state.params, model.logical_axes(shape))
     return (
-        f"{descriptions.describe(model, state.params, model.logical_axes(shape))}\n"
+        f"{head}\n"
         f"Mesh: {partitioner.shown}.\n"
         f"Batch: {batch_size} images of {shape}, {part} on a device at a time.\n"
         f"On each device:\n{accounting.memory_table(memory)}\n"
         f"{caveat if is_split else ''}"
         f"FLOPs of a step, over all devices: {flops.of_jaxpr(step.jaxpr):.4g}.\n"
     )
+
+
+def goal(
+    train: data.DatasetConfig,
+    held_out: data.DatasetConfig | None,
+    *,
+    steps: int,
+    eval_period: int | None,
+    save_period: int | None,
+    directory: str,
+) -> str:
+    """Return the data, steps and run directory as text."""
+    evaluated = "no evaluation"
+    if held_out is not None:
+        often = "at the end" if eval_period is None else f"every {eval_period:,} steps"
+        evaluated = f"{held_out.mixture_or_task_name} / {held_out.split} evaluated {often}"
+    saved = "at the end" if save_period is None else f"every {save_period:,}"
+    return (
+        f"Data: {train.mixture_or_task_name} / {train.split}; {evaluated}.\n"
+        f"Steps: {steps:,}, saved {saved}.\n"
+        f"Output: {directory}\n"
+    )
+
+
+def traced_once(model: DiffusionODE) -> DiffusionODE:
+    """Return the model with a network that equal calls trace only once."""
+    return dataclasses.replace(model, network=_TracedOnce(model.network))
+
+
+@dataclasses.dataclass(frozen=True)
+class _TracedOnce(AbstractNetwork):
+    network: AbstractNetwork
+
+    @functools.cached_property
+    def _traced(self) -> Any:
+        return jax.jit(self.network.__call__)
+
+    def init(self, key: types.PRNGKey, image_shape: tuple[int, int, int]) -> types.Params:
+        return self.network.init(key, image_shape)
+
+    def logical_axes(self, image_shape: tuple[int, int, int]) -> Any:
+        return self.network.logical_axes(image_shape)
+
+    def __call__(
+        self,
+        params: types.Params,
+        z: types.Images,
+        time: types.PerExample,
+        conditioning: Conditioning,
+        key: types.PRNGKeys | None = None,
+    ) -> types.Images:
+        output: types.Images = self._traced(params, z, time, conditioning, key)
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.network, name)

@@ -66,11 +66,14 @@ def build(recipe: Recipe) -> Program:
     params = jax.eval_shape(init_params, key_init)
     names = train_step.metric_names(model.loss_fn, params, recipe.batch, key_train)
 
-    def init() -> TrainState:
+    def begin(params: types.Params) -> TrainState:
         bins = recipe.update.gamma_bins.number
-        return train_state.create(init_params(key_init), recipe.transformation, names, bins)
+        return train_state.create(params, recipe.transformation, names, bins)
 
-    shapes = jax.eval_shape(init)
+    def init() -> TrainState:
+        return begin(init_params(key_init))
+
+    shapes = jax.eval_shape(begin, params)
     sharding = partitioner.state_sharding(shapes, model.logical_axes(recipe.image_shape))
     loss_fn = partitioner.on_gathered(model.loss_fn, sharding.params)
     eval_fn = partitioner.on_gathered(model.eval_fn, sharding.params)

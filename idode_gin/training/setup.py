@@ -88,7 +88,8 @@ def resume_or_begin(setup: Setup, saved: Checkpoints) -> Start:
     step = int(state.step)
     is_resumed = restored is not None and restored.path.parent == directory
     if restored is not None and is_resumed:
-        resuming.check_resumed(directory, restored.facts, setup.facts)
+        is_done = step >= setup.train_steps
+        resuming.check_resumed(directory, restored.facts, setup.facts, is_done=is_done)
     elif restored is not None:  # may be another checkpoint than `Trainer.check_start` saw
         steps_left.check_step(restored.path, step, setup.train_steps)
         resuming.warn_of_meaning(restored.path, restored.facts, setup.facts)

@@ -256,11 +256,13 @@ class Trainer:
         model: DiffusionODE,
         train_dataset: data.DatasetConfig,
         eval_dataset: data.DatasetConfig | None = None,
+        *,
+        full: bool = False,
     ) -> str:
         """Check everything that needs no computation, and return a description of the run.
 
         Traces the update and the evaluation with shapes alone, on a mesh whose devices need not
-        exist. Reads no images and writes nothing.
+        exist. Reads no images and writes nothing. `full` lists all parameters.
 
         Raises:
             ValueError: for batch sizes, shapes or checkpoints that do not fit, or a model that
@@ -270,13 +272,25 @@ class Trainer:
         there._check(train_dataset, eval_dataset)
         there.check_start(model)
         shape, size = descriptions.shape_for_dry_run(model), train_dataset.batch_size
-        program = there.program(model, shape, run_inputs.blank_batch(model, shape, size))
+        traced = dry_run.traced_once(model)
+        program = there.program(traced, shape, run_inputs.blank_batch(model, shape, size))
         plan = Checkpoints(self.model_dir, self.checkpoints, {}).plan(program.abstract_state)
-        changes = resuming.changed_since(self.model_dir, self.settings(model, train_dataset))
-        warnings = "".join(f"WARNING: {each}\n" for each in changes)
         done = steps_left.instead(self.model_dir, self.train_steps)
-        text = dry_run.describe(model, program, there.partitioner, size, self.num_microbatches)
-        return f"{text}{warnings}{done or f'Would train {plan}.'}"
+        settings = self.settings(model, train_dataset)
+        warned = resuming.changed_since(self.model_dir, settings, is_done=done is not None)
+        warned += descriptions.warnings(model)
+        warnings = "".join(f"WARNING: {each}\n" for each in warned)
+        parts = self.num_microbatches
+        text = dry_run.describe(model, traced, program, there.partitioner, size, parts, full=full)
+        goal = dry_run.goal(
+            train_dataset,
+            eval_dataset,
+            steps=self.train_steps,
+            eval_period=self.eval_period,
+            save_period=self.checkpoints.save.period,
+            directory=self.model_dir,
+        )
+        return f"{text}{goal}{warnings}{done or f'Would train {plan}.'}"
 
     def settings(self, model: DiffusionODE, dataset: data.DatasetConfig) -> dict[str, Any]:
         """Return the facts that checkpoints keep of the configuration; compared on resume."""

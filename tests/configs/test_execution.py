@@ -73,6 +73,25 @@ def test_dry_run_is_passed_on(run) -> None:
     assert errors == "error: main.dry_run has no effect: use the flag --dry_run.\n"
 
 
+def test_dry_run_has_a_short_and_a_full_form(run) -> None:
+    long = "--gin.FOLDER='" + 90 * "a" + "'"
+    code, text, _ = run("--dry_run", "--gin.STEPS=11", long)
+    assert code == 0
+    assert "FOLDER='" + 56 * "a" + "..." in text
+    assert "STEPS=11  WHEEL=toy.Wheel()" in text
+    assert "main.wheel" not in text
+    assert max(map(len, text.splitlines())) <= 100
+    code, text, _ = run("--dry_run=full", "--gin.STEPS=11", long)
+    assert code == 0
+    assert toy_program.CALLS[1]["dry_run"] == "full"
+    assert f"FOLDER     {90 * 'a'!r}" in text
+    assert "main.wheel = %WHEEL" in text
+    assert [run(each)[0] for each in ("--dry_run=true", "--nodry_run", "--dry_run=false")] == [
+        0
+    ] * 3
+    assert [call["dry_run"] for call in toy_program.CALLS[2:]] == [True, False, False]
+
+
 @pytest.mark.parametrize(
     ("arguments", "found"),
     [
@@ -87,7 +106,7 @@ def test_dry_run_is_passed_on(run) -> None:
         ),
         (["--gin_fil=a.gin"], "Unknown flag --gin_fil. Did you mean --gin_file?"),
         (["--zzz"], "Unknown flag --zzz. --help lists all flags."),
-        (["--dry_run=maybe"], "dry_run"),
+        (["--dry_run=maybe"], "write --dry_run or --dry_run=full"),
         (["--process_index=one"], "process_index"),
         (["STEPS=7"], "'STEPS=7' is no flag."),
         (["--process_index=1"], "--process_index without --multiprocess_gpu."),

@@ -232,7 +232,7 @@ def test_the_screen_names_the_configuration_of_the_run(
     run: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     named = f"--gin.CHECKPOINT_PATH={str(run)!r}"
-    programs.run("idode_gin.sample", "sample", "", [named, "--dry_run"])
+    programs.run("idode_gin.sample", "sample", "", [named, "--dry_run=full"])
     shown = capsys.readouterr().out
     assert f"gin files              {(run / 'operative_config.gin').resolve()}\n" in shown
     assert "Nothing to draw 64 images with yet." in shown

@@ -53,6 +53,9 @@ def test_dry_run_describes_and_writes_nothing(tmp_path: pathlib.Path) -> None:
     done = run(tmp_path, "-m", "idode_gin.train", EXPERIMENT, "--dry_run")
     assert done.returncode == 0, done.stderr
     assert "Would train from scratch" in done.stdout
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 100
     assert not list(tmp_path.iterdir())
 
 

@@ -79,7 +79,7 @@ def main(
     loud: bool = False,
     parts: dict[str, AbstractPart] | None = None,
     fail: Callable[[], None] | None = None,
-    dry_run: bool = False,
+    dry_run: bool | str = False,
 ) -> None:
     CALLS.append({"steps": steps, "folder": folder, "wheel": wheel, "engine": engine})
     CALLS[-1]["dry_run"] = dry_run

@@ -1,6 +1,10 @@
 """Encoding, interpolation and sampling: rows do not depend on the batch, and runs resume."""
 
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import interrupted
 import numpy as np
@@ -65,6 +69,22 @@ def test_strips_go_from_one_image_to_the_other(tmp_path):
             assert np.all(np.any(between != end, axis=(1, 2, 3)))
     assert summary["round_trip"]["max"] == pytest.approx(found["error"].max())
     assert (tmp_path / "strip.png").exists()
+
+
+def test_interpolation_on_two_devices_equals_that_on_one(tmp_path):
+    """The batch of one pair is rounded up to the number of devices."""
+    command = [sys.executable, interrupted.__file__, "interpolate", tmp_path / "two", "1"]
+    support = pathlib.Path(interrupted.__file__).parent
+    paths = os.pathsep.join(map(str, (support.parents[1], support)))
+    environment = {**os.environ, "PYTHONPATH": paths, "JAX_NUM_CPU_DEVICES": "2"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "devices 2" in done.stdout
+    interrupted.interpolate(tmp_path / "one", 1)
+    one, two = (np.load(tmp_path / each / "interpolation.npz") for each in ("one", "two"))
+    assert set(one) == set(two)
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name])
 
 
 CASES = {

@@ -1,5 +1,7 @@
 """Laws of every time sampler, with every schedule and parameterization, and of quantiles."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,6 +135,24 @@ def test_float32_stays_close(sampler):
     for found, expected in zip(single, exact, strict=True):
         assert found.dtype == jnp.float32
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Curved(Linear):
+    """gamma(t) with the ends of a linear one, and another interior."""
+
+    def gamma(self, t):
+        return super().gamma((t + t**2) / 2)
+
+
+@EACH
+def test_a_sampler_says_whether_it_uses_gamma_of_t(sampler):
+    weight = weight_of(Velocity(), VariancePreserving())
+    curved = Curved(gamma_min=TIME.gamma_min, gamma_max=TIME.gamma_max)
+    found = sampler.gamma_and_density(jnp.asarray(U), curved, weight)
+    plain = sampler.gamma_and_density(jnp.asarray(U), TIME, weight)
+    is_used = any(np.ptp(a - b) > 1e-3 for a, b in zip(found, plain, strict=True))
+    assert sampler.uses_gamma_of_t == is_used
 
 
 def test_uniform_is_uniform_in_gamma():

@@ -1,6 +1,6 @@
-"""Evaluate and sample a random network, to be interrupted.
+"""Evaluate, sample and interpolate with a random network, to be interrupted.
 
-    python interrupted.py evaluate|sample OUTPUT_DIR BATCH_SIZE [INDEX PROCESSES PORT]
+    python interrupted.py evaluate|sample|interpolate OUTPUT_DIR BATCH_SIZE [INDEX PROCESSES PORT]
     python interrupted.py memory OUTPUT_DIR NUMBER
 
 The first form writes a part after every batch; the second prints the bytes that `memory` returns.
@@ -21,7 +21,7 @@ from idode_gin.checkpoints import saving
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.evaluation import evaluator, results
 from idode_gin.feed import data, image_fingerprints, loading
-from idode_gin.generation import sampler
+from idode_gin.generation import interpolator, sampler
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.losses import base
 from idode_gin.losses.bound import VariationalBound
@@ -72,6 +72,19 @@ def sample(output, batch_size, **changes):
         "solve_size": 2,
     }
     return sampler.Sampler(**(fields | changes)).run(tiny.model(image_shape=tiny.SHAPE))
+
+
+def interpolate(output, batch_size):
+    made = interpolator.Interpolator(
+        output_dir=str(output),
+        checkpoint_path="made",
+        method=ODESampler(solver=FixedGrid(steps=2)),
+        pairs=((0, 1), (2, 3), (5, 4)),
+        num_points=3,
+    )
+    model = tiny.model(image_shape=tiny.SHAPE)
+    print("devices", jax.device_count())
+    return made.run(model, tiny.config(batch_size))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,7 +152,8 @@ def main(what, output, size, *process):
         partial_results.PartialResults.add = slow(partial_results.PartialResults.add)
     prepare()
     try:
-        run = {"evaluate": evaluate, "sample": sample, "memory": memory}[what]
+        known = (evaluate, sample, interpolate, memory)
+        run = {each.__name__: each for each in known}[what]
         print(run(pathlib.Path(output), int(size)))
     except (checks.Preempted, ValueError) as error:
         print(error)

@@ -248,6 +248,16 @@ def test_another_seed_in_the_same_directory_is_logged(tmp_path, caplog, monkeypa
     assert "optimizer was" not in caplog.text
 
 
+def test_a_finished_run_does_not_say_that_training_continues(tmp_path, caplog):
+    run(tmp_path / "run", 4)
+    described = tiny.trainer(tmp_path / "run", 4, seed=3)
+    planned = described.dry_run(tiny.model(image_shape=tiny.SHAPE), tiny.config())
+    run(tmp_path / "run", 4, seed=3)
+    for text in (planned, caplog.text):
+        assert "seed was 0 and is now 3. This changes nothing, because the run is" in text
+        assert "Training continues" not in text
+
+
 def test_another_meaning_of_the_output_in_the_same_directory_is_refused(tmp_path):
     run(tmp_path / "run", 2)
     time = linear.Linear(gamma_min=-7.0, gamma_max=5.0)

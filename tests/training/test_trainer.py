@@ -1,8 +1,10 @@
 """The loop: what a run writes, when it reports and evaluates, and what it refuses."""
 
 import contextlib
+import dataclasses
 import fcntl
 import json
+import math
 import re
 
 import jax
@@ -24,6 +26,8 @@ from idode_gin.losses.bound import VariationalBound
 from idode_gin.reports import fingerprints, metrics
 from idode_gin.runs import means as evaluation
 from idode_gin.runs import resuming, run_inputs
+from idode_gin.schedules.time.base import AbstractTime
+from idode_gin.time_samplers.importance import Importance
 from idode_gin.training import optimizers
 
 
@@ -291,6 +295,8 @@ def test_dry_run_writes_nothing_and_reads_no_images(tmp_path, monkeypatch):
     trainer = tiny.trainer(tmp_path / "run", partitioner=mesh)
     text = trainer.dry_run(model, tiny.config(), tiny.config(8))
     assert "Total: 312" in text
+    assert "Data: tiny / train; tiny / train evaluated every 4 steps." in text
+    assert f"Output: {tmp_path / 'run'}\n" in text
     assert "Mesh: data=2 x fsdp=2 x model=1, 4 devices." in text
     assert "4 images of (4, 4, 1), 1 on a device at a time" in text
     # By hand: a product of [4, 2] with [2, 8] and one of [4, 8] with [8, 32], and the gradients of
@@ -298,7 +304,45 @@ def test_dry_run_writes_nothing_and_reads_no_images(tmp_path, monkeypatch):
     assert f"FLOPs of a step, over all devices: {2 * 4 * 8 * (2 * 2 + 3 * 32):.4g}." in text
     assert text.endswith("Would train from scratch.")
     assert "activations, estimated" in text
+    full = trainer.dry_run(model, tiny.config(), tiny.config(8), full=True)
+    assert full.partition("Mesh: ")[2] == text.partition("Mesh: ")[2]
+    assert "kernel" in full
+    assert "kernel" not in text
     assert list(tmp_path.iterdir()) == []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CosineTime(AbstractTime):
+    """A user's own gamma(t): any class but `Linear`."""
+
+    ends: tuple[float, float] = (-8.0, 5.0)
+
+    @property
+    def gamma_min(self):
+        return self.ends[0]
+
+    @property
+    def gamma_max(self):
+        return self.ends[1]
+
+    def gamma(self, t):
+        fraction = (1 - jnp.cos(math.pi * t)) / 2
+        return self.gamma_min + (self.gamma_max - self.gamma_min) * fraction
+
+
+def test_an_own_gamma_of_t_that_changes_nothing_is_reported(tmp_path, monkeypatch, capsys):
+    line = "WARNING: CosineTime changes nothing of training but by its ends: Importance draws"
+    shape = {"image_shape": tiny.SHAPE}
+    trainer = tiny.trainer(tmp_path / "run", 1, eval_period=None)
+    ignored = tiny.model(time=CosineTime(), time_sampler=Importance(), **shape)
+    assert line in trainer.dry_run(ignored, tiny.config())
+    assert "WARNING" not in trainer.dry_run(tiny.model(time=CosineTime(), **shape), tiny.config())
+    assert "WARNING" not in trainer.dry_run(
+        tiny.model(time_sampler=Importance(), **shape), tiny.config()
+    )
+    tiny.use_tiny_data(monkeypatch)
+    trainer.run(ignored, tiny.config())
+    assert line in capsys.readouterr().out
 
 
 def test_dry_run_says_that_activations_are_not_divided_by_model(tmp_path):
