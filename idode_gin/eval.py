@@ -51,6 +51,7 @@ def evaluate(
         return None
     compilation_cache.use(compilation_cache_dir)
     evaluator.check_path()
+    evaluator.check_output(model, dataset_cfg)
     outputs.check_agreement()  # before anything is written
     with outputs.begun(evaluator.output_dir, "EVAL_OUTPUT_DIR") as digest:
         evaluator.run(model, dataset_cfg, digest)

@@ -15,10 +15,10 @@ from idode_gin.checkpoints import saving
 from idode_gin.checkpoints.saving import RestoredParams
 from idode_gin.checkpoints.series import AbstractSeries
 from idode_gin.devices.partitioning import PjitPartitioner
-from idode_gin.evaluation import curve, pilot_run, results, scores, summary
+from idode_gin.evaluation import curve, earlier_results, pilot_run, results, scores, summary
 from idode_gin.evaluation import histogram as histogram_lib
 from idode_gin.evaluation import parity as parity_lib
-from idode_gin.evaluation.summary import VARIATIONAL_BOUND
+from idode_gin.evaluation.summary import VARIATIONAL_BOUND, Scores
 from idode_gin.feed import data, loading
 from idode_gin.likelihood import pilot_grids
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
@@ -42,6 +42,7 @@ class _Prepared:
     split: data.ImageSplit
     batch_size: int
     config_sha256: str | None
+    settings: Mapping[str, Any]
     histogram: np.ndarray | None
     pilot: pilot_run.Run | None
     scorer: Callable[[str, ODELikelihood | None], image_loop.Compute]
@@ -119,10 +120,20 @@ class Evaluator:
         else:
             self.checkpoints.check(self.checkpoint_path)
 
+    def check_output(self, model: DiffusionODE, dataset: data.DatasetConfig) -> None:
+        """Raise ValueError if `output_dir` holds finished results of another evaluation.
+
+        Those of the same one, and of other checkpoints of the same run, will be replaced.
+        """
+        if self.checkpoints is None:
+            settings = self._settings(model, dataset)
+            earlier_results.check(pathlib.Path(self.output_dir), settings)
+
     def dry_run(
         self, model: DiffusionODE, dataset: data.DatasetConfig, *, full: bool = False
     ) -> str:
         """Describe what `run` would do: see `descriptions.describe_use`."""
+        self.check_output(model, dataset)
         which = "" if self.checkpoints is None else f" {self.checkpoints.words}"
         use = f"score {dataset.mixture_or_task_name} / {dataset.split} with{which}"
         return descriptions.describe_use(
@@ -150,6 +161,7 @@ class Evaluator:
         """
         self.partitioner.check_batch_size("batch_size", dataset.batch_size, per_device=True)
         self.check_path()  # before images are read
+        self.check_output(model, dataset)
         split = run_inputs.load(dataset, model)
 
         def load(path: str | pathlib.Path) -> RestoredParams:
@@ -200,6 +212,7 @@ class Evaluator:
             split=split,
             batch_size=dataset.batch_size,
             config_sha256=config_sha256,
+            settings=self._settings(model, dataset),
             histogram=histogram,
             pilot=pilot,
             scorer=scores.scorers(model, bound, self.seed, devices, self.solve_size, self.parity),
@@ -221,12 +234,9 @@ class Evaluator:
             f"{restored.path}, step {restored.step}, {used['parameters']} parameters.",
             flush=True,
         )
+        earlier_results.announce(directory)
         asked = facts.result_facts(prepared.model, params, self, split)
         known = asked | facts.described("pilot", self.pilot)
-        kept = pilot_run.Kept(directory / image_loop.FOLDER, known)
-        chosen = pilot_run.choose(prepared.pilot, params, self.likelihoods, kept)
-        estimators = {name: each.estimator for name, each in chosen.items()}
-        known = facts.result_facts(prepared.model, params, self, split, likelihoods=estimators)
         digest = facts.digest_name(self.use_ema)
         head = {
             **split.facts(),
@@ -238,25 +248,62 @@ class Evaluator:
             "seed": self.seed,
             "solve_size": self.solve_size,
         }
-        results.check_names(list(chosen), [*head, *summary.TAKEN])
-        with image_loop.opened(
-            directory, known, split.num_images, self.partitioner, prepared.batch_size
-        ) as loop:
-            found = {
-                name: scores.score_split(name, prepared.scorer(name, each), params, split, loop)
-                for name, each in [(VARIATIONAL_BOUND, None), *estimators.items()]
-            }
+        results.check_names(list(self.likelihoods), [*head, *summary.TAKEN])
+        found, chosen, loop = self._computed(prepared, params, directory, known)
         bound, histogram = self.variational_bound, prepared.histogram
         whole = summary.assemble(head, found, chosen, bound, histogram, self.parity)
         whole |= loop.cost_since(began)
         if jax.process_index() == 0:
             integrand = functools.partial(prepared.integrand, params)
+            earlier_results.replace(directory, prepared.settings)
             results.write(directory, whole, found, histogram, split, integrand)
         loop.kept.remove()
         print(summary.table(whole, histogram), flush=True)
         if self.parity is not None:
             print(parity_lib.table(whole["parity"], self.parity.legend), flush=True)
         return whole
+
+    def _computed(
+        self,
+        prepared: _Prepared,
+        params: types.Params,
+        directory: pathlib.Path,
+        known: Mapping[str, Any],
+    ) -> tuple[dict[str, Scores], dict[str, pilot_run.Chosen], image_loop.ImageLoop]:
+        """Return scores by bound, likelihoods with their solvers, and the loop that kept them."""
+
+        def score(name: str, estimator: ODELikelihood | None, loop: image_loop.ImageLoop) -> Scores:
+            scorer = prepared.scorer(name, estimator)
+            return scores.score_split(name, scorer, params, prepared.split, loop)
+
+        # The bound needs no pilot: its figures come first, before the pilots compile.
+        with image_loop.opened(
+            directory, known, prepared.split.num_images, self.partitioner, prepared.batch_size
+        ) as loop:
+            found = {VARIATIONAL_BOUND: score(VARIATIONAL_BOUND, None, loop)}
+        kept = pilot_run.Kept(directory / image_loop.FOLDER, known)
+        chosen = pilot_run.choose(prepared.pilot, params, self.likelihoods, kept)
+        if prepared.pilot is not None:
+            solvers = {name: facts.shortened(each.estimator) for name, each in chosen.items()}
+            loop.kept.require(solvers)
+        with image_loop.reopened(loop) as loop:
+            for name, each in chosen.items():
+                found[name] = score(name, each.estimator, loop)
+        return found, chosen, loop
+
+    def _settings(self, model: DiffusionODE, dataset: data.DatasetConfig) -> dict[str, Any]:
+        """Return what makes an evaluation another one, as far as no data or checkpoint is read."""
+        found = facts.result_facts(model, {}, self) | facts.described("pilot", self.pilot)
+        del found[facts.digest_name(self.use_ema)], found["code_sha256"]
+        checkpoint = pathlib.Path(self.checkpoint_path).absolute()
+        is_step = checkpoint.name.startswith("checkpoint_")
+        return {
+            **found,
+            "likelihoods": sorted(self.likelihoods),
+            "data": f"{dataset.mixture_or_task_name} / {dataset.split}",
+            "run": str(checkpoint.parent if is_step else checkpoint),
+            "parameters": "ema" if self.use_ema else "raw",
+        }
 
     def _series_facts(self, prepared: _Prepared) -> dict[str, Any]:
         """Return everything that the scores of all checkpoints of a series depend on."""

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from idode_gin import types
@@ -121,8 +120,8 @@ def runner(
             if known not in prepared:
                 index = np.linspace(0, split.num_images - 1, count).round().astype(np.int64)
                 batch = next(batch_lib.eval_batches(split, count, index=index))
-                batch = jax.tree.map(jnp.asarray, batch)
-                key = key_of(name)
+                batch = jax.device_put(batch)
+                key = jax.jit(lambda: key_of(name))()  # one program, not one for each operation
                 prepared[known] = pilot.prepared(model, batch, key, estimator, _watched(name))
             found, report = prepared[known](jax.device_get(params))
         # Of process 0: rounding may lead the others to a different one.

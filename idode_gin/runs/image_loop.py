@@ -117,23 +117,32 @@ def opened(
         checks.Preempted: when asked to stop.
     """
     kept = PartialResults(pathlib.Path(output_dir) / FOLDER, facts, num_images, _hardware())
+    if kept.is_begun and jax.process_index() == 0:
+        print(f"Resuming from {kept.progress()}.", flush=True)
+    loop = ImageLoop(
+        kept=kept,
+        is_asked_to_stop=lambda: False,
+        partitioner=partitioner,
+        batch_size=batch_size,
+        verb=verb,
+        unit=unit,
+    )
+    with reopened(loop) as stoppable:
+        yield stoppable
+
+
+@contextlib.contextmanager
+def reopened(loop: ImageLoop) -> Iterator[ImageLoop]:
+    """The same context as `opened`, for a loop that was left, with the values it has kept."""
+    kept = loop.kept
 
     def interrupted(reason: str) -> str:
         kept.write()
         return f"Stopped by {reason} after {kept.progress()}. Run the same command to resume."
 
-    if kept.is_begun and jax.process_index() == 0:
-        print(f"Resuming from {kept.progress()}.", flush=True)
     with preemption.StopRequest(preemption.RESULTS, interrupted) as stop:
         try:
-            yield ImageLoop(
-                kept=kept,
-                is_asked_to_stop=lambda: stop.requested,
-                partitioner=partitioner,
-                batch_size=batch_size,
-                verb=verb,
-                unit=unit,
-            )
+            yield dataclasses.replace(loop, is_asked_to_stop=lambda: stop.requested)
         except means.AskedToStop:
             raise checks.Preempted(interrupted(stop.reason)) from None
         except checks.NonFiniteError:

@@ -1,6 +1,7 @@
 """Values of images, saved while they are computed, so that an interrupted run can resume.
 
     <folder>/facts.json                            what the values depend on
+    <folder>/more_facts.json                       facts that are known later, see `require`
     <folder>/part_<facts>_<number>_<content>.npz   `<section>/index` and the values of some images;
                                                    and `/seconds`, the time they took
 
@@ -113,6 +114,26 @@ class PartialResults:
         assert self._section(section).done.all()
         return dict(sorted(self._section(section).values.items()))
 
+    def require(self, facts: Mapping[str, Any]) -> None:
+        """Check that facts known after the start are those of the run that is resumed, if any.
+
+        Values that are added from now on depend on them too.
+
+        Raises:
+            ValueError: if they differ.
+        """
+        path, current = self._folder / "more_facts.json", json.loads(json.dumps(facts))
+
+        def compare() -> None:
+            try:
+                saved = dict(json.loads(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError):
+                files.write_json_atomically(path, current)
+            else:
+                self._check_same(saved, current)
+
+        exchange.from_first(compare)
+
     def write(self) -> None:
         """Write the values that no part holds yet.
 
@@ -198,12 +219,7 @@ class PartialResults:
             logging.warning("%s is damaged; only parts with the same facts are used.", path)
             path.unlink()
             return
-        if changes := differences.changes(saved, self._facts):
-            raise ValueError(
-                f"{self._folder} holds values of another computation, which cannot be mixed with "
-                f"these: {differences.listed(changes)}. Restore the settings that it started with, "
-                f"choose another output directory, or remove {self._folder} to start again."
-            )
+        self._check_same(saved, self._facts)
         if hardware != self._hardware:
             logging.warning(
                 "The values in %s were computed on %s; the others are computed on %s. Different "
@@ -211,6 +227,14 @@ class PartialResults:
                 self._folder,
                 hardware,
                 self._hardware,
+            )
+
+    def _check_same(self, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+        if changes := differences.changes(saved, current):
+            raise ValueError(
+                f"{self._folder} holds values of another computation, which cannot be mixed with "
+                f"these: {differences.listed(changes)}. Restore the settings that it started with, "
+                f"choose another output directory, or remove {self._folder} to start again."
             )
 
 

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import interrupted
 import jax
 import numpy as np
 import pytest
@@ -175,6 +176,32 @@ def test_a_single_image_has_no_standard_error(evaluate):
     summary, _ = evaluate(1, 2, tiny.model(), FixedGrid(steps=3))
     assert summary["num_images"] == 1
     assert summary["tn"]["stderr"] is None
+
+
+def test_an_output_folder_holds_one_evaluation(monkeypatch, tmp_path, capsys):
+    """Other settings are refused; the same ones replace results and remove what they leave over."""
+    interrupted.prepare(monkeypatch.setattr)
+    interrupted.evaluate(tmp_path, 41)
+    assert "Replaces" not in capsys.readouterr().out
+    old, own = tmp_path / "plots" / "bpd_old.png", tmp_path / "plots" / "own.png"
+    old.parent.mkdir()
+    for path in (old, own):
+        path.touch()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for changes, said in [
+        ({"seed": 1}, "seed was 0 and is now 1"),
+        ({"checkpoint_path": "other"}, "run was .*made and is now .*other"),
+        ({"use_ema": False}, "parameters was ema and is now raw"),
+        ({"likelihoods": {}}, r"likelihoods was \['tn'\] and is now \[\]"),
+    ]:
+        with pytest.raises(ValueError, match=f"another evaluation.*{said}.*EVAL_OUTPUT_DIR"):
+            interrupted.evaluate(tmp_path, 41, **changes)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    interrupted.evaluate(tmp_path, 82, checkpoint_path="made/checkpoint_3")
+    assert "Replaces the results of made, step 3, in" in capsys.readouterr().out
+    assert own.exists()
+    assert not old.exists()
+    assert (tmp_path / "summary.json").exists()
 
 
 def test_conditioning_must_match_the_network(monkeypatch):

@@ -1,0 +1,53 @@
+"""Results that an evaluation finds in its output folder, and whether it may replace them."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from idode_gin.reports import differences, files
+from idode_gin.runs import facts as facts_lib
+
+SETTINGS = "settings.json"
+_STALE = ("summary.json", "table.txt", "plots/bpd_*.png", "plots/nfe.png", "plots/integrand.png")
+
+
+def check(directory: pathlib.Path, settings: Mapping[str, Any]) -> None:
+    """Check that finished results in `directory`, if any, have the same settings.
+
+    Settings that one side lacks are ignored: other versions may have more.
+
+    Raises:
+        ValueError: if a setting differs.
+    """
+    if _read(directory / "summary.json") is None:
+        return
+    saved, current = _read(directory / SETTINGS) or {}, json.loads(json.dumps(settings))
+    if changes := facts_lib.changed(saved, current):
+        raise ValueError(
+            f"{directory} holds the results of another evaluation, which would be overwritten: "
+            f"{differences.listed(changes)}. Nothing was changed. Choose another output directory, "
+            f"such as --gin.EVAL_OUTPUT_DIR=\"'{directory}_2'\", or remove {directory}."
+        )
+
+
+def announce(directory: pathlib.Path) -> None:
+    """Print which results will be replaced, if there are finished ones."""
+    if (found := _read(directory / "summary.json")) is not None:
+        of = f"{found.get('checkpoint')}, step {found.get('step')},"
+        print(f"Replaces the results of {of} in {directory}, once all images are scored.")
+
+
+def replace(directory: pathlib.Path, settings: Mapping[str, Any]) -> None:
+    """Remove the files that new results may not overwrite, and save the settings of these."""
+    for pattern in _STALE:
+        for path in directory.glob(pattern):
+            path.unlink(missing_ok=True)
+    files.write_json_atomically(directory / SETTINGS, dict(settings))
+
+
+def _read(path: pathlib.Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
