@@ -146,6 +146,15 @@ def assert_figures(found, expected):
         assert found[name] == (value if isinstance(value, str) else pytest.approx(value)), name
 
 
+USED = {"checkpoint": "made", "step": 3, "parameters": "ema", "levels": tiny.LEVELS, "seed": 3}
+"""Entries of every summary of a run with seed 3."""
+
+
+def assert_dataset(summary):
+    known = tiny.split(number=interrupted.NUMBER).facts()
+    assert {name: summary[name] for name in known} == known
+
+
 def arrays_of(folder, name):
     with np.load(folder / name) as found:
         return dict(found)
@@ -160,8 +169,9 @@ def test_figures_of_encoded_images(solves, tmp_path):
     np.testing.assert_array_equal(found["changed"], index)
     np.testing.assert_array_equal(found["nfe"], 1 + index)
     np.testing.assert_array_equal(found["noise"], np.full((3, *tiny.SHAPE), 3.0))
-    expected = {"num_encoded": 3, "seed": 3, "changed_pixels": 15, "noise_mean_square": 9.0}
-    assert_figures(summary, expected | {"nfe": 6.0, "step": 3})
+    expected = {"num_encoded": 3, "changed_pixels": 15, "noise_mean_square": 9.0, "nfe": 6.0}
+    assert_figures(summary, expected | USED)
+    assert_dataset(summary)
     assert_figures(summary["round_trip"], {**mean_of(0.1 * (1 + index)), "max": 0.9})
 
 
@@ -175,7 +185,8 @@ def test_figures_of_pairs(solves, tmp_path):
     np.testing.assert_allclose(found["error"], errors, rtol=1e-6)
     evaluations = [4 + 10 + 3 + 5 + 7 + 9, 17 + 2 + 16 + 11 + 6 + 1]
     np.testing.assert_array_equal(found["nfe"], evaluations)
-    assert_figures(summary, {"nfe": np.mean(evaluations), "num_points": POINTS, "seed": 3})
+    assert_figures(summary, {"nfe": np.mean(evaluations), "num_points": POINTS, **USED})
+    assert_dataset(summary)
     assert summary["pairs"] == [[3, 9], [16, 1]]
     assert_figures(summary["round_trip"], {**mean_of(errors), "max": 1.7})
 
@@ -187,8 +198,9 @@ def test_figures_of_samples(solves, tmp_path):
     np.testing.assert_array_equal(found["levels"][:, 0, 0, 0], index)
     np.testing.assert_array_equal(found["latent"], np.full((6, *tiny.SHAPE), 3.25))
     np.testing.assert_array_equal(found["log_p"], -1.5 * index)
-    expected = {"num_samples": 6, "seed": 3, "nfe": 5.5, "sampler": "ODESampler", "levels": 17}
-    assert_figures(summary, expected)
+    assert_figures(summary, {"num_samples": 6, "nfe": 5.5, "sampler": "ODESampler", **USED})
+    assert summary["trained_on"] == interrupted.TRAINED_ON
+    assert summary["image_shape"] == list(tiny.SHAPE)
     assert_figures(summary["log_p"], mean_of(-1.5 * index))
 
 

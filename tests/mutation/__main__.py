@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Iterable
 
 import mutant_syntax
 import mutant_tests
@@ -100,7 +101,7 @@ class Run:
         copy = free.pop()
         source = (ROOT / "idode_gin" / mutant.path).read_bytes()
         copy.write(mutant.path, mutant.apply(source))
-        fork = mutant_tests.Fork(copy, ["-x", *tests], 60 + 5 * seconds)
+        fork = mutant_tests.Fork(copy, ["-x", *tests], 30 + 3 * seconds)
         self._forks.append((mutant, fork))
 
     def _collect(self, free: list[mutant_tests.Copy]) -> None:
@@ -198,13 +199,19 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def chosen(options: argparse.Namespace) -> list[Mutant]:
-    """Return the mutants that the options name."""
-    folders, found = options.folder or [*MATHS, *LOOPS], []
+def generated(folders: Iterable[str]) -> list[Mutant]:
+    """Return all mutants of folders and modules."""
+    found = []
     for file in mutant_tests.sources():
         path = str(file.relative_to(ROOT / "idode_gin"))
         if folder_of(path) in folders or path in folders:
             found += mutant_syntax.mutants(path, file.read_bytes())
+    return found
+
+
+def chosen(options: argparse.Namespace) -> list[Mutant]:
+    """Return the mutants that the options name."""
+    found = generated(options.folder or [*MATHS, *LOOPS])
     if options.alive:
         known = kept_results()
         return [each for each in found if known.get(each.name, {}).get("result") in ALIVE]
@@ -219,7 +226,9 @@ def main() -> int:
     """Run the mutants; 1 if one survives unexplained."""
     options = parse()
     if options.report:
-        REPORT.write_text(report(kept_results()))
+        names = {each.name for each in generated([*MATHS, *LOOPS])}
+        current = {name: each for name, each in kept_results().items() if name in names}
+        REPORT.write_text(report(current))
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     KEPT.mkdir(exist_ok=True)
