@@ -347,11 +347,16 @@ def test_scores_that_are_not_finite_do_not_stop_the_others(score, add, monkeypat
     assert score(All()) == steps(2)  # tried again
 
 
-def test_a_curve_of_other_settings_raises(score, add):
+def test_a_curve_of_other_settings_raises(score, add, tmp_path):
     add(2)
     score(All())
     with pytest.raises(ValueError, match=r"seed was 0 and is now 1.*another output"):
         score(All(), seed=1)
+    with pytest.raises(ValueError, match="parameters was ema and is now raw"):
+        score(All(), use_ema=False)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    with pytest.raises(ValueError, match=r"run was .*/run and is now .*/copy"):
+        score(All(), path="copy")
 
 
 @pytest.mark.parametrize("series", [All(), Watch(**SOON)])

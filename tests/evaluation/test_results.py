@@ -200,6 +200,9 @@ def test_the_table_has_the_solver_error():
     assert summary_lib.table(summary).endswith(
         f"{row}\nThe solver error of tn is not within 1.0e-04."
     )
+    *_, last = summary_lib.table(summary, np.array([2.0, 3.0, 7.0])).split("\n")[:-1]
+    error = math.sqrt((4 + 1 + 9) / 2 / 3)
+    assert last.split() == ["histogram", "4.0000", f"{error:.4f}", "-", "-"]
 
 
 def test_without_pyarrow_an_old_parquet_file_is_removed(tmp_path, monkeypatch, caplog):
@@ -219,6 +222,21 @@ def test_invalid_names_of_likelihoods(name):
         Evaluator(
             output_dir="o", checkpoint_path="c", likelihoods={name: ODELikelihood(**LIKELIHOOD)}
         )
+
+
+def test_the_integrand_is_a_mean_over_whole_batches_of_the_first_images():
+    model, split = tiny.model(), tiny.split(number=NUMBER)
+    params = model.init(jax.random.key(0), tiny.SHAPE)
+    gammas, values, count = scores_lib.integrand(model, split, 3, solve_size=2)(params)
+    batch = {
+        "image": jnp.asarray(split.images[:4]),
+        "conditioning": jnp.asarray(split.conditioning[:4]),
+        "index": jnp.arange(4),
+    }
+    np.testing.assert_allclose(gammas, np.linspace(model.time.gamma_min, 5.0, 41), rtol=1e-6)
+    expected = jax.jit(model.integrand)(params, batch, jax.random.key(3), gammas)
+    assert count == 4
+    np.testing.assert_allclose(values, expected, rtol=1e-4)
 
 
 def test_scores_that_are_not_finite_raise():

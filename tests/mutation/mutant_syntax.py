@@ -32,7 +32,8 @@ COMPARED = {
 }
 REDUCTIONS = {"sum": "mean", "min": "max", "any": "all", "minimum": "maximum", "floor": "ceil"}
 REDUCTIONS |= {"argmin": "argmax", "logsumexp": "max", "log_mean_exp": "mean", "std": "var"}
-REDUCTIONS |= {after: before for before, after in REDUCTIONS.items() if after != "max"}
+REDUCTIONS |= {after: before for before, after in REDUCTIONS.items()}
+REDUCTIONS |= {"mean": "sum", "max": "min"}
 BROTHERS = (
     *(("first", "second"), ("left", "right"), ("before", "after"), ("low", "high"), ("a", "b")),
     *(("start", "end"), ("run", "total"), ("train", "eval"), ("params", "ema"), ("old", "new")),

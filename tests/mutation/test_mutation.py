@@ -39,6 +39,7 @@ def edits(body, arguments="a, b, c, low, high, key_a, key_b"):
         ("return np.std(a, ddof=1)", "argument dropped", "np.std(a, ddof=1) -> np.std(a)"),
         ("return a[0] * 0.5", "constant", "0 -> 1"),
         ("return jnp.sum(a, axis=0)", "reduction", "jnp.sum(a, axis=0) -> jnp.mean(a, axis=0)"),
+        ("return np.mean(a)", "reduction", "np.mean(a) -> np.sum(a)"),
         ("return jnp.min(a)", "reduction", "jnp.min(a) -> jnp.max(a)"),
         ("return all(a)", "reduction", "all(a) -> any(a)"),
         ("return fold_in(a, 3)", "key", "fold_in(a, 3) -> fold_in(a, 0)"),

@@ -126,6 +126,13 @@ def test_values_of_another_computation_raise(folder):
         opened(folder, {f"fact {number}": 1 for number in range(6)})
 
 
+def test_values_of_another_format_raise(folder, monkeypatch):
+    fill(opened(folder), "a", [0])
+    monkeypatch.setattr(partial_results, "FORMAT", "another")
+    with pytest.raises(ValueError, match="format was .* and is now another"):
+        opened(folder)
+
+
 def test_values_of_two_computations_are_never_mixed(folder, caplog):
     """One process continues to write after its facts were removed and another one started."""
     first = opened(folder)
