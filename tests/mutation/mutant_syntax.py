@@ -97,11 +97,15 @@ def called_at_import(source: bytes) -> set[str]:
 
 
 def mutants(path: str, source: bytes) -> list[Mutant]:
-    """Return every mutant of the functions of a module, in the order of the lines, named once."""
+    """Return every mutant of the functions of a module, in the order of the lines.
+
+    Edits of one function that read the same are numbered: every name is there once.
+    """
     lines = [0]
     for line in source.splitlines(keepends=True):
         lines.append(lines[-1] + len(line))
     found: dict[str, Mutant] = {}
+    same: dict[str, list] = {}
     for function, node in functions(ast.parse(source)):
         names = _variables(node)
         for old in _inside(node):
@@ -112,8 +116,12 @@ def mutants(path: str, source: bytes) -> list[Mutant]:
                 after = ast.unparse(ast.fix_missing_locations(new))
                 edit = (f"({after})" if isinstance(new, ast.expr) else after, start, end)
                 shown = _shown(before, after)
-                mutant = Mutant(path, function, old.lineno, kind, shown, *edit)
-                found.setdefault(mutant.name, mutant)
+                seen = same.setdefault(f"{function} {shown}", [])
+                if edit not in seen:
+                    seen.append(edit)
+                    numbered = shown if len(seen) == 1 else f"{shown} #{len(seen)}"
+                    mutant = Mutant(path, function, old.lineno, kind, numbered, *edit)
+                    found[mutant.name] = mutant
     return sorted(found.values(), key=lambda each: (each.line, each.start))
 
 

@@ -26,7 +26,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TESTS = ("laws", "generation", "evaluation", "runs", "training", "checkpoints", "golden")
-TESTS += ("configs/test_output_folders.py", "end_to_end/test_load.py")
+TESTS += ("configs/test_output_folders.py",)
 """Folders and files of `tests/` that judge mutants."""
 
 PARTS = ("idode_gin", "tests", "gin_configs", "tasks", "docs", "README.md", "pyproject.toml")
