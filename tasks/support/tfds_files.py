@@ -136,9 +136,9 @@ class TfdsFiles:
             ValueError: if it has another number of classes.
         """
         builder = self._opened()
-        known = builder.info.features.get("label")
-        if known is None:
+        if "label" not in builder.info.features:
             return None
+        known = builder.info.features["label"]
         if (count := getattr(known, "num_classes", num_classes)) != num_classes:
             raise ValueError(
                 f"{self.name} has {count} classes, but the model is conditioned on one of "

@@ -92,9 +92,9 @@ def labelled(tmp_path):
     for place, (split, name) in enumerate(
         [("train", "cat"), ("train", "dog"), ("train", "dog/old"), ("test", "ant"), ("test", "dog")]
     ):
-        write_folder(tmp_path / "own" / split / name, images[place : place + 2])
-    (tmp_path / "own" / "train" / ".hidden").mkdir()
-    return tmp_path / "own"
+        write_folder(tmp_path / "classes" / split / name, images[place : place + 2])
+    (tmp_path / "classes" / "train" / ".hidden").mkdir()
+    return tmp_path / "classes"
 
 
 def test_folders_of_a_split_are_classes(labelled):
