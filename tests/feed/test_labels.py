@@ -154,8 +154,8 @@ def test_labels_of_a_task_of_one_s_own_are_its_feature():
     images = np.zeros((3, 2, 2, 1), np.uint8)
     register("own_labelled", {"image": images, "label": numbers[:, 0]})
     register("own_unlabelled", {"image": images})
-    seqio.MixtureRegistry.add("own_some", {"own_labelled": 1, "own_unlabelled": 1})
-    seqio.MixtureRegistry.add("own_twice", {"own_labelled": 1})
+    seqio.MixtureRegistry.add("own_some", [("own_labelled", 1), ("own_unlabelled", 1)])
+    seqio.MixtureRegistry.add("own_twice", [("own_labelled", 1)])
     try:
         np.testing.assert_array_equal(of_task("own_labelled", 9, split="train"), [0, 3, 6])
         np.testing.assert_array_equal(of_task("own_twice", 9, split="train"), [0, 3, 6])

@@ -69,11 +69,22 @@ def split(number=60, seed=0):
     return dataclasses.replace(unlabelled(number, seed), labels=labels(number), num_classes=COUNT)
 
 
-def exact_log_p(images):
-    """log N(f; mean of the class, STD^2) without constants, `[N, C]`."""
+def exact_log_p(images, ends_in_prior=False):
+    """log N(f; mean of the class, STD^2) without constants, `[N, C]`.
+
+    The ODE makes another Gaussian of the prior N(0, sigma^2), which is not quite the latents' own
+    at GAMMA_MAX; with `ends_in_prior` it is that one.
+    """
+    mean, std = np.asarray(MEANS), STD
+    if ends_in_prior:
+        (alpha, alpha_end), (sigma, sigma_end) = (
+            np.asarray(each(jnp.asarray([GAMMA_MIN, GAMMA_MAX])))
+            for each in (VariancePreserving().alpha, VariancePreserving().sigma)
+        )
+        ratio = np.hypot(alpha * STD, sigma) / np.hypot(alpha_end * STD, sigma_end)
+        mean, std = mean * (1 - ratio * alpha_end / alpha), ratio * sigma_end / alpha
     f = (2 * np.asarray(images, float) + 1) / tiny.LEVELS - 1
-    f = f.reshape(len(f), -1, 1)
-    return -0.5 * (((f - np.asarray(MEANS)) / STD) ** 2).sum(axis=1)
+    return -0.5 * (((f.reshape(len(f), -1, 1) - mean) / std) ** 2).sum(axis=1)
 
 
 def exact_accuracy():
