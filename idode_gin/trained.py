@@ -352,7 +352,7 @@ class TrainedModel:
 
     def _is_short(self, conditioning: np.ndarray | None) -> bool:
         """Return True if there are no weights of classes in `conditioning`."""
-        return np.shape(conditioning)[1:] != (self.model.conditioning_size,)
+        return conditioning is None or np.shape(conditioning)[1:] != (self.model.conditioning_size,)
 
     def _conditioning(
         self, conditioning: np.ndarray | None, count: int, label: Label
