@@ -64,6 +64,16 @@ class DiffusionODE:
     image_shape: tuple[int, int, int] | None = None
 
     @property
+    def num_classes(self) -> int:
+        """C, the classes that the network is conditioned on; 0 if it takes no labels."""
+        return int(getattr(self.network, "num_classes", 0))
+
+    @property
+    def conditioning_size(self) -> int:
+        """Numbers per image in a batch's `conditioning`: those of images, then one per class."""
+        return int(getattr(self.network, "conditioning_size", 1)) + self.num_classes
+
+    @property
     def end(self) -> CleanEnd:
         """Clean end of the path."""
         return CleanEnd(

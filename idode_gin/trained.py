@@ -12,8 +12,8 @@ images, places in the split, key and devices.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
-from typing import Any, final
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, final
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from idode_gin.configs import from_training, gin_internals
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.evaluation import bits_per_dim
 from idode_gin.evaluation.bits_per_dim import BitsPerDim
+from idode_gin.feed import labels
 from idode_gin.models import DiffusionODE
 from idode_gin.reports import differences
 from idode_gin.runs import image_loop, in_memory, run_inputs
@@ -34,6 +35,8 @@ from idode_gin.samplers.base import AbstractSampler, Samples
 from idode_gin.samplers.ode import ODESampler
 from idode_gin.solvers.base import AbstractSolver
 
+Label: TypeAlias = int | Sequence[int] | np.ndarray | None
+"""A class for all images, or one for each; None for a model without classes."""
 _ODE = ODESampler()
 
 
@@ -96,7 +99,9 @@ class TrainedModel:
 
     Images are integers `[N, H, W, C]` in 0 … V-1. Random numbers of an image depend on `key` and on
     its `index` alone: its place in a split, 0 … N-1 if not given. `conditioning` is `[N, K]`, zeros
-    if not given. Programs are compiled once for each method, bound and solver.
+    if not given. A model that is conditioned on classes needs the `label` of each image, an integer
+    in 0 … C-1; or a `conditioning` `[N, K + C]`, whose last numbers are weights of the classes.
+    Programs are compiled once for each method, bound and solver.
 
     Args:
         model: network, path, meaning of the output, levels.
@@ -143,6 +148,7 @@ class TrainedModel:
         key: Seed = None,
         index: np.ndarray | None = None,
         conditioning: np.ndarray | None = None,
+        label: Label = None,
     ) -> BitsPerDim:
         """Score images, as `idode_gin.eval` does.
 
@@ -156,12 +162,13 @@ class TrainedModel:
             key: see `in_memory.Seed`.
             index: places in the split, `[N]`.
             conditioning: `[N, K]`.
+            label: class of each image, `[N]`, or of all.
 
         Raises:
             ValueError: for images that do not fit the model, or an unknown bound.
             checks.NonFiniteError: if a solve failed.
         """
-        batch = self._batch(images, index, conditioning)
+        batch = self._batch(images, index, conditioning, label)
         return bits_per_dim.score(
             self.model,
             self._memory,
@@ -180,6 +187,7 @@ class TrainedModel:
         method: AbstractSampler = _ODE,
         first: int = 0,
         conditioning: np.ndarray | None = None,
+        label: Label = None,
     ) -> np.ndarray:
         """Draw n images, integers `[n, H, W, C]`, as `idode_gin.sample` does.
 
@@ -189,13 +197,16 @@ class TrainedModel:
             method: takes noise to images.
             first: index of the first image; images of other indices are others.
             conditioning: `[n, K]`.
+            label: class of each image, `[n]`, or of all; None takes all classes in turn.
 
         Raises:
             checks.NonFiniteError: if a solve failed.
         """
         checks.check_integer("n", n, at_least=1)
         batch = {"index": np.arange(first, first + n, dtype=np.int32)}
-        batch["conditioning"] = self._conditioning(conditioning, n)
+        if label is None and self._is_short(conditioning):
+            label = run_inputs.labels_for(self.model, batch["index"], None)
+        batch["conditioning"] = self._conditioning(conditioning, n, label)
 
         def sample(
             given: types.Params, batch: types.Batch, key: types.PRNGKey
@@ -214,6 +225,7 @@ class TrainedModel:
         method: ODESampler = _ODE,
         index: np.ndarray | None = None,
         conditioning: np.ndarray | None = None,
+        label: Label = None,
     ) -> np.ndarray:
         """Return the noise that decodes to the images, `[N, H, W, C]`, as `idode_gin.encode` does.
 
@@ -223,6 +235,7 @@ class TrainedModel:
             method: the ODE's solver.
             index: places in the split, `[N]`.
             conditioning: `[N, K]`.
+            label: class of each image, `[N]`, or of all.
 
         Raises:
             checks.NonFiniteError: if a solve failed.
@@ -234,7 +247,7 @@ class TrainedModel:
             found = self.model.encode_fn(given["network"], batch, key, method)
             return {"noise": found.noise, "success": found.success & jnp.isfinite(found.error)}
 
-        batch = self._batch(images, index, conditioning)
+        batch = self._batch(images, index, conditioning, label)
         found = self._memory.run(f"encode {method}", encode, batch, in_memory.key_of(key))
         image_loop.check_solved(found["success"], "images")
         return found["noise"]
@@ -245,6 +258,7 @@ class TrainedModel:
         *,
         method: ODESampler = _ODE,
         conditioning: np.ndarray | None = None,
+        label: Label = None,
     ) -> np.ndarray:
         """Return the images, integers `[N, H, W, C]`, that noise decodes to.
 
@@ -252,6 +266,7 @@ class TrainedModel:
             noise: standard normal, or from `encode`; `[N, H, W, C]`.
             method: the ODE's solver.
             conditioning: `[N, K]`.
+            label: class of each image, `[N]`, or of all.
 
         Raises:
             checks.NonFiniteError: if a solve failed.
@@ -264,7 +279,10 @@ class TrainedModel:
         ) -> Mapping[str, Array]:
             return self._levels(self.model.decode_fn(given["network"], batch, method))
 
-        batch = {"noise": noise, "conditioning": self._conditioning(conditioning, len(noise))}
+        batch = {
+            "noise": noise,
+            "conditioning": self._conditioning(conditioning, len(noise), label),
+        }
         found = self._memory.run(f"decode {method}", decode, batch, in_memory.key_of(None))
         image_loop.check_solved(found["success"], "latents")
         return found["levels"]
@@ -277,10 +295,11 @@ class TrainedModel:
         Args:
             z: latents `[B, H, W, C]`; x of `log_prob` is `trained.model.encoding.encode(images)`.
             gamma: log(sigma^2 / alpha^2), `[B]`.
-            conditioning: `[B, K]`; `args=(conditioning,)` of `log_prob`.
+            conditioning: `[B, K]`; with classes `[B, K + C]`, which is needed then.
+                `args=(conditioning,)` of `log_prob`.
         """
         if conditioning is None:
-            conditioning = jnp.zeros((z.shape[0], self._width), z.dtype)
+            conditioning = jnp.asarray(self._conditioning(None, z.shape[0], None), z.dtype)
         time = self.model.time.rescale(gamma)
         return self.model.network(self._local_params, z, time, conditioning)
 
@@ -309,12 +328,12 @@ class TrainedModel:
         finite = jnp.isfinite(found.latent).all(axis=(1, 2, 3))
         return {"levels": found.pixels.astype(dtype), "success": found.success & finite}
 
-    @property
-    def _width(self) -> int:
-        return getattr(self.model.network, "conditioning_size", 1)
-
     def _batch(
-        self, images: np.ndarray, index: np.ndarray | None, conditioning: np.ndarray | None
+        self,
+        images: np.ndarray,
+        index: np.ndarray | None,
+        conditioning: np.ndarray | None,
+        label: Label,
     ) -> types.Batch:
         images, levels = np.asarray(images), self.model.encoding.levels
         checks.check_pixels(images, levels)
@@ -327,20 +346,30 @@ class TrainedModel:
             )
         return {
             "image": images.astype(np.min_scalar_type(levels - 1)),
-            "conditioning": self._conditioning(conditioning, len(images)),
+            "conditioning": self._conditioning(conditioning, len(images), label),
             "index": index.astype(np.int32),
         }
 
-    def _conditioning(self, conditioning: np.ndarray | None, count: int) -> np.ndarray:
-        if conditioning is None:
-            return np.zeros((count, self._width), np.float32)
-        given = np.asarray(conditioning, np.float32)
-        if given.shape != (count, self._width):
+    def _is_short(self, conditioning: np.ndarray | None) -> bool:
+        """Return True if there are no weights of classes in `conditioning`."""
+        return conditioning is None or np.shape(conditioning)[1:] != (self.model.conditioning_size,)
+
+    def _conditioning(
+        self, conditioning: np.ndarray | None, count: int, label: Label
+    ) -> np.ndarray:
+        classes = self.model.num_classes
+        if label is None and classes and self._is_short(conditioning):
+            labels.check(None, classes, count, "`label`")
+        width = self.model.conditioning_size - (0 if label is None else classes)
+        given = np.zeros((count, width)) if conditioning is None else conditioning
+        given = np.asarray(given, np.float32)
+        if given.shape != (count, width):
             raise ValueError(
-                f"`conditioning` must be [{count}, {self._width}], a row for each image, got "
+                f"`conditioning` must be [{count}, {width}], a row for each image, got "
                 f"{list(given.shape)}."
             )
-        return given
+        found = run_inputs.labels_for(self.model, np.arange(count), label)
+        return given if label is None or found is None else labels.joined(given, found, classes)
 
     def _check_shape(self, name: str, values: np.ndarray) -> None:
         if values.shape[1:] != self.image_shape:

@@ -5,7 +5,9 @@ imported, with `register_images` for arrays or `support.registration.add_task` f
 A file that registers tasks of other names lists them in `TASKS`. Folders hold no datasets:
 `support` has what the tasks share, `formats` published facts, `prepare` the program.
 A task yields a dict with "image", integers `[H, W, C]` in `0..V-1`, and optionally "conditioning",
-`[K]`. Registering reads, writes and downloads nothing, so processes may do it concurrently.
+`[K]`. Class labels come from the task's source, or from a feature "label", an integer; they are
+read only for a model that is conditioned on classes. Registering reads, writes and downloads
+nothing, so processes may do it concurrently.
 """
 
 import importlib
@@ -17,7 +19,10 @@ import numpy as np
 
 
 def register_images(
-    name: str, split_sizes: Mapping[str, int], load_split: Callable[[str], np.ndarray]
+    name: str,
+    split_sizes: Mapping[str, int],
+    load_split: Callable[[str], np.ndarray],
+    load_labels: Callable[[str], np.ndarray] | None = None,
 ) -> None:
     """Register a seqio task over images that fit in memory, unless there is one of that name.
 
@@ -26,10 +31,11 @@ def register_images(
       split_sizes: number of images of each split.
       load_split: split name -> images, uint8 `[N, H, W, C]`, always in the same order. Called when
         the task is read, not when it is registered.
+      load_labels: split name -> class of each image, integers `[N]`; None: there are no labels.
     """
     from tasks.support import array_images, registration
 
-    registration.add_task(name, array_images.ArrayImages(split_sizes, load_split))
+    registration.add_task(name, array_images.ArrayImages(split_sizes, load_split, load_labels))
 
 
 def _register_all() -> None:

@@ -2,7 +2,8 @@
 
 The images come with scikit-learn (its `load_digits`, the test half of UCI's Optical Recognition of
 Handwritten Digits), so nothing is downloaded. There is no official split; this one is a fixed
-permutation, cut into 1,347 training, 150 validation and 300 test images.
+permutation, cut into 1,347 training, 150 validation and 300 test images. Labels are the digits 0
+to 9.
 """
 
 import numpy as np
@@ -34,4 +35,9 @@ def load_split(split: str) -> np.ndarray:
     return images[split_indices(split)]
 
 
-register_images("digits", SPLIT_SIZES, load_split)
+def load_labels(split: str) -> np.ndarray:
+    """Return the digit of each image of one split, integers `[N]`."""
+    return datasets.load_digits().target[split_indices(split)]
+
+
+register_images("digits", SPLIT_SIZES, load_split, load_labels)

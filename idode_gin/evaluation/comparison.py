@@ -20,7 +20,7 @@ SHOWN = 6
 """Images with the largest differences that are named, on either side."""
 _IMAGES = ("image_shape", "num_images", "levels", "sha256")
 """Entries of a summary that must agree: the same pixels, with the same number of levels."""
-_NAMES = ("dataset", "variant", "split", "seed", "solve_size", "parameters")
+_NAMES = ("dataset", "variant", "split", "num_classes", "seed", "solve_size", "parameters")
 """Entries of a summary that are mentioned if they differ."""
 _MEANING = ("bound", "bound.dequantizer")
 """Settings of a bound, with their parts: the bound is another one if they differ."""

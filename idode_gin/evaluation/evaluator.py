@@ -15,9 +15,11 @@ from idode_gin.checkpoints import saving
 from idode_gin.checkpoints.saving import RestoredParams
 from idode_gin.checkpoints.series import AbstractSeries
 from idode_gin.devices.partitioning import PjitPartitioner
+from idode_gin.evaluation import classification as classification_lib
 from idode_gin.evaluation import curve, earlier_results, pilot_run, results, scores, summary
 from idode_gin.evaluation import histogram as histogram_lib
 from idode_gin.evaluation import parity as parity_lib
+from idode_gin.evaluation.classification import Classification
 from idode_gin.evaluation.summary import VARIATIONAL_BOUND, Scores
 from idode_gin.feed import data, loading
 from idode_gin.likelihood import pilot_grids
@@ -35,7 +37,7 @@ from idode_gin.runs import descriptions, facts, image_loop, run_inputs
 class _Prepared:
     """Inputs shared by all checkpoints of an evaluation; the functions compile once.
 
-    `histogram` is bits per dim of the histogram baseline, `[N]`.
+    `histogram` is bits per dim of the histogram baseline, `[N]`; `classifier` scores every class.
     """
 
     model: DiffusionODE
@@ -46,6 +48,7 @@ class _Prepared:
     histogram: np.ndarray | None
     pilot: pilot_run.Run | None
     scorer: Callable[[str, ODELikelihood | None], image_loop.Compute]
+    classifier: Callable[[str, ODELikelihood | None], image_loop.Compute] | None
     integrand: Callable[[types.Params], tuple[np.ndarray, np.ndarray, int]]
 
 
@@ -85,6 +88,8 @@ class Evaluator:
         parity: another program, whose figures are reported beside ours.
         pilot: measures every likelihood's solver error on a few images, and chooses the solver of
             those without one; None measures nothing.
+        classification: of images by their likelihood under every class, if the model is conditioned
+            on classes; None for none.
     """
 
     output_dir: LocalPath
@@ -99,6 +104,7 @@ class Evaluator:
     partitioner: PjitPartitioner = dataclasses.field(default_factory=PjitPartitioner)
     parity: parity_lib.AbstractParity | None = None
     pilot: Pilot | None = None
+    classification: Classification | None = None
 
     def __post_init__(self) -> None:
         """Check the names of the likelihoods, and that each one has or will get a solver."""
@@ -112,6 +118,8 @@ class Evaluator:
                 "Bind PILOT = @pilot.Pilot(), or a SOLVER."
             )
         results.check_names(list(self.likelihoods), results.TAKEN)
+        if self.classification is not None:
+            self.classification.check([VARIATIONAL_BOUND, *self.likelihoods])
 
     def check_path(self) -> None:
         """Raise ValueError if there is no checkpoint; a series may wait for its first one."""
@@ -206,7 +214,12 @@ class Evaluator:
             pilot = pilot_run.runner(self.pilot, model, split, key_of)
         elif (coarse := pilot_grids.coarse_arithmetic(model)) is not None:
             print(f"PILOT is None, so the error caused by {coarse} is not measured.", flush=True)
-        bound, devices = self.variational_bound, self.partitioner
+        bound, devices, size = self.variational_bound, self.partitioner, self.solve_size
+        classifier, count = None, model.num_classes
+        if self.classification is not None and count:
+            self.classification.check_prior(count)
+            wrap = functools.partial(classification_lib.of_all_classes, num_classes=count)
+            classifier = scores.scorers(model, bound, self.seed, devices, size, wrap=wrap)
         return _Prepared(
             model=model,
             split=split,
@@ -215,8 +228,9 @@ class Evaluator:
             settings=self._settings(model, dataset),
             histogram=histogram,
             pilot=pilot,
-            scorer=scores.scorers(model, bound, self.seed, devices, self.solve_size, self.parity),
-            integrand=scores.integrand(model, split, self.seed, self.solve_size),
+            scorer=scores.scorers(model, bound, self.seed, devices, size, self.parity),
+            classifier=classifier,
+            integrand=scores.integrand(model, split, self.seed, size),
         )
 
     def _score(
@@ -249,14 +263,16 @@ class Evaluator:
             "solve_size": self.solve_size,
         }
         results.check_names(list(self.likelihoods), [*head, *summary.TAKEN])
-        found, chosen, loop = self._computed(prepared, params, directory, known)
+        found, chosen, classified, classes, loop = self._computed(
+            prepared, params, directory, known
+        )
         bound, histogram = self.variational_bound, prepared.histogram
-        whole = summary.assemble(head, found, chosen, bound, histogram, self.parity)
+        whole = summary.assemble(head, found, chosen, bound, histogram, self.parity) | classified
         whole |= loop.cost_since(began)
         if jax.process_index() == 0:
             integrand = functools.partial(prepared.integrand, params)
             earlier_results.replace(directory, prepared.settings)
-            results.write(directory, whole, found, histogram, split, integrand)
+            results.write(directory, whole, found, histogram, split, integrand, classes)
         loop.kept.remove()
         print(summary.table(whole, histogram), flush=True)
         if self.parity is not None:
@@ -269,8 +285,17 @@ class Evaluator:
         params: types.Params,
         directory: pathlib.Path,
         known: Mapping[str, Any],
-    ) -> tuple[dict[str, Scores], dict[str, pilot_run.Chosen], image_loop.ImageLoop]:
-        """Return scores by bound, likelihoods with their solvers, and the loop that kept them."""
+    ) -> tuple[
+        dict[str, Scores],
+        dict[str, pilot_run.Chosen],
+        dict[str, Any],
+        dict[str, np.ndarray],
+        image_loop.ImageLoop,
+    ]:
+        """Return scores by bound, likelihoods with their solvers, and the loop that kept them.
+
+        Between them the classification's entries of the summary and of the rows.
+        """
 
         def score(name: str, estimator: ODELikelihood | None, loop: image_loop.ImageLoop) -> Scores:
             scorer = prepared.scorer(name, estimator)
@@ -289,7 +314,9 @@ class Evaluator:
         with image_loop.reopened(loop) as loop:
             for name, each in chosen.items():
                 found[name] = score(name, each.estimator, loop)
-        return found, chosen, loop
+            estimators = {name: each.estimator for name, each in chosen.items()}
+            classified, classes = self._classified(prepared, estimators, params, loop)
+        return found, chosen, classified, classes, loop
 
     def _settings(self, model: DiffusionODE, dataset: data.DatasetConfig) -> dict[str, Any]:
         """Return what makes an evaluation another one, as far as no data or checkpoint is read."""
@@ -304,6 +331,21 @@ class Evaluator:
             "run": str(checkpoint.parent if is_step else checkpoint),
             "parameters": "ema" if self.use_ema else "raw",
         }
+
+    def _classified(
+        self,
+        prepared: _Prepared,
+        estimators: Mapping[str, ODELikelihood],
+        params: types.Params,
+        loop: image_loop.ImageLoop,
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Return the classification's entries of the summary and of the rows, if there is one."""
+        setting = self.classification
+        if setting is None or prepared.classifier is None:
+            return {}, {}
+        scorer = prepared.classifier(setting.by, estimators.get(setting.by))
+        found, classes = classification_lib.classify(setting, scorer, params, prepared.split, loop)
+        return {summary.CLASSIFICATION: found}, classes
 
     def _series_facts(self, prepared: _Prepared) -> dict[str, Any]:
         """Return everything that the scores of all checkpoints of a series depend on."""

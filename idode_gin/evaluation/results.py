@@ -20,7 +20,7 @@ from idode_gin.reports import files, plots, progress
 Integrand = Callable[[], tuple[np.ndarray, np.ndarray, int]]
 """Gives gammas, bits per dim per nat of gamma at them, `[G]` each, and of how many images."""
 PLOTS = "plots"
-TAKEN = (summary.VARIATIONAL_BOUND, "histogram", "index")
+TAKEN = (summary.VARIATIONAL_BOUND, summary.CLASSIFICATION, "histogram", "index")
 """Names of columns that no likelihood can have."""
 
 
@@ -43,13 +43,16 @@ def write(
     histogram: np.ndarray | None,
     split: data.ImageSplit,
     integrand: Integrand,
+    classes: Mapping[str, np.ndarray],
 ) -> None:
     """Write rows, plots, `table.txt`, and `summary.json` last: if it exists, so do the others.
 
-    `found` is the summary, `histogram` the bits per dim of the histogram baseline, `[N]`.
+    `found` is the summary, `histogram` the bits per dim of the histogram baseline, `[N]`; `classes`
+    are those of a classification by name, `[N]`, if there is one.
     """
     rows = {"index": np.arange(split.num_images)}
     rows |= {f"{name}/{key}": v for name, each in scores.items() for key, v in each.items()}
+    rows |= {f"{summary.CLASSIFICATION}/{name}": each for name, each in classes.items()}
     with progress.phase(f"writing results to {directory}"):
         write_rows(directory, rows if histogram is None else {**rows, "histogram/bpd": histogram})
     draw(directory / PLOTS, scores, split, found["levels"], integrand)

@@ -53,18 +53,19 @@ def scorers(
     partitioner: PjitPartitioner,
     solve_size: int,
     parity: AbstractParity | None = None,
+    wrap: Callable[[Compute], Compute] = lambda compute: compute,
 ) -> Callable[[str, ODELikelihood | None], Compute]:
     """Return a function `(name, likelihood) -> compiled scores`; None for the variational bound.
 
     The same name and likelihood give the same function, which does not compile again. Adams methods
     share one for all step counts with the same multiple of `GRID`, because checkpoints may need
-    different ones.
+    different ones. What is compiled is `wrap` of the scores.
     """
     made: dict[str, Compute] = {}
 
     def compiled(known: str, compute: Compute) -> Compute:
         if known not in made:
-            made[known] = image_loop.compiled(compute, partitioner, solve_size)
+            made[known] = image_loop.compiled(wrap(compute), partitioner, solve_size)
         return made[known]
 
     def scorer(name: str, estimator: ODELikelihood | None) -> Compute:

@@ -14,7 +14,8 @@ from idode_gin.runs import facts, means
 Scores = dict[str, np.ndarray]
 """Values `[N]` of all images under one bound, by name."""
 VARIATIONAL_BOUND = "variational_bound"
-TAKEN = (VARIATIONAL_BOUND, "histogram_bpd", "parity", "devices", "wall_seconds")
+CLASSIFICATION = "classification"
+TAKEN = (VARIATIONAL_BOUND, CLASSIFICATION, "histogram_bpd", "parity", "devices", "wall_seconds")
 """Entries of every summary."""
 _SPREADS = ("repeats_sd", "trace_sd")  # their mean is not an error
 _SHOWN_DIGITS = 12
@@ -105,6 +106,12 @@ def table(summary: Mapping[str, Any], histogram: np.ndarray | None = None) -> st
     if histogram is not None:
         error = _shown(means.standard_error(histogram), "12.4f")
         lines.append(f"{'histogram':<20}{np.mean(histogram):>10.4f}{error}{'-':>14}{'-':>8}")
+    if (classified := summary.get(CLASSIFICATION)) is not None:
+        error = "" if classified["stderr"] is None else f" ± {classified['stderr']:.4f}"
+        lines.append(
+            f"{CLASSIFICATION} by {classified['by']}: accuracy {classified['accuracy']:.4f}{error} "
+            f"on {classified['num_images']} images, {classified['num_classes']} classes"
+        )
     return "\n".join(lines + missed)
 
 

@@ -7,7 +7,7 @@ image exactly once, and is never augmented.
 A batch is a dict, with the batch axis `B` first:
 
     image         integers `[B, H, W, C]` in `0..V-1`
-    conditioning  float32 `[B, K]`; zeros `[B, 1]` without any
+    conditioning  float32 `[B, K]`, zeros `[B, 1]` without any; then a number for each class
     position      int32 `[B]`, place in the global batch
     index         int32 `[B]`, the image's place in the split
     mask          float32 `[B]`, 1 for an image, 0 for padding
@@ -79,7 +79,7 @@ def train_batch(
         return batch
     joined = augmentation.Codes(*(np.concatenate(each) for each in zip(*codes, strict=True)))
     batch["image"] = augmentation.apply(batch["image"], joined)
-    batch["conditioning"] = split.augmentation.bits(joined.applied)
+    batch["conditioning"] = split.conditioning_of(index, split.augmentation.bits(joined.applied))
     return batch
 
 
@@ -136,7 +136,7 @@ def _gather(split: ImageSplit, index: np.ndarray, rows: np.ndarray, *, num_real:
     return {
         # `take` is several times faster than indexing, on a memory map as well.
         "image": np.take(split.images, index, axis=0),
-        "conditioning": split.conditioning[index],
+        "conditioning": split.conditioning_of(index),
         "position": rows.astype(np.int32),
         "index": index.astype(np.int32),
         "mask": (rows < num_real).astype(np.float32),

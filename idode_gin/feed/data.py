@@ -5,12 +5,13 @@
 
 import dataclasses
 import functools
+import hashlib
 from typing import Any, final
 
 import numpy as np
 
 from idode_gin import checks
-from idode_gin.feed import image_fingerprints
+from idode_gin.feed import image_fingerprints, labels
 from idode_gin.feed.augmentation import Augmentation
 from idode_gin.feed.image_fingerprints import ImageFingerprint
 from idode_gin.reports.paths import LocalPath
@@ -85,10 +86,12 @@ class ImageSplit:
       variant: published variant of the dataset, in words; "" if there is only one.
       augmentation: of training batches, or None.
       known_fingerprint: of the images, if already computed.
+      labels: class of each image, integers `[N]`, if the network is conditioned on it.
+      num_classes: C; 0 without labels.
 
     Raises:
-      ValueError: if there are no images, they are not integers of rank 4, or the conditioning is
-        not one finite row per image.
+      ValueError: if there are no images, they are not integers of rank 4, the conditioning is not
+        one finite row per image, or the labels are not one class per image.
     """
 
     images: np.ndarray
@@ -98,6 +101,8 @@ class ImageSplit:
     variant: str = ""
     augmentation: Augmentation | None = None
     known_fingerprint: ImageFingerprint | None = None
+    labels: np.ndarray | None = None
+    num_classes: int = 0
 
     def __post_init__(self) -> None:
         images, rows = self.images, self.conditioning
@@ -114,6 +119,9 @@ class ImageSplit:
                 f"{self} must hold one finite conditioning row [K] per image, got "
                 f"{list(rows.shape)} for {len(images)} images."
             )
+        if self.num_classes:
+            given = labels.check(self.labels, self.num_classes, len(images), str(self))
+            object.__setattr__(self, "labels", given)
 
     def __str__(self) -> str:
         return f"Split {self.split!r} of {self.name!r}"
@@ -134,6 +142,23 @@ class ImageSplit:
         """Fingerprint of the images: equal on two hosts that loaded the same ones."""
         return self.known_fingerprint or image_fingerprints.fingerprint(self.images)
 
+    def conditioning_of(self, index: np.ndarray, bits: np.ndarray | None = None) -> np.ndarray:
+        """Return what a network is conditioned on for the images at `index`, `[..., K + C]`.
+
+        `bits` `[..., K]` replace the conditioning; one number for each class follows.
+        """
+        rows = self.conditioning[index] if bits is None else bits
+        if self.labels is None:
+            return rows
+        return labels.joined(rows, self.labels[index], self.num_classes)
+
+    def label_facts(self) -> dict[str, Any]:
+        """Return number of classes and digest of the labels; nothing without labels."""
+        if self.labels is None:
+            return {}
+        digest = hashlib.sha256(self.labels.astype("<i4").tobytes()).hexdigest()
+        return {"num_classes": self.num_classes, "labels_sha256": digest}
+
     def facts(self) -> dict[str, Any]:
         """Return dataset, variant, split and fingerprint for result files, as JSON values."""
         return {
@@ -141,6 +166,7 @@ class ImageSplit:
             "variant": self.variant,
             "split": self.split,
             **self.fingerprint.as_dict(),
+            **self.label_facts(),
         }
 
 

@@ -52,6 +52,33 @@ def load_split(config: DatasetConfig) -> ImageSplit:
         or that differ in size, and a split that differs from its published or recorded facts or
         from `config.fingerprint`.
     """
+    provider, parts = _opened(config)
+    split = _as_split(_read(provider, parts, config), parts, config)
+    if split.augmentation is not None:
+        split.augmentation.check(split.image_shape)
+    if len(parts) == 1 and parts[0].facts is not None:
+        known = parts[0].facts.known(config.split)
+        if known is not None:
+            known.check(str(split), split.fingerprint)
+    _check_fingerprint(split, config.fingerprint)
+    return split
+
+
+def load_labels(config: DatasetConfig, num_classes: int) -> np.ndarray | None:
+    """Return the class of each image of a split, `[N]`, in its order; None if a task has none.
+
+    A task of the user's own gives them as a feature "label".
+
+    Raises:
+      ValueError: as `load_split`, or if the dataset is known to have another number of classes.
+    """
+    labels = [part.labels(num_classes) for part in _opened(config)[1]]
+    found = [each for each in labels if each is not None]
+    return np.concatenate(found) if len(found) == len(labels) else None
+
+
+def _opened(config: DatasetConfig) -> tuple[Any, list[TaskSplit]]:
+    """Return a task or mixture and the split of each of its tasks that has it; reads nothing."""
     import tensorflow as tf
 
     # TensorFlow would take the GPU memory that JAX needs. Once it runs, it refuses the change, and
@@ -65,16 +92,7 @@ def load_split(config: DatasetConfig) -> ImageSplit:
             f"Its splits: {', '.join(repr(each) for each in sorted(provider.splits))}."
         )
     tasks = [task for task in getattr(provider, "tasks", [provider]) if config.split in task.splits]
-    parts = [task_images.open_split(task, config) for task in tasks]
-    split = _as_split(_read(provider, parts, config), parts, config)
-    if split.augmentation is not None:
-        split.augmentation.check(split.image_shape)
-    if len(parts) == 1 and parts[0].facts is not None:
-        known = parts[0].facts.known(config.split)
-        if known is not None:
-            known.check(str(split), split.fingerprint)
-    _check_fingerprint(split, config.fingerprint)
-    return split
+    return provider, [task_images.open_split(task, config) for task in tasks]
 
 
 def _find_task_or_mixture(config: DatasetConfig) -> Any:

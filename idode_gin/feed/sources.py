@@ -95,6 +95,14 @@ class ImageSource(Protocol):
         """Return a hex digest of the split's files; None if the split must not be cached."""
         return None
 
+    def labels(self, split: str, num_classes: int) -> np.ndarray | None:
+        """Return the class of each image, integers `[N]` in the images' order; None without labels.
+
+        Raises:
+            ValueError: if the classes are known to be another number.
+        """
+        return None
+
     def known(self, split: str) -> KnownSplit | None:
         """Return published facts about the split, if there are any."""
         return None

@@ -58,6 +58,20 @@ class TaskSplit:
         yield first
         yield from chunks
 
+    def labels(self, num_classes: int) -> np.ndarray | None:
+        """Return the class of each image, integers `[N]` or `[N, 1]`; None if the task has none.
+
+        Raises:
+            ValueError: if the source knows another number of classes.
+        """
+        if self.source is not None:
+            return self.source.labels(self.split, num_classes)
+        dataset = _dataset_of(self)
+        if "label" not in dataset.element_spec:
+            return None
+        labels = dataset.map(lambda example: {"label": example["label"]})
+        return np.concatenate([chunk["label"] for chunk in _chunks(labels, ["label"])])
+
 
 def open_split(task: Any, config: DatasetConfig) -> TaskSplit:
     """Return the configured split of a task; nothing is read yet.
@@ -106,6 +120,19 @@ def _from_source(part: TaskSplit, source: ImageSource) -> Iterator[Chunk]:
 
 
 def _from_task(part: TaskSplit) -> Iterator[Chunk]:
+    dataset = _dataset_of(part)
+    spec = dataset.element_spec
+    if "image" not in spec:
+        raise ValueError(
+            f'Task {part.name!r} must yield an "image" feature, got {", ".join(sorted(spec))}. '
+            "Rename it in the task's preprocessors."
+        )
+    keys = [key for key in ("image", "conditioning") if key in spec]
+    return _chunks(dataset.map(lambda example: {key: example[key] for key in keys}), keys)
+
+
+def _dataset_of(part: TaskSplit) -> Any:
+    """Return the examples of the task, each once and in order, as a `tf.data.Dataset`."""
     task = part.task
     if part.use_cached and not task.supports_caching:
         raise ValueError(
@@ -117,7 +144,7 @@ def _from_task(part: TaskSplit) -> Iterator[Chunk]:
             f"Task {task.name!r} is in none of the seqio cache folders that were given, but "
             "use_cached=True. Cache it, name its folder, or set use_cached=False."
         )
-    dataset = task.get_dataset(
+    return task.get_dataset(
         sequence_length=None,  # any length would crop the images
         split=part.split,
         use_cached=part.use_cached,
@@ -125,14 +152,6 @@ def _from_task(part: TaskSplit) -> Iterator[Chunk]:
         num_epochs=1,
         try_in_mem_cache=False,
     )
-    spec = dataset.element_spec
-    if "image" not in spec:
-        raise ValueError(
-            f'Task {task.name!r} must yield an "image" feature, got {", ".join(sorted(spec))}. '
-            "Rename it in the task's preprocessors."
-        )
-    keys = [key for key in ("image", "conditioning") if key in spec]
-    return _chunks(dataset.map(lambda example: {key: example[key] for key in keys}), keys)
 
 
 def _chunks(dataset: Any, keys: Sequence[str]) -> Iterator[Chunk]:

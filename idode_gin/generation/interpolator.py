@@ -150,7 +150,7 @@ class Interpolator:
             pairs = np.asarray(self.pairs)[chosen]
             yield {
                 "image": split.images[pairs],
-                "conditioning": split.conditioning[pairs],
+                "conditioning": split.conditioning_of(pairs),
                 "index": pairs.astype(np.int32),
             }
 
@@ -166,7 +166,7 @@ class Interpolator:
             conditioning = batch["conditioning"]
             points = {
                 "noise": _flat(latents.between(noise[:, 0], noise[:, 1], count)),
-                # Conditioning that differs at the ends is interpolated linearly.
+                # Conditioning, of classes too, that differs at the ends is interpolated linearly.
                 "conditioning": _flat(
                     jnp.linspace(conditioning[:, 0], conditioning[:, 1], count, axis=1)
                 ),

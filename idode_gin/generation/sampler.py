@@ -1,6 +1,7 @@
 """Sampling: images from noise, as PNG files and an `.npz`, and a grid to look at."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator
 from typing import Any, final
@@ -12,6 +13,7 @@ import numpy as np
 from idode_gin import checks, types
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.feed import batches as batch_lib
+from idode_gin.feed import labels
 from idode_gin.generation import outputs
 from idode_gin.models import DiffusionODE
 from idode_gin.reports.paths import LocalPath
@@ -44,7 +46,9 @@ class Sampler:
         batch_size: images at a time.
         grid_images: images in the grid, at most `num_samples`.
         png_files: write each image as a PNG, too. Needs 1 or 3 channels.
-        conditioning: the values the network is conditioned on, K numbers.
+        conditioning: the values the network is conditioned on beside a class, K numbers.
+        label: class of all images, for a model that is conditioned on classes; None draws image i
+            from class i modulo their number.
         use_ema: sample from the averaged parameters rather than the last ones.
         seed: of the noise.
         return_log_prob: also return the log-density of each image's latent, from the same solve.
@@ -62,6 +66,7 @@ class Sampler:
     grid_images: int = 64
     png_files: bool = True
     conditioning: tuple[float, ...] = (0.0,)
+    label: int | None = None
     use_ema: bool = True
     seed: int = 0
     return_log_prob: bool = False
@@ -93,14 +98,16 @@ class Sampler:
         """Sample, and return the contents of `summary.json`.
 
         Raises:
-            ValueError: if the model declares no image shape, the checkpoint is missing or belongs
-                to another architecture, or there are other files in place of the pictures.
+            ValueError: if the model declares no image shape or has no such class, the checkpoint is
+                missing or belongs to another architecture, or there are other files in place of the
+                pictures.
             checks.NonFiniteError: if a solve failed.
             checks.Preempted: when asked to stop; the next `run` resumes.
         """
         if model.image_shape is None:
             raise ValueError("Sampling needs `DiffusionODE.image_shape`; bind IMAGE_SHAPE.")
         self.partitioner.check_batch_size("batch_size", self.batch_size, per_device=True)
+        classes = run_inputs.labels_for(model, np.arange(self.num_samples), self.label)
         if self.png_files:
             outputs.check_pngs(self.output_dir)
         began = time.monotonic()
@@ -115,7 +122,8 @@ class Sampler:
             self.output_dir, known, self.num_samples, self.partitioner, self.batch_size, "drawing"
         ) as loop:
             compute, params = self._compiled(model), restored.params
-            drawn = loop.run("samples", compute, params, self._batches)
+            batches = functools.partial(self._batches, classes, model.num_classes)
+            drawn = loop.run("samples", compute, params, batches)
             image_loop.check_solved(drawn.pop("success"), "samples")
         summary = {
             **facts.checkpoint_used(restored, self.use_ema),
@@ -131,6 +139,8 @@ class Sampler:
             **({"log_p": means.summarize(drawn["log_p"])} if self.return_log_prob else {}),
             **loop.cost_since(began),
         }
+        if classes is not None:
+            summary["label"], drawn["label"] = self.label, classes
         arrays = {"arr_0": to_uint8(drawn["levels"], model.encoding.levels), **drawn}
         shown = drawn["levels"][: self.grid_images]
         outputs.write_pngs(self.output_dir, arrays["arr_0"] if self.png_files else None)
@@ -161,9 +171,14 @@ class Sampler:
 
         return image_loop.compiled(sample, self.partitioner, self.solve_size)
 
-    def _batches(self, index: np.ndarray, rows: np.ndarray) -> Iterator[types.Batch]:
-        conditioning = np.tile(np.asarray(self.conditioning, np.float32), (len(rows), 1))
+    def _batches(
+        self, classes: np.ndarray | None, num_classes: int, index: np.ndarray, rows: np.ndarray
+    ) -> Iterator[types.Batch]:
+        bits = np.tile(np.asarray(self.conditioning, np.float32), (len(rows), 1))
         for chosen, _ in batch_lib.index_batches(index, self.batch_size, rows):
+            conditioning = bits
+            if classes is not None:
+                conditioning = labels.joined(bits, classes[chosen], num_classes)
             yield {"index": chosen.astype(np.int32), "conditioning": conditioning}
 
     def _method(self) -> AbstractSampler:

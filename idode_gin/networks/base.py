@@ -61,7 +61,8 @@ class AbstractNetwork(abc.ABC):
             params: parameters from `init`, or trained.
             z: latents.
             time: gamma as a fraction of its range, in [0, 1].
-            conditioning: K numbers per image; zeros if the dataset has none.
+            conditioning: K numbers per image, zeros if the dataset has none; then one for each
+                class of `num_classes`, if the network has such an attribute: 1 for the image's own.
             key: one key per image, for dropout; None for no dropout.
         """
 

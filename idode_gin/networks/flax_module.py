@@ -34,7 +34,8 @@ class FlaxNetwork(base.AbstractNetwork):
 
     Args:
         module: a linen module, or an NNX class or function that takes `rngs` and returns a module.
-        conditioning_size: K, the numbers per image in `conditioning`.
+        conditioning_size: K, the numbers per image in `conditioning` beside those of its class.
+        num_classes: C, classes of labels, as for `UNet`: the module gets `[B, K + C]`; 0 for none.
 
     Raises:
         ValueError: if it cannot be called so, has state, or its output has another shape.
@@ -42,10 +43,12 @@ class FlaxNetwork(base.AbstractNetwork):
 
     module: nn.Module | Callable[..., Any]
     conditioning_size: int = 1
+    num_classes: int = 0
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        checks.check_integer("conditioning_size", self.conditioning_size, at_least=0)
+        for name in ("conditioning_size", "num_classes"):
+            checks.check_integer(name, getattr(self, name), at_least=0)
         is_linen_class = isinstance(self.module, type) and issubclass(self.module, nn.Module)
         if is_linen_class or isinstance(self.module, nnx.Module) or not callable(self.module):
             raise ValueError(
@@ -62,7 +65,7 @@ class FlaxNetwork(base.AbstractNetwork):
             key,
             jax.ShapeDtypeStruct((1, *image_shape), jnp.float32),
             jax.ShapeDtypeStruct((1,), jnp.float32),
-            jax.ShapeDtypeStruct((1, self.conditioning_size), jnp.float32),
+            jax.ShapeDtypeStruct((1, self.conditioning_size + self.num_classes), jnp.float32),
         )
         _check_stateless(set(variables) - {"params"})
         return nn.meta.unbox(dict(variables).get("params", {}))

@@ -36,7 +36,10 @@ class UNet(base.AbstractNetwork):
         attention_everywhere: attention after every block, not only in the middle.
         attention_heads: number of heads; must divide `channels`.
         dropout_rate: in [0, 1), inside every block, applied only if keys are given.
-        conditioning_size: K, the numbers per image in `conditioning`.
+        conditioning_size: K, the numbers per image in `conditioning` beside those of its class.
+        num_classes: C, classes of labels; each adds a number to `conditioning`, 1 for the image's
+            own class and 0 for the others, whose weights in the first dense layer are a learned
+            embedding of the class. 0 for no labels.
         time_embedding_scale: radians of the fastest sine over the whole range of time.
         remat: which activations of a block the gradient stores, a name in `remat.POLICIES`: "full"
             recomputes the whole block, "convolutions" recomputes everything but convolutions. None
@@ -64,6 +67,7 @@ class UNet(base.AbstractNetwork):
     attention_heads: int = 1
     dropout_rate: float = 0.0
     conditioning_size: int = 1
+    num_classes: int = 0
     time_embedding_scale: float = 1000.0
     remat: str | None = None
     scan: bool = False
@@ -73,7 +77,7 @@ class UNet(base.AbstractNetwork):
         object.__setattr__(self, "fourier_exponents", tuple(self.fourier_exponents))
         for name in ("channels", "groups", "attention_heads", "time_embedding_scale"):
             checks.check_positive(name, getattr(self, name))
-        for name in ("levels", "conditioning_size"):
+        for name in ("levels", "conditioning_size", "num_classes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` cannot be negative, got {getattr(self, name)}.")
         if self.channels < 4:
@@ -109,11 +113,15 @@ class UNet(base.AbstractNetwork):
         """Return the network with blocks in the dtype of z."""
         return self if self.coarse_dtype is None else dataclasses.replace(self, dtype=None)
 
+    @property
+    def _width(self) -> int:
+        return self.conditioning_size + self.num_classes
+
     def _boxed(self, key: types.PRNGKey, image_shape: tuple[int, int, int]) -> Any:
         """Initialize parameters that carry names."""
         z = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         time = jax.ShapeDtypeStruct((1,), jnp.float32)
-        conditioning = jax.ShapeDtypeStruct((1, self.conditioning_size), jnp.float32)
+        conditioning = jax.ShapeDtypeStruct((1, self._width), jnp.float32)
         # Lazy: parameters are drawn without running the network.
         return _LinenUNet(self).lazy_init(key, z, time, conditioning, None)["params"]
 
@@ -126,10 +134,10 @@ class UNet(base.AbstractNetwork):
         key: types.PRNGKeys | None = None,
     ) -> types.Images:
         """Return the raw output F, in the dtype of z."""
-        expected = (z.shape[0], self.conditioning_size)
+        expected = (z.shape[0], self._width)
         if conditioning.shape != expected:
             raise ValueError(
-                "`conditioning` must be [batch, conditioning_size], got shape "
+                "`conditioning` must be [batch, conditioning_size + num_classes], got shape "
                 f"{conditioning.shape} where {expected} was expected. Without conditioning pass "
                 "zeros of that shape."
             )

@@ -178,6 +178,10 @@ def _score_table(folder: RunFolder) -> Markup:
         f"{summary.get('levels')} levels, sha256 {str(summary.get('sha256'))[:12]}, "
         f"step {summary.get('step')}, {summary.get('parameters')} parameters"
     )
+    if isinstance(found := summary.get("classification"), Mapping):
+        error = f" ± {_shown(found.get('stderr'), '.4f')}"
+        caption += f"; accuracy of classification by {found.get('by')}: "
+        caption += f"{_shown(found.get('accuracy'), '.4f')}{error} on {found.get('num_images')}"
     head = ("bound", "bits per dim", "std. error", "solver error", "network evaluations")
     return html.table(caption, head, rows, missed)
 

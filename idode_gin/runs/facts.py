@@ -14,12 +14,15 @@ from idode_gin.models import DiffusionODE
 from idode_gin.processes import agreement
 from idode_gin.reports import differences, fingerprints
 
-MEANING = ("model.schedule", "model.time", "model.parameterization", "model.encoding")
+MEANING = (
+    *("model.schedule", "model.time", "model.parameterization", "model.encoding"),
+    "model.network.num_classes",
+)
 """Facts that define how the network's output is interpreted."""
 
 UNRELATED = {
     *("output_dir", "checkpoint_path", "use_ema", "checkpoints", "batch_size", "grid_images"),
-    *("png_files", "partitioner", "histogram_split", "pilot"),
+    *("png_files", "partitioner", "histogram_split", "pilot", "classification"),
 }
 """Settings that no value of an image depends on, or only through the parameters and solvers."""
 
@@ -46,11 +49,14 @@ def image_facts(
 
     Together with `Trainer.settings` they are saved in every checkpoint and compared on resume.
     """
+    labels_of_eval = {} if eval_split is None else eval_split.label_facts()
     return {
         "dataset": str(split),
         "dataset_sha256": split.fingerprint.sha256,
         "eval_dataset_sha256": None if eval_split is None else eval_split.fingerprint.sha256,
         "augmentation": shortened(split.augmentation),
+        **split.label_facts(),
+        **{f"eval_{name}": each for name, each in labels_of_eval.items()},
     }
 
 
@@ -90,6 +96,7 @@ def result_facts(
         found["dataset"] = str(split)
         found["dataset_sha256"] = split.fingerprint.sha256
         found["conditioning_sha256"] = fingerprints.sha256(split.conditioning)
+        found |= split.label_facts()
     for name, value in {"model": model, **vars(settings), **replaced}.items():
         for key, each in value.items() if isinstance(value, dict) else [("", value)]:
             full = f"{name}.{key}".rstrip(".")

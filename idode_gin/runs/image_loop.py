@@ -57,20 +57,29 @@ class ImageLoop:
     verb: str
     unit: str
 
-    def run(self, section: str, compute: Compute, params: types.Params, batches: Batches) -> Rows:
+    def run(
+        self,
+        section: str,
+        compute: Compute,
+        params: types.Params,
+        batches: Batches,
+        images: np.ndarray | None = None,
+    ) -> Rows:
         """Return the values `[N, ...]` of all images; computes those that are not kept yet.
+
+        With `images`, rising integers `[n]`, those of these alone.
 
         Raises:
             means.AskedToStop: when asked to stop.
         """
-        missing, size = self.kept.missing(section), self.batch_size
+        missing, size = self.kept.missing(section, images), self.batch_size
         made = batches(missing, self.partitioner.local_rows(size))
         landed = means.landed(
             lambda batch: compute(params, batch),
             (self.partitioner.put_batch(batch, size) for batch in made),
             self.is_asked_to_stop,
         )
-        count = self.kept.num_images
+        count = self.kept.num_images if images is None else len(images)
         what, done = f"{self.verb} {section}", count - len(missing)
         phase = progress.phase(what, count, done=done, unit=self.unit)
         with phase as going_on, contextlib.closing(landed):
@@ -79,7 +88,7 @@ class ImageLoop:
                 rows = {name: each[: len(index)] for name, each in values.items()}
                 self.kept.add(section, index, rows)
                 going_on.advance(len(index))
-        return self.kept.rows(section)
+        return self.kept.rows(section, images)
 
     def batches_of(self, split: data.ImageSplit, images: np.ndarray | None = None) -> Batches:
         """Return a function that gives batches of a split, or of its `images`, integers `[N]`."""

@@ -90,9 +90,10 @@ class PartialResults:
         """True if any image has values."""
         return any(section.values for section in self._sections.values())
 
-    def missing(self, section: str) -> np.ndarray:
-        """Return the indices of the images without values, in rising order."""
-        return np.flatnonzero(~self._section(section).done)
+    def missing(self, section: str, images: np.ndarray | None = None) -> np.ndarray:
+        """Return the indices of the images, or of some `images`, without values, rising."""
+        index = np.arange(self.num_images) if images is None else images
+        return index[~self._section(section).done[index]]
 
     def progress(self) -> str:
         """Return the number of images done in each section, as text."""
@@ -109,10 +110,11 @@ class PartialResults:
         if time.monotonic() - self._last_write >= WRITE_PERIOD:
             self.write()
 
-    def rows(self, section: str) -> Rows:
-        """Return all values `[N, ...]` of a complete section, sorted by name."""
-        assert self._section(section).done.all()
-        return dict(sorted(self._section(section).values.items()))
+    def rows(self, section: str, images: np.ndarray | None = None) -> Rows:
+        """Return all values `[N, ...]` of a complete section, sorted by name; or of `images`."""
+        assert not len(self.missing(section, images))
+        found = dict(sorted(self._section(section).values.items()))
+        return found if images is None else {name: each[images] for name, each in found.items()}
 
     def require(self, facts: Mapping[str, Any]) -> None:
         """Check that facts known after the start are those of the run that is resumed, if any.

@@ -1,5 +1,8 @@
 """Inputs of a run: images checked against the model, parameters, and the shapes of both."""
 
+import dataclasses
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from absl import logging
@@ -7,7 +10,7 @@ from absl import logging
 from idode_gin import types
 from idode_gin.checkpoints import saving
 from idode_gin.devices.partitioning import PjitPartitioner
-from idode_gin.feed import data, loading
+from idode_gin.feed import data, labels, loading
 from idode_gin.models import DiffusionODE
 from idode_gin.processes import agreement
 from idode_gin.reports import differences, progress
@@ -17,12 +20,18 @@ from idode_gin.runs import averaging, facts
 def load(dataset: data.DatasetConfig, model: DiffusionODE) -> data.ImageSplit:
     """Load a split and check it against the model; every process must load the same one.
 
+    Labels are read if the model is conditioned on classes, and not otherwise.
+
     Raises:
         ValueError: if pixel values exceed the model's levels, the network expects another number
-            of conditioning values, or the processes loaded different images.
+            of conditioning values, labels are missing or outside the model's classes, or the
+            processes loaded different images.
     """
     with progress.phase(f"reading {dataset.mixture_or_task_name} / {dataset.split}"):
         split = loading.load_split(dataset)
+        if count := model.num_classes:
+            found = loading.load_labels(dataset, count)
+            split = dataclasses.replace(split, labels=found, num_classes=count)
         data.check_images(split, model.encoding.levels)
         images = split.facts()
     given, expected = split.conditioning.shape[1], getattr(model.network, "conditioning_size", None)
@@ -35,6 +44,30 @@ def load(dataset: data.DatasetConfig, model: DiffusionODE) -> data.ImageSplit:
     order = {"seed": dataset.seed, "batch_size": dataset.batch_size}
     agreement.check(f"the data, {split}", lambda: {**images, **order})
     return split
+
+
+def labels_for(
+    model: DiffusionODE, index: np.ndarray, label: int | Sequence[int] | np.ndarray | None
+) -> np.ndarray | None:
+    """Return the class of each sample `index`, int32 `[n]`; None for a model without classes.
+
+    `label` is one class, or one for each; None takes all classes in turn, by the index.
+
+    Raises:
+        ValueError: for a label that is no class, or given to a model without classes.
+    """
+    count = model.num_classes
+    if label is None:
+        return labels.check(index % count, count, len(index)) if count else None
+    if not count:
+        raise ValueError(
+            f"`label` must be None for a model that is not conditioned on classes, got {label}. "
+            "Train with NUM_CLASSES, see gin_configs/experiments/digits_by_class.gin."
+        )
+    given = np.asarray(label)
+    return labels.check(
+        np.broadcast_to(given, len(index)) if given.ndim == 0 else given, count, len(index)
+    )
 
 
 def load_params(
@@ -100,11 +133,10 @@ def param_shapes(
 
 def blank_batch(model: DiffusionODE, image_shape: tuple[int, ...], size: int) -> types.Batch:
     """Return shapes and dtypes of a training batch of `size` images; reads no images."""
-    width = getattr(model.network, "conditioning_size", 1)
     dtype = np.uint8 if model.encoding.levels <= 256 else np.int32
     return {
         "image": jax.ShapeDtypeStruct((size, *image_shape), dtype),
-        "conditioning": jax.ShapeDtypeStruct((size, width), np.float32),
+        "conditioning": jax.ShapeDtypeStruct((size, model.conditioning_size), np.float32),
         "position": jax.ShapeDtypeStruct((size,), np.int32),
         "index": jax.ShapeDtypeStruct((size,), np.int32),
         "mask": jax.ShapeDtypeStruct((size,), np.float32),

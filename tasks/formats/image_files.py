@@ -9,7 +9,7 @@ import mimetypes
 import os
 import pathlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
 import numpy as np
@@ -17,6 +17,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from tasks.formats import depth
 
+SPLITS = ("train", "validation", "test")
+"""Folders of a user's images."""
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 """Pillow's names: the content decides the format, not the file's name."""
 CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
@@ -57,6 +59,30 @@ def files_below(root: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
                 kind = "a link to nothing" if each.is_symlink() else "a pipe or a device"
                 problems.append(f"{each} is {kind}. Remove it.")
     return sorted(files), problems
+
+
+def classes_of(
+    root: pathlib.Path, files: Mapping[str, Sequence[pathlib.Path]]
+) -> tuple[list[str], dict[str, list[int]]]:
+    """Return the names of the classes in a folder, and the class of each file of some splits.
+
+    The first folder below a split's own names the class. Classes are numbered in the order of
+    their names, those of all splits together; there are none if a file is in no such folder.
+
+    Args:
+        root: holds a folder for each split.
+        files: split -> files in it.
+    """
+    inside = {
+        split: [each.relative_to(root / split).parts for each in found]
+        for split, found in files.items()
+    }
+    if any(len(parts) < 2 for found in inside.values() for parts in found):
+        return [], {}
+    folders = [each for split in SPLITS for each in root.glob(f"{split}/*") if each.is_dir()]
+    names = sorted({each.name for each in folders if not each.name.startswith(".")})
+    number = {name: place for place, name in enumerate(names)}
+    return names, {split: [number[parts[0]] for parts in found] for split, found in inside.items()}
 
 
 def is_image(path: pathlib.Path) -> bool:

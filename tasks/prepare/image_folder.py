@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from tasks.prepare.datasets import Dataset
 from tasks.prepare.records import Record, Source, source_of
 from tasks.prepare.refusals import SourceError
 
-SPLITS = ("train", "validation", "test")
 _SHOWN = 10
 
 
@@ -30,7 +29,8 @@ def read(
     Every file is decoded once before anything is written, so that all problems are reported
     together. All files of these folders but hidden ones must be images. Pixels are stored as they
     are in the file, without colour profile, and a file with an orientation is refused; with a
-    `size`, images of any sizes are first reduced to it by `resizing.reduce`.
+    `size`, images of any sizes are first reduced to it by `resizing.reduce`. If every image lies in
+    a folder of its split's, those are its classes: see `image_files.classes_of`.
 
     Raises:
         SourceError: with the first ten refused files, and their number.
@@ -54,22 +54,31 @@ def read(
             f"{source} must hold readable 8-bit images of one shape, grey, RGB or RGBA. "
             f"{len(problems):,} files are refused; repair or move them:{listed}{more}"
         )
+    names, labels = image_files.classes_of(source, files)
     return source_of(
         dataclasses.replace(dataset, image_shape=shape),
         files,
-        functools.partial(_records, size),
+        functools.partial(_records, size, labels),
         partial=partial,
         sizes={split: len(each) for split, each in files.items()},
         in_order=True,
+        label_names=tuple(names),
         resizing="" if size is None else resizing.in_words(size),
     )
 
 
 def _records(
-    size: int | None, dataset: Dataset, split: str, files: Sequence[pathlib.Path]
+    size: int | None,
+    labels: Mapping[str, Sequence[int]],
+    dataset: Dataset,
+    split: str,
+    files: Sequence[pathlib.Path],
 ) -> Iterator[Record]:
     for index, file in enumerate(files):
-        yield Record(key=index, image=decode(file, size))
+        fields: dict[str, int | str] = {}
+        if labels:
+            fields = {"id": f"{split}_{index:05d}", "label": labels[split][index]}
+        yield Record(key=index, image=decode(file, size), fields=fields)
 
 
 def decode(path: pathlib.Path, size: int | None = None) -> np.ndarray:
@@ -91,14 +100,14 @@ def _files(source: pathlib.Path, problems: list[str]) -> dict[str, list[pathlib.
     for entry in sorted(source.iterdir()):
         if entry.name.startswith("."):
             continue
-        if entry.name in SPLITS and entry.is_dir():
+        if entry.name in image_files.SPLITS and entry.is_dir():
             files[entry.name], found = image_files.files_below(entry)
             problems += found
             continue
         elsewhere = image_files.files_below(entry)[0] if entry.is_dir() else [entry]
         for each in filter(image_files.is_image, elsewhere):
-            problems.append(f"{each} lies in none of {', '.join(SPLITS)}.")
-    return {split: files[split] for split in SPLITS if files.get(split)}
+            problems.append(f"{each} lies in none of {', '.join(image_files.SPLITS)}.")
+    return {split: files[split] for split in image_files.SPLITS if files.get(split)}
 
 
 def _common_shape(

@@ -17,6 +17,7 @@ class ArrayImages(AbstractImages):
     Args:
         split_sizes: number of images of each split.
         load_split: split name -> images, integers `[N, H, W, C]`.
+        load_labels: split name -> class of each image, integers `[N]`; None: there are no labels.
         augmentation: of the training split, or None.
     """
 
@@ -24,14 +25,19 @@ class ArrayImages(AbstractImages):
         self,
         split_sizes: Mapping[str, int],
         load_split: Callable[[str], np.ndarray],
+        load_labels: Callable[[str], np.ndarray] | None = None,
         augmentation: Augmentation | None = None,
     ) -> None:
         super().__init__(tuple(split_sizes), augmentation, split_sizes)
-        self._load_split = load_split
+        self._load_split, self._load_labels = load_split, load_labels
 
     def array(self, split: str) -> np.ndarray:
         """Return the images of the split."""
         return self._load_split(split)
+
+    def labels(self, split: str, num_classes: int) -> np.ndarray | None:
+        """Return the class of each image, `[N]`; None without labels."""
+        return None if self._load_labels is None else self._load_labels(split)
 
     def images(self, split: str, **reading: Any) -> tf.data.Dataset:
         """Return the array's images; there are no files to shuffle."""

@@ -9,12 +9,11 @@ import tensorflow as tf
 
 from idode_gin.feed.image_fingerprints import ImageFingerprint
 from idode_gin.reports import paths
-from tasks.formats.image_files import files_below, image_shape, read_image
+from tasks.formats.image_files import SPLITS, classes_of, files_below, image_shape, read_image
 from tasks.support import npz_arrays
 from tasks.support.sources import AbstractImages, digest, with_static_shape
 from tasks.support.tfds_files import INFO, TfdsFiles
 
-SPLITS = ("train", "validation", "test")
 UNCHANGED = "your own images"
 """Variant of images whose pixels are those of the user's files."""
 
@@ -45,6 +44,10 @@ class AbstractReader(abc.ABC):
 
     def array(self, path: pathlib.Path, split: str) -> np.ndarray | None:
         """Return the split as one array `[N, H, W, C]` if it is stored as one, else None."""
+        return None
+
+    def labels(self, path: pathlib.Path, split: str, num_classes: int) -> np.ndarray | None:
+        """Return the class of each image, integers `[N]` in order; None without labels."""
         return None
 
     def check_recorded(self, path: pathlib.Path, split: str, found: ImageFingerprint) -> None:
@@ -81,6 +84,10 @@ class OwnImages(AbstractImages):
         """Return the split as one array `[N, H, W, C]` if it is stored as one, else None."""
         return self._reader.array(self.path, split)
 
+    def labels(self, split: str, num_classes: int) -> np.ndarray | None:
+        """Return the class of each image, integers `[N]`; None without labels."""
+        return self._reader.labels(self.path, split, num_classes)
+
     def images(self, split: str, **reading: Any) -> tf.data.Dataset:
         """Return the images in the order of their names or places; there are no shards."""
         return self._reader.images(self.path, split)
@@ -116,7 +123,9 @@ class OwnImages(AbstractImages):
 class FolderReader(AbstractReader):
     """Image files in `<path>/train`, `<path>/validation` and `<path>/test`, at any depth.
 
-    `path` may also be a folder that `python -m tasks.prepare image_folder` has written.
+    `path` may also be a folder that `python -m tasks.prepare image_folder` has written. The first
+    folder below a split's own names the class of an image; classes are numbered in the order of
+    their names, those of all splits together.
     """
 
     name = "image_folder"
@@ -179,6 +188,24 @@ class FolderReader(AbstractReader):
         """Raise ValueError if a prepared folder changed since it was written."""
         if (prepared := self._prepared(path, split)) is not None:
             prepared.check_recorded(found)
+
+    def labels(self, path: pathlib.Path, split: str, num_classes: int) -> np.ndarray | None:
+        """Return the number of each image's folder; None if an image is in none.
+
+        Raises:
+            ValueError: if the folders are another number.
+        """
+        if (prepared := self._prepared(path, split)) is not None:
+            return prepared.labels(num_classes)
+        names, labels = classes_of(path, {split: self.files(path, split)})
+        if not names:
+            return None
+        if len(names) != num_classes:
+            raise ValueError(
+                f"{path} has {len(names)} folders of classes, {', '.join(names[:10])}, but the "
+                f"model is conditioned on one of {num_classes}. Set NUM_CLASSES = {len(names)}."
+            )
+        return np.array(labels[split])
 
     def _prepared(self, path: pathlib.Path, split: str) -> TfdsFiles | None:
         if not (path / INFO).is_file():

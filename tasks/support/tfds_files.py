@@ -9,6 +9,7 @@ import json
 import pathlib
 from typing import Any, final
 
+import numpy as np
 import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -17,6 +18,7 @@ from idode_gin.feed.image_fingerprints import RECORD, RESIZING, ImageFingerprint
 
 INFO = "dataset_info.json"
 DESCRIPTION = (INFO, "features.json")
+_LABELS = 4096  # read at one time
 
 
 @final
@@ -126,6 +128,27 @@ class TfdsFiles:
         return builder.as_dataset(
             split=self.split, shuffle_files=shuffle, read_config=config, decoders=image
         )
+
+    def labels(self, num_classes: int) -> np.ndarray | None:
+        """Return the feature "label" of each image, integers `[N]` in order; None without one.
+
+        Raises:
+            ValueError: if it has another number of classes.
+        """
+        builder = self._opened()
+        if "label" not in builder.info.features:
+            return None
+        known = builder.info.features["label"]
+        if (count := getattr(known, "num_classes", num_classes)) != num_classes:
+            raise ValueError(
+                f"{self.name} has {count} classes, but the model is conditioned on one of "
+                f"{num_classes}. Set NUM_CLASSES = {count}."
+            )
+        label = tfds.decode.PartialDecoding({"label": known})
+        config = tfds.ReadConfig(try_autocache=False, interleave_cycle_length=1)
+        dataset = builder.as_dataset(split=self.split, read_config=config, decoders=label)
+        chunks = dataset.map(lambda example: example["label"]).batch(_LABELS)
+        return np.concatenate(list(chunks.as_numpy_iterator()))
 
     def _opened(self) -> tfds.core.DatasetBuilder:
         try:

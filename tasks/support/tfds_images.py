@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import final
 
+import numpy as np
 import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -25,7 +26,7 @@ def tfds_data_dir(tfds_name: str) -> str:
 
 @final
 class TfdsImages(AbstractImages):
-    """The images of a dataset on disk, without its labels.
+    """The images of a dataset on disk, and its labels if it has any and they are asked for.
 
     Read by its own `features.json` and `dataset_info.json`, without the code that built it; never
     built or downloaded. Nothing is opened before images are asked for.
@@ -64,6 +65,10 @@ class TfdsImages(AbstractImages):
     def cache_key(self, split: str) -> str:
         """Return a digest of the dataset's description and its files' names, sizes and times."""
         return digest([self._published.tfds_name, *self._found(split).facts()])
+
+    def labels(self, split: str, num_classes: int) -> np.ndarray | None:
+        """Return the class of each image, `[N]`; None if the dataset has no "label"."""
+        return self._found(split).labels(num_classes)
 
     def images(
         self, split: str, *, shuffle: bool, seed: int | None, shard_info: seqio.ShardInfo | None

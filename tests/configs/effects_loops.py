@@ -22,6 +22,7 @@ from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.dequantizers.uniform import Uniform
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.evaluation import pilot_run
+from idode_gin.evaluation.classification import Classification
 from idode_gin.evaluation.evaluator import Evaluator
 from idode_gin.feed import batches, loading
 from idode_gin.generation.encoder import Encoder
@@ -264,9 +265,19 @@ CASES: dict[Any, Any] = {
             "partitioner": Refused(UNEVEN, "must be the number of devices"),
             "parity": OfficialParity(num_batches=2, batch_size=2),
             "pilot": Pilot(num_images=2, max_steps=16),
+            "classification": Refused(Classification(by="x"), "must be the name of a bound"),
         },
         before=with_checkpoint,
         is_slow=True,
+    ),
+    Classification: Case(
+        lambda made, _: (
+            made.images(tiny.split()),
+            made.posterior(np.zeros((1, 2))),
+            made.check(["tn"]),
+        ),
+        {"by": "tn"},
+        {"num_images": 3, "prior": (0.25, 0.75), "by": Refused("x", "must be the name of a bound")},
     ),
     Pilot: [
         Case(
@@ -305,6 +316,7 @@ CASES: dict[Any, Any] = {
                 "grid_images": 2,
                 "png_files": False,
                 "conditioning": (1.0,),
+                "label": Refused(0, "not conditioned on classes"),
                 "use_ema": False,
                 "seed": 1,
                 "return_log_prob": True,

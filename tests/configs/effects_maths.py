@@ -116,13 +116,13 @@ def unet(network: UNet, _: Room) -> str:
     """Return the traced network with dropout; for the gradient also what it keeps."""
     params = jax.eval_shape(lambda: network.init(KEY, (4, 4, 1)))
     z, time = jnp.zeros((2, 4, 4, 1)), jnp.zeros(2)
-    conditioning = jnp.zeros((2, network.conditioning_size))
+    conditioning = jnp.zeros((2, network.conditioning_size + network.num_classes))
     return effects.program(network, params, z, time, conditioning, jax.random.split(KEY, 2))
 
 
 def flax_network(network: FlaxNetwork, _: Room) -> str:
     params = jax.eval_shape(lambda: network.init(KEY, (4, 4, 1)))
-    conditioning = jnp.zeros((2, network.conditioning_size))
+    conditioning = jnp.zeros((2, network.conditioning_size + network.num_classes))
     return effects.program(network, params, jnp.zeros((2, 4, 4, 1)), jnp.zeros(2), conditioning)
 
 
@@ -234,7 +234,7 @@ CASES = {
     FlaxNetwork: Case(
         flax_network,
         {"module": LinenNet()},
-        {"module": LinenNet(width=4), "conditioning_size": 2},
+        {"module": LinenNet(width=4), "conditioning_size": 2, "num_classes": 2},
     ),
     UNet: Case(
         unet,
@@ -255,6 +255,7 @@ CASES = {
             "attention_heads": 2,
             "dropout_rate": 0.2,
             "conditioning_size": 2,
+            "num_classes": 2,
             "time_embedding_scale": 500.0,
             "remat": "full",
             "scan": True,

@@ -75,7 +75,8 @@ def make_eval(folder, sha256="5734522cfd47"):
     solver = {"error": 2.1e-4, "tolerance": 1e-4, "is_within": False}
     bound = {"mean": 2.04571, "stderr": 0.01654, "nfe": 29.0, "solver_error": solver}
     facts = {"dataset": "digits", "split": "test", "image_shape": [8, 8, 1], "sha256": sha256}
-    summary = {**facts, "step": 200, "uniform": bound}
+    classified = {"by": "uniform", "accuracy": 0.95333, "stderr": 0.0122, "num_images": 300}
+    summary = {**facts, "step": 200, "uniform": bound, "classification": classified}
     (folder / "summary.json").write_text(json.dumps(summary))
     bpd = np.array([2.0, 1.5, 2.5])
     np.savez(folder / "results.npz", **{"uniform/bpd": bpd, "histogram/bpd": bpd + 1})
@@ -121,6 +122,7 @@ def test_the_report_on_a_whole_run_has_everything_and_needs_nothing_else(whole, 
         "8 x NVIDIA H100",
     ):
         assert shown in page.text, shown
+    assert "classification by uniform: 0.9533 ± 0.0122 on 300" in page.text
     assert "lowest: #1 1.500, #0 2.000" in page.text
     assert page.text.index("step 100, ODESampler") < page.text.index("step 200, ODESampler")
     assert "<b>digits</b>" in page.text  # escaped, so text and not an element

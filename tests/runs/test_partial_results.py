@@ -62,6 +62,17 @@ def test_rows_keep_their_order_and_dtype(folder):
             np.testing.assert_array_equal(found[name], expected)
 
 
+def test_some_images_can_be_all_that_a_section_holds(folder):
+    some = np.array([1, 4, 6])
+    fill(opened(folder), "a", [4])
+    kept = opened(folder)
+    assert kept.missing("a", some).tolist() == [1, 6]
+    fill(kept, "a", kept.missing("a", some))
+    assert kept.missing("a", some).size == 0
+    for name, expected in values(some).items():
+        np.testing.assert_array_equal(kept.rows("a", some)[name], expected)
+
+
 def test_seconds_add_up(folder, monkeypatch):
     clock = iter(range(0, 1000, 10))
     monkeypatch.setattr(partial_results.time, "monotonic", lambda: next(clock))

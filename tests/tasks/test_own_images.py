@@ -78,6 +78,44 @@ def test_folders_in_a_split_are_walked(folder):
     np.testing.assert_array_equal(found[-2:], images)  # "aaa" is sorted after "003.png"
 
 
+def labels(path, count, split="train", task="image_folder"):
+    config = data.DatasetConfig(
+        mixture_or_task_name=task, split=split, batch_size=1, data_path=str(path)
+    )
+    return loading.load_labels(config, count)
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """Folders of classes: cat and dog in one split, ant and dog in the other."""
+    images = fake_tfds.random_images(7, SHAPES[3])
+    for place, (split, name) in enumerate(
+        [("train", "cat"), ("train", "dog"), ("train", "dog/old"), ("test", "ant"), ("test", "dog")]
+    ):
+        write_folder(tmp_path / "classes" / split / name, images[place : place + 2])
+    (tmp_path / "classes" / "train" / ".hidden").mkdir()
+    return tmp_path / "classes"
+
+
+def test_folders_of_a_split_are_classes(labelled):
+    np.testing.assert_array_equal(labels(labelled, 3), [1, 1, 2, 2, 2, 2])
+    np.testing.assert_array_equal(labels(labelled, 3, "test"), [0, 0, 2, 2])
+    assert len(load("image_folder", labelled)) == 6
+    with pytest.raises(
+        ValueError, match=r"3 folders of classes, ant, cat, dog, .* NUM_CLASSES = 3"
+    ):
+        labels(labelled, 10)
+
+
+def test_images_outside_the_folders_of_classes_have_no_labels(labelled, folder):
+    assert labels(folder, 3) is None
+    write_folder(labelled / "train" / "elk", fake_tfds.random_images(1, SHAPES[3]))
+    (labelled / "train" / "elk" / "000.png").rename(labelled / "train" / "one.png")
+    assert labels(labelled, 4) is None
+    np.savez(labelled / "own.npz", train=np.zeros((2, 3, 3, 1), np.uint8))
+    assert labels(labelled / "own.npz", 3, task="image_npz") is None
+
+
 def test_a_folder_that_was_prepared_is_read_like_any(tmp_path):
     images = fake_tfds.random_images(7, SHAPES[3])
     folder = fake_tfds.write(tmp_path, "image_folder/mine:1.0.0", {"train": images})

@@ -10,6 +10,7 @@ import archives
 import numpy as np
 import pytest
 
+from idode_gin.feed import data, loading
 from idode_gin.feed.image_fingerprints import fingerprint
 from tasks.prepare import __main__ as program
 from tasks.prepare import datasets, writer
@@ -166,6 +167,22 @@ def test_seqio_reads_it_without_builder_code(path, name, tmp_path):
 
 
 # Order, ids and labels are those of TFDS's own builders
+
+
+def test_folders_of_images_are_kept_as_labels(tmp_path):
+    images, sources = own_images(tmp_path / "source")
+    folder = prepare("image_folder", sources, tmp_path / "data")
+    config = {"mixture_or_task_name": "image_folder", "batch_size": 1, "data_path": str(folder)}
+    for split, each in images.items():
+        found = loading.load_labels(data.DatasetConfig(**config, split=split), 2)
+        expected = [2 * place // len(each) for place in range(len(each))]
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match="has 2 classes"):
+        loading.load_labels(data.DatasetConfig(**config, split="train"), 3)
+    (sources[0] / "train" / "a" / "0000.png").rename(sources[0] / "train" / "one.png")
+    without = prepare("image_folder", sources, tmp_path / "other")
+    config["data_path"] = str(without)
+    assert loading.load_labels(data.DatasetConfig(**config, split="train"), 2) is None
 
 
 def official_builder(module, tmp_path, manager):

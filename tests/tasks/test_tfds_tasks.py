@@ -157,6 +157,15 @@ def test_the_feed_loads_them(source, images):
     )
 
 
+def test_labels_are_in_the_order_of_the_images(source, images):
+    by_image = {image.tobytes(): place % 10 for place, image in enumerate(images["train"])}
+    chunks = source.get_dataset("train", shuffle=False).as_numpy_iterator()
+    expected = [by_image[chunk["image"].tobytes()] for chunk in chunks]
+    np.testing.assert_array_equal(source.labels("train", 10), expected)
+    with pytest.raises(ValueError, match="has 10 classes.* of 7. Set NUM_CLASSES = 10"):
+        source.labels("train", 7)
+
+
 def test_the_folder_given_last_is_read(source, images, published, tmp_path):
     # seqio's own source remembers the first, for as long as the process lives.
     source.get_dataset("validation")
