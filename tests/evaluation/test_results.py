@@ -141,7 +141,7 @@ def test_every_entry_of_the_summary(evaluated, rows):
         **{"parameters": "ema", "seed": 0, "solve_size": 32, "config_sha256": "ab" * 32},
         "histogram_bpd": pytest.approx(rows["histogram/bpd"].mean()),
     }
-    others = {"ema_sha256", "tn", "variational_bound", "wall_seconds"}
+    others = {"ema_sha256", "tn", "variational_bound", "wall_seconds", "devices"}
     assert set(summary) == set(head) | others
     assert {name: summary[name] for name in head} == head
     errors = {"stderr", "stderr_dequantization", "stderr_probes", "solver_error"}

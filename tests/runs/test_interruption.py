@@ -185,8 +185,8 @@ def test_failed_solves_are_not_kept(kind, tmp_path, monkeypatch):
     run, file = KINDS[kind]
     rows = partial_results.PartialResults.rows
 
-    def failed(kept, section):
-        return rows(kept, section) | {"success": np.arange(interrupted.NUMBER) % 3 > 0}
+    def failed(kept, *which):
+        return rows(kept, *which) | {"success": np.arange(interrupted.NUMBER) % 3 > 0}
 
     monkeypatch.setattr(partial_results.PartialResults, "rows", failed)
     with pytest.raises(checks.NonFiniteError, match="14 of 41"):
