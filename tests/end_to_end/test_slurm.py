@@ -82,7 +82,7 @@ def submit(
 
 
 def test_a_job_that_is_asked_to_stop_is_requeued_and_resumes(cluster, submit) -> None:
-    settings = [*OFTEN, "--gin.TRAIN_STEPS=2000", "--gin.EVAL_PERIOD=2000"]
+    settings = [*OFTEN, "--gin.TRAIN_STEPS=300", "--gin.EVAL_PERIOD=300"]
     job = submit("--ntasks-per-node=1", GPU, settings=settings)
     job.until_saved()
     cluster("scancel", "--signal=TERM", job.number)
@@ -92,7 +92,7 @@ def test_a_job_that_is_asked_to_stop_is_requeued_and_resumes(cluster, submit) ->
     assert job.log.count("SIGTERM: stopping after this step") == 2  # once in each process
     assert f"Stopped and saved. Requeued: job {job.number}, restart 1." in job.log
     assert f"Training from {job.folder}/checkpoint_" in job.log
-    assert several.summary(job.folder)["step"] == 2000
+    assert several.summary(job.folder)["step"] == 300
 
 
 def test_the_time_limit_is_a_request_to_stop(cluster, submit) -> None:
