@@ -43,6 +43,7 @@ def train(
     eval_period: int | None,
     eval_steps: int | None,
     random_seed: int,
+    run_eval_before_training: bool = False,
     trainer_cls: Callable[..., Trainer] = Trainer,
     compilation_cache_dir: str | None = None,
     dry_run: bool | str = False,
@@ -61,6 +62,7 @@ def train(
         eval_period: steps between evaluations; None evaluates at the end only.
         eval_steps: batches of one evaluation; None takes the whole split.
         random_seed: seed of initial parameters and noise.
+        run_eval_before_training: evaluate what the run starts from as well.
         trainer_cls: builds the `Trainer`; gin binds its other parameters.
         compilation_cache_dir: see `compilation_cache.use`.
         dry_run: only print what would be done, "full" in full. Set by the flag --dry_run.
@@ -77,6 +79,7 @@ def train(
         "eval_period": eval_period,
         "eval_steps": eval_steps,
         "seed": random_seed,
+        "run_eval_before_training": run_eval_before_training,
     }
     building.refuse_bindings(Trainer, passed_on, "`train` passes its own value of it")
     trainer = trainer_cls(**passed_on)

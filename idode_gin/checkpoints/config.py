@@ -17,10 +17,12 @@ _MODES = ("latest", "specific")
 class SaveCheckpointConfig:
     """When to save and which checkpoints to keep.
 
-    Nothing is deleted before a newer checkpoint is complete and on disk.
+    Nothing is deleted before a newer checkpoint is complete and on disk, and no checkpoint in
+    whose folder there is a file named PINNED.
 
     Args:
         period: steps between checkpoints. The last step is always saved; None saves only that.
+        checkpoint_steps: steps to save as well. These are never deleted.
         keep: number of newest checkpoints to keep; None keeps all. With 1 there is nothing to fall
             back on if that one is damaged.
         keep_period: steps that are multiples of it are never deleted.
@@ -32,6 +34,7 @@ class SaveCheckpointConfig:
     """
 
     period: int | None = 1000
+    checkpoint_steps: tuple[int, ...] = ()
     keep: int | None = 3
     keep_period: int | None = None
     keep_best: int | None = None
@@ -40,6 +43,8 @@ class SaveCheckpointConfig:
         for name in ("period", "keep", "keep_period", "keep_best"):
             if (value := getattr(self, name)) is not None:
                 checks.check_positive(f"SaveCheckpointConfig.{name}", value)
+        for step in self.checkpoint_steps:
+            checks.check_integer("SaveCheckpointConfig.checkpoint_steps", step, at_least=1)
         for name in ("keep_period", "keep_best"):
             if self.keep is None and getattr(self, name) is not None:
                 raise ValueError(
@@ -73,10 +78,11 @@ class SaveCheckpointConfig:
                 f"`keep_best` needs an evaluation split, {got} and none. Bind "
                 "train.train_eval_dataset_cfg, or leave keep_best at None."
             )
-        if self.period is None or eval_period is None:
-            first = math.inf
-        else:
-            first = math.lcm(self.period, eval_period)
+        first = math.inf
+        if eval_period is not None:
+            steps = [step for step in self.checkpoint_steps if step % eval_period == 0]
+            steps += [] if self.period is None else [math.lcm(self.period, eval_period)]
+            first = min(steps, default=math.inf)
         if first > last_step:
             raise ValueError(
                 f"`keep_best` judges a checkpoint by the evaluation of its own step, {got}, "

@@ -19,6 +19,8 @@ from idode_gin.reports import paths
 PREFIX = "checkpoint"
 DAMAGED_PREFIX = "damaged_"
 DELETED_PREFIX = "deleted_"
+PIN = "PINNED"
+"""A checkpoint whose folder holds a file of this name is not deleted."""
 SPACE_MARGIN = 1.1
 """Disk space reserved for a checkpoint, relative to the bytes of its arrays."""
 _STEP_DIRECTORY = re.compile(rf"{PREFIX}_(0|[1-9][0-9]*)")
@@ -182,13 +184,18 @@ def doomed(
     """
     if config.keep is None:
         return []
-    stay = set(steps[-config.keep :])
+    stay = {*steps[-config.keep :], *config.checkpoint_steps}
     if config.keep_period is not None:
         stay |= {step for step in steps if step % config.keep_period == 0}
     if config.keep_best is not None:
         judged = [(value, -step) for step in steps if (value := bpd(step)) is not None]
         stay |= {-step for _, step in sorted(judged)[: config.keep_best]}
     return [step for step in steps if step not in stay]
+
+
+def is_pinned(directory: pathlib.Path, step: int) -> bool:
+    """Return True if the user has pinned the checkpoint of `step`."""
+    return (checkpoint_path(directory, step) / PIN).exists()
 
 
 def delete(directory: pathlib.Path, steps: Sequence[int]) -> None:

@@ -129,9 +129,10 @@ class Checkpoints:
             self._lazy_manager.close()
 
     def is_due(self, step: int) -> bool:
-        """Return True if the save period includes `step`."""
-        period = self._config.save.period
-        return period is not None and step % period == 0
+        """Return True if `step` is to be saved."""
+        save = self._config.save
+        is_periodic = save.period is not None and step % save.period == 0
+        return is_periodic or step in save.checkpoint_steps
 
     def save(self, state: TrainState) -> None:
         """Save the state, once per step. Files are written in the background.
@@ -190,6 +191,7 @@ class Checkpoints:
     def _delete_old(self) -> None:
         steps = saved_steps(self._directory)
         doomed = files.doomed(steps, self._config.save, self._bpd)
+        doomed = [step for step in doomed if not files.is_pinned(self._directory, step)]
         if doomed:
             files.sync(checkpoint_path(self._directory, steps[-1]))
         files.delete(self._directory, doomed)

@@ -28,9 +28,9 @@ _PROGRAMS = {
 _SHAPE = "the task declares the shape of its images. Leave it out."
 _PREFETCH = "batches are always prepared ahead of time. Leave it out."
 _NO_TEXT = "it is about text, and images have none of it. Leave it out."
-_NO_RENAMES = (
-    "RestoreCheckpointConfig.rules decides for single parameters: {'regular expression': "
-    "'restore', 'reset' or 'pad'}. The network decides their names, so nothing is renamed."
+_RULES = (
+    "RestoreCheckpointConfig.rules decides for single leaves: {'regular expression': 'restore', "
+    "'restore from NAME', 'pad', 'reset' or 'drop'}."
 )
 _MESH = (
     "PjitPartitioner.mesh_shape, or the macro MESH_SHAPE, is the number of devices along each "
@@ -100,9 +100,6 @@ _PARAMETERS: Mapping[str, Mapping[str, str]] = {
             "Trainer.non_finite and Trainer.loss_spike stop a run that diverges, and "
             "SaveCheckpointConfig.keep_best keeps the checkpoints with the lowest bits per dim."
         ),
-        "run_eval_before_training": (
-            "run idode_gin.eval on INITIAL_CHECKPOINT_PATH. Leave it out."
-        ),
         "train_state_initializer_cls": (
             "RestoreCheckpointConfig.params, ema, optimizer, step and rules decide what a run "
             "starts from."
@@ -130,25 +127,21 @@ _PARAMETERS: Mapping[str, Mapping[str, str]] = {
     },
     "SaveCheckpointConfig": {
         "dtype": _DTYPE,
-        "checkpoint_steps": (
-            "SaveCheckpointConfig.period decides which steps are saved, and keep_period and "
-            "keep_best which of them are never deleted."
-        ),
         "keep_dataset_checkpoints": _EXACT_DATA,
         "save_dataset": _EXACT_DATA,
         "checkpointer_cls": _ORBAX,
         "checkpoint_manager_cls": _ORBAX,
-        "state_transformation_fns": _NO_RENAMES,
+        "state_transformation_fns": _RULES,
     },
     "RestoreCheckpointConfig": {
-        "assignment_map": _NO_RENAMES,
-        "strict": _NO_RENAMES,
-        "fallback_to_scratch": _NO_RENAMES,
+        "assignment_map": _RULES,
+        "strict": _RULES,
+        "fallback_to_scratch": _RULES,
         "dtype": _DTYPE,
         "restore_dataset": _EXACT_DATA,
         "checkpointer_cls": _ORBAX,
         "checkpoint_manager_cls": _ORBAX,
-        "state_transformation_fns": _NO_RENAMES,
+        "state_transformation_fns": _RULES,
     },
     "PjitPartitioner": {
         "model_parallel_submesh": _MESH,

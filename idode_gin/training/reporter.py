@@ -88,11 +88,14 @@ class Reporter:
             text = f"Warm start from {restored.path}.\n{restored.report}"
             self._write("warm-start.txt", text)
 
-    def report(self, step: int) -> None:
-        """Write the row of a step if one is due and not there yet, unless asked to stop."""
-        log_due = step == self.setup.train_steps or step % self.log_period == 0
+    def report(self, step: int, *, log_due: bool = True) -> None:
+        """Write the row of a step if one is due and not there yet, unless asked to stop.
+
+        Without `log_due` only an evaluation is due: nothing has been trained.
+        """
+        log_due = log_due and (step == self.setup.train_steps or step % self.log_period == 0)
         eval_due = self.validation.is_due(step)
-        if step == 0 or not (log_due or eval_due) or self.log.row(step) is not None:
+        if not (log_due or eval_due) or self.log.row(step) is not None:
             return
         self.saver.watch.drain()
         state = self.saver.state

@@ -56,6 +56,7 @@ class Trainer:
         eval_period: steps between evaluations of the variational bound with the EMA parameters;
             None evaluates at the end only.
         eval_steps: batches of one evaluation; None takes every image of the split once.
+        run_eval_before_training: evaluate what a run starts from, as a row of its own.
         log_period: steps between logs, and the window of logged means.
         seed: seed of initial parameters and of all noise; the order of images has its own seed.
         num_microbatches: parts that a batch is processed in, to save memory.
@@ -84,6 +85,7 @@ class Trainer:
     partitioner: PjitPartitioner = PjitPartitioner()
     eval_period: int | None = 1000
     eval_steps: int | None = None
+    run_eval_before_training: bool = False
     log_period: int = 100
     seed: int = 0
     num_microbatches: int = 1
@@ -179,7 +181,14 @@ class Trainer:
                 writers=writers,
                 meters=meters,
                 saver=saver,
-                validation=Validation(setup, self.eval_period, self.eval_steps, stop, say),
+                validation=Validation(
+                    setup=setup,
+                    first=None if start.is_resumed and start.step else start.step,
+                    period=self.eval_period,
+                    batches=self.eval_steps,
+                    stop=stop,
+                    say=say,
+                ),
                 optimizer=self.optimizer,
                 log_period=self.log_period,
             )
@@ -214,8 +223,10 @@ class Trainer:
                 with progress.phase("compiling the update"):
                     return setup.program.step(state, batch)
 
-        if start.is_resumed:
+        if start.is_resumed and start.step:
             reporter.report(start.step)  # a row that the process before this one did not write
+        elif self.run_eval_before_training:
+            reporter.report(start.step, log_due=False)
         batches = map(setup.train.train_batch, range(start.step, last))
         with contextlib.closing(batch_lib.prefetch(batches)) as ready:
             if stop.requested:
@@ -369,11 +380,16 @@ class Trainer:
     def _check(
         self, train_dataset: data.DatasetConfig, eval_dataset: data.DatasetConfig | None
     ) -> None:
-        """Raise ValueError if a batch size or `keep_best` does not fit the rest."""
+        """Raise ValueError if batch sizes or evaluations do not fit the rest."""
         check = self.partitioner.check_batch_size
         check("batch_size", train_dataset.batch_size, self.num_microbatches)
         if eval_dataset is not None:
             check("batch_size of evaluation", eval_dataset.batch_size)
+        elif self.run_eval_before_training:
+            raise ValueError(
+                "`run_eval_before_training` needs an evaluation split, got True and none. Bind "
+                "train.train_eval_dataset_cfg, or leave it at False."
+            )
         self.checkpoints.save.check_best(
             evaluates=eval_dataset is not None,
             eval_period=self.eval_period,

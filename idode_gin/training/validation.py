@@ -16,15 +16,17 @@ from idode_gin.training.setup import Setup
 
 
 @final
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Validation:
     """The variational bound of the EMA parameters on the evaluation split.
 
-    `period` is the number of steps between evaluations, None for one at the end only; `batches` is
-    the length of one, None for the whole split.
+    `period` is the number of steps between evaluations, None for one at the end only; `first` is
+    the step that a run starts from, None if it has trained before; `batches` is the length of an
+    evaluation, None for the whole split.
     """
 
     setup: Setup
+    first: int | None
     period: int | None
     batches: int | None
     stop: StopRequest
@@ -34,8 +36,9 @@ class Validation:
         """Return True if an evaluation is due after `step`."""
         if self.setup.eval is None:
             return False
-        is_last = step == self.setup.train_steps
-        return is_last or (self.period is not None and step % self.period == 0)
+        if step in (self.first, self.setup.train_steps):
+            return True
+        return step > 0 and self.period is not None and step % self.period == 0
 
     def compile(self, ema: types.Params) -> None:
         """Evaluate one batch, so that no later evaluation compiles."""

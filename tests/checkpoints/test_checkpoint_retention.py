@@ -45,6 +45,7 @@ BPD = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.0, 12: 2.7}
         ({"keep": 1, "keep_best": 3}, [4, 6, 8, 12]),
         ({"keep": 1, "keep_best": 9}, [2, 4, 6, 8, 12]),  # 10 was not evaluated
         ({"keep": 2, "keep_best": 1, "keep_period": 6}, [6, 8, 10, 12]),
+        ({"keep": 1, "checkpoint_steps": (4, 5)}, [4, 12]),
     ],
 )
 def test_what_stays(config, stay):
@@ -66,6 +67,20 @@ def test_the_run_directory_ends_with_what_stays(tmp_path):
         "checkpoint_8",
         "checkpoint_12",
     }
+
+
+def test_steps_beside_the_period_and_pinned_ones_stay(tmp_path):
+    with saving(tmp_path, period=4, keep=1, checkpoint_steps=(2,)) as saved:
+        assert [step for step in range(1, 13) if saved.is_due(step)] == [2, 4, 8, 12]
+        saved.save(state_of(2))
+        saved.save(state_of(4))
+        assert saved.last_good() == tmp_path / "checkpoint_4"
+        (tmp_path / "checkpoint_4" / "PINNED").touch()
+        for step in (8, 12):
+            saved.save(state_of(step))
+    assert checkpoints.saved_steps(tmp_path) == [2, 4, 12]
+    restored, *_ = checkpoints.restore_params(tmp_path / "checkpoint_4", state_of(0).params)
+    assert float(restored["kernel"][0]) == 4
 
 
 def test_nothing_is_deleted_before_its_successor_is_whole(tmp_path, monkeypatch):
@@ -156,6 +171,8 @@ def test_free_disk_is_checked_before_anything_is_written(tmp_path, monkeypatch):
         ({"period": None}, {}, "never coincide"),
         ({"period": 7}, {"eval_period": 30}, "never coincide"),
         ({"period": 7}, {"eval_period": 10}, None),
+        ({"period": None, "checkpoint_steps": (40,)}, {}, None),
+        ({"period": None, "checkpoint_steps": (30, 120)}, {}, "never coincide"),
         ({"keep_best": None}, {"evaluates": False}, None),
     ],
 )
@@ -170,6 +187,8 @@ def test_the_best_needs_evaluations_of_saved_steps(changes, run, message):
 
 
 def test_fields_without_an_effect_are_refused():
+    with pytest.raises(ValueError, match="checkpoint_steps` must be an integer, 1 or more, got"):
+        SaveConfig(checkpoint_steps=(0,))
     for name in ("keep_period", "keep_best"):
         with pytest.raises(
             ValueError, match=f"with keep=None, which deletes nothing. Got {name}=4"

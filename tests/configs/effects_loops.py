@@ -237,6 +237,7 @@ CASES: dict[Any, Any] = {
                 "checkpoints": CheckpointConfig(save=SaveCheckpointConfig(period=1)),
                 "eval_period": 1,
                 "eval_steps": 1,
+                "run_eval_before_training": True,
                 "tensorboard": True,
                 "wandb": Later(lambda: WandB(project="mine")),
                 "peak_flops": {"cpu": {"float32": 1e9}},

@@ -244,7 +244,13 @@ CASES = {
     SaveCheckpointConfig: Case(
         kept,
         {"period": 2, "keep": 1},
-        {"period": 3, "keep": 2, "keep_period": 4, "keep_best": 1},
+        {
+            "period": 3,
+            "checkpoint_steps": (4, 5),
+            "keep": 2,
+            "keep_period": 4,
+            "keep_best": 1,
+        },
     ),
     RestoreCheckpointConfig: Case(
         restored,

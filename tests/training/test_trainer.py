@@ -233,6 +233,26 @@ def test_evaluation_at_the_end_only(tmp_path):
     assert found == {2: False, 4: False, 5: True}
 
 
+def test_evaluation_before_training(tmp_path):
+    settings = {"eval_period": None, "run_eval_before_training": True}
+    run(tmp_path / "run", 4, **settings)
+    first, *_, last = rows(tmp_path / "run")
+    names = {"step", "eval/bpd", "eval/images"}
+    assert first["step"] == 0
+    assert names <= set(first)
+    assert not any(name.startswith("train/") for name in first)
+    assert last["eval/bpd"] != first["eval/bpd"]
+    whole = rows(tmp_path / "run")
+    run(tmp_path / "run", 6, **settings)  # a run that is resumed does not repeat it
+    after = rows(tmp_path / "run")
+    assert after[: len(whole)] == whole
+    assert [row["step"] for row in after if "eval/bpd" in row] == [0, 4, 6]
+    with pytest.raises(ValueError, match="`run_eval_before_training` needs an evaluation split"):
+        tiny.trainer(tmp_path / "none", 3, run_eval_before_training=True).run(
+            tiny.model(), tiny.config()
+        )
+
+
 def test_the_start_is_checked_once_and_first(tmp_path, monkeypatch):
     calls = []
 
