@@ -24,7 +24,7 @@ PROGRAMS = {
     "compare": ("idode_gin.compare", "Compare evaluations, with paired standard errors."),
     "doctor": ("idode_gin.doctor", "Check the installation, with a fix for what is wrong."),
     "prepare": ("tasks.prepare", "Make datasets from downloaded files."),
-    "convert": ("idode_gin.interop.convert", "Convert published checkpoints."),
+    "convert": ("idode_gin.interop.convert", "Convert published checkpoints, and those of t5x."),
 }
 """Module and description of each program."""
 _COMPLETION = "completion"

@@ -63,6 +63,7 @@ SLOWEST_FIRST = (
     "devices",
     "generation",
     "runs",
+    "interop",
     "reports",
     "mutation",
     "configs",

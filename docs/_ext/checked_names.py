@@ -9,7 +9,7 @@ import pydoc
 import re
 from collections.abc import Iterator
 
-from generated_pages import ROOT, bindable, gin_files, own_bindings
+from generated_pages import ROOT, bindable, own_bindings, own_gin_files
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
@@ -17,7 +17,7 @@ from idode_gin.configs import loading
 
 FOLDERS = ("idode_gin", "tasks", "gin_configs", "tests", "benchmarks", "launch", "docs/_ext", ".ci")
 TEXTS = ("", ".py", ".gin", ".sh", ".sbatch", ".yaml", ".toml")
-UNCHECKED = ("generated/", "changelog", "references")
+UNCHECKED = ("generated/", "changelog", "references", "guides/t5x")
 _FENCE = re.compile(r"^([`:]{3,}).*?^\1", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"(?<![`}])`([^`\n]+)`")
 _NAMES = re.compile(r"[\w./@%*]+")
@@ -68,7 +68,7 @@ def _unknown(text: str) -> Iterator[str]:
 def _bindable() -> set[str]:
     macros = {
         each.key.scope
-        for file in gin_files()
+        for file in own_gin_files()
         for each in own_bindings(file)
         if each.key.selector == loading.MACRO
     }

@@ -90,6 +90,11 @@ def gin_files() -> list[str]:
     return [path.relative_to(ROOT).as_posix() for path in paths]
 
 
+def own_gin_files() -> list[str]:
+    """Every gin file of our own programs, and not of t5x's."""
+    return [file for file in gin_files() if not file.startswith("gin_configs/t5x/")]
+
+
 def own_bindings(file: str) -> list[loading.Binding]:
     """Bindings written in `file` itself, without those of the files that it includes."""
     config.clear_config()
@@ -118,7 +123,7 @@ def _file_link(file: str) -> str:
 def _macros_page() -> str:
     defined: dict[str, list[loading.Binding]] = defaultdict(list)
     bound: dict[str, dict[str, None]] = defaultdict(dict)
-    for file in gin_files():
+    for file in own_gin_files():
         for each in own_bindings(file):
             if each.key.selector == loading.MACRO:
                 defined[each.key.scope].append(each)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 _NO_CHOICE = ("runs", "experiments")
+_OTHER_PROGRAMS = "gin_configs/t5x/"
 _SHOWN = 3
 
 
@@ -39,12 +40,13 @@ class GinFile:
 
 
 def gin_files(search_paths: Sequence[str | pathlib.Path]) -> list[GinFile]:
-    """Return all files below a `gin_configs`; of one name, the one of the first search path."""
+    """Return the files of our programs; of one name, the one of the first search path."""
     found: dict[str, GinFile] = {}
     for path in map(pathlib.Path, search_paths):
         for each in sorted(path.glob("gin_configs/**/*.gin")):
             name = each.relative_to(path).as_posix()
-            found.setdefault(name, GinFile(name, each.read_text("utf-8", "replace")))
+            if not name.startswith(_OTHER_PROGRAMS):
+                found.setdefault(name, GinFile(name, each.read_text("utf-8", "replace")))
     return list(found.values())
 
 

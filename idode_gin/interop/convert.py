@@ -1,15 +1,16 @@
-"""Convert a published checkpoint: `python -m idode_gin.interop.convert --source FILE --output DIR`.
+"""Convert checkpoints: `python -m idode_gin.interop.convert --source FILE --output DIR`.
 
-Writes `checkpoint_<step>` in the format of this library with parameters, EMA and Adam's moments,
-for scoring, sampling or warm starts (CHECKPOINT_PATH, INITIAL_CHECKPOINT_PATH). Exit codes: 0
-done, 2 refused.
+Reads a published checkpoint, or one of upstream t5x, and writes `checkpoint_<step>` in the format
+of this library with parameters, EMA and the optimizer's state, for scoring, sampling or warm starts
+(CHECKPOINT_PATH, INITIAL_CHECKPOINT_PATH). With `--to=t5x` it reads ours and writes t5x's. Exit
+codes: 0 done, 2 refused.
 """
 
 import argparse
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,28 +20,41 @@ import idode_gin
 from idode_gin import checks
 from idode_gin.checkpoints import restoring, saving
 from idode_gin.devices import backends
-from idode_gin.interop import official
+from idode_gin.interop import official, t5x_checkpoints
 from idode_gin.processes import output
 from idode_gin.reports import paths
 from idode_gin.training import optimizers, train_state
+from idode_gin.types import TrainState
+
+OURS, T5X, T5X_EMA = "idode_gin", "t5x", "t5x-ema"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m idode_gin.interop.convert",
-        description="Convert a checkpoint of the published training program to our format.",
+        description="Convert a published checkpoint, or one of t5x, to our format; or ours to t5x.",
     )
     parser.add_argument(
-        "--source", required=True, help="ckpt-<n>.flax, or the folder of such files"
+        "--source",
+        required=True,
+        help="ckpt-<n>.flax, or the folder of such files; or a checkpoint_<step> or run directory",
     )
     parser.add_argument("--output", required=True, help="new run directory, without checkpoints")
+    parser.add_argument(
+        "--to",
+        choices=(OURS, T5X, T5X_EMA),
+        default=OURS,
+        help="format to write; t5x-ema holds the moving average alone, for t5x.eval and t5x.infer",
+    )
     parser.add_argument("--version", action="version", version=f"idode_gin {idode_gin.__version__}")
     options = parser.parse_args(arguments)
     try:
-        places = (paths.local(vars(options)[each], f"--{each}") for each in ("source", "output"))
+        source, target = (
+            paths.local(vars(options)[each], f"--{each}") for each in ("source", "output")
+        )
         backends.start()
-        path = convert(*places)
+        path = convert(source, target, options.to)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return checks.EXIT_BAD_INPUT
@@ -48,14 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return checks.EXIT_DONE
 
 
-def convert(source: str | pathlib.Path, output: str | pathlib.Path) -> pathlib.Path:
-    """Convert a published checkpoint and return the path of the result.
+def convert(source: str | pathlib.Path, output: str | pathlib.Path, to: str = OURS) -> pathlib.Path:
+    """Convert a checkpoint and return the path of the result.
 
-    The optimizer state is that of `AdamW` without clipping and accumulation.
+    The optimizer state of a published one is that of `AdamW` without clipping and accumulation.
 
     Args:
-        source: a `ckpt-<n>.flax` file, or the folder that holds them (the newest is read).
+        source: a `ckpt-<n>.flax` file, or the folder that holds them (the newest is read); a
+            checkpoint of t5x or ours, or the folder that holds them.
         output: the run directory to create.
+        to: format to write: 'idode_gin', 't5x' or 't5x-ema'.
 
     Raises:
         ValueError: if there is no such file, or `output` holds checkpoints.
@@ -65,6 +81,11 @@ def convert(source: str | pathlib.Path, output: str | pathlib.Path) -> pathlib.P
         raise ValueError(
             f"{output} already contains checkpoints (steps {steps}). Use another folder."
         )
+    if to != OURS:
+        return t5x_checkpoints.save(source, output, ema_as_params=to == T5X_EMA)
+    if t5x_checkpoints.holds(source):
+        state = t5x_checkpoints.load(source)
+        return _saved(state, output, source, t5x_checkpoints.facts(state))
     found = official.load_official_checkpoint(source)
     params, ema = (jax.tree.map(jnp.asarray, found[name]) for name in ("params", "ema_params"))
     state = train_state.create(params, optimizers.AdamW().build(), [])
@@ -74,8 +95,17 @@ def convert(source: str | pathlib.Path, output: str | pathlib.Path) -> pathlib.P
         ema=ema,
         opt_state=_with_moments(state.opt_state, found["opt_state"]),
     )
-    facts = {"converted_from": str(source), restoring.ACCUMULATION: "1"}
-    with saving.Checkpoints(output, saving.CheckpointConfig(), facts) as saved:
+    return _saved(state, output, source, {restoring.ACCUMULATION: "1"})
+
+
+def _saved(
+    state: TrainState,
+    output: str | pathlib.Path,
+    source: str | pathlib.Path,
+    facts: Mapping[str, str],
+) -> pathlib.Path:
+    origin = {"converted_from": str(source)}
+    with saving.Checkpoints(output, saving.CheckpointConfig(), origin | dict(facts)) as saved:
         saved.save(state)
     return saving.find(output)
 

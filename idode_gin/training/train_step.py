@@ -117,11 +117,7 @@ def make_train_step(
         skip, guard, verdict = guards.judge(config.rules, state.guard, loss, grad_norm)
         updates, opt_state = transformation.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # In this form an average equal to the parameters does not change, bit for bit.
-        updates_made = state.step + 1 - guards.num_bad(guard)
-        rate = _ema_rate(config, updates_made // config.update_period)
-        weight = jnp.where(updates_made % config.update_period == 0, 1 - rate, 0.0)
-        ema = jax.tree.map(lambda e, p: e + weight * (p - e), state.ema, params)
+        ema = average(state.ema, params, state.step + 1 - guards.num_bad(guard), config)
         added = {train_state.COUNT: jnp.ones(()), GRAD_NORM: grad_norm, **metrics}
         if config.rules.can_skip:
             before = (state.params, state.ema, state.opt_state, jax.tree.map(jnp.zeros_like, added))
@@ -148,6 +144,14 @@ def make_train_step(
         return after_step, health
 
     return train_step
+
+
+def average(ema: Any, params: Any, updates_made: Array, config: UpdateConfig) -> Any:
+    """Return the moving average after one more update, see `make_train_step`."""
+    # In this form an average equal to the parameters does not change, bit for bit.
+    rate = _ema_rate(config, updates_made // config.update_period)
+    weight = jnp.where(updates_made % config.update_period == 0, 1 - rate, 0.0)
+    return jax.tree.map(lambda e, p: e + weight * (p - e), ema, params)
 
 
 def _ema_rate(config: UpdateConfig, changes: Array) -> float | Array:

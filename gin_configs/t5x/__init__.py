@@ -1,0 +1,1 @@
+"""Runs of upstream t5x with our models; its programs read them."""

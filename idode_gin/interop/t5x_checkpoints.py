@@ -1,0 +1,190 @@
+"""Checkpoints of upstream t5x, from and to ours; t5x itself is not needed.
+
+    t5x: checkpoint_<step>/state                    ours
+    target/<leaf>                                   params/<leaf>
+    state/step                                      training/step
+    state/param_states/0/<path>                     training/opt_state/<path>
+    state/param_states/1/ema/<leaf>                 ema/<leaf>
+
+The pair of states is that of `t5x.with_average`. Of a model without it, all of `param_states` is
+the optimizer's, and the moving average starts at the parameters. Leaves keep every bit. A resumed
+run of t5x saves its counters as float32; they become integers again.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from idode_gin import types
+from idode_gin.checkpoints import files, plain_trees, reading, restoring
+from idode_gin.checkpoints import meta as checkpoint_meta
+from idode_gin.reports import fingerprints
+from idode_gin.training import train_state
+
+_STATE = "state"
+_LARGEST_STEP = 2**31 - 1
+_SHOWN = 5
+_COUNTERS = ("count", "mini_step", "gradient_step")
+
+
+def holds(path: str | pathlib.Path) -> bool:
+    """Return True if `path` is a checkpoint of t5x, or a folder whose newest one is."""
+    path = pathlib.Path(path)
+    steps = files.saved_steps(path)
+    checkpoint = files.checkpoint_path(path, steps[-1]) if steps else path
+    return (checkpoint / _STATE).is_dir() and not (checkpoint / "meta").exists()
+
+
+def load(path: str | pathlib.Path) -> types.TrainState:
+    """Return the state that a checkpoint of t5x holds; the metrics window starts at zero.
+
+    Args:
+        path: a `checkpoint_<step>` of t5x, or the folder that holds them (the newest is read).
+
+    Raises:
+        ValueError: if it cannot be read, or its leaves do not fit each other; with their names.
+    """
+    checkpoint = files.find(path)
+    tree = plain_trees.read(checkpoint / _STATE)
+    params, state = (_mapping(tree, name, checkpoint) for name in ("target", "state"))
+    step = _step(state.get("step"), checkpoint)
+    opt_state, ema = state.get("param_states", {}), params
+    if _is_pair(opt_state):
+        opt_state, ema = opt_state["0"], _mapping(opt_state["1"], "ema", checkpoint)
+    _check_same(params, ema, checkpoint)
+    _check_numbers({"target": params, "ema": ema, "param_states": opt_state}, checkpoint)
+    opt_state = jax.tree_util.tree_map_with_path(_with_integer, opt_state)
+    params, ema, opt_state = jax.tree.map(jnp.asarray, (params, ema, opt_state))
+    fresh = train_state.create(params, optax.identity(), [])
+    return types.TrainState(
+        step=jnp.asarray(step, fresh.step.dtype),
+        params=params,
+        ema=ema,
+        opt_state=opt_state,
+        window=fresh.window,
+        guard=fresh.guard,
+    )
+
+
+def facts(state: types.TrainState) -> dict[str, str]:
+    """Return what is known of the optimizer: the number of steps it accumulates gradients over."""
+    names = {name.rpartition("/")[2] for name, _ in fingerprints.paths_and_leaves(state.opt_state)}
+    return {} if "mini_step" in names else {restoring.ACCUMULATION: "1"}
+
+
+def save(
+    source: str | pathlib.Path, output: str | pathlib.Path, *, ema_as_params: bool = False
+) -> pathlib.Path:
+    """Write a checkpoint of ours as t5x's, and return its path.
+
+    Args:
+        source: a run directory (its newest intact checkpoint) or a `checkpoint_<step>` in one.
+        output: folder for `checkpoint_<step>`.
+        ema_as_params: write the moving average in place of the parameters, which is what t5x then
+            scores and samples from; without the optimizer's state, so it cannot be trained on.
+
+    Raises:
+        ValueError: if the source holds no checkpoint of ours, or it is damaged.
+        OSError: if the output cannot be written.
+    """
+
+    def read(found: pathlib.Path) -> tuple[int, dict[str, Any]]:
+        meta = checkpoint_meta.read_meta(found)
+        wanted = ("ema",) if ema_as_params else ("params", "ema", "training")
+        leaves = {part: reading.read_leaves(found, meta, part, {}) for part in wanted}
+        return int(meta["step"]), leaves
+
+    step, parts = files.first_whole(source, None, read)
+    state: dict[str, Any] = {"step": np.asarray(step, np.int32)}
+    if not ema_as_params:
+        prefix = "opt_state/"
+        training = parts["training"].items()
+        optimizer = {
+            name.removeprefix(prefix): leaf for name, leaf in training if name.startswith(prefix)
+        }
+        average = {"count": state["step"], "ema": _nested(parts["ema"])}
+        state["param_states"] = {"0": _nested(optimizer), "1": average}
+    target = _nested(parts["ema" if ema_as_params else "params"])
+    written = {"target": target, "state": state}
+    return plain_trees.write(pathlib.Path(output), step, _STATE, written)
+
+
+def _is_pair(states: Any) -> bool:
+    pair = states if isinstance(states, Mapping) else {}
+    average = pair.get("1")
+    return set(pair) == {"0", "1"} and isinstance(average, Mapping) and "ema" in average
+
+
+def _mapping(tree: Any, name: str, checkpoint: pathlib.Path) -> Mapping[str, Any]:
+    found = tree.get(name) if isinstance(tree, Mapping) else None
+    if not isinstance(found, Mapping) or not found:
+        raise ValueError(
+            f"{checkpoint} is no checkpoint of t5x: its state has no {name!r}. Give a folder "
+            "checkpoint_<step> that t5x has written with use_orbax=True."
+        )
+    return found
+
+
+def _step(value: Any, checkpoint: pathlib.Path) -> int:
+    number = _integer(value)
+    if number.shape != () or number.dtype.kind not in "iu" or not 0 <= number <= _LARGEST_STEP:
+        raise ValueError(f"{checkpoint} must hold its step as an integer [], got {value!r}.")
+    return int(number)
+
+
+def _integer(value: Any) -> np.ndarray:
+    """Return a counter as integers if its numbers are whole, else as it is."""
+    number = np.asarray(value)
+    is_whole = number.dtype.kind == "f" and (number == np.trunc(number)).all()
+    return number.astype(np.int32) if is_whole else number
+
+
+def _with_integer(path: Any, leaf: Any) -> Any:
+    is_counter = fingerprints.path_name(path[-1:]) in _COUNTERS
+    return _integer(leaf) if is_counter else leaf
+
+
+def _check_same(params: Any, ema: Any, checkpoint: pathlib.Path) -> None:
+    here, there = ({name: np.shape(leaf) for name, leaf in _named(each)} for each in (params, ema))
+    wrong = sorted(name for name in here | there if here.get(name) != there.get(name))
+    if wrong:
+        raise ValueError(
+            f"{checkpoint} must have one average of each parameter, of its shape. These differ: "
+            f"{_shown(wrong)}."
+        )
+
+
+def _check_numbers(trees: Mapping[str, Any], checkpoint: pathlib.Path) -> None:
+    wrong = []
+    for name, leaf in _named(trees):
+        array = np.asarray(leaf)
+        is_number = array.dtype.kind in "iufb" or jnp.issubdtype(array.dtype, jnp.floating)
+        if not is_number or not np.isfinite(array.astype(np.float64)).all():
+            wrong.append(name)
+    if wrong:
+        raise ValueError(f"{checkpoint} must hold finite numbers. These are not: {_shown(wrong)}.")
+
+
+def _named(tree: Any) -> list[tuple[str, Any]]:
+    return fingerprints.paths_and_leaves(tree)
+
+
+def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *folders, last = name.split("/")
+        here = tree
+        for each in folders:
+            here = here.setdefault(each, {})
+        here[last] = leaf
+    return tree
+
+
+def _shown(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"

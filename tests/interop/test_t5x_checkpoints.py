@@ -1,0 +1,166 @@
+"""Checkpoints of upstream t5x: round trips keep every bit, and what does not fit is refused."""
+
+import copy
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import states
+from flax import serialization, traverse_util
+
+from idode_gin.checkpoints import plain_trees, saving
+from idode_gin.interop import convert, t5x_checkpoints
+from idode_gin.reports import fingerprints
+
+STEP = 6
+
+
+def upstream_tree(*, average=True, **optimizer):
+    """Return what t5x's trainer saves: flax's state dict without empty nodes."""
+    state = states.state_of(STEP, **optimizer)
+    flat = traverse_util.flatten_dict(serialization.to_state_dict(state.opt_state))
+    optimizer = traverse_util.unflatten_dict(flat)
+    pair = {"0": optimizer, "1": {"count": np.int32(STEP), "ema": state.ema}}
+    inner = {"step": np.int32(STEP), "param_states": pair if average else optimizer}
+    return {"target": state.params, "state": inner}
+
+
+def write(folder, tree):
+    return plain_trees.write(folder, STEP, "state", tree)
+
+
+def names_and_bits(tree):
+    return [
+        (name, np.asarray(leaf).tobytes()) for name, leaf in fingerprints.paths_and_leaves(tree)
+    ]
+
+
+@pytest.mark.parametrize("optimizer", [{}, {"accumulation_steps": 2}, {"clip_norm": 1.0}])
+def test_ours_returns_from_t5x_unchanged(tmp_path, optimizer):
+    states.save(tmp_path / "ours", STEP, **optimizer)
+    path = convert.convert(tmp_path / "ours", tmp_path / "theirs", to="t5x")
+    assert path == tmp_path / "theirs" / f"checkpoint_{STEP}"
+    assert names_and_bits(plain_trees.read(path / "state")) == names_and_bits(
+        upstream_tree(**optimizer)
+    )
+    convert.convert(tmp_path / "theirs", tmp_path / "again")
+    found, _ = states.restore(tmp_path / "again", states.state_of(0, **optimizer))
+    wanted = states.state_of(STEP, **optimizer)
+    for part in ("params", "ema", "opt_state", "step"):
+        states.assert_same(getattr(found, part), getattr(wanted, part))
+
+
+def test_a_run_starts_from_a_checkpoint_of_t5x(tmp_path):
+    write(tmp_path / "theirs", upstream_tree())
+    assert convert.main([f"--source={tmp_path / 'theirs'}", f"--output={tmp_path / 'ours'}"]) == 0
+    state, restored = states.restore(tmp_path / "run", path=str(tmp_path / "ours"))
+    assert int(state.step) == STEP
+    states.assert_same(state.ema, states.state_of(STEP).ema)
+    assert restored.facts["converted_from"] == str(tmp_path / "theirs")
+
+
+def test_without_an_average_it_starts_at_the_parameters(tmp_path):
+    write(tmp_path, upstream_tree(average=False))
+    state = t5x_checkpoints.load(tmp_path)
+    wanted = states.state_of(STEP)
+    states.assert_same(state.ema, wanted.params)
+    assert names_and_bits(state.opt_state) == names_and_bits(wanted.opt_state)
+
+
+def test_counters_of_a_resumed_run_become_integers_again(tmp_path):
+    """t5x restores all numbers in one dtype, and saves the step as float32 from then on."""
+    tree = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), upstream_tree())
+    write(tmp_path, tree)
+    state = t5x_checkpoints.load(tmp_path)
+    wanted = states.state_of(STEP)
+    assert state.step == wanted.step
+    assert names_and_bits(state.opt_state) == names_and_bits(wanted.opt_state)
+
+
+def test_average_alone_for_scoring(tmp_path):
+    states.save(tmp_path / "ours", STEP)
+    path = convert.convert(tmp_path / "ours", tmp_path / "theirs", to="t5x-ema")
+    tree = plain_trees.read(path / "state")
+    states.assert_same(jax.tree.map(np.asarray, states.state_of(STEP).ema), tree["target"])
+    assert tree["state"] == {"step": STEP}
+
+
+def without(*path):
+    def change(tree):
+        *folders, last = path
+        for each in folders:
+            tree = tree[each]
+        del tree[last]
+
+    return change
+
+
+def with_value(value, *path):
+    def change(tree):
+        *folders, last = path
+        for each in folders:
+            tree = tree[each]
+        tree[last] = value
+
+    return change
+
+
+BIAS = ("target", "hidden", "bias")
+WRONG = {
+    "no parameters": (without("target"), "its state has no 'target'"),
+    "no state": (without("state"), "its state has no 'state'"),
+    "no step": (without("state", "step"), "must hold its step as an integer"),
+    "half a step": (with_value(np.float32(2.5), "state", "step"), "must hold its step"),
+    "step before zero": (with_value(np.int32(-1), "state", "step"), "must hold its step"),
+    "steps": (with_value(np.zeros(2, np.int32), "state", "step"), "must hold its step"),
+    "no average of a leaf": (without(*BIAS), "These differ: hidden/bias"),
+    "another shape": (with_value(np.zeros(3, np.float32), *BIAS), "These differ: hidden/bias"),
+    "not a number": (
+        with_value(np.full(8, np.nan, np.float32), *BIAS),
+        "These are not: target/hidden/bias",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_does_not_fit_is_refused_by_name(tmp_path, capsys, name):
+    change, expected = WRONG[name]
+    tree = copy.deepcopy(jax.tree.map(np.asarray, upstream_tree()))
+    change(tree)
+    write(tmp_path / "theirs", tree)
+    command = [f"--source={tmp_path / 'theirs'}", f"--output={tmp_path / 'ours'}"]
+    assert convert.main(command) == 2
+    assert expected in capsys.readouterr().err
+    assert not saving.saved_steps(tmp_path / "ours")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_files_are_refused(tmp_path, seed):
+    path = write(tmp_path, upstream_tree())
+    generator = np.random.default_rng(seed)
+    victims = sorted(each for each in (path / "state").rglob("*") if each.stat().st_size > 8)
+    victims = [each for each in victims if each.is_file()]
+    victim = victims[generator.integers(len(victims))]
+    content = victim.read_bytes()
+    victim.write_bytes(content[: generator.integers(len(content) // 2)])
+    try:
+        state = t5x_checkpoints.load(tmp_path)
+    except ValueError as error:
+        assert "checkpoint" in str(error)
+    else:  # the file was not needed
+        states.assert_same(state.params, states.state_of(STEP).params)
+
+
+def test_kinds_of_checkpoints_are_told_apart(tmp_path, capsys):
+    states.save(tmp_path / "ours", STEP)
+    path = write(tmp_path / "theirs", upstream_tree())
+    assert t5x_checkpoints.holds(path)
+    assert t5x_checkpoints.holds(path.parent)
+    assert not t5x_checkpoints.holds(tmp_path / "ours")
+    assert not t5x_checkpoints.holds(tmp_path / "nothing")
+    command = ["--to=t5x", f"--source={path}", f"--output={tmp_path / 'new'}"]
+    assert convert.main(command) == 2
+    assert "is not a complete checkpoint" in capsys.readouterr().err
+    shutil.rmtree(path / "state")
+    assert convert.main([f"--source={path}", f"--output={tmp_path / 'new'}"]) == 2
