@@ -145,7 +145,7 @@ def test_every_entry_of_the_summary(evaluated, rows):
     assert set(summary) == set(head) | others
     assert {name: summary[name] for name in head} == head
     errors = {"stderr", "stderr_dequantization", "stderr_probes", "solver_error"}
-    common = {"mean", "num_images", "nfe", "precision_error"} | errors
+    common = {"mean", "num_images", "nfe", "precision_error", "settings"} | errors
     terms = {
         "tn": {"nats", "importance_bias", *PARTS},
         "variational_bound": {"nats", "reconstruction", "prior", "diffusion"},
