@@ -99,7 +99,6 @@ def test_microbatches_equal_the_whole_batch_for_every_time_sampler(sampler):
     slices_equal_whole(build(time_sampler=sampler))
 
 
-@pytest.mark.full
 @EACH_QUANTILES
 def test_microbatches_equal_the_whole_batch_for_all_quantiles(quantiles):
     slices_equal_whole(build(time_sampler=Uniform(quantiles=quantiles)))

@@ -31,7 +31,6 @@ def test_the_same_command_twice_gives_the_same_numbers(undisturbed, tmp_path):
     assert outcome(tmp_path / "again") == outcome(undisturbed[0])
 
 
-@pytest.mark.full
 def test_a_seed_changes_them(undisturbed, tmp_path):
     run(tmp_path / "other", seed=1)
     assert outcome(tmp_path / "other") != outcome(undisturbed[0])

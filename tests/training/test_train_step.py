@@ -63,7 +63,7 @@ def test_gradient_descent_by_hand():
     assert_trees_close(state.params, params, rtol=1e-5)
 
 
-@pytest.mark.full
+@pytest.mark.full_cases("4")
 @pytest.mark.parametrize("parts", [2, 4])
 def test_microbatches_give_the_step_of_the_whole_batch(parts, float64):
     state, update = make()
