@@ -152,6 +152,7 @@ def test_every_entry_of_the_summary(evaluated, rows):
     }
     for bound, names in terms.items():
         assert set(summary[bound]) == common | names
+        assert summary[bound]["settings"].keys() >= {"bound"}
         for name in names:
             assert summary[bound][name] == pytest.approx(rows[f"{bound}/{name}"].mean()), name
 
