@@ -166,7 +166,10 @@ def report(results: dict[str, dict]) -> str:
             "# Mutants\n",
             f"{len(results)} edits, one at a time; {minutes:.0f} minutes of forks on {machine}, "
             f"{datetime.date.today()}.",
-            "`make mutants` runs a sample, `python tests/mutation --report` writes this page.\n",
+            "`make mutants` runs a sample; `python tests/mutation --report` writes this page of all",
+            "that was run. Folders and kinds of edits have equal shares of a sample. A mutant is",
+            "judged by up to 90 seconds of the tests that enter its function; survivors were run",
+            "again once tests had been written for them.\n",
             "| folder | mutants | killed | survived, explained | survived, open | killed |",
             "|---|--:|--:|--:|--:|--:|",
             *rows,
