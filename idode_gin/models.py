@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from idode_gin import numerics, ode, types
@@ -19,8 +20,11 @@ from idode_gin.samplers import latents
 from idode_gin.samplers.base import AbstractSampler, Samples
 from idode_gin.samplers.ode import ODESampler
 from idode_gin.schedules.base import AbstractSchedule
-from idode_gin.schedules.time.base import AbstractTime
+from idode_gin.schedules.time.base import PARAMS, AbstractTime
 from idode_gin.time_samplers.base import AbstractTimeSampler
+
+_KEY_OF_TIME = 0x7153
+"""Folded into the key of initial parameters for those of gamma(t)."""
 
 
 class Draws(NamedTuple):
@@ -30,7 +34,7 @@ class Draws(NamedTuple):
     """Quantiles of time."""
     loss: losses.LossDraws
     reconstruction: types.Images
-    """Noise of the reconstruction term, which has no gradient and is only monitored."""
+    """Noise of the reconstruction term, which trains only the ends of gamma(t), if anything."""
     dropout: types.PRNGKeys | None
     """One key per example, or None for no dropout."""
 
@@ -45,7 +49,8 @@ class DiffusionODE:
     Args:
         network: `(params, z, time, conditioning, key) -> F`.
         schedule: alpha and sigma as functions of gamma.
-        time: gamma(t) and its two ends.
+        time: gamma(t) and its two ends. Its parameters, if any, are the entry `time_schedule` of
+            the model's.
         parameterization: meaning of F.
         time_sampler: distribution of gamma in training.
         loss: training objective.
@@ -63,12 +68,27 @@ class DiffusionODE:
     encoding: Encoding
     image_shape: tuple[int, int, int] | None = None
 
+    def __post_init__(self) -> None:
+        """Check that the interior of gamma(t) is used if it has parameters."""
+        if self.time.learns_interior and not self.time_sampler.uses_interior:
+            raise ValueError(
+                f"{type(self.time).__name__} learns the sampling density of gamma, but the time "
+                f"sampler {type(self.time_sampler).__name__} has its own and uses the ends of "
+                "gamma(t) alone. Bind TIME_SAMPLER = @uniform.Uniform() of "
+                "`idode_gin.time_samplers`, or a gamma(t) without an interior of its own."
+            )
+
     @property
     def end(self) -> CleanEnd:
         """Clean end of the path."""
         return CleanEnd(
             schedule=self.schedule, encoding=self.encoding, gamma_min=self.time.gamma_min
         )
+
+    @property
+    def gamma_max(self) -> float:
+        """gamma at the noise end as a number, which a solver needs."""
+        return numerics.number(self.time.gamma_max, "gamma_max")
 
     def init(self, key: types.PRNGKey, image_shape: tuple[int, int, int]) -> types.Params:
         """Initialize parameters for images of (height, width, channels).
@@ -89,11 +109,37 @@ class DiffusionODE:
                 f"The images are {image_shape}, but the model is for `image_shape` "
                 f"{tuple(self.image_shape)} (height, width, channels). {remedy}"
             )
-        return self.network.init(key, image_shape)
+        params = self.network.init(key, image_shape)
+        if PARAMS in params:
+            raise ValueError(
+                f"`{PARAMS}` is the entry for parameters of gamma(t), but the network has one of "
+                "that name. Rename the network's."
+            )
+        of_time = self.time.init(jax.random.fold_in(key, _KEY_OF_TIME))
+        return {**params, PARAMS: of_time} if of_time else params
 
     def logical_axes(self, image_shape: tuple[int, int, int]) -> Any:
         """Return names of the parameters' axes, see `AbstractNetwork.logical_axes`."""
-        return self.network.logical_axes(image_shape)
+        axes = self.network.logical_axes(image_shape)
+        of_time = jax.eval_shape(self.time.init, jax.random.key(0))
+        nameless = jax.tree.map(lambda leaf: PartitionSpec(*[None] * leaf.ndim), of_time)
+        return {**axes, PARAMS: nameless} if of_time else axes
+
+    def at(self, params: types.Params) -> "DiffusionODE":
+        """Return this model with the gamma(t) of these parameters; itself if it has none.
+
+        Solvers need the ends as numbers, so evaluation and sampling call this before they compile.
+        The model that is returned takes the same parameters, and ignores those of gamma(t).
+        """
+        time = self.time.bind(params.get(PARAMS, {}))
+        return self if time is self.time else dataclasses.replace(self, time=time)
+
+    @staticmethod
+    def network_params(params: types.Params) -> types.Params:
+        """Return the parameters of the network alone."""
+        if PARAMS not in params:
+            return params
+        return {name: each for name, each in params.items() if name != PARAMS}
 
     def field(
         self,
@@ -102,6 +148,8 @@ class DiffusionODE:
         dropout: types.PRNGKeys | None = None,
     ) -> ode.Field:
         """Return the field of the network with parameters, conditioning and dropout keys bound."""
+
+        params = self.network_params(params)
 
         def network(z: types.Images, gamma: types.PerExample, conditioning: Array) -> types.Images:
             return self.network(params, z, self.time.rescale(gamma), conditioning, dropout)
@@ -153,14 +201,14 @@ class DiffusionODE:
         self, params: types.Params, batch: types.Batch, draws: Draws
     ) -> tuple[Float[Array, ""], dict[str, types.PerExample]]:
         """Return the training loss for given random arrays, see `loss_fn`."""
-        x = batch["image"]
+        x, here = batch["image"], self.at(params)
         field = self.field(params, batch["conditioning"], draws.dropout)
         f = self.encoding.encode(x)
-        gamma, density = self.time_sampler.gamma_and_density(draws.u, self.time, self._weight)
+        gamma, density = self.time_sampler.gamma_and_density(draws.u, here.time, self._weight)
         terms = self.loss(field, f, gamma, density, draws.loss)
         bound_terms = losses.BoundTerms(
-            reconstruction=losses.reconstruction_term(self.end, x, draws.reconstruction),
-            prior=losses.prior_term(field, self.time, f),
+            reconstruction=losses.reconstruction_term(here.end, x, draws.reconstruction),
+            prior=losses.prior_term(field, here.time, f),
             diffusion=terms.diffusion,
         )
         parts = _bound_parts(bound_terms, numerics.num_dims(f))
@@ -181,8 +229,8 @@ class DiffusionODE:
         Random numbers are keyed by the image's `index`.
         """
         keys = numerics.fold_in_each(key, batch["index"])
-        field = self.field(params, batch["conditioning"])
-        terms = estimator(field, self.end, self.time, batch["image"], keys)
+        field, here = self.field(params, batch["conditioning"]), self.at(params)
+        terms = estimator(field, here.end, here.time, batch["image"], keys)
         return _bound_parts(terms, numerics.num_dims(batch["image"]))
 
     def eval_fn(
@@ -201,8 +249,8 @@ class DiffusionODE:
     ) -> ImageLikelihood:
         """Return the ODE's likelihood of every image, keyed by its `index`."""
         keys = numerics.fold_in_each(key, batch["index"])
-        field = self.field(params, batch["conditioning"])
-        return estimator(field, self.end, self.time.gamma_max, batch["image"], keys)
+        field, here = self.field(params, batch["conditioning"]), self.at(params)
+        return estimator(field, here.end, here.gamma_max, batch["image"], keys)
 
     def sample_fn(
         self,
@@ -219,23 +267,21 @@ class DiffusionODE:
         if self.image_shape is None:
             raise ValueError("Sampling needs `DiffusionODE.image_shape`, got None. Set it.")
         keys = numerics.fold_in_each(key, batch["index"])
-        field = self.field(params, batch["conditioning"])
-        return sampler(field, self.end, self.time.gamma_max, self.image_shape, keys)
+        field, here = self.field(params, batch["conditioning"]), self.at(params)
+        return sampler(field, here.end, here.gamma_max, self.image_shape, keys)
 
     def encode_fn(
         self, params: types.Params, batch: types.Batch, key: types.PRNGKey, sampler: ODESampler
     ) -> latents.RoundTrip:
         """Encode every image to its latent and decode it, keyed by its `index`."""
         keys = numerics.fold_in_each(key, batch["index"])
-        field = self.field(params, batch["conditioning"])
-        return latents.round_trip(
-            field, self.end, self.time.gamma_max, batch["image"], keys, sampler
-        )
+        field, here = self.field(params, batch["conditioning"]), self.at(params)
+        return latents.round_trip(field, here.end, here.gamma_max, batch["image"], keys, sampler)
 
     def decode_fn(self, params: types.Params, batch: types.Batch, sampler: ODESampler) -> Samples:
         """Decode `noise` of `batch`, which also holds `conditioning`."""
-        field = self.field(params, batch["conditioning"])
-        return sampler.from_noise(field, self.end, self.time.gamma_max, batch["noise"])
+        field, here = self.field(params, batch["conditioning"]), self.at(params)
+        return sampler.from_noise(field, here.end, here.gamma_max, batch["noise"])
 
     def integrand(
         self, params: types.Params, batch: types.Batch, key: types.PRNGKey, gammas: Array

@@ -5,7 +5,7 @@ import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import jax
 import numpy as np
@@ -33,9 +33,10 @@ from idode_gin.runs import descriptions, facts, image_loop, run_inputs
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Prepared:
-    """Inputs shared by all checkpoints of an evaluation; the functions compile once.
+    """Inputs shared by all checkpoints of an evaluation.
 
-    `histogram` is bits per dim of the histogram baseline, `[N]`.
+    `histogram` is bits per dim of the histogram baseline, `[N]`. `functions` compile once for all
+    checkpoints; where gamma(t) is learned, `make` returns new ones for the model of each.
     """
 
     model: DiffusionODE
@@ -43,6 +44,18 @@ class _Prepared:
     batch_size: int
     config_sha256: str | None
     histogram: np.ndarray | None
+    make: Callable[[DiffusionODE], "_Functions"]
+    functions: "_Functions"
+
+    def functions_at(self, params: types.Params) -> "_Functions":
+        """Return the functions for the gamma(t) of these parameters."""
+        here = self.model.at(params)
+        return self.functions if here is self.model else self.make(here)
+
+
+class _Functions(NamedTuple):
+    """Functions of the parameters, for one gamma(t)."""
+
     pilot: pilot_run.Run | None
     scorer: Callable[[str, ODELikelihood | None], image_loop.Compute]
     integrand: Callable[[types.Params], tuple[np.ndarray, np.ndarray, int]]
@@ -180,22 +193,27 @@ class Evaluator:
                 histogram = histogram_lib.bits_per_dim(
                     fitted_on.images, split.images, model.encoding.levels
                 )
-        pilot = None
-        if self.pilot is not None:
-            key_of = functools.partial(scores.key_of, self.seed)
-            pilot = pilot_run.runner(self.pilot, model, split, key_of)
-        elif (coarse := pilot_grids.coarse_arithmetic(model)) is not None:
+        coarse = pilot_grids.coarse_arithmetic(model)
+        if self.pilot is None and coarse is not None:
             print(f"PILOT is None, so the error caused by {coarse} is not measured.", flush=True)
-        bound, devices = self.variational_bound, self.partitioner
+
+        def make(model: DiffusionODE) -> _Functions:
+            key_of = functools.partial(scores.key_of, self.seed)
+            bound, devices, size = self.variational_bound, self.partitioner, self.solve_size
+            return _Functions(
+                self.pilot and pilot_run.runner(self.pilot, model, split, key_of),
+                scores.scorers(model, bound, self.seed, devices, size, self.parity),
+                scores.integrand(model, split, self.seed, size),
+            )
+
         return _Prepared(
             model=model,
             split=split,
             batch_size=dataset.batch_size,
             config_sha256=config_sha256,
             histogram=histogram,
-            pilot=pilot,
-            scorer=scores.scorers(model, bound, self.seed, devices, self.solve_size, self.parity),
-            integrand=scores.integrand(model, split, self.seed, self.solve_size),
+            make=make,
+            functions=make(model),
         )
 
     def _score(
@@ -216,7 +234,8 @@ class Evaluator:
         asked = facts.result_facts(prepared.model, params, self, split)
         known = asked | facts.described("pilot", self.pilot)
         kept = pilot_run.Kept(directory / image_loop.FOLDER, known)
-        chosen = pilot_run.choose(prepared.pilot, params, self.likelihoods, kept)
+        functions = prepared.functions_at(params)
+        chosen = pilot_run.choose(functions.pilot, params, self.likelihoods, kept)
         estimators = {name: each.estimator for name, each in chosen.items()}
         known = facts.result_facts(prepared.model, params, self, split, likelihoods=estimators)
         digest = facts.digest_name(self.use_ema)
@@ -235,14 +254,14 @@ class Evaluator:
             directory, known, split.num_images, self.partitioner, prepared.batch_size
         ) as loop:
             found = {
-                name: scores.score_split(name, prepared.scorer(name, each), params, split, loop)
+                name: scores.score_split(name, functions.scorer(name, each), params, split, loop)
                 for name, each in [(VARIATIONAL_BOUND, None), *estimators.items()]
             }
         bound, histogram = self.variational_bound, prepared.histogram
         whole = summary.assemble(head, found, chosen, bound, histogram, self.parity)
         whole |= loop.cost_since(began)
         if jax.process_index() == 0:
-            integrand = functools.partial(prepared.integrand, params)
+            integrand = functools.partial(functions.integrand, params)
             results.write(directory, whole, found, histogram, split, integrand)
         loop.kept.remove()
         print(summary.table(whole, histogram), flush=True)

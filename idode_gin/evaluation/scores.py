@@ -91,7 +91,7 @@ def integrand(
     The integrand is the mean over the first images, in bits per dim per nat of gamma. It is
     computed on one device of this process.
     """
-    gammas = np.linspace(model.time.gamma_min, model.time.gamma_max, INTEGRAND_POINTS)
+    gammas = np.linspace(model.end.gamma_number, model.gamma_max, INTEGRAND_POINTS)
     size = min(solve_size, split.num_images)
     index = np.arange(max(size, min(INTEGRAND_IMAGES, split.num_images) // size * size))
     compiled = jax.jit(model.integrand)  # whole batches only: the mean includes padding
@@ -201,7 +201,7 @@ def prepared(model: DiffusionODE, estimator: ODELikelihood, grid: Adams) -> Abst
     problem = Problem.of(
         model.field({}, jnp.zeros((1, 0))),  # only schedule and parameterization are used
         estimator.dequantizer.gamma_start(model.end),
-        model.time.gamma_max,
+        model.gamma_max,
         estimator.variable,
         estimator.divergence,
         dims=1,

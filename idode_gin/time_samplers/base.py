@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from idode_gin import types
 from idode_gin.schedules.time.base import AbstractTime
@@ -16,8 +16,13 @@ class AbstractTimeSampler(abc.ABC):
     """Maps uniform quantiles to gammas with a known sampling density on [gamma_min, gamma_max].
 
     Subclasses have a field `quantiles`, the source of the uniform numbers.
+
+    With `uses_interior` the density is that of gamma(t) itself, dt / dgamma, which a learned
+    gamma(t) shapes; a subclass with a density of its own, which uses the ends alone, sets it to
+    False.
     """
 
+    uses_interior: ClassVar[bool] = True
     quantiles: AbstractQuantiles
 
     @abc.abstractmethod

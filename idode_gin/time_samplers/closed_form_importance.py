@@ -1,7 +1,7 @@
 """Importance-sampled time in closed form, for velocity prediction on the VP path."""
 
 import dataclasses
-from typing import final
+from typing import ClassVar, final
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +28,15 @@ class VPVelocityImportance(base.AbstractTimeSampler):
     Refs: i-DODE, importance sampling of time.
     """
 
+    uses_interior: ClassVar[bool] = False
+
     quantiles: AbstractQuantiles = dataclasses.field(default_factory=LowDiscrepancy)
 
     def gamma_and_density(
         self, u: types.PerExample, time: AbstractTime, weight: base.Weight
     ) -> tuple[types.PerExample, types.PerExample]:
         """Return gamma at quantile u, and p there."""
-        _check_weight(weight, time)
+        _check_weight(weight)
         log_mass = jnp.logaddexp(0.0, -jnp.asarray(time.gamma_min, u.dtype))
         total = log_mass - jnp.logaddexp(0.0, -jnp.asarray(time.gamma_max, u.dtype))
         exponent = log_mass - total * u
@@ -43,9 +45,9 @@ class VPVelocityImportance(base.AbstractTimeSampler):
         return gamma, jax.nn.sigmoid(-gamma) / total
 
 
-def _check_weight(weight: base.Weight, time: AbstractTime) -> None:
+def _check_weight(weight: base.Weight) -> None:
     with jax.ensure_compile_time_eval():
-        gamma = jnp.linspace(time.gamma_min, time.gamma_max, 9)
+        gamma = jnp.linspace(-13.0, 5.0, 9)  # a proportion holds everywhere
         ratio = np.asarray(weight(gamma) / jax.nn.sigmoid(-gamma))
     if np.ptp(ratio) > 1e-3 * abs(ratio[0]):
         raise ValueError(

@@ -1,7 +1,7 @@
 """Importance-sampled time for any schedule and parameterization, by numerical inversion."""
 
 import dataclasses
-from typing import final
+from typing import ClassVar, final
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +32,8 @@ class Importance(base.AbstractTimeSampler):
         panels: equal panels of [gamma_min, gamma_max]; 8 nodes each.
     Refs: i-DODE, importance sampling of time.
     """
+
+    uses_interior: ClassVar[bool] = False
 
     quantiles: AbstractQuantiles = dataclasses.field(default_factory=LowDiscrepancy)
     panels: int = 128

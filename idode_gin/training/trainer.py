@@ -305,7 +305,7 @@ class Trainer:
                 image_shape=image_shape,
                 batch=batch,
                 transformation=self.optimizer.build() if is_adamw else self.optimizer,
-                update=self._update(model.time.gamma_min, model.time.gamma_max),
+                update=self._update(model.end.gamma_number, model.gamma_max),
                 seed=self.seed,
                 partitioner=self.partitioner,
             )

@@ -28,6 +28,7 @@ from idode_gin.samplers.grids import LogSNR, PowerOfKappa
 from idode_gin.samplers.heun import Heun
 from idode_gin.samplers.ode import ODESampler, ODESamplerWithDensity
 from idode_gin.schedules.straight_path import StraightPath
+from idode_gin.schedules.time.learned_linear import LearnedLinear
 from idode_gin.schedules.time.linear import Linear, gamma_min_for_levels
 from idode_gin.solvers import tableaus
 from idode_gin.solvers.adams import Adams
@@ -128,6 +129,7 @@ def flax_network(network: FlaxNetwork, _: Room) -> str:
 
 STEPS = FixedGrid(steps=2)
 RK4 = tableaus.runge_kutta_4()
+ENDS = {"gamma_min": -6.0, "gamma_max": 4.0, "learn_ends": False}
 QUANTILES = {"quantiles": Independent()}
 CASES = {
     models.DiffusionODE: Case(
@@ -148,6 +150,7 @@ CASES = {
     Linear: Case(
         lambda made, _: made.gamma(jnp.asarray([0.25])), {}, {"gamma_min": -6.0, "gamma_max": 4.0}
     ),
+    LearnedLinear: Case(loss_with("time"), {}, ENDS),
     gamma_min_for_levels: Case(lambda made, _: made(), {"levels": 256}, {"levels": 17}),
     UniformTime: Case(loss_with("time_sampler"), {}, QUANTILES),
     VPVelocityImportance: Case(loss_with("time_sampler"), {}, QUANTILES),

@@ -16,6 +16,7 @@ from idode_gin.losses.first_order import FirstOrder
 from idode_gin.models import DiffusionODE
 from idode_gin.parameterizations.velocity import Velocity
 from idode_gin.samplers.ode import ODESampler
+from idode_gin.schedules.time.learned_linear import LearnedLinear
 from idode_gin.schedules.time.linear import Linear
 from idode_gin.schedules.variance_preserving import VariancePreserving
 from idode_gin.solvers.fixed_grid import FixedGrid
@@ -242,6 +243,52 @@ def test_the_model_is_for_one_image_shape():
     assert build(image_shape=None).init(jax.random.key(0), (3, 2, 1))
     with pytest.raises(ValueError, match="DiffusionODE.image_shape"):
         build(image_shape=None).sample_fn({}, batch_of(), KEY, SAMPLER)
+
+
+@pytest.mark.parametrize("change", ["none", "gamma_min", "gamma_max"])
+def test_the_ends_of_gamma_are_trained_by_the_bound(change):
+    """Gradients of every parameter of gamma(t) equal finite differences of the loss."""
+    learned = build(time=LearnedLinear(gamma_min=-5.0, gamma_max=3.0))
+    params, batch = params_of(learned), batch_of()
+    assert params.keys() == {"time_schedule", *params_of(build())}
+    if change == "none":  # the same loss as the fixed one at the same ends
+        expected, _ = build().loss_fn(params_of(build()), batch, KEY)
+        np.testing.assert_allclose(learned.loss_fn(params, batch, KEY)[0], expected, rtol=1e-12)
+        return
+
+    def loss(value):
+        ends = {**params["time_schedule"]["ends"], change: value}
+        return learned.loss_fn({**params, "time_schedule": {"ends": ends}}, batch, KEY)[0]
+
+    value, step = params["time_schedule"]["ends"][change], 1e-4
+    slope = (loss(value + step) - loss(value - step)) / (2 * step)
+    assert abs(slope) > 1e-3
+    np.testing.assert_allclose(jax.grad(loss)(value), slope, rtol=1e-6)
+
+
+def test_solvers_need_the_ends_as_numbers():
+    learned = build(time=LearnedLinear(gamma_min=-5.0, gamma_max=3.0))
+    params, batch = params_of(learned), batch_of([0])
+    params["time_schedule"]["ends"]["gamma_min"] = jnp.asarray(-5.5)
+
+    def score(model):
+        return jax.jit(lambda p: model.likelihood_fn(p, batch, KEY, LIKELIHOOD).log_p)(params)
+
+    params["first"] = params["first"].at[DIMS].set(0.0)  # which reads the time
+    fixed = build(time=Linear(gamma_min=-5.5, gamma_max=3.0))
+    np.testing.assert_allclose(score(learned.at(params)), score(fixed), rtol=1e-10)
+    assert fixed.at(params) is fixed
+    with pytest.raises(ValueError, match=r"Use `model\.at\(params\)`"):
+        score(learned)
+
+
+def test_the_network_must_leave_the_name_of_the_parameters_of_gamma():
+    class Taken(toys.TinyNetwork):
+        def init(self, key, image_shape):
+            return {"time_schedule": jnp.zeros(2)}
+
+    with pytest.raises(ValueError, match="Rename the network's"):
+        params_of(build(network=Taken()))
 
 
 def test_the_clean_end_follows_the_model():

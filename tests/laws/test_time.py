@@ -1,16 +1,42 @@
 """Laws of every gamma(t)."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from idode_gin.schedules.time import base
 from idode_gin.schedules.time.base import AbstractTime
+from idode_gin.schedules.time.learned_linear import LearnedLinear
 from idode_gin.schedules.time.linear import Linear, gamma_min_for_levels
 
 from . import discovery
 
-EACH = discovery.each("time", AbstractTime)
+
+def moved(time, seed=3):
+    """Return the gamma(t) of parameters away from the initial ones, as after some training."""
+    params = time.init(jax.random.key(seed))
+    rng = np.random.default_rng(seed)
+    return time.bind(jax.tree.map(lambda each: each + rng.normal(size=each.shape), params))
+
+
+FAMILIES = discovery.instances(AbstractTime)
+LEARNED = [each for each in FAMILIES if isinstance(each, base.AbstractLearnedTime)]
+CASES = [
+    *(pytest.param((each, False), id=type(each).__name__) for each in FAMILIES),
+    *(pytest.param((each, True), id=f"{type(each).__name__}-trained") for each in LEARNED),
+]
+EACH = pytest.mark.parametrize("time", CASES, indirect=True)
+EACH_LEARNED = pytest.mark.parametrize("family", LEARNED, ids=lambda each: type(each).__name__)
 pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.fixture
+def time(request, float64):
+    family, is_trained = request.param
+    return moved(family) if is_trained else family
 
 
 @EACH
@@ -34,7 +60,45 @@ def test_derivative_equals_finite_differences(time):
 
 
 @EACH
-def test_rescaled_gamma_is_the_fraction_of_the_range(time):
+def test_inverse_undoes(time):
+    t = jnp.linspace(0, 1, 33)
+    np.testing.assert_allclose(time.inverse(time.gamma(t)), t, atol=1e-12)
+
+
+@EACH_LEARNED
+def test_parameters_are_those_of_the_ends_and_the_interior(family):
+    params = family.init(jax.random.key(0))
+    assert set(params["ends"]) == {"gamma_min", "gamma_max"}
+    assert bool(params.get("interior")) == family.learns_interior
+    pinned = dataclasses.replace(family, learn_ends=False)
+    assert "ends" not in pinned.init(jax.random.key(0))
+    ends = moved(pinned)
+    assert (ends.gamma_min, ends.gamma_max) == (family.gamma_min, family.gamma_max)
+
+
+@EACH_LEARNED
+def test_parameters_that_are_missing_are_named(family):
+    with pytest.raises(ValueError, match="needs the parameters time_schedule/ends"):
+        family.bind({})
+
+
+@EACH_LEARNED
+def test_a_gamma_is_the_same_input_while_the_ends_move(family):
+    gammas = jnp.linspace(-9.0, 4.0, 5)
+    np.testing.assert_array_equal(moved(family).rescale(gammas), family.rescale(gammas))
+
+
+def test_learned_linear_is_linear_between_its_parameters():
+    ends = {"gamma_min": jnp.asarray(-4.0), "gamma_max": jnp.asarray(2.0)}
+    times = jnp.asarray([0.0, 0.25, 1.0])
+    np.testing.assert_allclose(LearnedLinear().bind({"ends": ends}).gamma(times), [-4, -2.5, 2])
+    with pytest.raises(ValueError, match="below `gamma_max`"):
+        LearnedLinear(gamma_min=2.0, gamma_max=1.0)
+
+
+@EACH
+def test_rescaled_gamma_is_the_fraction_of_the_initial_range(time):
+    time = getattr(time, "family", time)
     middle = (time.gamma_min + time.gamma_max) / 2
     gammas = jnp.asarray([time.gamma_min, middle, time.gamma_max])
     np.testing.assert_allclose(time.rescale(gammas), [0, 0.5, 1], atol=1e-12)
