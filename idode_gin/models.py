@@ -13,14 +13,20 @@ from idode_gin.dequantizers.base import CleanEnd
 from idode_gin.encoding import Encoding
 from idode_gin.likelihood.ode_likelihood import ImageLikelihood, ODELikelihood
 from idode_gin.losses import base as losses
-from idode_gin.losses import bound
+from idode_gin.losses import bound, least_variance
 from idode_gin.networks.base import AbstractNetwork
 from idode_gin.parameterizations.base import AbstractParameterization
 from idode_gin.samplers import latents
 from idode_gin.samplers.base import AbstractSampler, Samples
 from idode_gin.samplers.ode import ODESampler
 from idode_gin.schedules.base import AbstractSchedule
-from idode_gin.schedules.time.base import PARAMS, AbstractTime
+from idode_gin.schedules.time.base import (
+    ENDS,
+    INTERIOR,
+    PARAMS,
+    AbstractTime,
+    without_gradient,
+)
 from idode_gin.time_samplers.base import AbstractTimeSampler
 
 _KEY_OF_TIME = 0x7153
@@ -73,8 +79,8 @@ class DiffusionODE:
         if self.time.learns_interior and not self.time_sampler.uses_interior:
             raise ValueError(
                 f"{type(self.time).__name__} learns the sampling density of gamma, but the time "
-                f"sampler {type(self.time_sampler).__name__} has its own and uses the ends of "
-                "gamma(t) alone. Bind TIME_SAMPLER = @uniform.Uniform() of "
+                f"sampler {type(self.time_sampler).__name__} does not sample from it. Bind "
+                "TIME_SAMPLER = @uniform.Uniform() of "
                 "`idode_gin.time_samplers`, or a gamma(t) without an interior of its own."
             )
 
@@ -200,21 +206,41 @@ class DiffusionODE:
     def objective(
         self, params: types.Params, batch: types.Batch, draws: Draws
     ) -> tuple[Float[Array, ""], dict[str, types.PerExample]]:
-        """Return the training loss for given random arrays, see `loss_fn`."""
+        """Return the training loss for given random arrays, see `loss_fn`.
+
+        Its gradient trains the network and the ends of gamma(t) by the loss itself, and the
+        interior by the variance of the loss: see `least_variance`. Where the interior is adapted
+        instead, each example also has `integrand`, the loss in bits per dim per nat of gamma, and
+        `gamma_fraction`, the place of gamma in its range. No gradient reaches gamma(t) from a loss
+        that does not train it.
+        """
+        if PARAMS in params and not self.loss.trains_time:
+            params = {**params, PARAMS: jax.lax.stop_gradient(params[PARAMS])}
         x, here = batch["image"], self.at(params)
-        field = self.field(params, batch["conditioning"], draws.dropout)
-        f = self.encoding.encode(x)
-        gamma, density = self.time_sampler.gamma_and_density(draws.u, here.time, self._weight)
-        terms = self.loss(field, f, gamma, density, draws.loss)
+        f, dims = self.encoding.encode(x), numerics.num_dims(x)
+        others = (f, batch["conditioning"], draws.loss, draws.dropout)
+
+        if self.time.is_trained_by_variance and self.loss.trains_time:
+            sampled = self._sampled(params, draws.u, INTERIOR)
+            by_variance = self._sampled(params, draws.u, ENDS)
+            terms = least_variance.terms(self._terms, params, sampled, by_variance, others, dims)
+        else:
+            sampled = self._sampled(params, draws.u)
+            terms = self._terms(params, *sampled, others)
+        field = self.field(params, batch["conditioning"])
         bound_terms = losses.BoundTerms(
             reconstruction=losses.reconstruction_term(here.end, x, draws.reconstruction),
             prior=losses.prior_term(field, here.time, f),
             diffusion=terms.diffusion,
         )
-        parts = _bound_parts(bound_terms, numerics.num_dims(f))
-        parts["second_order"] = numerics.nats_to_bpd(terms.second_order, numerics.num_dims(f))
+        parts = _bound_parts(bound_terms, dims)
+        parts["second_order"] = numerics.nats_to_bpd(terms.second_order, dims)
         parts["loss"] = parts["bpd"] + parts["second_order"]
-        parts["gamma"] = gamma
+        parts["gamma"], density = sampled
+        if self.time.adaptation is not None:
+            span = here.time.gamma_max - here.time.gamma_min
+            parts["gamma_fraction"] = (parts["gamma"] - here.time.gamma_min) / span
+            parts["integrand"] = (parts["diffusion"] + parts["second_order"]) * density
         return jnp.mean(parts["loss"]), parts
 
     def bound_fn(
@@ -301,6 +327,22 @@ class DiffusionODE:
             return jnp.mean(numerics.nats_to_bpd(nats, numerics.num_dims(f)))
 
         return jax.lax.map(at, gammas)
+
+    def _sampled(
+        self, params: types.Params, u: types.PerExample, without: str | None = None
+    ) -> tuple[types.PerExample, types.PerExample]:
+        """Return gammas and densities, without a gradient through one part of gamma(t)."""
+        if without is not None:
+            of_time = without_gradient(params[PARAMS], without)
+            params = {**params, PARAMS: of_time}
+        return self.time_sampler.gamma_and_density(u, self.at(params).time, self._weight)
+
+    def _terms(
+        self, params: types.Params, gamma: types.PerExample, density: types.PerExample, others: Any
+    ) -> losses.LossTerms:
+        """Return the terms of the loss at gammas; `others` are the images and random arrays."""
+        f, conditioning, drawn, dropout = others
+        return self.loss(self.field(params, conditioning, dropout), f, gamma, density, drawn)
 
     def _weight(self, gamma: types.Gamma) -> types.Gamma:
         return self.parameterization.weight(self.schedule, gamma)

@@ -36,7 +36,7 @@ def number(value: types.GammaEnd, name: str) -> float:
     return float(value)
 
 
-def known(value: Array) -> Array | np.ndarray:
+def known(value: Array | np.ndarray | float) -> Array | np.ndarray:
     """Return an array as one of the host, unless its value is not known before compilation."""
     return value if isinstance(value, jax.core.Tracer) else np.asarray(value)
 

@@ -56,8 +56,9 @@ class TrainState:
         opt_state: state of the optax optimizer.
         window: sums `[]` of the metrics since the last log, `count`, the number of steps summed,
             `skipped`, the number of steps skipped, and sums `[bins]` by bin of gamma of
-            `loss_by_gamma` and `gamma_share`. Part of the state so that a restart logs the same
-            row.
+            `loss_by_gamma` and `gamma_share`; and, where gamma(t) is adapted to the loss, the sums
+            `integrand_squares` and `integrand_samples` since its last adaptation. Part of the
+            state so that a restart logs the same row.
         guard: state of the rules for bad steps, see `training.guards.fresh`.
     """
 

@@ -67,8 +67,11 @@ def build(recipe: Recipe) -> Program:
     names = train_step.metric_names(model.loss_fn, params, recipe.batch, key_train)
 
     def init() -> TrainState:
-        bins = recipe.update.gamma_bins.number
-        return train_state.create(init_params(key_init), recipe.transformation, names, bins)
+        bins, adaptation = recipe.update.gamma_bins.number, recipe.update.adaptation
+        adapted_bins = 0 if adaptation is None else adaptation.bins
+        return train_state.create(
+            init_params(key_init), recipe.transformation, names, bins, adapted_bins
+        )
 
     shapes = jax.eval_shape(init)
     sharding = partitioner.state_sharding(shapes, model.logical_axes(recipe.image_shape))

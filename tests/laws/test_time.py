@@ -1,16 +1,24 @@
 """Laws of every gamma(t)."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from idode_gin.schedules.straight_path import StraightPath
 from idode_gin.schedules.time import base
 from idode_gin.schedules.time.base import AbstractTime
+from idode_gin.schedules.time.cosine import Cosine
 from idode_gin.schedules.time.learned_linear import LearnedLinear
 from idode_gin.schedules.time.linear import Linear, gamma_min_for_levels
+from idode_gin.schedules.time.linear_beta import LinearBeta
+from idode_gin.schedules.time.monotone import Monotone
+from idode_gin.schedules.time.straight import Straight
+from idode_gin.schedules.time.tabulated import Tabulated
+from idode_gin.schedules.variance_preserving import VariancePreserving
 
 from . import discovery
 
@@ -55,7 +63,11 @@ def test_it_increases(time):
 @EACH
 def test_derivative_equals_finite_differences(time):
     t, step = jnp.linspace(0.01, 0.99, 23), 1e-5
-    slope = (time.gamma(t + step) - time.gamma(t - step)) / (2 * step)
+
+    def rise(width):
+        return time.gamma(t + width) - time.gamma(t - width)
+
+    slope = (8 * rise(step) - rise(2 * step)) / (12 * step)  # exact to the fourth order
     np.testing.assert_allclose(time.dgamma(t), slope, rtol=1e-7)
 
 
@@ -94,6 +106,62 @@ def test_learned_linear_is_linear_between_its_parameters():
     np.testing.assert_allclose(LearnedLinear().bind({"ends": ends}).gamma(times), [-4, -2.5, 2])
     with pytest.raises(ValueError, match="below `gamma_max`"):
         LearnedLinear(gamma_min=2.0, gamma_max=1.0)
+
+
+def test_monotone_starts_nearly_linear_and_is_its_formula():
+    time = Monotone(gamma_min=-5.0, gamma_max=3.0, units=64)
+    t = jnp.linspace(0, 1, 101)
+    np.testing.assert_allclose(time.gamma(t), -5 + 8 * t, atol=0.08)
+    rng = np.random.default_rng(0)
+    shapes = jax.tree.map(lambda each: rng.normal(size=each.shape), time.init(jax.random.key(0)))
+    interior = shapes["interior"]
+    positive = {name: np.log1p(np.exp(interior[name]["kernel"])) for name in ("l1", "l2", "l3")}
+    h = positive["l1"] * np.asarray(t) + interior["l1"]["bias"]
+    units = 1 / (1 + np.exp(-(positive["l2"] * h[:, None] + interior["l2"]["bias"])))
+    g = h + (positive["l3"] * units).mean(1)
+    expected = -5 + 8 * (g - g[0]) / (g[-1] - g[0])
+    pinned = dataclasses.replace(time, learn_ends=False)
+    np.testing.assert_allclose(pinned.bind({"interior": interior}).gamma(t), expected, rtol=1e-10)
+
+
+def test_tabulated_has_the_density_of_its_table():
+    time = Tabulated(gamma_min=-5.0, gamma_max=3.0, bins=4, learn_ends=False)
+    masses = jnp.asarray([0.1, 0.4, 0.3, 0.2])
+    bound = time.bind({"interior": {"log_masses": jnp.log(masses) + 3}})
+    np.testing.assert_allclose(bound.gamma(jnp.asarray([0, 0.1, 0.5, 0.8, 1])), [-5, -3, -1, 1, 3])
+    np.testing.assert_allclose(bound.dgamma(jnp.asarray([0.05, 0.2, 0.7, 0.9])), 2 / masses)
+
+
+def test_tabulated_follows_the_root_of_the_second_moment():
+    time = Tabulated(bins=4, floor=1e-9)
+    found = time.adapted(
+        {"log_masses": jnp.log(jnp.asarray([0.4, 0.3, 0.2, 0.1]))},
+        jnp.asarray([8.0, 0.0, 1.0, 4.0]),  # roots of the means: 2, unknown, 1, 1
+        jnp.asarray([2.0, 0.0, 1.0, 4.0]),
+    )["log_masses"]
+    np.testing.assert_allclose(jnp.exp(found), [0.35, 0.3, 0.175, 0.175], atol=1e-8)
+    floored = dataclasses.replace(time, floor=0.5).adapted(
+        {"log_masses": jnp.zeros(4)}, jnp.asarray([1.0, 0, 0, 0]), jnp.ones(4)
+    )["log_masses"]
+    np.testing.assert_allclose(jnp.exp(floored), [0.625, 0.125, 0.125, 0.125])
+    before = {"log_masses": jnp.asarray([1.0, 2.0, 3.0, 4.0])}
+    same = time.adapted(before, jnp.zeros(4), jnp.ones(4))["log_masses"]
+    np.testing.assert_array_equal(same, before["log_masses"])
+
+
+def test_fixed_shapes():
+    """Cosine has a linear angle, the straight path a linear sigma; the rest is of an integral."""
+    t = jnp.linspace(0, 1, 5)
+    vp, straight = VariancePreserving(), StraightPath()
+    angle = np.arcsin(vp.sigma(Cosine().gamma(t)))
+    np.testing.assert_allclose(np.diff(angle, 2), 0, atol=1e-12)
+    np.testing.assert_allclose(np.diff(straight.sigma(Straight().gamma(t)), 2), 0, atol=1e-12)
+    whole = LinearBeta(gamma_min=-30.0, gamma_max=math.log(math.expm1(10.05)))  # s from 0 to 1
+    np.testing.assert_allclose(
+        -np.log(vp.alpha(whole.gamma(t)) ** 2), 0.1 * t + 9.95 * t**2, atol=1e-9
+    )
+    with pytest.raises(ValueError, match="published rates"):
+        LinearBeta(beta_0=3.0, beta_1=2.0)
 
 
 @EACH

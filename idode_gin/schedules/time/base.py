@@ -2,7 +2,8 @@
 
 import abc
 import dataclasses
-from typing import Any, ClassVar, final
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,17 @@ PARAMS = "time_schedule"
 """Entry of the model's parameters that holds those of gamma(t), if it has any."""
 ENDS, INTERIOR = "ends", "interior"
 """Parts of the parameters of a gamma(t)."""
+
+
+class Adaptation(NamedTuple):
+    """A rule that sets the interior of gamma(t) from the loss in bins, without a gradient."""
+
+    bins: int
+    """Equal bins of the range of gamma."""
+    period: int
+    """Training steps between two adaptations."""
+    adapted: Callable[[types.Params, Array, Array], types.Params]
+    """`(interior, sums of squares [bins], numbers of samples [bins]) -> interior`."""
 
 
 class AbstractTime(abc.ABC):
@@ -40,6 +52,16 @@ class AbstractTime(abc.ABC):
 
     learns_interior: ClassVar[bool] = False
     """True if parameters beside the ends shape gamma(t)."""
+
+    @property
+    def adaptation(self) -> Adaptation | None:
+        """Rule that sets the interior; None where gradients train it, or there is none."""
+        return None
+
+    @property
+    def is_trained_by_variance(self) -> bool:
+        """True if the gradient of the second moment of the loss trains the interior."""
+        return self.learns_interior and self.adaptation is None
 
     @property
     @abc.abstractmethod
@@ -156,6 +178,13 @@ class _Bound(AbstractTime):
     def rescale(self, gamma: types.Gamma) -> types.Gamma:
         """Return gamma as a fraction of the initial range."""
         return self.family.rescale(gamma)
+
+
+def without_gradient(params: types.Params, part: str) -> types.Params:
+    """Return the parameters of a gamma(t), through one part of which no gradient flows."""
+    return {
+        name: jax.lax.stop_gradient(each) if name == part else each for name, each in params.items()
+    }
 
 
 def _as_end(value: Array | np.ndarray | float) -> types.GammaEnd:
