@@ -25,6 +25,7 @@ from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.likelihood.pilot import Pilot
 from idode_gin.losses.base import AbstractBound
 from idode_gin.losses.bound import VariationalBound
+from idode_gin.losses.discrete_time import DiscreteTime
 from idode_gin.models import DiffusionODE
 from idode_gin.reports import progress
 from idode_gin.reports.paths import LocalPath
@@ -57,7 +58,7 @@ class _Functions(NamedTuple):
     """Functions of the parameters, for one gamma(t)."""
 
     pilot: pilot_run.Run | None
-    scorer: Callable[[str, ODELikelihood | None], image_loop.Compute]
+    scorer: Callable[[str, scores.Scored], image_loop.Compute]
     integrand: Callable[[types.Params], tuple[np.ndarray, np.ndarray, int]]
 
 
@@ -84,6 +85,9 @@ class Evaluator:
         checkpoint_path: a run directory (its newest checkpoint) or one `checkpoint_<step>` in it.
         likelihoods: ODE likelihoods by their name in the results.
         variational_bound: the bound that needs no ODE.
+        discrete_steps: numbers of steps T. For each, the bound of the chain of T steps is scored as
+            `discrete_time_T`, with the noise of `variational_bound` and as many evaluations (or T),
+            and the gap between the two is reported.
         checkpoints: which checkpoints of the run directory to score, each into `step_<step>/`, with
             a curve over them; None scores the one at `checkpoint_path`.
         histogram_split: split that the histogram baseline is fitted on; None for no baseline.
@@ -103,6 +107,7 @@ class Evaluator:
     checkpoint_path: LocalPath
     likelihoods: dict[str, ODELikelihood]
     variational_bound: AbstractBound = dataclasses.field(default_factory=VariationalBound)
+    discrete_steps: tuple[int, ...] = ()
     checkpoints: AbstractSeries | None = None
     histogram_split: str | None = "train"
     use_ema: bool = True
@@ -123,7 +128,18 @@ class Evaluator:
                 f"Without a `pilot` every likelihood needs a `solver`, but {undecided} have none. "
                 "Bind PILOT = @pilot.Pilot(), or a SOLVER."
             )
-        results.check_names(list(self.likelihoods), results.TAKEN)
+        results.check_names(list(self.likelihoods), [*results.TAKEN, *self._discrete])
+
+    @property
+    def _discrete(self) -> dict[str, AbstractBound]:
+        """The bounds in discrete time, by name."""
+        times = self.variational_bound.num_evaluations()
+        return {
+            f"{summary.DISCRETE_TIME}{steps}": DiscreteTime(
+                steps=steps, num_times=min(steps, times)
+            )
+            for steps in self.discrete_steps
+        }
 
     def check_path(self) -> None:
         """Raise ValueError if there is no checkpoint; a series may wait for its first one."""
@@ -253,9 +269,10 @@ class Evaluator:
         with image_loop.opened(
             directory, known, split.num_images, self.partitioner, prepared.batch_size
         ) as loop:
+            scored = {VARIATIONAL_BOUND: None, **self._discrete, **estimators}
             found = {
                 name: scores.score_split(name, functions.scorer(name, each), params, split, loop)
-                for name, each in [(VARIATIONAL_BOUND, None), *estimators.items()]
+                for name, each in scored.items()
             }
         bound, histogram = self.variational_bound, prepared.histogram
         whole = summary.assemble(head, found, chosen, bound, histogram, self.parity)

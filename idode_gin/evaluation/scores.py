@@ -20,6 +20,7 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,8 @@ from idode_gin.runs.image_loop import Compute
 from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.base import AbstractSolver
 
+Scored: TypeAlias = ODELikelihood | AbstractBound | None
+"""Estimator of a bound; None for the variational bound of the evaluation."""
 INTEGRAND_IMAGES, INTEGRAND_POINTS = 64, 41
 GRID = 64
 """Grids of Adams methods are padded to a multiple of it, so that they share a program."""
@@ -53,8 +56,8 @@ def scorers(
     partitioner: PjitPartitioner,
     solve_size: int,
     parity: AbstractParity | None = None,
-) -> Callable[[str, ODELikelihood | None], Compute]:
-    """Return a function `(name, likelihood) -> compiled scores`; None for the variational bound.
+) -> Callable[[str, Scored], Compute]:
+    """Return a function `(name, bound) -> compiled scores`; None for the variational bound.
 
     The same name and likelihood give the same function, which does not compile again. Adams methods
     share one for all step counts with the same multiple of `GRID`, because checkpoints may need
@@ -67,9 +70,11 @@ def scorers(
             made[known] = image_loop.compiled(compute, partitioner, solve_size)
         return made[known]
 
-    def scorer(name: str, estimator: ODELikelihood | None) -> Compute:
+    def scorer(name: str, estimator: Scored) -> Compute:
         if estimator is None:
             return compiled(name, of_bound(model, variational_bound, seed, parity))
+        if isinstance(estimator, AbstractBound):
+            return compiled(f"{name} {estimator}", of_bound(model, estimator, seed))
         if not isinstance(estimator.solver, Adams) or parity is not None:
             score = of_likelihood(model, estimator, name, seed, parity)
             return compiled(f"{name} {estimator}", score)
@@ -144,7 +149,7 @@ def of_bound(
     seed: int | types.PRNGKey,
     parity: AbstractParity | None = None,
 ) -> Compute:
-    """Return the scores of the variational bound, not compiled."""
+    """Return the scores of a variational bound, not compiled; all have the same noise."""
 
     def score(params: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
         key = key_of(seed, VARIATIONAL_BOUND)
