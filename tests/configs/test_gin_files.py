@@ -82,6 +82,7 @@ DEFINES = {
 # What some files of a folder define beside, and what they leave to their user.
 DEFINES_TOO = {
     "tasks": {"EVAL_SPLIT", "DATA_PATH"},
+    "objectives": {"TIME"},
     "schedules": {"TIME_SAMPLER"},
     "solvers": {"TOLERANCE"},
 }
