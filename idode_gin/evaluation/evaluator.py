@@ -275,7 +275,7 @@ class Evaluator:
                 for name, each in scored.items()
             }
         bound, histogram = self.variational_bound, prepared.histogram
-        whole = summary.assemble(head, found, chosen, bound, histogram, self.parity)
+        whole = summary.assemble(head, found, chosen, bound, histogram, self.parity, self._discrete)
         whole |= loop.cost_since(began)
         if jax.process_index() == 0:
             integrand = functools.partial(functions.integrand, params)

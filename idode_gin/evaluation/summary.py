@@ -1,6 +1,7 @@
 """The summary of an evaluation: means over images, with every error that is known, and a table."""
 
 import math
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,22 +30,25 @@ def assemble(
     bound: AbstractBound,
     histogram: np.ndarray | None,
     parity: parity_lib.AbstractParity | None,
+    discrete: Mapping[str, AbstractBound] = types.MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return the summary of one checkpoint, without the time that it took.
 
     `head` holds its first entries, `histogram` the bits per dim of the histogram baseline, `[N]`.
-    `bound` is the variational bound, `chosen` the likelihoods.
+    `bound` is the variational bound, `chosen` the likelihoods, `discrete` the bounds in discrete
+    time.
     """
     found = {
         **head,
         "histogram_bpd": None if histogram is None else float(np.mean(histogram)),
         VARIATIONAL_BOUND: summarize(scores[VARIATIONAL_BOUND]),
     }
-    for name in (each for each in scores if each.startswith(DISCRETE_TIME)):
+    for name in discrete:
         found[name] = summarize(scores[name]) | _gap(scores[name], scores[VARIATIONAL_BOUND])
     for name, (estimator, error) in chosen.items():
         found[name] = summarize(scores[name], num_repeats=estimator.num_repeats, solver_error=error)
-    for name, used in [(VARIATIONAL_BOUND, bound), *((n, e.estimator) for n, e in chosen.items())]:
+    likelihoods = {name: each.estimator for name, each in chosen.items()}
+    for name, used in {VARIATIONAL_BOUND: bound, **discrete, **likelihoods}.items():
         found[name]["settings"] = facts.described("bound", used)
     return found if parity is None else {**found, "parity": parity.summarize(scores)}
 
