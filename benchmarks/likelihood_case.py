@@ -42,7 +42,7 @@ class Case:
     @property
     def span(self) -> tuple[float, float]:
         """Gamma at the clean end and at the noise end."""
-        return DEQUANTIZER.gamma_start(self.model.end), self.model.time.gamma_max
+        return DEQUANTIZER.gamma_start(self.model.end), self.model.gamma_max
 
     @property
     def count(self) -> int:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from idode_gin import numerics, ode, types
@@ -12,15 +13,24 @@ from idode_gin.dequantizers.base import CleanEnd
 from idode_gin.encoding import Encoding
 from idode_gin.likelihood.ode_likelihood import ImageLikelihood, ODELikelihood
 from idode_gin.losses import base as losses
-from idode_gin.losses import bound
+from idode_gin.losses import bound, least_variance
 from idode_gin.networks.base import AbstractNetwork
 from idode_gin.parameterizations.base import AbstractParameterization
 from idode_gin.samplers import latents
 from idode_gin.samplers.base import AbstractSampler, Samples
 from idode_gin.samplers.ode import ODESampler
 from idode_gin.schedules.base import AbstractSchedule
-from idode_gin.schedules.time.base import AbstractTime
+from idode_gin.schedules.time.base import (
+    ENDS,
+    INTERIOR,
+    PARAMS,
+    AbstractTime,
+    without_gradient,
+)
 from idode_gin.time_samplers.base import AbstractTimeSampler
+
+_KEY_OF_TIME = 0x7153
+"""Folded into the key of initial parameters for those of gamma(t)."""
 
 
 class Draws(NamedTuple):
@@ -30,7 +40,7 @@ class Draws(NamedTuple):
     """Quantiles of time."""
     loss: losses.LossDraws
     reconstruction: types.Images
-    """Noise of the reconstruction term, which has no gradient and is only monitored."""
+    """Noise of the reconstruction term, which trains only the ends of gamma(t), if anything."""
     dropout: types.PRNGKeys | None
     """One key per example, or None for no dropout."""
 
@@ -45,7 +55,8 @@ class DiffusionODE:
     Args:
         network: `(params, z, time, conditioning, key) -> F`.
         schedule: alpha and sigma as functions of gamma.
-        time: gamma(t) and its two ends.
+        time: gamma(t) and its two ends. Its parameters, if any, are the entry `time_schedule` of
+            the model's.
         parameterization: meaning of F.
         time_sampler: distribution of gamma in training.
         loss: training objective.
@@ -63,6 +74,16 @@ class DiffusionODE:
     encoding: Encoding
     image_shape: tuple[int, int, int] | None = None
 
+    def __post_init__(self) -> None:
+        """Check that the interior of gamma(t) is used if it has parameters."""
+        if self.time.learns_interior and not self.time_sampler.samples_t:
+            raise ValueError(
+                f"{type(self.time).__name__} learns the sampling density of gamma, but the time "
+                f"sampler {type(self.time_sampler).__name__} does not sample from it. Bind "
+                "TIME_SAMPLER = @uniform.Uniform() of "
+                "`idode_gin.time_samplers`, or a gamma(t) without an interior of its own."
+            )
+
     @property
     def num_classes(self) -> int:
         """C, the classes that the network is conditioned on; 0 if it takes no labels."""
@@ -79,6 +100,11 @@ class DiffusionODE:
         return CleanEnd(
             schedule=self.schedule, encoding=self.encoding, gamma_min=self.time.gamma_min
         )
+
+    @property
+    def gamma_max(self) -> float:
+        """gamma at the noise end as a number, which a solver needs."""
+        return numerics.number(self.time.gamma_max, "gamma_max")
 
     def init(self, key: types.PRNGKey, image_shape: tuple[int, int, int]) -> types.Params:
         """Initialize parameters for images of (height, width, channels).
@@ -99,11 +125,37 @@ class DiffusionODE:
                 f"The images are {image_shape}, but the model is for `image_shape` "
                 f"{tuple(self.image_shape)} (height, width, channels). {remedy}"
             )
-        return self.network.init(key, image_shape)
+        params = self.network.init(key, image_shape)
+        if PARAMS in params:
+            raise ValueError(
+                f"`{PARAMS}` is the entry for parameters of gamma(t), but the network has one of "
+                "that name. Rename the network's."
+            )
+        of_time = self.time.init(jax.random.fold_in(key, _KEY_OF_TIME))
+        return {**params, PARAMS: of_time} if of_time else params
 
     def logical_axes(self, image_shape: tuple[int, int, int]) -> Any:
         """Return names of the parameters' axes, see `AbstractNetwork.logical_axes`."""
-        return self.network.logical_axes(image_shape)
+        axes = self.network.logical_axes(image_shape)
+        of_time = jax.eval_shape(self.time.init, jax.random.key(0))
+        nameless = jax.tree.map(lambda leaf: PartitionSpec(*[None] * leaf.ndim), of_time)
+        return {**axes, PARAMS: nameless} if of_time else axes
+
+    def at(self, params: types.Params) -> "DiffusionODE":
+        """Return this model with the gamma(t) of these parameters; itself if it has none.
+
+        Solvers need the ends as numbers, so evaluation and sampling call this before they compile.
+        The model that is returned takes the same parameters, and ignores those of gamma(t).
+        """
+        time = self.time.bind(params.get(PARAMS, {}))
+        return self if time is self.time else dataclasses.replace(self, time=time)
+
+    @staticmethod
+    def network_params(params: types.Params) -> types.Params:
+        """Return the parameters of the network alone."""
+        if PARAMS not in params:
+            return params
+        return {name: each for name, each in params.items() if name != PARAMS}
 
     def field(
         self,
@@ -112,6 +164,8 @@ class DiffusionODE:
         dropout: types.PRNGKeys | None = None,
     ) -> ode.Field:
         """Return the field of the network with parameters, conditioning and dropout keys bound."""
+
+        params = self.network_params(params)
 
         def network(z: types.Images, gamma: types.PerExample, conditioning: Array) -> types.Images:
             return self.network(params, z, self.time.rescale(gamma), conditioning, dropout)
@@ -162,21 +216,41 @@ class DiffusionODE:
     def objective(
         self, params: types.Params, batch: types.Batch, draws: Draws
     ) -> tuple[Float[Array, ""], dict[str, types.PerExample]]:
-        """Return the training loss for given random arrays, see `loss_fn`."""
-        x = batch["image"]
-        field = self.field(params, batch["conditioning"], draws.dropout)
-        f = self.encoding.encode(x)
-        gamma, density = self.time_sampler.gamma_and_density(draws.u, self.time, self._weight)
-        terms = self.loss(field, f, gamma, density, draws.loss)
+        """Return the training loss for given random arrays, see `loss_fn`.
+
+        Its gradient trains the network and the ends of gamma(t) by the loss itself, and the
+        interior by the variance of the loss: see `least_variance`. Where the interior is adapted
+        instead, each example also has `integrand`, the loss in bits per dim per nat of gamma, and
+        `gamma_fraction`, the place of gamma in its range. No gradient reaches gamma(t) from a loss
+        that does not train it.
+        """
+        if PARAMS in params and not self.loss.trains_time:
+            params = {**params, PARAMS: jax.lax.stop_gradient(params[PARAMS])}
+        x, here = batch["image"], self.at(params)
+        f, dims = self.encoding.encode(x), numerics.num_dims(x)
+        others = (f, batch["conditioning"], draws.loss, draws.dropout)
+
+        if self.time.is_trained_by_variance and self.loss.trains_time:
+            sampled = self._sampled(params, draws.u, INTERIOR)
+            by_variance = self._sampled(params, draws.u, ENDS)
+            terms = least_variance.terms(self._terms, params, sampled, by_variance, others, dims)
+        else:
+            sampled = self._sampled(params, draws.u)
+            terms = self._terms(params, *sampled, others)
+        field = self.field(params, batch["conditioning"])
         bound_terms = losses.BoundTerms(
-            reconstruction=losses.reconstruction_term(self.end, x, draws.reconstruction),
-            prior=losses.prior_term(field, self.time, f),
+            reconstruction=losses.reconstruction_term(here.end, x, draws.reconstruction),
+            prior=losses.prior_term(field, here.time, f),
             diffusion=terms.diffusion,
         )
-        parts = _bound_parts(bound_terms, numerics.num_dims(f))
-        parts["second_order"] = numerics.nats_to_bpd(terms.second_order, numerics.num_dims(f))
+        parts = _bound_parts(bound_terms, dims)
+        parts["second_order"] = numerics.nats_to_bpd(terms.second_order, dims)
         parts["loss"] = parts["bpd"] + parts["second_order"]
-        parts["gamma"] = gamma
+        parts["gamma"], density = sampled
+        if self.time.adaptation is not None:
+            span = here.time.gamma_max - here.time.gamma_min
+            parts["gamma_fraction"] = (parts["gamma"] - here.time.gamma_min) / span
+            parts["integrand"] = (parts["diffusion"] + parts["second_order"]) * density
         return jnp.mean(parts["loss"]), parts
 
     def bound_fn(
@@ -191,8 +265,8 @@ class DiffusionODE:
         Random numbers are keyed by the image's `index`.
         """
         keys = numerics.fold_in_each(key, batch["index"])
-        field = self.field(params, batch["conditioning"])
-        terms = estimator(field, self.end, self.time, batch["image"], keys)
+        field, here = self.field(params, batch["conditioning"]), self.at(params)
+        terms = estimator(field, here.end, here.time, batch["image"], keys)
         return _bound_parts(terms, numerics.num_dims(batch["image"]))
 
     def eval_fn(
@@ -211,8 +285,8 @@ class DiffusionODE:
     ) -> ImageLikelihood:
         """Return the ODE's likelihood of every image, keyed by its `index`."""
         keys = numerics.fold_in_each(key, batch["index"])
-        field = self.field(params, batch["conditioning"])
-        return estimator(field, self.end, self.time.gamma_max, batch["image"], keys)
+        field, here = self.field(params, batch["conditioning"]), self.at(params)
+        return estimator(field, here.end, here.gamma_max, batch["image"], keys)
 
     def sample_fn(
         self,
@@ -229,23 +303,21 @@ class DiffusionODE:
         if self.image_shape is None:
             raise ValueError("Sampling needs `DiffusionODE.image_shape`, got None. Set it.")
         keys = numerics.fold_in_each(key, batch["index"])
-        field = self.field(params, batch["conditioning"])
-        return sampler(field, self.end, self.time.gamma_max, self.image_shape, keys)
+        field, here = self.field(params, batch["conditioning"]), self.at(params)
+        return sampler(field, here.end, here.gamma_max, self.image_shape, keys)
 
     def encode_fn(
         self, params: types.Params, batch: types.Batch, key: types.PRNGKey, sampler: ODESampler
     ) -> latents.RoundTrip:
         """Encode every image to its latent and decode it, keyed by its `index`."""
         keys = numerics.fold_in_each(key, batch["index"])
-        field = self.field(params, batch["conditioning"])
-        return latents.round_trip(
-            field, self.end, self.time.gamma_max, batch["image"], keys, sampler
-        )
+        field, here = self.field(params, batch["conditioning"]), self.at(params)
+        return latents.round_trip(field, here.end, here.gamma_max, batch["image"], keys, sampler)
 
     def decode_fn(self, params: types.Params, batch: types.Batch, sampler: ODESampler) -> Samples:
         """Decode `noise` of `batch`, which also holds `conditioning`."""
-        field = self.field(params, batch["conditioning"])
-        return sampler.from_noise(field, self.end, self.time.gamma_max, batch["noise"])
+        field, here = self.field(params, batch["conditioning"]), self.at(params)
+        return sampler.from_noise(field, here.end, here.gamma_max, batch["noise"])
 
     def integrand(
         self, params: types.Params, batch: types.Batch, key: types.PRNGKey, gammas: Array
@@ -265,6 +337,22 @@ class DiffusionODE:
             return jnp.mean(numerics.nats_to_bpd(nats, numerics.num_dims(f)))
 
         return jax.lax.map(at, gammas)
+
+    def _sampled(
+        self, params: types.Params, u: types.PerExample, without: str | None = None
+    ) -> tuple[types.PerExample, types.PerExample]:
+        """Return gammas and densities, without a gradient through one part of gamma(t)."""
+        if without is not None:
+            of_time = without_gradient(params[PARAMS], without)
+            params = {**params, PARAMS: of_time}
+        return self.time_sampler.gamma_and_density(u, self.at(params).time, self._weight)
+
+    def _terms(
+        self, params: types.Params, gamma: types.PerExample, density: types.PerExample, others: Any
+    ) -> losses.LossTerms:
+        """Return the terms of the loss at gammas; `others` are the images and random arrays."""
+        f, conditioning, drawn, dropout = others
+        return self.loss(self.field(params, conditioning, dropout), f, gamma, density, drawn)
 
     def _weight(self, gamma: types.Gamma) -> types.Gamma:
         return self.parameterization.weight(self.schedule, gamma)

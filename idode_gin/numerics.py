@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from idode_gin import types
@@ -19,6 +20,25 @@ def expand(per_example: Shaped[Array, " batch"], like: Array) -> Array:
 def sum_pixels(values: Array) -> types.PerExample:
     """Sum over all axes but the first: `[B, ...] -> [B]`."""
     return jnp.sum(values, axis=tuple(range(1, values.ndim)))
+
+
+def number(value: types.GammaEnd, name: str) -> float:
+    """Return a quantity that a solver must know before it is compiled.
+
+    Raises:
+        ValueError: if it is an argument of the function that is compiled.
+    """
+    if isinstance(value, jax.core.Tracer):
+        raise ValueError(
+            f"`{name}` must be a number where an ODE is solved, but it depends on parameters that "
+            "are arguments here. Use `model.at(params)` outside of the compiled function."
+        )
+    return float(value)
+
+
+def known(value: Array | np.ndarray | float) -> Array | np.ndarray:
+    """Return an array as one of the host, unless its value is not known before compilation."""
+    return value if isinstance(value, jax.core.Tracer) else np.asarray(value)
 
 
 def num_dims(values: Array) -> int:

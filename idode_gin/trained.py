@@ -72,7 +72,7 @@ def load(path: str | pathlib.Path, step: int | None = None, ema: bool = True) ->
         model, model.image_shape, str(path), ema, partitioner.replicated
     )
     return TrainedModel(
-        model=model,
+        model=model.at(restored.params),
         params=restored.params,
         config=differences.bindings(source.read_text("utf-8")),
         step=restored.step,
@@ -104,8 +104,8 @@ class TrainedModel:
     Programs are compiled once for each method, bound and solver.
 
     Args:
-        model: network, path, meaning of the output, levels.
-        params: of the network, replicated over the devices.
+        model: network, path, meaning of the output, levels; gamma(t) as it was learned.
+        params: of the network and of gamma(t), replicated over the devices.
         config: macros and parameters of the training configuration, as gin writes them.
         step: training step of the parameters.
         path: of the checkpoint.
@@ -301,7 +301,8 @@ class TrainedModel:
         if conditioning is None:
             conditioning = jnp.asarray(self._conditioning(None, z.shape[0], None), z.dtype)
         time = self.model.time.rescale(gamma)
-        return self.model.network(self._local_params, z, time, conditioning)
+        params = self.model.network_params(self._local_params)
+        return self.model.network(params, z, time, conditioning)
 
     @property
     def field_options(self) -> dict[str, Any]:
@@ -309,8 +310,8 @@ class TrainedModel:
         return {
             "schedule": self.model.schedule,
             "parameterization": self.model.parameterization,
-            "gamma_min": float(self.model.time.gamma_min),
-            "gamma_max": float(self.model.time.gamma_max),
+            "gamma_min": self.model.end.gamma_number,
+            "gamma_max": self.model.gamma_max,
         }
 
     @functools.cached_property

@@ -13,6 +13,9 @@ from jaxtyping import Array, Float, Integer, Key, UInt32
 Gamma: TypeAlias = Float[Array, "*shape"]
 """log(sigma^2 / alpha^2), nats; or any quantity with one value per gamma."""
 
+GammaEnd: TypeAlias = float | Float[Array, ""]
+"""An end of gamma(t), nats: a number, or an array `[]` while it is trained."""
+
 PerExample: TypeAlias = Float[Array, " batch"]
 """One real number per image of the batch."""
 
@@ -29,7 +32,7 @@ PRNGKeys: TypeAlias = Key[Array, " batch"] | UInt32[Array, "batch 2"]
 """One random key per image of the batch."""
 
 Params: TypeAlias = Mapping[str, Any]
-"""Nested mapping of network parameters."""
+"""Nested mapping of the parameters of the network, and of gamma(t) if it has some."""
 
 Batch: TypeAlias = Mapping[str, Any]
 """`image` [B,H,W,C] integers, `conditioning` [B,K]; and `position` (training) or `index`
@@ -48,13 +51,14 @@ class TrainState:
 
     Args:
         step: number of updates, an integer `[]`.
-        params: parameters of the network.
+        params: parameters of the network, and of gamma(t) if it has some.
         ema: exponential moving average of `params`, which is evaluated.
         opt_state: state of the optax optimizer.
         window: sums `[]` of the metrics since the last log, `count`, the number of steps summed,
             `skipped`, the number of steps skipped, and sums `[bins]` by bin of gamma of
-            `loss_by_gamma` and `gamma_share`. Part of the state so that a restart logs the same
-            row.
+            `loss_by_gamma` and `gamma_share`; and, where gamma(t) is adapted to the loss, the sums
+            `integrand_squares` and `integrand_samples` since its last adaptation. Part of the
+            state so that a restart logs the same row.
         guard: state of the rules for bad steps, see `training.guards.fresh`.
     """
 

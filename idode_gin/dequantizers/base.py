@@ -27,7 +27,12 @@ class CleanEnd:
 
     schedule: AbstractSchedule
     encoding: Encoding
-    gamma_min: float
+    gamma_min: types.GammaEnd
+
+    @property
+    def gamma_number(self) -> float:
+        """gamma_min as a number, which a solver needs."""
+        return numerics.number(self.gamma_min, "gamma_min")
 
     @property
     def gamma(self) -> Scalar:

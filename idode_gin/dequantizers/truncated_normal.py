@@ -25,7 +25,7 @@ class TruncatedNormal(base.AbstractDequantizer):
 
     def gamma_start(self, end: base.CleanEnd) -> float:
         """Return gamma at the clean end, nats."""
-        return end.gamma_min
+        return end.gamma_number
 
     def draw(
         self, keys: types.PRNGKeys, shape: tuple[int, ...], end: base.CleanEnd

@@ -23,7 +23,7 @@ class Variational(base.AbstractDequantizer):
 
     def gamma_start(self, end: base.CleanEnd) -> float:
         """Return gamma at the clean end, nats."""
-        return end.gamma_min
+        return end.gamma_number
 
     def draw(
         self, keys: types.PRNGKeys, shape: tuple[int, ...], end: base.CleanEnd

@@ -5,7 +5,7 @@ import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import jax
 import numpy as np
@@ -27,6 +27,7 @@ from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.likelihood.pilot import Pilot
 from idode_gin.losses.base import AbstractBound
 from idode_gin.losses.bound import VariationalBound
+from idode_gin.losses.discrete_time import DiscreteTime
 from idode_gin.models import DiffusionODE
 from idode_gin.reports import progress
 from idode_gin.reports.paths import LocalPath
@@ -35,9 +36,10 @@ from idode_gin.runs import descriptions, facts, image_loop, run_inputs
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Prepared:
-    """Inputs shared by all checkpoints of an evaluation; the functions compile once.
+    """Inputs shared by all checkpoints of an evaluation.
 
-    `histogram` is bits per dim of the histogram baseline, `[N]`; `classifier` scores every class.
+    `histogram` is bits per dim of the histogram baseline, `[N]`. `functions` compile once for all
+    checkpoints; where gamma(t) is learned, `make` returns new ones for the model of each.
     """
 
     model: DiffusionODE
@@ -46,9 +48,31 @@ class _Prepared:
     config_sha256: str | None
     settings: Mapping[str, Any]
     histogram: np.ndarray | None
+    make: Callable[[DiffusionODE], "_Functions"]
+    functions: "_Functions"
+
+    def functions_at(self, params: types.Params) -> "_Functions":
+        """Return the functions for the gamma(t) of these parameters."""
+        here = self.model.at(params)
+        return self.functions if here is self.model else self.make(here)
+
+
+class _Computed(NamedTuple):
+    """Scores by bound, likelihoods with their solvers, the classification, and what kept them."""
+
+    scores: dict[str, Scores]
+    chosen: dict[str, pilot_run.Chosen]
+    classified: dict[str, Any]
+    classes: dict[str, np.ndarray]
+    loop: image_loop.ImageLoop
+
+
+class _Functions(NamedTuple):
+    """Functions of the parameters, for one gamma(t)."""
+
     pilot: pilot_run.Run | None
-    scorer: Callable[[str, ODELikelihood | None], image_loop.Compute]
-    classifier: Callable[[str, ODELikelihood | None], image_loop.Compute] | None
+    scorer: Callable[[str, scores.Scored], image_loop.Compute]
+    classifier: Callable[[str, scores.Scored], image_loop.Compute] | None
     integrand: Callable[[types.Params], tuple[np.ndarray, np.ndarray, int]]
 
 
@@ -75,6 +99,9 @@ class Evaluator:
         checkpoint_path: a run directory (its newest checkpoint) or one `checkpoint_<step>` in it.
         likelihoods: ODE likelihoods by their name in the results.
         variational_bound: the bound that needs no ODE.
+        discrete_steps: numbers of steps T. For each, the bound of the chain of T steps is scored as
+            `discrete_time_T`, with the noise of `variational_bound` and as many evaluations (or T),
+            and the gap between the two is reported.
         checkpoints: which checkpoints of the run directory to score, each into `step_<step>/`, with
             a curve over them; None scores the one at `checkpoint_path`.
         histogram_split: split that the histogram baseline is fitted on; None for no baseline.
@@ -96,6 +123,7 @@ class Evaluator:
     checkpoint_path: LocalPath
     likelihoods: dict[str, ODELikelihood]
     variational_bound: AbstractBound = dataclasses.field(default_factory=VariationalBound)
+    discrete_steps: tuple[int, ...] = ()
     checkpoints: AbstractSeries | None = None
     histogram_split: str | None = "train"
     use_ema: bool = True
@@ -117,9 +145,20 @@ class Evaluator:
                 f"Without a `pilot` every likelihood needs a `solver`, but {undecided} have none. "
                 "Bind PILOT = @pilot.Pilot(), or a SOLVER."
             )
-        results.check_names(list(self.likelihoods), results.TAKEN)
+        results.check_names(list(self.likelihoods), [*results.TAKEN, *self._discrete])
         if self.classification is not None:
             self.classification.check([VARIATIONAL_BOUND, *self.likelihoods])
+
+    @property
+    def _discrete(self) -> dict[str, AbstractBound]:
+        """The bounds in discrete time, by name."""
+        times = self.variational_bound.num_evaluations()
+        return {
+            f"{summary.DISCRETE_TIME}{steps}": DiscreteTime(
+                steps=steps, num_times=min(steps, times)
+            )
+            for steps in self.discrete_steps
+        }
 
     def check_path(self) -> None:
         """Raise ValueError if there is no checkpoint; a series may wait for its first one."""
@@ -208,18 +247,26 @@ class Evaluator:
                 histogram = histogram_lib.bits_per_dim(
                     fitted_on.images, split.images, model.encoding.levels
                 )
-        pilot = None
-        if self.pilot is not None:
-            key_of = functools.partial(scores.key_of, self.seed)
-            pilot = pilot_run.runner(self.pilot, model, split, key_of)
-        elif (coarse := pilot_grids.coarse_arithmetic(model)) is not None:
+        coarse = pilot_grids.coarse_arithmetic(model)
+        if self.pilot is None and coarse is not None:
             print(f"PILOT is None, so the error caused by {coarse} is not measured.", flush=True)
-        bound, devices, size = self.variational_bound, self.partitioner, self.solve_size
-        classifier, count = None, model.num_classes
-        if self.classification is not None and count:
-            self.classification.check_prior(count)
-            wrap = functools.partial(classification_lib.of_all_classes, num_classes=count)
-            classifier = scores.scorers(model, bound, self.seed, devices, size, wrap=wrap)
+        if self.classification is not None and model.num_classes:
+            self.classification.check_prior(model.num_classes)
+
+        def make(model: DiffusionODE) -> _Functions:
+            key_of = functools.partial(scores.key_of, self.seed)
+            bound, devices, size = self.variational_bound, self.partitioner, self.solve_size
+            classifier, count = None, model.num_classes
+            if self.classification is not None and count:
+                wrap = functools.partial(classification_lib.of_all_classes, num_classes=count)
+                classifier = scores.scorers(model, bound, self.seed, devices, size, wrap=wrap)
+            return _Functions(
+                pilot=self.pilot and pilot_run.runner(self.pilot, model, split, key_of),
+                scorer=scores.scorers(model, bound, self.seed, devices, size, self.parity),
+                classifier=classifier,
+                integrand=scores.integrand(model, split, self.seed, size),
+            )
+
         return _Prepared(
             model=model,
             split=split,
@@ -227,10 +274,8 @@ class Evaluator:
             config_sha256=config_sha256,
             settings=self._settings(model, dataset),
             histogram=histogram,
-            pilot=pilot,
-            scorer=scores.scorers(model, bound, self.seed, devices, size, self.parity),
-            classifier=classifier,
-            integrand=scores.integrand(model, split, self.seed, size),
+            make=make,
+            functions=make(model),
         )
 
     def _score(
@@ -251,6 +296,7 @@ class Evaluator:
         earlier_results.announce(directory)
         asked = facts.result_facts(prepared.model, params, self, split)
         known = asked | facts.described("pilot", self.pilot)
+        functions = prepared.functions_at(params)
         digest = facts.digest_name(self.use_ema)
         head = {
             **split.facts(),
@@ -263,17 +309,19 @@ class Evaluator:
             "solve_size": self.solve_size,
         }
         results.check_names(list(self.likelihoods), [*head, *summary.TAKEN])
-        found, chosen, classified, classes, loop = self._computed(
-            prepared, params, directory, known
-        )
+        done = self._computed(prepared, functions, params, directory, known)
         bound, histogram = self.variational_bound, prepared.histogram
-        whole = summary.assemble(head, found, chosen, bound, histogram, self.parity) | classified
-        whole |= loop.cost_since(began)
+        whole = summary.assemble(
+            head, done.scores, done.chosen, bound, histogram, self.parity, self._discrete
+        )
+        if done.classified:
+            whole[summary.CLASSIFICATION] = done.classified
+        whole |= done.loop.cost_since(began)
         if jax.process_index() == 0:
-            integrand = functools.partial(prepared.integrand, params)
+            integrand = functools.partial(functions.integrand, params)
             earlier_results.replace(directory, prepared.settings)
-            results.write(directory, whole, found, histogram, split, integrand, classes)
-        loop.kept.remove()
+            results.write(directory, whole, done.scores, histogram, split, integrand, done.classes)
+        done.loop.kept.remove()
         print(summary.table(whole, histogram), flush=True)
         if self.parity is not None:
             print(parity_lib.table(whole["parity"], self.parity.legend), flush=True)
@@ -282,41 +330,40 @@ class Evaluator:
     def _computed(
         self,
         prepared: _Prepared,
+        functions: _Functions,
         params: types.Params,
         directory: pathlib.Path,
         known: Mapping[str, Any],
-    ) -> tuple[
-        dict[str, Scores],
-        dict[str, pilot_run.Chosen],
-        dict[str, Any],
-        dict[str, np.ndarray],
-        image_loop.ImageLoop,
-    ]:
-        """Return scores by bound, likelihoods with their solvers, and the loop that kept them.
+    ) -> "_Computed":
+        """Score all images under every bound, after pilots where a likelihood needs one."""
 
-        Between them the classification's entries of the summary and of the rows.
-        """
+        def score(name: str, bound: scores.Scored, loop: image_loop.ImageLoop) -> Scores:
+            return scores.score_split(
+                name, functions.scorer(name, bound), params, prepared.split, loop
+            )
 
-        def score(name: str, estimator: ODELikelihood | None, loop: image_loop.ImageLoop) -> Scores:
-            scorer = prepared.scorer(name, estimator)
-            return scores.score_split(name, scorer, params, prepared.split, loop)
-
-        # The bound needs no pilot: its figures come first, before the pilots compile.
+        # These bounds need no pilot: their figures come first, before the pilots compile.
         with image_loop.opened(
             directory, known, prepared.split.num_images, self.partitioner, prepared.batch_size
         ) as loop:
-            found = {VARIATIONAL_BOUND: score(VARIATIONAL_BOUND, None, loop)}
+            bounds = {VARIATIONAL_BOUND: None, **self._discrete}
+            found = {name: score(name, each, loop) for name, each in bounds.items()}
         kept = pilot_run.Kept(directory / image_loop.FOLDER, known)
-        chosen = pilot_run.choose(prepared.pilot, params, self.likelihoods, kept)
-        if prepared.pilot is not None:
-            solvers = {name: facts.shortened(each.estimator) for name, each in chosen.items()}
-            loop.kept.require(solvers)
+        chosen = pilot_run.choose(functions.pilot, params, self.likelihoods, kept)
+        estimators = {name: each.estimator for name, each in chosen.items()}
+        if functions.pilot is not None:
+            loop.kept.require({name: facts.shortened(each) for name, each in estimators.items()})
         with image_loop.reopened(loop) as loop:
-            for name, each in chosen.items():
-                found[name] = score(name, each.estimator, loop)
-            estimators = {name: each.estimator for name, each in chosen.items()}
-            classified, classes = self._classified(prepared, estimators, params, loop)
-        return found, chosen, classified, classes, loop
+            found |= {name: score(name, each, loop) for name, each in estimators.items()}
+            classified: dict[str, Any] = {}
+            classes: dict[str, np.ndarray] = {}
+            setting = self.classification
+            if setting is not None and functions.classifier is not None:
+                scorer = functions.classifier(setting.by, estimators.get(setting.by))
+                classified, classes = classification_lib.classify(
+                    setting, scorer, params, prepared.split, loop
+                )
+        return _Computed(found, chosen, classified, classes, loop)
 
     def _settings(self, model: DiffusionODE, dataset: data.DatasetConfig) -> dict[str, Any]:
         """Return what makes an evaluation another one, as far as no data or checkpoint is read."""
@@ -331,21 +378,6 @@ class Evaluator:
             "run": str(checkpoint.parent if is_step else checkpoint),
             "parameters": "ema" if self.use_ema else "raw",
         }
-
-    def _classified(
-        self,
-        prepared: _Prepared,
-        estimators: Mapping[str, ODELikelihood],
-        params: types.Params,
-        loop: image_loop.ImageLoop,
-    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Return the classification's entries of the summary and of the rows, if there is one."""
-        setting = self.classification
-        if setting is None or prepared.classifier is None:
-            return {}, {}
-        scorer = prepared.classifier(setting.by, estimators.get(setting.by))
-        found, classes = classification_lib.classify(setting, scorer, params, prepared.split, loop)
-        return {summary.CLASSIFICATION: found}, classes
 
     def _series_facts(self, prepared: _Prepared) -> dict[str, Any]:
         """Return everything that the scores of all checkpoints of a series depend on."""

@@ -20,6 +20,7 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,8 @@ from idode_gin.runs.image_loop import Compute
 from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.base import AbstractSolver
 
+Scored: TypeAlias = ODELikelihood | AbstractBound | None
+"""Estimator of a bound; None for the variational bound of the evaluation."""
 INTEGRAND_IMAGES, INTEGRAND_POINTS = 64, 41
 GRID = 64
 """Grids of Adams methods are padded to a multiple of it, so that they share a program."""
@@ -54,8 +57,8 @@ def scorers(
     solve_size: int,
     parity: AbstractParity | None = None,
     wrap: Callable[[Compute], Compute] = lambda compute: compute,
-) -> Callable[[str, ODELikelihood | None], Compute]:
-    """Return a function `(name, likelihood) -> compiled scores`; None for the variational bound.
+) -> Callable[[str, Scored], Compute]:
+    """Return a function `(name, bound) -> compiled scores`; None for the variational bound.
 
     The same name and likelihood give the same function, which does not compile again. Adams methods
     share one for all step counts with the same multiple of `GRID`, because checkpoints may need
@@ -68,9 +71,11 @@ def scorers(
             made[known] = image_loop.compiled(wrap(compute), partitioner, solve_size)
         return made[known]
 
-    def scorer(name: str, estimator: ODELikelihood | None) -> Compute:
+    def scorer(name: str, estimator: Scored) -> Compute:
         if estimator is None:
             return compiled(name, of_bound(model, variational_bound, seed, parity))
+        if isinstance(estimator, AbstractBound):
+            return compiled(f"{name} {estimator}", of_bound(model, estimator, seed))
         if not isinstance(estimator.solver, Adams) or parity is not None:
             score = of_likelihood(model, estimator, name, seed, parity)
             return compiled(f"{name} {estimator}", score)
@@ -92,7 +97,7 @@ def integrand(
     The integrand is the mean over the first images, in bits per dim per nat of gamma. It is
     computed on one device of this process.
     """
-    gammas = np.linspace(model.time.gamma_min, model.time.gamma_max, INTEGRAND_POINTS)
+    gammas = np.linspace(model.end.gamma_number, model.gamma_max, INTEGRAND_POINTS)
     size = min(solve_size, split.num_images)
     index = np.arange(max(size, min(INTEGRAND_IMAGES, split.num_images) // size * size))
     compiled = jax.jit(model.integrand)  # whole batches only: the mean includes padding
@@ -145,7 +150,7 @@ def of_bound(
     seed: int | types.PRNGKey,
     parity: AbstractParity | None = None,
 ) -> Compute:
-    """Return the scores of the variational bound, not compiled."""
+    """Return the scores of a variational bound, not compiled; all have the same noise."""
 
     def score(params: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
         key = key_of(seed, VARIATIONAL_BOUND)
@@ -202,7 +207,7 @@ def prepared(model: DiffusionODE, estimator: ODELikelihood, grid: Adams) -> Abst
     problem = Problem.of(
         model.field({}, jnp.zeros((1, 0))),  # only schedule and parameterization are used
         estimator.dequantizer.gamma_start(model.end),
-        model.time.gamma_max,
+        model.gamma_max,
         estimator.variable,
         estimator.divergence,
         dims=1,

@@ -1,6 +1,7 @@
 """The summary of an evaluation: means over images, with every error that is known, and a table."""
 
 import math
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ VARIATIONAL_BOUND = "variational_bound"
 CLASSIFICATION = "classification"
 TAKEN = (VARIATIONAL_BOUND, CLASSIFICATION, "histogram_bpd", "parity", "devices", "wall_seconds")
 """Entries of every summary."""
+DISCRETE_TIME = "discrete_time_"
+"""Bounds in discrete time are named by this and their number of steps."""
 _SPREADS = ("repeats_sd", "trace_sd")  # their mean is not an error
 _SHOWN_DIGITS = 12
 
@@ -28,20 +31,25 @@ def assemble(
     bound: AbstractBound,
     histogram: np.ndarray | None,
     parity: parity_lib.AbstractParity | None,
+    discrete: Mapping[str, AbstractBound] = types.MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return the summary of one checkpoint, without the time that it took.
 
     `head` holds its first entries, `histogram` the bits per dim of the histogram baseline, `[N]`.
-    `bound` is the variational bound, `chosen` the likelihoods.
+    `bound` is the variational bound, `chosen` the likelihoods, `discrete` the bounds in discrete
+    time.
     """
     found = {
         **head,
         "histogram_bpd": None if histogram is None else float(np.mean(histogram)),
         VARIATIONAL_BOUND: summarize(scores[VARIATIONAL_BOUND]),
     }
+    for name in discrete:
+        found[name] = summarize(scores[name]) | _gap(scores[name], scores[VARIATIONAL_BOUND])
     for name, (estimator, error) in chosen.items():
         found[name] = summarize(scores[name], num_repeats=estimator.num_repeats, solver_error=error)
-    for name, used in [(VARIATIONAL_BOUND, bound), *((n, e.estimator) for n, e in chosen.items())]:
+    likelihoods = {name: each.estimator for name, each in chosen.items()}
+    for name, used in {VARIATIONAL_BOUND: bound, **discrete, **likelihoods}.items():
         found[name]["settings"] = facts.described("bound", used)
     return found if parity is None else {**found, "parity": parity.summarize(scores)}
 
@@ -85,6 +93,15 @@ def summarize(
     return found | {part: _known(float(np.mean(scores[part]))) for part in sorted(parts)}
 
 
+def _gap(discrete: Scores, continuous: Scores) -> dict[str, float | None]:
+    """Return by how much discrete time costs, with its paired standard error, bits per dim."""
+    difference = discrete["bpd"] - continuous["bpd"]
+    return {
+        "above_continuous": float(np.mean(difference)),
+        "above_continuous_stderr": means.standard_error(difference),
+    }
+
+
 def table(summary: Mapping[str, Any], histogram: np.ndarray | None = None) -> str:
     """Return the results as text: a line that identifies the pixels, then one line per bound."""
     variant = f", {summary['variant']}" if summary["variant"] else ""
@@ -99,6 +116,9 @@ def table(summary: Mapping[str, Any], histogram: np.ndarray | None = None) -> st
         solver = each.get("solver_error") or {}
         if not solver.get("is_within", True):
             missed.append(f"The solver error of {name} is not within {solver['tolerance']:.1e}.")
+        if (gap := each.get("above_continuous")) is not None:
+            error = _shown(each["above_continuous_stderr"], "0.4f")
+            missed.append(f"{name} is {gap:.4f} ± {error} above the variational bound.")
         lines.append(
             f"{name:<20}{each['mean']:>10.4f}{_shown(each['stderr'], '12.4f')}"
             f"{_shown(solver.get('error'), '14.1e')}{each['nfe']:>8.0f}"

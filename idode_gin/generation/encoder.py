@@ -102,7 +102,10 @@ class Encoder:
         with image_loop.opened(
             self.output_dir, known, len(chosen), self.partitioner, dataset.batch_size, "encoding"
         ) as loop:
-            compute, images = self._compiled(model), loop.batches_of(split, chosen)
+            compute, images = (
+                self._compiled(model.at(restored.params)),
+                loop.batches_of(split, chosen),
+            )
             found = loop.run("latents", compute, restored.params, images)
             image_loop.check_solved(found.pop("success"), "images")
         summary = {

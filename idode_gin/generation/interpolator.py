@@ -116,7 +116,7 @@ class Interpolator:
         ) as loop:
             found = loop.run(
                 "strips",
-                self._compiled(model),
+                self._compiled(model.at(restored.params)),
                 restored.params,
                 lambda index, rows: self._batches(split, index, rows, dataset.batch_size),
             )

@@ -121,7 +121,7 @@ class Sampler:
         with image_loop.opened(
             self.output_dir, known, self.num_samples, self.partitioner, self.batch_size, "drawing"
         ) as loop:
-            compute, params = self._compiled(model), restored.params
+            compute, params = self._compiled(model.at(restored.params)), restored.params
             batches = functools.partial(self._batches, classes, model.num_classes)
             drawn = loop.run("samples", compute, params, batches)
             image_loop.check_solved(drawn.pop("success"), "samples")

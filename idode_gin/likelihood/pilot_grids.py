@@ -107,7 +107,8 @@ class Grids:
         The log-determinant is about log(sigma_1 / sigma_0) nats per dim, half the span of gamma.
         """
         end = self._model.end
-        span = self._model.time.gamma_max - self._estimator.dequantizer.gamma_start(end)
+        gamma_max = numerics.number(self._model.time.gamma_max, "gamma_max")
+        span = gamma_max - self._estimator.dequantizer.gamma_start(end)
         return float(jnp.finfo(numerics.float_dtype()).eps * span / (2 * math.log(2)))
 
     def __call__(
@@ -162,7 +163,7 @@ class Grids:
         return Problem.of(
             model.field(params, batch["conditioning"]),
             estimator.dequantizer.gamma_start(model.end),
-            model.time.gamma_max,
+            numerics.number(model.time.gamma_max, "gamma_max"),
             estimator.variable,
             estimator.divergence,
             numerics.num_dims(batch["image"]),

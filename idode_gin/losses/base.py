@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,14 @@ class LossTerms(NamedTuple):
 
 
 class AbstractLoss(abc.ABC):
-    """A training objective per example."""
+    """A training objective per example.
+
+    Its value also trains the parameters of gamma(t) if it is an unbiased estimate of the bound,
+    differentiable in gamma and density. A subclass that is none sets `trains_time` to False, and
+    leaves these parameters as they are.
+    """
+
+    trains_time: ClassVar[bool] = True
 
     @abc.abstractmethod
     def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...]) -> LossDraws:

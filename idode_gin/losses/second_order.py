@@ -1,7 +1,7 @@
 """Error-bounded second-order maximum likelihood, for fine-tuning."""
 
 import dataclasses
-from typing import final
+from typing import ClassVar, final
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +24,16 @@ class SecondOrder(base.AbstractLoss):
     The trace is computed in forward mode inside the reverse-mode gradient, from the linearization
     that also gives the value.
 
+    The loss leaves the parameters of gamma(t) as they are.
+
     Args:
         strength: lambda, published 0.1.
         num_probes: probes averaged in T, published 1.
         probe: distribution of the probes.
     Refs: i-DODE, error-bounded second-order flow matching.
     """
+
+    trains_time: ClassVar[bool] = False
 
     strength: float = 0.1
     num_probes: int = 1

@@ -83,7 +83,9 @@ def describe_use(
     batch = run_inputs.blank_batch(model, shape, 1)
     z = jax.ShapeDtypeStruct(batch["image"].shape, np.float32)
     time = jax.ShapeDtypeStruct((1,), np.float32)
-    operations = flops.count(model.network, params, z, time, batch["conditioning"])
+    operations = flops.count(
+        model.network, model.network_params(params), z, time, batch["conditioning"]
+    )
     try:
         plan = f"Would {use} {saving.find_described(path)[0]}."
     except meta.DamagedError:

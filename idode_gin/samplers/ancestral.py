@@ -47,7 +47,7 @@ class Ancestral(base.AbstractSampler):
         keys: types.PRNGKeys,
     ) -> base.Samples:
         """Sample one image of `shape` (H, W, C) per key; each step draws noise per image."""
-        gammas = self.grid.gammas(gamma_max, end.gamma_min, self.steps)
+        gammas = self.grid.gammas(gamma_max, end.gamma_number, self.steps)
         noise = base.start_noise(keys, shape)
         gamma, scale, std = (base.along(each, noise) for each in (gammas, *posterior(gammas)))
 

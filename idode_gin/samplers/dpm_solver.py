@@ -61,7 +61,7 @@ class DPMSolverPlusPlus(base.AbstractDeterministicSampler):
         self, field: ode.Field, end: CleanEnd, gamma_max: float, noise: types.Images
     ) -> base.Samples:
         """Map standard normal `noise` to images."""
-        gammas = self.grid.gammas(gamma_max, end.gamma_min, self.steps)
+        gammas = self.grid.gammas(gamma_max, end.gamma_number, self.steps)
         kappas = base.kappas(gammas)
         gamma, kappa = base.along(gammas, noise), base.along(kappas, noise)
         decay, weight = (

@@ -59,14 +59,14 @@ class ODESampler(base.AbstractDeterministicSampler):
     ) -> base.Samples:
         """Map standard normal `noise` to images."""
         start = _scale(field, gamma_max, noise) * noise
-        latent, solution = self._solve(field, start, gamma_max, end.gamma_min)
+        latent, solution = self._solve(field, start, gamma_max, end.gamma_number)
         return _samples(end, solution, latent)
 
     def to_noise(
         self, field: ode.Field, end: CleanEnd, gamma_max: float, latent: types.Images
     ) -> Encoded:
         """Return the noise that `from_noise` maps to `latent` at the clean end."""
-        found, solution = self._solve(field, latent, end.gamma_min, gamma_max)
+        found, solution = self._solve(field, latent, end.gamma_number, gamma_max)
         return Encoded(
             noise=found / _scale(field, gamma_max, latent),
             num_evaluations=solution.num_evaluations,
@@ -150,7 +150,9 @@ class ODESamplerWithDensity(base.AbstractSampler):
     ) -> base.Samples:
         """Map standard normal `noise` to images, with their log-density."""
         dims = numerics.num_dims(noise)
-        problem = Problem.of(field, gamma_max, end.gamma_min, self.variable, self.divergence, dims)
+        problem = Problem.of(
+            field, gamma_max, end.gamma_number, self.variable, self.divergence, dims
+        )
         sigma = _scale(field, gamma_max, noise)
         solution = problem.solve(self.solver, sigma * noise, probes, self.lanes)
         latent, log_det = problem.arrived(solution)  # from 1 to 0: minus the integral

@@ -16,11 +16,16 @@ class AbstractTimeSampler(abc.ABC):
     """Maps uniform quantiles to gammas with a known sampling density on [gamma_min, gamma_max].
 
     Subclasses have a field `quantiles`, the source of the uniform numbers.
+
+    Class variables:
+        uses_gamma_of_t: False if gamma depends on `time` by its two ends alone.
+        samples_t: True if gamma is gamma(t) of a uniform t, so that its density is dt / dgamma,
+            which a learned gamma(t) shapes.
     """
 
-    quantiles: AbstractQuantiles
     uses_gamma_of_t: ClassVar[bool] = True
-    """False if gamma depends on `time` by its two ends alone."""
+    samples_t: ClassVar[bool] = True
+    quantiles: AbstractQuantiles
 
     @abc.abstractmethod
     def gamma_and_density(

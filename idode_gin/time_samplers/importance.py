@@ -34,6 +34,8 @@ class Importance(base.AbstractTimeSampler):
     """
 
     uses_gamma_of_t: ClassVar[bool] = False
+    samples_t: ClassVar[bool] = False
+
     quantiles: AbstractQuantiles = dataclasses.field(default_factory=LowDiscrepancy)
     panels: int = 128
 

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float, Integer
 
 from idode_gin import checks
+from idode_gin.schedules.time.base import PARAMS
 
 WARMUP_START = 1e-8
 """Learning rate at the start of the warm-up and at the end of the decay, as published."""
@@ -22,8 +23,8 @@ class AdamW:
         rate(s) = 1e-8 + (learning_rate - 1e-8) * s / warmup_steps      while s < warmup_steps
         then constant, or with decay_steps linearly back to 1e-8 at s = decay_steps
 
-    Steps are training steps, also where gradients are accumulated. Biases are not decayed;
-    everything else is, normalization scales included, as published.
+    Steps are training steps, also where gradients are accumulated. Biases and the parameters of
+    gamma(t) are not decayed; everything else is, normalization scales included, as published.
 
     Args:
         learning_rate: rate after the warm-up.
@@ -104,9 +105,13 @@ class AdamW:
 
 
 def decayed(params: Any) -> Any:
-    """Return a tree: True for every leaf that weight decay applies to, all but `bias`."""
+    """Return a tree: True for every leaf that weight decay applies to.
+
+    That is all but `bias`, and the parameters of gamma(t), which zero means nothing to.
+    """
 
     def is_decayed(path: tuple[Any, ...], _: Any) -> bool:
-        return jax.tree_util.keystr(path[-1:], simple=True) != "bias"
+        first, last = (jax.tree_util.keystr(each, simple=True) for each in (path[:1], path[-1:]))
+        return last != "bias" and first != PARAMS
 
     return jax.tree_util.tree_map_with_path(is_decayed, params)

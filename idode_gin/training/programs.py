@@ -67,8 +67,9 @@ def build(recipe: Recipe) -> Program:
     names = train_step.metric_names(model.loss_fn, params, recipe.batch, key_train)
 
     def begin(params: types.Params) -> TrainState:
-        bins = recipe.update.gamma_bins.number
-        return train_state.create(params, recipe.transformation, names, bins)
+        bins, adaptation = recipe.update.gamma_bins.number, recipe.update.adaptation
+        adapted_bins = 0 if adaptation is None else adaptation.bins
+        return train_state.create(params, recipe.transformation, names, bins, adapted_bins)
 
     def init() -> TrainState:
         return begin(init_params(key_init))

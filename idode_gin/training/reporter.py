@@ -187,17 +187,17 @@ class Reporter:
         with progress.phase("plotting"):
             plots.plot_bpd_curve(rows, folder / "bpd.png")
             if any("train/loss_by_gamma" in row for row in rows):
-                gammas, path = self.setup.model.time, folder / "loss_by_gamma.png"
-                plots.plot_loss_by_gamma(rows, gammas.gamma_min, gammas.gamma_max, path)
+                model, path = self.setup.model, folder / "loss_by_gamma.png"
+                plots.plot_loss_by_gamma(rows, model.end.gamma_number, model.gamma_max, path)
 
     def _plot_integrand(self, params: types.Params) -> None:
-        model, ends = self.setup.model, self.setup.model.time
+        model = self.setup.model.at(params)
         # A training batch, which has no padding, of the first images of the split.
         images = self.setup.eval or self.setup.train
         split = dataclasses.replace(images.split, augmentation=None)
         config = dataclasses.replace(images.config, shuffle=False)
         batch = batch_lib.train_batch(split, config, 0)
-        gammas = np.linspace(ends.gamma_min, ends.gamma_max, INTEGRAND_POINTS)
+        gammas = np.linspace(model.end.gamma_number, model.gamma_max, INTEGRAND_POINTS)
         params, key = jax.device_get(params), jax.random.key(0)
         values = jax.jit(model.integrand)(params, batch, key, gammas)
         path, count = self.setup.directory / "train" / "integrand.png", config.batch_size

@@ -12,6 +12,8 @@ from idode_gin.training import guards
 
 COUNT, SKIPPED = "count", "skipped"
 LOSS_BY_GAMMA, GAMMA_SHARE = "loss_by_gamma", "gamma_share"
+SQUARES, SAMPLES = "integrand_squares", "integrand_samples"
+"""Sums of bins that an adapted gamma(t) follows; they start again with each adaptation."""
 
 
 def create(
@@ -19,9 +21,11 @@ def create(
     transformation: optax.GradientTransformation,
     metrics: Iterable[str],
     gamma_bins: int = 0,
+    adapted_bins: int = 0,
 ) -> types.TrainState:
     """Return the state before the first step; `metrics` are names of those that `window` sums."""
     by_gamma = (LOSS_BY_GAMMA, GAMMA_SHARE) if gamma_bins else ()
+    adapted = (SQUARES, SAMPLES) if adapted_bins else ()
     return types.TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -31,6 +35,7 @@ def create(
         window={
             **{name: jnp.zeros(()) for name in (COUNT, SKIPPED, *metrics)},
             **{name: jnp.zeros(gamma_bins) for name in by_gamma},
+            **{name: jnp.zeros(adapted_bins) for name in adapted},
         },
         guard=guards.fresh(),
     )
@@ -42,7 +47,8 @@ def window_means(state: types.TrainState) -> dict[str, Any]:
     With bins of gamma, `loss_by_gamma` lists the mean loss of each bin, None for an empty one, and
     `gamma_share` the fraction of the images in each.
     """
-    sums = jax.device_get(state.window)
+    sums = {k: v for k, v in state.window.items() if k not in (SQUARES, SAMPLES)}
+    sums = jax.device_get(sums)
     count, skipped = float(sums.pop(COUNT)), float(sums.pop(SKIPPED))
     if not count:
         return {SKIPPED: skipped} if skipped else {}

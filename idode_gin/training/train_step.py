@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float
 
 from idode_gin import checks, types
+from idode_gin.schedules.time.base import INTERIOR, PARAMS, Adaptation
 from idode_gin.training import guards, train_state
 from idode_gin.training.guards import STOP, Guards, Health
 from idode_gin.types import TrainState
@@ -19,8 +20,8 @@ LossFn: TypeAlias = Callable[..., tuple[Float[Array, ""], Metrics]]
 """`(params, batch, key, global_batch_size) -> (mean loss, metrics [B])`."""
 
 GRAD_NORM = "grad_norm"
-GAMMA = "gamma"
-"""The metric that is not averaged: it selects the bin that an example's loss is added to."""
+GAMMA, FRACTION, INTEGRAND = "gamma", "gamma_fraction", "integrand"
+"""Metrics that are not averaged: they select bins, and are squared in them."""
 
 
 @final
@@ -46,15 +47,19 @@ class GammaBins:
 
     def sums(self, gamma: types.PerExample, loss: types.PerExample) -> Metrics:
         """Return, by bin `[number]`, sum of losses and number of images, over the batch size."""
+        names = (train_state.LOSS_BY_GAMMA, train_state.GAMMA_SHARE)
+        return dict(zip(names, self.both_sums(gamma, loss), strict=True))
+
+    def both_sums(
+        self, gamma: types.PerExample, loss: types.PerExample
+    ) -> tuple[Float[Array, " bins"], Float[Array, " bins"]]:
+        """Return the two values of `sums`."""
         place = (gamma - self.low) * (self.number / (self.high - self.low))
         place = jnp.clip(jnp.floor(place).astype(jnp.int32), 0, self.number - 1)
         inside = place[:, None] == jnp.arange(self.number)
         # Not a product: 0 * NaN would spread one bad image over every bin.
         losses = jnp.where(inside, loss[:, None], 0.0)
-        return {
-            train_state.LOSS_BY_GAMMA: jnp.mean(losses, axis=0),
-            train_state.GAMMA_SHARE: jnp.mean(inside, axis=0, dtype=losses.dtype),
-        }
+        return jnp.mean(losses, axis=0), jnp.mean(inside, axis=0, dtype=losses.dtype)
 
 
 @final
@@ -74,6 +79,8 @@ class UpdateConfig:
         rules: rules for bad steps. A skipped step changes only `step`, the count of skipped steps
             and the memory of the rules.
         gamma_bins: bins of the loss by gamma.
+        adaptation: rule that sets the interior of gamma(t), if it has one. The moving average
+            follows it in the steps after.
 
     Raises:
         ValueError: if a number is out of range.
@@ -86,6 +93,7 @@ class UpdateConfig:
     update_period: int = 1
     rules: Guards = STOP
     gamma_bins: GammaBins = GammaBins()
+    adaptation: Adaptation | None = None
 
     def __post_init__(self) -> None:
         for name in ("log_period", "num_microbatches", "update_period"):
@@ -126,11 +134,10 @@ def make_train_step(
                 lambda old, new: jnp.where(skip, old, new), before, after
             )
         added[train_state.SKIPPED] = skip.astype(jnp.float32)
-        is_fresh = state.step % config.log_period == 0
-        window = {
-            name: jnp.where(is_fresh, 0.0, state.window[name]) + each
-            for name, each in added.items()
-        }
+        window = _summed(state, added, config)
+        if config.adaptation is not None:
+            is_due = ~skip & ((state.step + 1) % config.adaptation.period == 0)
+            params = _adapted(config.adaptation, params, window, is_due)
         param_norm = optax.global_norm(params)
         health = {"loss": loss, "grad_norm": grad_norm, "param_norm": param_norm, **verdict}
         after_step = TrainState(
@@ -154,6 +161,30 @@ def average(ema: Any, params: Any, updates_made: Array, config: UpdateConfig) ->
     return jax.tree.map(lambda e, p: e + weight * (p - e), ema, params)
 
 
+def _summed(state: TrainState, added: Metrics, config: UpdateConfig) -> Metrics:
+    """Return the sums of the window with those of this step."""
+
+    def is_fresh(name: str) -> Array:
+        is_adapted = name in (train_state.SQUARES, train_state.SAMPLES)
+        period = config.adaptation.period if config.adaptation and is_adapted else config.log_period
+        return state.step % period == 0
+
+    return {
+        name: jnp.where(is_fresh(name), 0.0, state.window[name]) + each
+        for name, each in added.items()
+    }
+
+
+def _adapted(
+    adaptation: Adaptation, params: types.Params, window: Metrics, is_due: Array
+) -> types.Params:
+    """Return the parameters with the interior of gamma(t) set anew, if that is due."""
+    old = params[PARAMS][INTERIOR]
+    new = adaptation.adapted(old, window[train_state.SQUARES], window[train_state.SAMPLES])
+    interior = jax.tree.map(lambda before, after: jnp.where(is_due, after, before), old, new)
+    return {**params, PARAMS: {**params[PARAMS], INTERIOR: interior}}
+
+
 def _ema_rate(config: UpdateConfig, changes: Array) -> float | Array:
     """Return the decay at the latest of this many changes of the parameters."""
     if not config.ema_warmup:
@@ -168,7 +199,7 @@ def metric_names(
     """Return the names of what the update sums in `TrainState.window`, from shapes alone."""
     size = batch["image"].shape[0]
     _, metrics = jax.eval_shape(lambda p, b, k: loss_fn(p, b, k, size), params, batch, key)
-    return sorted({*metrics, GRAD_NORM} - {GAMMA})
+    return sorted({*metrics, GRAD_NORM} - {GAMMA, FRACTION, INTEGRAND})
 
 
 def _loss_and_grads(
@@ -183,9 +214,15 @@ def _loss_and_grads(
 
     def one_part(part: types.Batch) -> tuple[Float[Array, ""], Metrics, types.Params]:
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, part, key, size)
-        means = {name: jnp.mean(each) for name, each in metrics.items() if name != GAMMA}
+        others = (GAMMA, FRACTION, INTEGRAND)
+        means = {name: jnp.mean(each) for name, each in metrics.items() if name not in others}
         if bins.number:
             means |= bins.sums(metrics[GAMMA], metrics["loss"])
+        if config.adaptation is not None:
+            of_fraction = GammaBins(number=config.adaptation.bins)
+            means[train_state.SQUARES], means[train_state.SAMPLES] = of_fraction.both_sums(
+                metrics[FRACTION], metrics[INTEGRAND] ** 2
+            )
         return loss, means, grads
 
     if parts == 1:

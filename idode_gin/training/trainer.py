@@ -330,14 +330,15 @@ class Trainer:
                 image_shape=image_shape,
                 batch=batch,
                 transformation=self.optimizer.build() if is_adamw else self.optimizer,
-                update=self._update(model.time.gamma_min, model.time.gamma_max),
+                update=self._update(model),
                 seed=self.seed,
                 partitioner=self.partitioner,
             )
         )
 
-    def _update(self, low: float = 0.0, high: float = 1.0) -> train_step.UpdateConfig:
-        """Return settings of one update; `low` and `high` are the ends of gamma."""
+    def _update(self, model: DiffusionODE | None = None) -> train_step.UpdateConfig:
+        """Return settings of one update; without a model, those that need none."""
+        low, high = (0.0, 1.0) if model is None else (model.end.gamma_number, model.gamma_max)
         return train_step.UpdateConfig(
             ema_rate=self.ema_rate,
             ema_warmup=self.ema_warmup,
@@ -346,6 +347,7 @@ class Trainer:
             update_period=getattr(self.optimizer, "accumulation_steps", 1),
             rules=guards.Guards(non_finite=self.non_finite, loss_spike=self.loss_spike),
             gamma_bins=train_step.GammaBins(number=self.gamma_bins, low=low, high=high),
+            adaptation=None if model is None else model.time.adaptation,
         )
 
     def _setup(

@@ -258,6 +258,7 @@ CASES: dict[Any, Any] = {
                 "tn": ODELikelihood(dequantizer=Uniform(), solver=STEPS, divergence=Exact())
             },
             "variational_bound": VariationalBound(num_times=3),
+            "discrete_steps": (4,),
             "checkpoints": Refused(All(), "there is no such directory"),
             "histogram_split": None,
             "use_ema": False,

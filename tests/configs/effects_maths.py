@@ -28,16 +28,22 @@ from idode_gin.samplers.grids import LogSNR, PowerOfKappa
 from idode_gin.samplers.heun import Heun
 from idode_gin.samplers.ode import ODESampler, ODESamplerWithDensity
 from idode_gin.schedules.straight_path import StraightPath
+from idode_gin.schedules.time.cosine import Cosine
+from idode_gin.schedules.time.learned_linear import LearnedLinear
 from idode_gin.schedules.time.linear import Linear, gamma_min_for_levels
-from idode_gin.solvers import tableaus
+from idode_gin.schedules.time.linear_beta import LinearBeta
+from idode_gin.schedules.time.monotone import Monotone
+from idode_gin.schedules.time.straight import Straight
+from idode_gin.schedules.time.tabulated import Tabulated
+from idode_gin.solvers import spacings, tableaus
 from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.divergence import Exact, Hutchinson, OrthogonalHutchinson
 from idode_gin.solvers.fixed_grid import FixedGrid
 from idode_gin.solvers.norms import FirstPart
 from idode_gin.solvers.probes import Gaussian
-from idode_gin.solvers.spacings import Tabulated
 from idode_gin.time_samplers.closed_form_importance import VPVelocityImportance
+from idode_gin.time_samplers.discrete_steps import DiscreteSteps
 from idode_gin.time_samplers.importance import Importance
 from idode_gin.time_samplers.quantiles.independent import Independent
 from idode_gin.time_samplers.uniform import Uniform as UniformTime
@@ -65,6 +71,17 @@ def loss(model: models.DiffusionODE, _: Room) -> str:
 def loss_with(field: str) -> Any:
     """Return the training loss of a model that has the object as a part."""
     return lambda part, room: loss(tiny.model(**{field: part}), room)
+
+
+def curve(time: Any, _: Room) -> Any:
+    """Return gamma(t) at a time."""
+    return time.gamma(jnp.asarray([0.25]))
+
+
+def adapted(time: Tabulated) -> Any:
+    """Return the interior after a loss in the first bin alone, and when it is set."""
+    losses, counts = jnp.zeros(time.bins).at[0].set(1.0), jnp.ones(time.bins)
+    return time.adapted(time.init_interior(KEY), losses, counts), time.adaptation.period
 
 
 def bound(estimator: Any, _: Room) -> str:
@@ -128,6 +145,8 @@ def flax_network(network: FlaxNetwork, _: Room) -> str:
 
 STEPS = FixedGrid(steps=2)
 RK4 = tableaus.runge_kutta_4()
+UNEQUAL = spacings.Tabulated(table=(0.0, 0.3, 1.0))
+ENDS = {"gamma_min": -6.0, "gamma_max": 4.0, "learn_ends": False}
 QUANTILES = {"quantiles": Independent()}
 CASES = {
     models.DiffusionODE: Case(
@@ -145,12 +164,23 @@ CASES = {
         },
     ),
     Encoding: Case(lambda made, _: made.encode(BATCH["image"]), {}, {"levels": 17}),
-    Linear: Case(
-        lambda made, _: made.gamma(jnp.asarray([0.25])), {}, {"gamma_min": -6.0, "gamma_max": 4.0}
+    Linear: Case(curve, {}, {"gamma_min": -6.0, "gamma_max": 4.0}),
+    Cosine: Case(curve, {}, {"gamma_min": -6.0, "gamma_max": 4.0}),
+    LinearBeta: Case(
+        curve, {}, {"gamma_min": -6.0, "gamma_max": 4.0, "beta_0": 0.2, "beta_1": 10.0}
+    ),
+    Straight: Case(curve, {}, {"gamma_min": -6.0, "gamma_max": 4.0}),
+    LearnedLinear: Case(loss_with("time"), {}, ENDS),
+    Monotone: Case(loss_with("time"), {"units": 8}, {**ENDS, "units": 4}),
+    Tabulated: Case(
+        lambda made, room: (loss_with("time")(made, room), adapted(made)),
+        {"bins": 4},
+        {**ENDS, "bins": 8, "adapt_period": 3, "floor": 0.5},
     ),
     gamma_min_for_levels: Case(lambda made, _: made(), {"levels": 256}, {"levels": 17}),
     UniformTime: Case(loss_with("time_sampler"), {}, QUANTILES),
     VPVelocityImportance: Case(loss_with("time_sampler"), {}, QUANTILES),
+    DiscreteSteps: Case(loss_with("time_sampler"), {"steps": 4}, {**QUANTILES, "steps": 5}),
     Importance: Case(loss_with("time_sampler"), {}, {**QUANTILES, "panels": 1}),
     SecondOrder: Case(
         loss_with("loss"), {}, {"strength": 0.2, "num_probes": 2, "probe": Gaussian()}
@@ -200,9 +230,9 @@ CASES = {
     LogSNR: Case(
         lambda made, _: made.gammas(5.0, -5.0, 2),
         {},
-        {"spacing": Tabulated(table=(0.0, 0.3, 1.0))},
+        {"spacing": UNEQUAL},
     ),
-    Tabulated: Case(
+    spacings.Tabulated: Case(
         lambda made, _: made.fractions(4), {"table": (0.0, 0.3, 1.0)}, {"table": (0.0, 0.4, 1.0)}
     ),
     PowerOfKappa: Case(lambda made, _: made.gammas(5.0, -5.0, 2), {}, {"rho": 3.0}),
@@ -212,12 +242,16 @@ CASES = {
     FixedGrid: Case(
         solution,
         {"steps": 4},
-        {"steps": 5, "tableau": tableaus.heun(), "spacing": Tabulated(table=(0.0, 0.3, 1.0))},
+        {
+            "steps": 5,
+            "tableau": tableaus.heun(),
+            "spacing": UNEQUAL,
+        },
     ),
     Adams: Case(
         solution,
         {"steps": 4},
-        {"steps": 5, "history": 2, "spacing": Tabulated(table=(0.0, 0.3, 1.0))},
+        {"steps": 5, "history": 2, "spacing": UNEQUAL},
     ),
     tableaus.Tableau: Case(
         lambda made, room: solution(FixedGrid(steps=4, tableau=made), room),

@@ -26,6 +26,7 @@ from idode_gin.samplers.ancestral import Ancestral
 from idode_gin.samplers.dpm_solver import DPMSolverPlusPlus
 from idode_gin.samplers.heun import Heun
 from idode_gin.samplers.ode import ODESampler
+from idode_gin.schedules.time.linear import gamma_min_for_levels
 from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.divergence import Exact, Hutchinson
@@ -72,6 +73,7 @@ DEFINES = {
     "models": {"NETWORK", "DROPOUT_RATE"},
     "tasks": {"MIXTURE_OR_TASK_NAME", "NUM_LEVELS", "IMAGE_SHAPE", "GAMMA_MIN"},
     "objectives": {"SCHEDULE", "PARAMETERIZATION", "TIME_SAMPLER", "LOSS"},
+    "schedules": {"TIME"},
     "solvers": {"SOLVER"},
     "sizes": {
         *("NETWORK", "DROPOUT_RATE", "TRAIN_STEPS", "BATCH_SIZE", "EVAL_PERIOD", "EVAL_STEPS"),
@@ -81,7 +83,12 @@ DEFINES = {
     "samplers": {"SAMPLER"},
 }
 # What some files of a folder define beside, and what they leave to their user.
-DEFINES_TOO = {"tasks": {"EVAL_SPLIT", "DATA_PATH"}, "solvers": {"TOLERANCE"}}
+DEFINES_TOO = {
+    "tasks": {"EVAL_SPLIT", "DATA_PATH"},
+    "objectives": {"TIME"},
+    "schedules": {"TIME_SAMPLER"},
+    "solvers": {"TOLERANCE"},
+}
 REQUIRES = {"image_folder": {"IMAGE_SHAPE", "DATA_PATH"}, "image_npz": {"IMAGE_SHAPE", "DATA_PATH"}}
 ANSWERS = {"IMAGE_SHAPE": "(8, 8, 1)", "DATA_PATH": "'d'"}
 WITH_EACH_MODEL = ("train", "finetune", "eval", "sample")  # encode and interpolate are as eval is
@@ -252,6 +259,20 @@ def test_objective_and_task_can_be_swapped_by_a_later_file() -> None:
     model = building.build(train_program.train)["model"]
     assert type(model.schedule).__name__ == "StraightPath"
     assert type(model.parameterization).__name__ == "Noise"
+
+
+@pytest.mark.parametrize("name", names("schedules"))
+@pytest.mark.parametrize("program", ["train", "eval"])
+def test_gamma_over_time_can_be_swapped_by_a_later_file(name: str, program: str) -> None:
+    experiment = {"train": "digits", "eval": "digits_eval"}[program]
+    files = [
+        f"gin_configs/{each}.gin" for each in (f"experiments/{experiment}", f"schedules/{name}")
+    ]
+    reach = building.load_and_check(PROGRAMS[program], files)
+    assert_static_equals_dynamic(reach, PROGRAMS[program])
+    time = building.build(PROGRAMS[program])["model"].time
+    assert type(time).__name__.lower() == name.replace("_", "")
+    assert (time.gamma_min, time.gamma_max) == (gamma_min_for_levels(17), 5.0)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Evaluation and sampling: every image once, and independent of the batch it is in."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -23,6 +24,9 @@ from idode_gin.losses.bound import VariationalBound
 from idode_gin.networks.unet import UNet
 from idode_gin.runs import run_inputs
 from idode_gin.samplers.ode import ODESampler
+from idode_gin.schedules.time.learned_linear import LearnedLinear
+from idode_gin.schedules.time.linear import Linear
+from idode_gin.schedules.time.monotone import Monotone
 from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.fixed_grid import FixedGrid
@@ -35,7 +39,7 @@ LOOSE = DormandPrince(rtol=1e-3, atol=1e-3)
 def evaluate(monkeypatch, tmp_path):
     """Evaluate a random network; return the summary and the values per image."""
 
-    def run(number, batch_size, model, solver, solve_size=4):
+    def run(number, batch_size, model, solver, solve_size=4, **changes):
         tiny.use_tiny_data(monkeypatch, number)
         params = model.init(jax.random.key(0), tiny.SHAPE)
         noise = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
@@ -56,6 +60,7 @@ def evaluate(monkeypatch, tmp_path):
             likelihoods={"tn": ODELikelihood(dequantizer=TruncatedNormal(), solver=solver)},
             variational_bound=VariationalBound(num_times=2),
             solve_size=solve_size,
+            **changes,
         )
         summary = made.run(model, tiny.config(batch_size))
         assert json.loads((tmp_path / "summary.json").read_text()) == summary
@@ -233,3 +238,18 @@ def test_a_sample_does_not_depend_on_the_batch_size(monkeypatch, tmp_path):
         with np.load(tmp_path / "samples.npz") as file:
             found.append(file["levels"])
     np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("time", [Linear(), LearnedLinear(), Monotone(units=4)], ids=repr)
+def test_bounds_in_discrete_time_are_above_the_continuous_one(evaluate, time):
+    """Also at the ends that a gamma(t) has learned, with the gap and its paired error."""
+    time = dataclasses.replace(time, gamma_min=-8.0)
+    model = tiny.model(time=time)
+    summary, rows = evaluate(6, 4, model, FixedGrid(steps=2), discrete_steps=(1, 8))
+    continuous, many = rows["variational_bound/bpd"], rows["discrete_time_8/bpd"]
+    found = summary["discrete_time_8"]
+    assert found["above_continuous"] == pytest.approx(np.mean(many - continuous))
+    error = np.std(many - continuous, ddof=1) / np.sqrt(6)
+    assert found["above_continuous_stderr"] == pytest.approx(error)
+    assert summary["discrete_time_1"]["above_continuous"] > found["above_continuous"]
+    assert (summary["discrete_time_1"]["nfe"], found["nfe"]) == (1, 2)

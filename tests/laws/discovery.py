@@ -15,6 +15,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "Ancestral": {"steps": 300},
     "DiscreteTime": {"steps": 8, "num_times": 8},
     "Adams": {"steps": 512},
+    "DiscreteSteps": {"steps": 1000},
+    "Monotone": {"units": 32},
+    "Tabulated": {"bins": 8},
     "OrthogonalHutchinson": {"num_probes": 4},
 }
 

@@ -1,5 +1,6 @@
 """Laws of every variational bound: exact values where the optimal network is known."""
 
+import dataclasses
 import math
 
 import jax
@@ -10,13 +11,16 @@ import pytest
 from idode_gin.losses import base
 from idode_gin.losses.bound import VariationalBound, integrand
 from idode_gin.losses.discrete_time import DiscreteTime
+from idode_gin.losses.first_order import FirstOrder
 from idode_gin.parameterizations.base import AbstractParameterization
 from idode_gin.parameterizations.noise import Noise
 from idode_gin.parameterizations.velocity import Velocity
 from idode_gin.schedules.base import AbstractSchedule
+from idode_gin.schedules.time.base import AbstractLearnedTime, AbstractTime
 from idode_gin.schedules.time.linear import Linear
 from idode_gin.schedules.variance_preserving import VariancePreserving
 from idode_gin.time_samplers.base import AbstractTimeSampler
+from idode_gin.time_samplers.discrete_steps import DiscreteSteps
 from idode_gin.time_samplers.importance import Importance
 
 from . import discovery, toys
@@ -25,6 +29,7 @@ EACH = discovery.each("bound", base.AbstractBound)
 EACH_SCHEDULE = discovery.each("schedule", AbstractSchedule)
 EACH_PARAMETERIZATION = discovery.each("parameterization", AbstractParameterization)
 EACH_SAMPLER = discovery.each("sampler", AbstractTimeSampler)
+EACH_TIME = discovery.each("time", AbstractTime)
 LEVELS = 4
 TAU = 1.2
 GAMMA_MAX = 2.0
@@ -32,19 +37,19 @@ COUNT = 8_000
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def problem(schedule, parameterization=None, off=0.0):
+def problem(schedule, parameterization=None, off=0.0, time=None):
     """One pixel with equally likely levels, and a prediction `off` from the optimum."""
     end = toys.clean_end(schedule, LEVELS, TAU)
     data = toys.UniformLevels(end.encoding, schedule)
     field = toys.field_of(
         schedule, parameterization or Noise(), lambda z, gamma: data.noise_hat(z, gamma) + off
     )
-    return end, Linear(gamma_min=end.gamma_min, gamma_max=GAMMA_MAX), data, field
+    return end, time or Linear(gamma_min=end.gamma_min, gamma_max=GAMMA_MAX), data, field
 
 
-def run(bound, schedule, parameterization=None, off=0.0):
+def run(bound, schedule, parameterization=None, off=0.0, time=None):
     """Return the terms of COUNT images, with equally many of every level."""
-    end, time, _, field = problem(schedule, parameterization, off)
+    end, time, _, field = problem(schedule, parameterization, off, time)
     x = jnp.arange(COUNT).reshape(-1, 1, 1, 1) % LEVELS
     return jax.jit(lambda x, keys: bound(field, end, time, x, keys))(x, toys.keys_of(0, COUNT))
 
@@ -89,6 +94,20 @@ def test_the_time_sampler_does_not_change_the_mean(sampler):
     toys.assert_mean(terms.total, exact_total(VariancePreserving()), at_most=0.015)
 
 
+@EACH_TIME
+def test_the_interior_of_gamma_does_not_change_the_mean(time):
+    """Every gamma(t) between the same ends, after some training, gives the exact bound."""
+    gamma_min = toys.clean_end(VariancePreserving(), LEVELS, TAU).gamma_min
+    time = dataclasses.replace(time, gamma_min=gamma_min, gamma_max=GAMMA_MAX)
+    if isinstance(time, AbstractLearnedTime):
+        params = dataclasses.replace(time, learn_ends=False).init(jax.random.key(0))
+        move = np.random.default_rng(0).normal
+        params = jax.tree.map(lambda each: each + 0.5 * move(size=each.shape), params)
+        time = dataclasses.replace(time, learn_ends=False).bind(params)
+    terms = run(VariationalBound(num_times=8), VariancePreserving(), Velocity(), time=time)
+    toys.assert_mean(terms.total, exact_total(VariancePreserving()), at_most=0.015)
+
+
 @pytest.mark.full_cases("(1|16)")
 @pytest.mark.parametrize("num_times", [1, 3, 16])
 def test_the_number_of_times_does_not_change_the_mean(num_times):
@@ -103,6 +122,24 @@ def test_discrete_time_equals_its_sum(steps, num_times):
     """Half the sum of expm1(gamma_t - gamma_s) E |eps - eps_hat|^2, by quadrature."""
     terms = run(DiscreteTime(steps=steps, num_times=num_times), VariancePreserving())
     toys.assert_mean(terms.diffusion, discrete_diffusion(steps), at_most=0.04)
+
+
+@EACH_PARAMETERIZATION
+def test_the_loss_of_a_chain_is_its_bound(parameterization):
+    """The first-order loss at steps of a chain, for every meaning of the output."""
+    steps, schedule = 8, VariancePreserving()
+    end, time, _, field = problem(schedule, parameterization)
+    x = jnp.arange(COUNT).reshape(-1, 1, 1, 1) % LEVELS
+    sampler = DiscreteSteps(steps=steps)
+
+    @jax.jit
+    def losses(x, keys):
+        u = sampler.quantiles.draw(jax.random.key(0), jnp.arange(COUNT), COUNT)
+        gamma, density = sampler.gamma_and_density(u, time, lambda gamma: gamma)
+        draws = FirstOrder().draw(keys, x.shape[1:])
+        return FirstOrder()(field, end.encoding.encode(x), gamma, density, draws).diffusion
+
+    toys.assert_mean(losses(x, toys.keys_of(0, COUNT)), discrete_diffusion(steps), at_most=0.05)
 
 
 def discrete_diffusion(steps):

@@ -11,6 +11,7 @@ from idode_gin import numerics, ode
 from idode_gin.losses.base import AbstractLoss, LossDraws
 from idode_gin.losses.first_order import FirstOrder
 from idode_gin.losses.second_order import SecondOrder
+from idode_gin.losses.unweighted import Unweighted
 from idode_gin.networks.unet import UNet
 from idode_gin.parameterizations.base import AbstractParameterization
 from idode_gin.parameterizations.velocity import Velocity
@@ -94,6 +95,23 @@ def tiny_problem(schedule, batch=3):
         return ode.Field(schedule=schedule, parameterization=Velocity(), network=bound)
 
     return params, field, f, gamma, density, noise
+
+
+def test_unweighted_has_the_value_of_the_bound_and_the_gradient_of_the_plain_error():
+    params, field, f, gamma, density, noise = tiny_problem(StraightPath())
+    draws = LossDraws(noise=noise, probes=jnp.zeros((0, *f.shape)))
+
+    def of(loss):
+        return lambda params: jnp.sum(loss(field(params), f, gamma, density, draws).diffusion)
+
+    def plain(params):
+        z = ode.noised(StraightPath(), f, gamma, noise)
+        error = (noise - f) / 2**0.5 - field(params).output(z, gamma)
+        return 0.5 * jnp.sum(error**2)
+
+    np.testing.assert_allclose(of(Unweighted())(params), of(FirstOrder())(params), rtol=1e-12)
+    found, expected = (jax.jit(jax.grad(each))(params) for each in (of(Unweighted()), plain))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9), found, expected)
 
 
 # a, b, F* and the second-order residual of velocity prediction as the paper writes them.

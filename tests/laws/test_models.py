@@ -16,7 +16,10 @@ from idode_gin.losses.first_order import FirstOrder
 from idode_gin.models import DiffusionODE
 from idode_gin.parameterizations.velocity import Velocity
 from idode_gin.samplers.ode import ODESampler
+from idode_gin.schedules.time.learned_linear import LearnedLinear
 from idode_gin.schedules.time.linear import Linear
+from idode_gin.schedules.time.monotone import Monotone
+from idode_gin.schedules.time.tabulated import Tabulated
 from idode_gin.schedules.variance_preserving import VariancePreserving
 from idode_gin.solvers.fixed_grid import FixedGrid
 from idode_gin.time_samplers.base import AbstractTimeSampler
@@ -26,6 +29,7 @@ from idode_gin.time_samplers.uniform import Uniform
 
 from . import discovery, toys
 
+LOSSES = discovery.instances(AbstractLoss)
 EACH_LOSS = discovery.each("loss", AbstractLoss)
 EACH_BOUND = discovery.each("bound", AbstractBound)
 EACH_SAMPLER = discovery.each("sampler", AbstractTimeSampler)
@@ -241,6 +245,121 @@ def test_the_model_is_for_one_image_shape():
     assert build(image_shape=None).init(jax.random.key(0), (3, 2, 1))
     with pytest.raises(ValueError, match="DiffusionODE.image_shape"):
         build(image_shape=None).sample_fn({}, batch_of(), KEY, SAMPLER)
+
+
+@pytest.mark.parametrize("change", ["none", "gamma_min", "gamma_max"])
+def test_the_ends_of_gamma_are_trained_by_the_bound(change):
+    """Gradients of every parameter of gamma(t) equal finite differences of the loss."""
+    learned = build(time=LearnedLinear(gamma_min=-5.0, gamma_max=3.0))
+    params, batch = params_of(learned), batch_of()
+    assert params.keys() == {"time_schedule", *params_of(build())}
+    if change == "none":  # the same loss as the fixed one at the same ends
+        expected, _ = build().loss_fn(params_of(build()), batch, KEY)
+        np.testing.assert_allclose(learned.loss_fn(params, batch, KEY)[0], expected, rtol=1e-12)
+        return
+
+    def loss(value):
+        ends = {**params["time_schedule"]["ends"], change: value}
+        return learned.loss_fn({**params, "time_schedule": {"ends": ends}}, batch, KEY)[0]
+
+    value, step = params["time_schedule"]["ends"][change], 1e-4
+    slope = (loss(value + step) - loss(value - step)) / (2 * step)
+    assert abs(slope) > 1e-3
+    np.testing.assert_allclose(jax.grad(loss)(value), slope, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [each for each in LOSSES if not each.trains_time], ids=repr)
+@pytest.mark.parametrize("time", [LearnedLinear(), Monotone(units=4)], ids=repr)
+def test_a_loss_that_is_no_bound_leaves_gamma_as_it_is(loss, time):
+    model = build(time=time, time_sampler=Uniform(), loss=loss)
+    params = params_of(model)
+    found = jax.grad(lambda params: model.loss_fn(params, batch_of(), KEY)[0])(params)
+    assert not any(np.any(each) for each in jax.tree.leaves(found.pop("time_schedule")))
+    assert all(np.any(each) for each in found.values())
+
+
+def test_the_interior_is_trained_by_variance_and_the_rest_by_the_loss():
+    """One backward pass: d mean(L^2) for the interior, d mean(L) for ends and network."""
+    learned = build(time=Monotone(gamma_min=-5.0, gamma_max=3.0, units=4), time_sampler=Uniform())
+    params, batch = params_of(learned), batch_of()
+
+    @jax.jit
+    def parts_of(params):
+        return learned.loss_fn(params, batch, KEY)
+
+    def second_moment(params):
+        parts = parts_of(params)[1]
+        return jnp.mean((parts["diffusion"] + parts["second_order"]) ** 2)
+
+    found = jax.jit(jax.grad(lambda params: parts_of(params)[0]))(params)
+    for part, function in {"interior": second_moment, "ends": lambda p: parts_of(p)[0]}.items():
+        inner = sum(jnp.sum(each) for each in jax.tree.leaves(found["time_schedule"][part]))
+        slope = slope_along(function, params, ["time_schedule", part])
+        assert abs(slope) > 1e-6
+        np.testing.assert_allclose(inner, slope, rtol=1e-5)
+    plain = dataclasses.replace(learned, time=learned.at(params).time)
+    expected = jax.jit(jax.grad(lambda params: plain.loss_fn(params, batch, KEY)[0]))(params)
+    for name in learned.network_params(params):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-10)
+
+
+def slope_along(function, params, path, step=1e-5):
+    """Return the change of the function when every number at `path` grows, by differences."""
+
+    def at(shift):
+        def moved(tree, path):
+            if not path:
+                return jax.tree.map(lambda each: each + shift, tree)
+            return {**tree, path[0]: moved(tree[path[0]], path[1:])}
+
+        return function(moved(params, path))
+
+    return (at(step) - at(-step)) / (2 * step)
+
+
+def test_a_sampler_with_a_density_of_its_own_would_leave_the_interior_untrained():
+    with pytest.raises(ValueError, match="Bind TIME_SAMPLER = @uniform.Uniform"):
+        build(time=Monotone(), time_sampler=Importance())
+    assert build(time=LearnedLinear(), time_sampler=Importance())
+
+
+def test_an_adapted_gamma_reports_the_integrand():
+    """The mean of the integrand times 1 / density is the loss; gradients leave the masses alone."""
+    model = build(time=Tabulated(gamma_min=-5.0, gamma_max=3.0, bins=3), time_sampler=Uniform())
+    params, batch = params_of(model), batch_of()
+    params["time_schedule"]["interior"]["log_masses"] = jnp.log(jnp.asarray([0.5, 0.2, 0.3]))
+    (_, parts), found = jax.value_and_grad(model.loss_fn, has_aux=True)(params, batch, KEY)
+    place = np.clip(np.floor(parts["gamma_fraction"] * 3), 0, 2).astype(int)
+    density = np.asarray([0.5, 0.2, 0.3])[place] * 3 / 8
+    np.testing.assert_allclose(parts["integrand"], parts["diffusion"] * density, rtol=1e-10)
+    np.testing.assert_allclose(parts["gamma"], -5 + 8 * parts["gamma_fraction"], rtol=1e-10)
+    assert not np.any(found["time_schedule"]["interior"]["log_masses"])
+    assert np.all(np.asarray(jax.tree.leaves(found["time_schedule"]["ends"])) != 0)
+
+
+def test_solvers_need_the_ends_as_numbers():
+    learned = build(time=LearnedLinear(gamma_min=-5.0, gamma_max=3.0))
+    params, batch = params_of(learned), batch_of([0])
+    params["time_schedule"]["ends"]["gamma_min"] = jnp.asarray(-5.5)
+
+    def score(model):
+        return jax.jit(lambda p: model.likelihood_fn(p, batch, KEY, LIKELIHOOD).log_p)(params)
+
+    params["first"] = params["first"].at[DIMS].set(0.0)  # which reads the time
+    fixed = build(time=Linear(gamma_min=-5.5, gamma_max=3.0))
+    np.testing.assert_allclose(score(learned.at(params)), score(fixed), rtol=1e-10)
+    assert fixed.at(params) is fixed
+    with pytest.raises(ValueError, match=r"Use `model\.at\(params\)`"):
+        score(learned)
+
+
+def test_the_network_must_leave_the_name_of_the_parameters_of_gamma():
+    class Taken(toys.TinyNetwork):
+        def init(self, key, image_shape):
+            return {"time_schedule": jnp.zeros(2)}
+
+    with pytest.raises(ValueError, match="Rename the network's"):
+        params_of(build(network=Taken()))
 
 
 def test_the_clean_end_follows_the_model():

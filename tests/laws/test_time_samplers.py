@@ -16,6 +16,7 @@ from idode_gin.schedules.time.linear import Linear
 from idode_gin.schedules.variance_preserving import VariancePreserving
 from idode_gin.time_samplers.base import AbstractTimeSampler
 from idode_gin.time_samplers.closed_form_importance import VPVelocityImportance
+from idode_gin.time_samplers.discrete_steps import DiscreteSteps
 from idode_gin.time_samplers.importance import Importance
 from idode_gin.time_samplers.quantiles.base import AbstractQuantiles
 from idode_gin.time_samplers.quantiles.low_discrepancy import LowDiscrepancy
@@ -23,7 +24,10 @@ from idode_gin.time_samplers.uniform import Uniform
 
 from . import discovery
 
-EACH = discovery.each("sampler", AbstractTimeSampler)
+CONTINUOUS = [
+    each for each in discovery.instances(AbstractTimeSampler) if not isinstance(each, DiscreteSteps)
+]
+EACH = pytest.mark.parametrize("sampler", CONTINUOUS, ids=lambda each: type(each).__name__)
 EACH_PARAMETERIZATION = discovery.each("parameterization", AbstractParameterization)
 EACH_SCHEDULE = discovery.each("schedule", AbstractSchedule)
 EACH_QUANTILES = discovery.each("quantiles", AbstractQuantiles)
@@ -153,6 +157,18 @@ def test_a_sampler_says_whether_it_uses_gamma_of_t(sampler):
     plain = sampler.gamma_and_density(jnp.asarray(U), TIME, weight)
     is_used = any(np.ptp(a - b) > 1e-3 for a, b in zip(found, plain, strict=True))
     assert sampler.uses_gamma_of_t == is_used
+
+
+def test_discrete_steps_end_at_their_gamma_with_its_weight():
+    """A mean over density is the sum over steps of expm1(gamma_t - gamma_s)."""
+    steps = 5
+    u = (np.arange(20) + 0.5) / 20
+    gamma, density = draw(DiscreteSteps(steps=steps), VariancePreserving(), Velocity(), u)
+    ends = -11 + 3 * np.arange(1, steps + 1)
+    np.testing.assert_allclose(gamma, np.repeat(ends, 4), atol=1e-12)
+    np.testing.assert_allclose(np.mean(gamma / density), np.sum(ends * np.expm1(3)), rtol=1e-12)
+    with pytest.raises(ValueError, match="`steps` must be an integer"):
+        DiscreteSteps(steps=0)
 
 
 def test_uniform_is_uniform_in_gamma():

@@ -39,11 +39,7 @@ class Linear(base.AbstractTime):
     gamma_max: float = 5.0
 
     def __post_init__(self) -> None:
-        if not self.gamma_min < self.gamma_max:
-            raise ValueError(
-                f"`gamma_min` must be below `gamma_max`, got gamma_min={self.gamma_min} and "
-                f"gamma_max={self.gamma_max}. The published ends are -13.3 and 5.0."
-            )
+        base.check_ends(self.gamma_min, self.gamma_max)
 
     def gamma(self, t: types.Gamma) -> types.Gamma:
         """Return gamma(t), elementwise."""

@@ -1,0 +1,1 @@
+"""Objectives; each file defines SCHEDULE, PARAMETERIZATION, TIME_SAMPLER and LOSS."""
