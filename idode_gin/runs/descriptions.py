@@ -14,6 +14,7 @@ from idode_gin.devices import accounting, flops
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.models import DiffusionODE
 from idode_gin.runs import run_inputs
+from idode_gin.schedules.time.learned_linear import LearnedLinear
 from idode_gin.schedules.time.linear import Linear
 
 
@@ -34,7 +35,7 @@ def outline(model: DiffusionODE, params: types.Params) -> str:
 def warnings(model: DiffusionODE) -> list[str]:
     """Return a line for each part of the model that has no effect on training."""
     time, sampler = type(model.time).__name__, type(model.time_sampler).__name__
-    if model.time_sampler.uses_gamma_of_t or isinstance(model.time, Linear):
+    if model.time_sampler.uses_gamma_of_t or isinstance(model.time, Linear | LearnedLinear):
         return []
     return [
         f"{time} changes nothing of training but by its ends: {sampler} draws gamma by the weight "
