@@ -15,6 +15,7 @@ if __name__ == "__main__":  # above the imports, so that --help answers at once
 import contextlib
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import optax
 
@@ -70,19 +71,18 @@ def train(
     Returns:
         The run directory; None if nothing was to be trained.
     """
-    passed_on = {
-        "model_dir": model_dir,
-        "train_steps": total_steps,
-        "optimizer": optimizer,
-        "checkpoints": checkpoint_cfg,
-        "partitioner": partitioner,
-        "eval_period": eval_period,
-        "eval_steps": eval_steps,
-        "seed": random_seed,
-        "run_eval_before_training": run_eval_before_training,
-    }
-    building.refuse_bindings(Trainer, passed_on, "`train` passes its own value of it")
-    trainer = trainer_cls(**passed_on)
+    trainer = _built(
+        trainer_cls,
+        model_dir=model_dir,
+        train_steps=total_steps,
+        optimizer=optimizer,
+        checkpoints=checkpoint_cfg,
+        partitioner=partitioner,
+        eval_period=eval_period,
+        eval_steps=eval_steps,
+        seed=random_seed,
+        run_eval_before_training=run_eval_before_training,
+    )
     outputs.check_folder(model_dir, "train", "MODEL_DIR")
     if dry_run:
         datasets = train_dataset_cfg, train_eval_dataset_cfg
@@ -92,6 +92,12 @@ def train(
     outputs.check_agreement()  # before anything is written
     trainer.run(model, train_dataset_cfg, train_eval_dataset_cfg, begin=lambda: _held(model_dir))
     return None if trainer.replay else model_dir
+
+
+def _built(trainer_cls: Callable[..., Trainer], **fields: Any) -> Trainer:
+    """Return the trainer; its other fields are those that gin binds."""
+    building.refuse_bindings(Trainer, fields, "`train` passes its own value of it")
+    return trainer_cls(**fields)
 
 
 @contextlib.contextmanager
