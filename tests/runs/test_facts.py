@@ -187,11 +187,11 @@ MEANINGS = {
 def test_what_gives_the_output_its_meaning_is_refused(name, tmp_path):
     before, after = settings_of(), settings_of(model=tiny.model(**MEANINGS[name]))
     with pytest.raises(ValueError, match=f"another model: .*{name} was"):
-        resuming.check_resumed(tmp_path, before, after)
+        resuming.check_resumed(tmp_path, before, after, is_done=False)
 
 
 def test_other_facts_are_logged_alone(tmp_path, caplog):
-    resuming.check_resumed(tmp_path, settings_of(), TRAINER_CHANGES["seed"]())
+    resuming.check_resumed(tmp_path, settings_of(), TRAINER_CHANGES["seed"](), is_done=False)
     assert "seed was 0 and is now 1" in caplog.text
 
 
