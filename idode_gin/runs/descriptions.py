@@ -39,8 +39,8 @@ def warnings(model: DiffusionODE) -> list[str]:
         return []
     return [
         f"{time} changes nothing of training but by its ends: {sampler} draws gamma by the weight "
-        "of the loss, not by gamma(t). To train with gamma(t), bind TIME_SAMPLER = "
-        "@uniform.Uniform() (time_samplers.uniform)."
+        "of the loss, not by gamma(t). To train with gamma(t), write into a gin file: from "
+        "idode_gin.time_samplers import uniform, and TIME_SAMPLER = @uniform.Uniform()."
     ]
 
 

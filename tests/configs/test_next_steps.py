@@ -55,7 +55,7 @@ def test_after_training_the_run_can_be_scored_drawn_and_reported(
     assert list(found) == ["idode_gin.eval", "idode_gin.sample", "idode_gin.report"]
     assert f"--tfds_data_dir={data}" in found["idode_gin.eval"]
     for module, function in FUNCTIONS.items():
-        assert programs.run(module, function, "", [*found[module], "--dry_run"]) == 0
+        assert programs.run(module, function, "", [*found[module], "--dry_run=full"]) == 0
         shown = capsys.readouterr().out
         assert re.search(rf"\n  CHECKPOINT_PATH +{re.escape(repr(str(folder)))}\n", shown)
         assert "Next:" not in shown  # nothing was done

@@ -41,7 +41,7 @@ def make_source(images):
     from tasks.support.array_images import ArrayImages
 
     sizes = dict.fromkeys(("train", "validation", "test"), len(images))
-    return lambda augmentation: ArrayImages(sizes, lambda split: images, augmentation)
+    return lambda augmentation: ArrayImages(sizes, lambda split: images, augmentation=augmentation)
 
 
 def read(name, **options):
