@@ -77,7 +77,8 @@ def test_a_signal_that_is_ignored_or_handled_stays_so(number):
 
 
 AT_A_TERMINAL = """
-import os, pty, sys
+import os, pty, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
 child, terminal = pty.fork()
 if child == 0:
     os.execv(sys.executable, [sys.executable, "-c", *sys.argv[1:]])
