@@ -79,9 +79,9 @@ class DiffusionODE:
         if self.time.learns_interior and not self.time_sampler.samples_t:
             raise ValueError(
                 f"{type(self.time).__name__} learns the sampling density of gamma, but the time "
-                f"sampler {type(self.time_sampler).__name__} does not sample from it. Bind "
-                "TIME_SAMPLER = @uniform.Uniform() of "
-                "`idode_gin.time_samplers`, or a gamma(t) without an interior of its own."
+                f"sampler {type(self.time_sampler).__name__} does not sample from it. Set "
+                "`time_sampler` to a Uniform of idode_gin.time_samplers.uniform, or choose a "
+                "gamma(t) without an interior of its own."
             )
 
     @property
