@@ -4,10 +4,14 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["TrainedModel", "__version__", "load"]
-
-_LAZY = {"TrainedModel": "idode_gin.trained", "load": "idode_gin.trained"}
+_LAZY = {
+    "TrainedModel": "idode_gin.trained",
+    "load": "idode_gin.trained",
+    "wrap": "idode_gin.wrapped",
+    "wrap_flow": "idode_gin.wrapped",
+}
 """Public names by module; imported at their first use, because it takes seconds."""
+__all__ = ["TrainedModel", "__version__", "load", "wrap", "wrap_flow"]
 
 
 def __getattr__(name: str) -> Any:

@@ -95,7 +95,7 @@ def _built(source: pathlib.Path) -> Any:
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TrainedModel:
-    """A model with its parameters, on all devices of this process. Made by `load`.
+    """A model with its parameters, on all devices of this process. Made by `load` and `wrap`.
 
     Images are integers `[N, H, W, C]` in 0 … V-1. Random numbers of an image depend on `key` and on
     its `index` alone: its place in a split, 0 … N-1 if not given. `conditioning` is `[N, K]`, zeros
@@ -106,24 +106,24 @@ class TrainedModel:
     Args:
         model: network, path, meaning of the output, levels; gamma(t) as it was learned.
         params: of the network and of gamma(t), replicated over the devices.
-        config: macros and parameters of the training configuration, as gin writes them.
-        step: training step of the parameters.
-        path: of the checkpoint.
         partitioner: devices.
+        config: macros and parameters of the training configuration, as gin writes them.
+        step: training step of the parameters; None for a function of the caller's.
+        path: of the checkpoint; likewise.
     """
 
     model: DiffusionODE
     params: types.Params
-    config: Mapping[str, str]
-    step: int
-    path: pathlib.Path
     partitioner: PjitPartitioner
+    config: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    step: int | None = None
+    path: pathlib.Path | None = None
 
     def __repr__(self) -> str:
-        shape = " x ".join(map(str, self.image_shape))
+        shape, source = " x ".join(map(str, self.image_shape)), self.path or "a function"
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         return (
-            f"TrainedModel({self.path}, {shape}, {self.model.encoding.levels} levels, "
+            f"TrainedModel({source}, {shape}, {self.model.encoding.levels} levels, "
             f"{count:,} parameters)"
         )
 

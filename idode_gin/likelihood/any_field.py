@@ -23,7 +23,7 @@ Refs: VDM, the prior loss.
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -89,20 +89,20 @@ def log_prob(
         ValueError: if gamma_max is not above gamma_min, x is empty, or the output of the field or
             an entry of `args` has another shape.
     """
-    _check_instances(
+    check_instances(
         schedule=(schedule, AbstractSchedule, "VariancePreserving()"),
         parameterization=(parameterization, AbstractParameterization, "Noise()"),
         solver=(solver, AbstractSolver, "Adams(steps=64)"),
         variable=(variable, AbstractIntegrationVariable, "Exponential()"),
         divergence=(divergence, AbstractDivergence, "Hutchinson()"),
     )
-    gamma_min, gamma_max = _checked_range(gamma_min, gamma_max)
+    gamma_min, gamma_max = checked_range(gamma_min, gamma_max)
     _check_key(key)
     if lanes is not None:
         checks.check_integer("lanes", lanes, at_least=1)
     x = _checked_data(x)
     _check_args(args, x.shape[0])
-    _check_takes(field, args)
+    check_takes("field", field, ["z", "gamma", *(f"args[{i}]" for i in range(len(args)))])
     network = _on_images(field, x.shape)
     bound = ode.Field(
         schedule=schedule, parameterization=parameterization, network=network, args=args
@@ -159,7 +159,7 @@ def _described(value: Any) -> str:
     return type(value).__name__ if shape is None else f"{value.dtype} {list(shape)}"
 
 
-def _check_instances(**given: tuple[object, type, str]) -> None:
+def check_instances(**given: tuple[object, type, str]) -> None:
     """Raise TypeError for a value that is not an instance of its class."""
     for name, (value, kind, example) in given.items():
         if isinstance(value, kind):
@@ -172,7 +172,7 @@ def _check_instances(**given: tuple[object, type, str]) -> None:
         raise TypeError(f"`{name}` must be one of {folder}, such as {example}, got {got}.")
 
 
-def _checked_range(gamma_min: Any, gamma_max: Any) -> tuple[float, float]:
+def checked_range(gamma_min: Any, gamma_max: Any) -> tuple[float, float]:
     """Return both as floats.
 
     Raises:
@@ -227,20 +227,20 @@ def _checked_data(x: Any) -> Array:
     return jnp.asarray(x, numerics.float_dtype())
 
 
-def _check_takes(field: Any, args: tuple[Any, ...]) -> None:
-    """Raise TypeError unless `field` is a function of z, gamma and `args`."""
-    if not callable(field):
-        raise TypeError(f"`field` must be a function of (z, gamma), got {field!r}.")
+def check_takes(name: str, function: Any, arguments: Sequence[str]) -> None:
+    """Raise TypeError unless `function` takes the arguments, by position."""
+    expected = f"({', '.join(arguments)})"
+    if not callable(function):
+        raise TypeError(f"`{name}` must be a function of {expected}, got {function!r}.")
     try:
-        signature = inspect.signature(field)
+        signature = inspect.signature(function)
     except ValueError:  # compiled callables may lack a signature
         return
     try:
-        signature.bind(None, None, *args)
+        signature.bind(*arguments)
     except TypeError as error:
-        more = f" and {len(args)} more, `args`" if args else ""
         raise TypeError(
-            f"`field` must take (z, gamma){more}, got a function of {signature}: {error}."
+            f"`{name}` must take {expected}, got a function of {signature}: {error}."
         ) from error
 
 

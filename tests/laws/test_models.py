@@ -318,7 +318,9 @@ def slope_along(function, params, path, step=1e-5):
 
 
 def test_a_sampler_with_a_density_of_its_own_would_leave_the_interior_untrained():
-    with pytest.raises(ValueError, match="Set `time_sampler` to a Uniform of idode_gin.time_samplers.uniform"):
+    with pytest.raises(
+        ValueError, match="Set `time_sampler` to a Uniform of idode_gin.time_samplers.uniform"
+    ):
         build(time=Monotone(), time_sampler=Importance())
     assert build(time=LearnedLinear(), time_sampler=Importance())
 

@@ -1,0 +1,55 @@
+"""Functions of NumPy arrays, such as a model in PyTorch, as functions of jax."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array
+
+
+def on_host(
+    function: Callable[..., np.ndarray], derivative: Callable[..., np.ndarray]
+) -> Callable[[Array, Array], Array]:
+    """Return a function of jax that calls `function`, and `derivative` for its derivative by z.
+
+    It works in `jax.jit` and in forward mode, which is what likelihoods need: not under `jax.grad`.
+    Each call waits for the host. The derivative by t is refused.
+
+    Args:
+        function: `(z, t) -> output` of NumPy arrays, z `[B, ...]`, t `[B]`, output like z.
+        derivative: `(z, t, dz) -> d output`, the derivative at z along dz.
+
+    Raises:
+        ValueError: where it is called, if a result has not the shape of z.
+    """
+
+    @jax.custom_jvp
+    def called(z: Array, t: Array) -> Array:
+        return _call(function, "function", z, z, t)
+
+    def rule(primals: Any, tangents: Any) -> tuple[Array, Array]:
+        (z, t), (dz, dt) = primals, tangents
+        if not isinstance(dt, SymbolicZero):
+            raise ValueError("The derivative of a function on the host by t is not known.")
+        if isinstance(dz, SymbolicZero):
+            dz = jax.numpy.zeros_like(z)
+        return called(z, t), _call(derivative, "derivative", z, z, t, dz)
+
+    called.defjvp(rule, symbolic_zeros=True)
+    return called
+
+
+def _call(function: Callable[..., np.ndarray], name: str, like: Array, *arguments: Array) -> Array:
+    def on_arrays(*arrays: Any) -> np.ndarray:
+        found = np.asarray(function(*map(np.asarray, arrays)))
+        if found.shape != like.shape:
+            raise ValueError(
+                f"`{name}` must return an array of the shape of z, {list(like.shape)}, got "
+                f"{list(found.shape)}."
+            )
+        return found.astype(like.dtype)
+
+    shape = jax.ShapeDtypeStruct(like.shape, like.dtype)
+    return jax.pure_callback(on_arrays, shape, *arguments, vmap_method="sequential")

@@ -1,0 +1,187 @@
+"""Functions as models: pixels of known probability under every convention, and misuse."""
+
+import inspect
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import idode_gin
+from idode_gin.interop.host import on_host
+from idode_gin.networks.base import AbstractNetwork
+from idode_gin.parameterizations.data import Data
+from idode_gin.parameterizations.noise import Noise
+from idode_gin.schedules.straight_path import StraightPath
+from idode_gin.schedules.variance_preserving import VariancePreserving
+from idode_gin.solvers.adams import Adams
+
+SHAPE, LEVELS, MEAN, VARIANCE = (4, 4, 3), 64, 0.1, 0.05
+"""Pixels are independent: f = 2 (x + 1/2) / V - 1 is N(MEAN, VARIANCE), cut into bins."""
+SCALES = {"own": None, "ends": (-1.0, 1.0), "unit": (0.0, 1.0)}
+AS_USERS_CALL_IT = inspect.unwrap(idode_gin.wrap)
+SOLVER = {"solver": Adams(steps=48), "tolerance": None, "bound": "uniform"}
+
+
+def moments(inputs):
+    """Mean and variance of a pixel on the scale `inputs`."""
+    if inputs is None:
+        return MEAN, VARIANCE
+    first, last = inputs
+    slope = (last - first) / 2 * LEVELS / (LEVELS - 1)
+    return slope * MEAN + (first + last) / 2, slope**2 * VARIANCE
+
+
+def exact_velocity(inputs, data_at):
+    """Velocity dz / dt of the exact flow of independent Gaussian pixels."""
+    mean, variance = moments(inputs)
+
+    def velocity(z, t):
+        noise = (t if data_at == 0 else 1 - t)[:, None, None, None]
+        share = 1 - noise
+        total = share**2 * variance + noise**2
+        centred = z - share * mean
+        eps, data = noise * centred / total, mean + share * variance * centred / total
+        return eps - data if data_at == 0 else data - eps
+
+    return velocity
+
+
+@pytest.fixture(scope="module")
+def images():
+    normal = np.random.default_rng(0).standard_normal((40, *SHAPE))
+    pixels = np.floor((MEAN + math.sqrt(VARIANCE) * normal + 1) * LEVELS / 2)
+    assert pixels.min() > 0
+    assert pixels.max() < LEVELS - 1
+    return pixels.astype(np.uint8)
+
+
+def exact_bits(images):
+    edges = np.stack([images, images + 1.0]) * 2 / LEVELS - 1
+    below, above = jax.scipy.stats.norm.cdf((edges - MEAN) / math.sqrt(VARIANCE))
+    return -np.log2(above - below).mean(axis=(1, 2, 3))
+
+
+@pytest.mark.parametrize("data_at", [0, 1])
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_flow_scores_the_known_probability(images, scale, data_at):
+    """The bound is above the exact bits by at most the loss of dequantization.
+
+    For a density that is nearly linear within a bin that loss is below (width / std)^2 / 24 nats a
+    pixel, plus noise of the probes; width is 2 / V.
+    """
+    inputs = SCALES[scale]
+    model = idode_gin.wrap_flow(
+        exact_velocity(inputs, data_at), SHAPE, data_at=data_at, levels=LEVELS, inputs=inputs
+    )
+    found, exact = model.bits_per_dim(images, **SOLVER).per_image, exact_bits(images)
+    gap = found - exact
+    noise = gap.std(ddof=1) / math.sqrt(len(gap))
+    loss = (2 / LEVELS) ** 2 / VARIANCE / 24 / math.log(2)
+    assert -4 * noise < gap.mean() < loss + 4 * noise
+    assert noise < 2e-3
+
+
+def exact_output(inputs, kind):
+    mean, variance = moments(inputs)
+    path = VariancePreserving()
+
+    def output(z, gamma):
+        alpha, sigma = (each(gamma)[:, None, None, None] for each in (path.alpha, path.sigma))
+        centred, total = z - alpha * mean, alpha**2 * variance + sigma**2
+        noise, data = sigma * centred / total, mean + alpha * variance * centred / total
+        return noise if isinstance(kind, Noise) else data
+
+    return output
+
+
+@pytest.mark.parametrize("kind", [Noise(), Data()], ids=["noise", "data"])
+def test_scales_and_meanings_give_one_figure(images, kind):
+    """One distribution on three scales: the fields are the same ODE, so figures are equal."""
+    figures = [
+        idode_gin.wrap(
+            exact_output(inputs, kind),
+            SHAPE,
+            levels=LEVELS,
+            inputs=inputs,
+            parameterization=kind,
+            gamma_max=12.0,
+        ).log_prob(images[:8], **SOLVER)
+        for inputs in SCALES.values()
+    ]
+    size = math.prod(SHAPE)
+    for each in figures[1:]:
+        np.testing.assert_allclose(each / size, figures[0] / size, atol=1e-4)
+
+
+def test_params_classes_and_a_solver_error(images):
+    velocity = exact_velocity(None, 0)
+
+    def of_class(params, z, t, classes):
+        assert classes.shape[1] == 2
+        return velocity(z, t) + (params * classes).sum(axis=1)[:, None, None, None]
+
+    model = idode_gin.wrap_flow(
+        of_class, SHAPE, data_at=0, levels=LEVELS, params=jnp.asarray([0.0, 0.3]), num_classes=2
+    )
+    plain = idode_gin.wrap_flow(velocity, SHAPE, data_at=0, levels=LEVELS)
+    found = model.bits_per_dim(images[:8], bound="uniform", label=0)
+    assert 0 < found.solver_error < 1e-3
+    assert found.report.error == found.solver_error
+    expected = plain.log_prob(images[:8], **SOLVER)
+    np.testing.assert_allclose(model.log_prob(images[:8], **SOLVER, label=0), expected, rtol=1e-6)
+    assert (model.log_prob(images[:8], **SOLVER, label=1) < expected - 1).all()
+    assert "a function, 4 x 4 x 3, 64 levels, 2 parameters" in repr(model)
+
+
+def test_a_function_on_the_host_gives_the_same(images):
+    velocity = exact_velocity(None, 0)
+    inside = jax.jit(velocity)
+    slope = jax.jit(lambda z, t, dz: jax.jvp(lambda z: velocity(z, t), (z,), (dz,))[1])
+    calls = []
+
+    def function(z, t):
+        calls.append(type(z))
+        return np.asarray(inside(z, t))
+
+    host = on_host(function, lambda z, t, dz: np.asarray(slope(z, t, dz)))
+    given = {"data_at": 0, "levels": LEVELS}
+    short = SOLVER | {"solver": Adams(steps=4)}
+    found = idode_gin.wrap_flow(host, SHAPE, **given).log_prob(images[:4], **short)
+    expected = idode_gin.wrap_flow(velocity, SHAPE, **given).log_prob(images[:4], **short)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert set(calls) == {np.ndarray}
+    with pytest.raises(ValueError, match="by t is not known"):
+        jax.jvp(lambda t: host(jnp.zeros((1, *SHAPE)), t), (jnp.zeros(1),), (jnp.ones(1),))
+    cut = on_host(lambda z, t: z[:, :1], lambda z, t, dz: dz)
+    with pytest.raises(Exception, match=r"`function` must return .* got \[1, 1, 4, 3\]"):
+        jax.block_until_ready(cut(jnp.zeros((1, *SHAPE)), jnp.zeros(1)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "message"),
+    [
+        ({"data_at": 2}, ValueError, "`data_at` must be the time of data, 0 .* got 2"),
+        ({"inputs": (1.0, -1.0)}, ValueError, "`inputs` must be .* such as"),
+        ({"levels": 1}, ValueError, "`levels` must be at least 2"),
+        ({"gamma_max": -20.0}, ValueError, "`gamma_max`, the noise end, must be above"),
+        ({"num_classes": 3}, TypeError, r"`velocity` must take \(z, t, classes\), got"),
+    ],
+    ids=lambda each: str(each) if isinstance(each, dict) else "",
+)
+def test_misuse_is_refused(wrong, kind, message):
+    given = {"image_shape": SHAPE, "data_at": 0, "levels": LEVELS} | wrong
+    with pytest.raises(kind, match=message):
+        idode_gin.wrap_flow(lambda z, t: z, **given)
+
+
+def test_wrong_outputs_and_schedules_are_named(images):
+    model = idode_gin.wrap(lambda z, gamma: z[..., :1], SHAPE, levels=LEVELS)
+    with pytest.raises(
+        ValueError, match=r"must return one number for each of z, .* got \(\d+, 4, 4, 1\)"
+    ):
+        model.bits_per_dim(images[:8], **SOLVER)
+    with pytest.raises(TypeError, match="the class StraightPath instead of an instance"):
+        AS_USERS_CALL_IT(lambda z, gamma: z, SHAPE, schedule=StraightPath)
+    assert isinstance(model.model.network, AbstractNetwork)
