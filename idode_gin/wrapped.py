@@ -74,7 +74,7 @@ def wrap(
     )
     any_field.check_takes("function", function, _arguments("gamma", params, num_classes))
     encoding = Encoding(levels=levels)
-    encoding.check(tuple(image_shape))
+    encoding.check(image_shape)
     checks.check_integer("num_classes", num_classes, at_least=0)
     low, high = any_field.checked_range(
         gamma_min_for_levels(levels) if gamma_min is None else gamma_min, gamma_max
@@ -101,7 +101,7 @@ def wrap(
             time_sampler=Uniform(),
             loss=FirstOrder(),
             encoding=encoding,
-            image_shape=tuple(image_shape),
+            image_shape=image_shape,
         ),
         params=jax.device_put({_PARAMS: params}, partitioner.replicated),
         partitioner=partitioner,
