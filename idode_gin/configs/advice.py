@@ -2,6 +2,7 @@
 
 import ast
 import operator
+import pathlib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -55,15 +56,39 @@ def about_value(name: str, value: str, message: str, current: Any) -> str:
     )
 
 
+def beside(modules: Sequence[str], current: Any) -> Sequence[str]:
+    """Return the modules in the package of what is bound so far; all if it is in none of theirs.
+
+    Args:
+        modules: their names.
+        current: the value of the macro or parameter that will be bound, such as a reference.
+    """
+    bound = getattr(getattr(current, "configurable", None), "wrapped", None)
+    package = getattr(bound, "__module__", "").rpartition(".")[0]
+    return [each for each in modules if each.rpartition(".")[0] == package] or modules
+
+
 def lines_for_a_file(name: str, value: str, selector: str, modules: Sequence[str]) -> str:
-    """Return the lines of a gin file that import and bind what the command line cannot import."""
+    """Return the lines of a gin file that import and bind what the command line cannot import.
+
+    Where several modules of ours define it, those of the first, and what the class in each is.
+    """
     package, _, module = modules[0].rpartition(".")
-    reference = f"{module}.{selector.rpartition('.')[2]}"
-    others = f" (or: {', '.join(modules[1:])})" if modules[1:] else ""
-    return _lines(
-        selector,
-        others,
-        [f"from {package} import {module}", f"{name} = {value.replace(selector, reference)}"],
+    class_name = selector.rpartition(".")[2]
+    reference = f"{module}.{class_name}"
+    which = [f"  {each}: {_first_line(each, class_name)}" for each in modules if modules[1:]]
+    several = ["Import the one that is meant:", *which] if which else []
+    return "\n  ".join(
+        [
+            _lines(
+                selector,
+                [
+                    f"from {package} import {module}",
+                    f"{name} = {value.replace(selector, reference)}",
+                ],
+            ),
+            *several,
+        ]
     )
 
 
@@ -83,14 +108,23 @@ def lines_of_library(name: str, value: str) -> str:
     required = [key for key, each in value_types.parameters(target).items() if each.required]
     bound = (f"%{key.upper()}" if key.upper() in macros else "VALUE" for key in required)
     parameters = [f"{found[1]}.{key} = {each}" for key, each in zip(required, bound, strict=True)]
-    return _lines(found[1], "", [f"import {first}", f"{name} = @{found[1]}()", *parameters])
+    return _lines(found[1], [f"import {first}", f"{name} = @{found[1]}()", *parameters])
 
 
-def _lines(selector: str, others: str, lines: Sequence[str]) -> str:
+def _first_line(module: str, name: str) -> str:
+    """Return the first line of the docstring of a class or function, without importing it."""
+    source = pathlib.Path(*module.split(".")).with_suffix(".py")
+    tree = ast.parse((pathlib.Path(__file__).parents[2] / source).read_text(encoding="utf-8"))
+    kinds = ast.ClassDef | ast.FunctionDef
+    found = (each for each in tree.body if isinstance(each, kinds) and each.name == name)
+    return (ast.get_docstring(next(found)) or "").partition("\n")[0]
+
+
+def _lines(selector: str, lines: Sequence[str]) -> str:
     return "\n  ".join(
         [
             f"No gin file uses a function or class named {selector!r}. The command line cannot "
-            f"import it. Write these lines into a gin file{others} and add it with one more "
+            f"import it. Write these lines into a gin file and add it with one more "
             "--gin_file:",
             "from __gin__ import dynamic_registration",
             *lines,

@@ -18,7 +18,7 @@ from gin import config
 
 from idode_gin import checks
 from idode_gin.configs import gin_internals, readers, t5x_names, value_types
-from idode_gin.configs.loading import MACRO, Binding, ConfigError, Key
+from idode_gin.configs.loading import MACRO, Binding, ConfigError, Key, modules_that_define
 from idode_gin.configs.reach import CONSTANT, Reach, macro_name, needs_value, reachable
 from idode_gin.reports import paths
 
@@ -271,8 +271,24 @@ def _wrong_type(binding: Binding, annotation: Any, macros: Mapping[str, Binding]
     wanted, got = value_types.describe(annotation), value_types.describe_value(value)
     where = "" if macro_name(binding.value) else f" [{binding.where}]"
     where += "".join(f", through {each.key} [{each.where}]" for each in through)
-    hint = value_types.hint(value, annotation)
+    hint = value_types.hint(value, annotation) or _namesake(value, annotation)
     yield f"{binding.key} must be {wanted}, got {got}{where}.{hint and ' '}{hint}"
+
+
+def _namesake(value: Any, annotation: Any) -> str:
+    """Return a hint at a class of the wanted kind that has the name of the one that was given."""
+    if not isinstance(value, value_types.Built):
+        return ""
+    name = value.name.rpartition(".")[2]
+    wanted = getattr(annotation, "__module__", "").rpartition(".")[0]
+    for module in modules_that_define(name):
+        package, _, short = module.rpartition(".")
+        if package == wanted:
+            return (
+                f"For that of {module}, write into a gin file: from {package} import {short}, and "
+                f"@{short}.{name}() there."
+            )
+    return ""
 
 
 def _resolve(value: Any, macros: Mapping[str, Binding], through: list[Binding]) -> Any:

@@ -218,6 +218,7 @@ class _Loader:
             selector = error.selector
             is_reference = re.search(rf"@([\w/]+/)?{re.escape(selector)}\b", value)
             if is_reference and (modules := modules_that_define(selector)):
+                modules = advice.beside(modules, self._current(name))
                 return advice.lines_for_a_file(name, value, selector, modules)
             if lines := advice.lines_of_library(name, value):
                 return lines

@@ -245,6 +245,20 @@ def test_wrong_binding_of_a_real_experiment(binding: str, found: str) -> None:
         load_experiment("digits", binding)
 
 
+@pytest.mark.parametrize(
+    ("binding", "found"),
+    [
+        ("TIME_SAMPLER = @uniform.Uniform()", "from idode_gin.time_samplers import uniform"),
+        ("SCHEDULE = @linear.Linear()", None),
+    ],
+)
+def test_class_of_another_kind_with_the_wanted_name(binding: str, found: str | None) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment("digits_eval", binding)
+    assert found is None or found in str(caught.value)
+    assert found is not None or "write into a gin file" not in str(caught.value)
+
+
 def test_what_train_passes_to_its_trainer_cannot_be_bound_there() -> None:
     load_experiment("digits", "Trainer.train_steps = 7")
     with pytest.raises(ConfigError, match=r"Trainer.train_steps has no effect"):

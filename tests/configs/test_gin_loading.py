@@ -204,6 +204,24 @@ def test_modules_are_searched_by_the_name_they_are_written_with() -> None:
     assert loading.modules_that_define("NoSuchName") == []
 
 
+def test_of_several_modules_the_one_beside_what_is_bound_is_imported(tmp_path) -> None:
+    bound = "from idode_gin.{0} import {1}\nPART = @{1}.{2}()"
+    for package, module, name in (
+        ("time_samplers", "importance", "Importance"),
+        ("dequantizers", "truncated_normal", "TruncatedNormal"),
+    ):
+        text = toy_files.HEADER + bound.format(package, module, name)
+        config.clear_config()
+        message = error(tmp_path, text, ("PART=@uniform.Uniform()",))
+        assert f"from idode_gin.{package} import uniform" in message
+        assert message.count("idode_gin") == 1
+    config.clear_config()
+    message = error(tmp_path, toy_files.HEADER + "A = @toy.half", ("PART=@uniform.Uniform()",))
+    assert "Import the one that is meant:" in message
+    assert "idode_gin.dequantizers.uniform: Uniform noise over the bin" in message
+    assert "idode_gin.time_samplers.uniform: " in message
+
+
 def test_an_included_file_may_lie_beside(tmp_path: pathlib.Path) -> None:
     (tmp_path / "own/parts").mkdir(parents=True)
     (tmp_path / "own/top.gin").write_text("include 'parts/middle.gin'\nSTEPS = 1")
