@@ -78,6 +78,7 @@ def load(path: str | pathlib.Path, step: int | None = None, ema: bool = True) ->
         step=restored.step,
         path=restored.path,
         partitioner=partitioner,
+        class_names=tuple(restored.facts.get("class_names", ())),
     )
 
 
@@ -110,6 +111,7 @@ class TrainedModel:
         config: macros and parameters of the training configuration, as gin writes them.
         step: training step of the parameters; None for a function of the caller's.
         path: of the checkpoint; likewise.
+        class_names: name of each class that the model is conditioned on; empty if they have none.
     """
 
     model: DiffusionODE
@@ -118,6 +120,7 @@ class TrainedModel:
     config: Mapping[str, str] = dataclasses.field(default_factory=dict)
     step: int | None = None
     path: pathlib.Path | None = None
+    class_names: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         shape, source = " x ".join(map(str, self.image_shape)), self.path or "a function"
@@ -360,7 +363,7 @@ class TrainedModel:
     ) -> np.ndarray:
         classes = self.model.num_classes
         if label is None and classes and self._is_short(conditioning):
-            labels.check(None, classes, count, "`label`")
+            labels.check(None, classes, count, names=self.class_names)
         width = self.model.conditioning_size - (0 if label is None else classes)
         given = np.zeros((count, width)) if conditioning is None else conditioning
         given = np.asarray(given, np.float32)
@@ -369,7 +372,7 @@ class TrainedModel:
                 f"`conditioning` must be [{count}, {width}], a row for each image, got "
                 f"{list(given.shape)}."
             )
-        found = run_inputs.labels_for(self.model, np.arange(count), label)
+        found = run_inputs.labels_for(self.model, np.arange(count), label, self.class_names)
         return given if label is None or found is None else labels.joined(given, found, classes)
 
     def _check_shape(self, name: str, values: np.ndarray) -> None:

@@ -13,7 +13,7 @@ nothing, so processes may do it concurrently.
 import importlib
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -23,6 +23,7 @@ def register_images(
     split_sizes: Mapping[str, int],
     load_split: Callable[[str], np.ndarray],
     load_labels: Callable[[str], np.ndarray] | None = None,
+    class_names: Sequence[str] = (),
 ) -> None:
     """Register a seqio task over images that fit in memory, unless there is one of that name.
 
@@ -32,10 +33,12 @@ def register_images(
       load_split: split name -> images, uint8 `[N, H, W, C]`, always in the same order. Called when
         the task is read, not when it is registered.
       load_labels: split name -> class of each image, integers `[N]`; None: there are no labels.
+      class_names: name of each class, by its number, for messages and summaries.
     """
     from tasks.support import array_images, registration
 
-    registration.add_task(name, array_images.ArrayImages(split_sizes, load_split, load_labels))
+    source = array_images.ArrayImages(split_sizes, load_split, load_labels, class_names=class_names)
+    registration.add_task(name, source)
 
 
 def _register_all() -> None:

@@ -218,8 +218,8 @@ class _Loader:
             selector = error.selector
             is_reference = re.search(rf"@([\w/]+/)?{re.escape(selector)}\b", value)
             if is_reference and (modules := modules_that_define(selector)):
-                modules = advice.beside(modules, self._current(name))
-                return advice.lines_for_a_file(name, value, selector, modules)
+                meant = advice.beside(modules, self._current(name))
+                return advice.lines_for_a_file(name, value, selector, meant)
             if lines := advice.lines_of_library(name, value):
                 return lines
             if files := readers.builders(selector, readers.gin_files(self._search_paths)):

@@ -290,9 +290,11 @@ class Evaluator:
         used = facts.checkpoint_used(restored, self.use_ema)
         print(
             f"Scoring {split.num_images} images of {split.name} / {split.split} with "
-            f"{restored.path}, step {restored.step}, {used['parameters']} parameters.",
+            f"{restored.path}, step {restored.step}, {used['parameters']} parameters."
+            f"{split.classes and chr(10)}{split.classes}",
             flush=True,
         )
+        run_inputs.warn_of_classes(split, restored)
         earlier_results.announce(directory)
         asked = facts.result_facts(prepared.model, params, self, split)
         known = asked | facts.described("pilot", self.pilot)

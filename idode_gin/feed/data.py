@@ -88,6 +88,7 @@ class ImageSplit:
       known_fingerprint: of the images, if already computed.
       labels: class of each image, integers `[N]`, if the network is conditioned on it.
       num_classes: C; 0 without labels.
+      class_names: name of each class, C of them; empty if they have none.
 
     Raises:
       ValueError: if there are no images, they are not integers of rank 4, the conditioning is not
@@ -103,6 +104,7 @@ class ImageSplit:
     known_fingerprint: ImageFingerprint | None = None
     labels: np.ndarray | None = None
     num_classes: int = 0
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         images, rows = self.images, self.conditioning
@@ -120,7 +122,8 @@ class ImageSplit:
                 f"{list(rows.shape)} for {len(images)} images."
             )
         if self.num_classes:
-            given = labels.check(self.labels, self.num_classes, len(images), str(self))
+            names = self.class_names
+            given = labels.check(self.labels, self.num_classes, len(images), str(self), names)
             object.__setattr__(self, "labels", given)
 
     def __str__(self) -> str:
@@ -152,12 +155,19 @@ class ImageSplit:
             return rows
         return labels.joined(rows, self.labels[index], self.num_classes)
 
+    @property
+    def classes(self) -> str:
+        """The classes as a line to print, such as `Classes: 0 cat, 1 dog.`; "" without labels."""
+        named = labels.listed(self.num_classes, self.class_names)
+        return f"Classes: {named}." if self.num_classes else ""
+
     def label_facts(self) -> dict[str, Any]:
-        """Return number of classes and digest of the labels; nothing without labels."""
+        """Return number, names and digest of the classes and labels; nothing without labels."""
         if self.labels is None:
             return {}
         digest = hashlib.sha256(self.labels.astype("<i4").tobytes()).hexdigest()
-        return {"num_classes": self.num_classes, "labels_sha256": digest}
+        found = {"num_classes": self.num_classes, "labels_sha256": digest}
+        return found | ({"class_names": list(self.class_names)} if self.class_names else {})
 
     def facts(self) -> dict[str, Any]:
         """Return dataset, variant, split and fingerprint for result files, as JSON values."""

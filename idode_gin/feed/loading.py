@@ -77,6 +77,12 @@ def load_labels(config: DatasetConfig, num_classes: int) -> np.ndarray | None:
     return np.concatenate(found) if len(found) == len(labels) else None
 
 
+def class_names(config: DatasetConfig) -> tuple[str, ...]:
+    """Return the name of each class, by its number; empty if a task has none, or they differ."""
+    found = {part.class_names() for part in _opened(config)[1]}
+    return found.pop() if len(found) == 1 else ()
+
+
 def _opened(config: DatasetConfig) -> tuple[Any, list[TaskSplit]]:
     """Return a task or mixture and the split of each of its tasks that has it; reads nothing."""
     import tensorflow as tf

@@ -1,7 +1,7 @@
 """The contract between the feed and a task's source of images."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, final, runtime_checkable
 
 import numpy as np
@@ -102,6 +102,10 @@ class ImageSource(Protocol):
             ValueError: if the classes are known to be another number.
         """
         return None
+
+    def class_names(self, split: str) -> Sequence[str]:
+        """Return the name of each class, in the order of their numbers; empty if they have none."""
+        return ()
 
     def known(self, split: str) -> KnownSplit | None:
         """Return published facts about the split, if there are any."""

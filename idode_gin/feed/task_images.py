@@ -72,6 +72,10 @@ class TaskSplit:
         labels = dataset.map(lambda example: {"label": example["label"]})
         return np.concatenate([chunk["label"] for chunk in _chunks(labels, ["label"])])
 
+    def class_names(self) -> tuple[str, ...]:
+        """Return the name of each class; empty if they have none that the source knows."""
+        return () if self.source is None else tuple(self.source.class_names(self.split))
+
 
 def open_split(task: Any, config: DatasetConfig) -> TaskSplit:
     """Return the configured split of a task; nothing is read yet.

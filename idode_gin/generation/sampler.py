@@ -33,7 +33,7 @@ class Sampler:
     model's own integers 0 … V-1. Image i is a pure function of the parameters, `seed` and i. With
     `return_log_prob` it also holds `latent`, float `[N, H, W, C]`, z at the clean end before it is
     rounded to levels, and `log_p` `[N]`, its log-density under the ODE in nats, whose last digit
-    may depend on the batch size.
+    may depend on the batch size. Of a model with classes it holds `label` `[N]`, and `class_names`.
 
     Images are saved in `partial_results/` while they are drawn. A run that was stopped, or even
     killed, resumes and ends in the same files.
@@ -107,16 +107,18 @@ class Sampler:
         if model.image_shape is None:
             raise ValueError("Sampling needs `DiffusionODE.image_shape`; bind IMAGE_SHAPE.")
         self.partitioner.check_batch_size("batch_size", self.batch_size, per_device=True)
-        classes = run_inputs.labels_for(model, np.arange(self.num_samples), self.label)
         if self.png_files:
             outputs.check_pngs(self.output_dir)
         began = time.monotonic()
         where, sharding = self.checkpoint_path, self.partitioner.replicated
         restored = run_inputs.load_params(model, model.image_shape, where, self.use_ema, sharding)
-        print(
-            f"Drawing {self.num_samples} images from {restored.path}, step {restored.step}.",
-            flush=True,
-        )
+        names = restored.facts.get("class_names", ())
+        index = np.arange(self.num_samples)
+        classes = run_inputs.labels_for(model, index, self.label, names)
+        said = f"Drawing {self.num_samples} images from {restored.path}, step {restored.step}."
+        if classes is not None:
+            said += f"\nClasses: {labels.listed(model.num_classes, names)}."
+        print(said, flush=True)
         known = facts.result_facts(model, restored.params, self)
         with image_loop.opened(
             self.output_dir, known, self.num_samples, self.partitioner, self.batch_size, "drawing"
@@ -140,7 +142,8 @@ class Sampler:
             **loop.cost_since(began),
         }
         if classes is not None:
-            summary["label"], drawn["label"] = self.label, classes
+            summary |= {"label": self.label, "class_names": list(names)}
+            drawn |= {"label": classes, "class_names": np.array(names, str)}
         arrays = {"arr_0": to_uint8(drawn["levels"], model.encoding.levels), **drawn}
         shown = drawn["levels"][: self.grid_images]
         outputs.write_pngs(self.output_dir, arrays["arr_0"] if self.png_files else None)

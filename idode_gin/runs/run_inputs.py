@@ -30,8 +30,8 @@ def load(dataset: data.DatasetConfig, model: DiffusionODE) -> data.ImageSplit:
     with progress.phase(f"reading {dataset.mixture_or_task_name} / {dataset.split}"):
         split = loading.load_split(dataset)
         if count := model.num_classes:
-            found = loading.load_labels(dataset, count)
-            split = dataclasses.replace(split, labels=found, num_classes=count)
+            found, names = loading.load_labels(dataset, count), loading.class_names(dataset)
+            split = dataclasses.replace(split, labels=found, num_classes=count, class_names=names)
         data.check_images(split, model.encoding.levels)
         images = split.facts()
     given, expected = split.conditioning.shape[1], getattr(model.network, "conditioning_size", None)
@@ -47,11 +47,15 @@ def load(dataset: data.DatasetConfig, model: DiffusionODE) -> data.ImageSplit:
 
 
 def labels_for(
-    model: DiffusionODE, index: np.ndarray, label: int | Sequence[int] | np.ndarray | None
+    model: DiffusionODE,
+    index: np.ndarray,
+    label: int | Sequence[int] | np.ndarray | None,
+    names: Sequence[str] = (),
 ) -> np.ndarray | None:
     """Return the class of each sample `index`, int32 `[n]`; None for a model without classes.
 
-    `label` is one class, or one for each; None takes all classes in turn, by the index.
+    `label` is one class, or one for each; None takes all classes in turn, by the index. `names` are
+    the classes', for messages.
 
     Raises:
         ValueError: for a label that is no class, or given to a model without classes.
@@ -65,9 +69,9 @@ def labels_for(
             "Train with NUM_CLASSES, see gin_configs/experiments/digits_by_class.gin."
         )
     given = np.asarray(label)
-    return labels.check(
-        np.broadcast_to(given, len(index)) if given.ndim == 0 else given, count, len(index)
-    )
+    if given.ndim == 0:
+        given = np.broadcast_to(given, len(index))
+    return labels.check(given, count, len(index), names=names)
 
 
 def load_params(
@@ -116,7 +120,23 @@ def load_both(
     partitioner.check_batch_size("batch_size", dataset.batch_size, per_device=True)
     saving.find(path)
     split = load(dataset, model)
-    return split, load_params(model, split.image_shape, path, use_ema, partitioner.replicated)
+    restored = load_params(model, split.image_shape, path, use_ema, partitioner.replicated)
+    warn_of_classes(split, restored)
+    return split, restored
+
+
+def warn_of_classes(split: data.ImageSplit, restored: saving.RestoredParams) -> None:
+    """Log a warning if the classes of a split have other names than those trained with."""
+    trained, found = restored.facts.get("class_names"), list(split.class_names)
+    if trained and found and trained != found:
+        count = split.num_classes
+        logging.warning(
+            "%s has the classes %s, but %s was trained with %s: compare what the numbers mean.",
+            split,
+            labels.listed(count, found),
+            restored.path,
+            labels.listed(count, trained),
+        )
 
 
 def param_shapes(

@@ -81,6 +81,8 @@ class Reporter:
             return
         source = "scratch" if restored is None else f"{restored.path}, step {start.step},"
         say(f"Training from {source} to step {setup.train_steps} in {setup.directory}.")
+        if classes := setup.train.split.classes:
+            say(classes)
         for each in descriptions.warnings(setup.model):
             say(f"WARNING: {each}")
         if restored is not None and restored.report is not None:

@@ -1,6 +1,6 @@
 """A source of images that a function returns as arrays."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -19,6 +19,7 @@ class ArrayImages(AbstractImages):
         load_split: split name -> images, integers `[N, H, W, C]`.
         load_labels: split name -> class of each image, integers `[N]`; None: there are no labels.
         augmentation: of the training split, or None.
+        class_names: name of each class, by its number; empty if they have none.
     """
 
     def __init__(
@@ -27,9 +28,11 @@ class ArrayImages(AbstractImages):
         load_split: Callable[[str], np.ndarray],
         load_labels: Callable[[str], np.ndarray] | None = None,
         augmentation: Augmentation | None = None,
+        class_names: Sequence[str] = (),
     ) -> None:
         super().__init__(tuple(split_sizes), augmentation, split_sizes)
         self._load_split, self._load_labels = load_split, load_labels
+        self._class_names = class_names
 
     def array(self, split: str) -> np.ndarray:
         """Return the images of the split."""
@@ -38,6 +41,10 @@ class ArrayImages(AbstractImages):
     def labels(self, split: str, num_classes: int) -> np.ndarray | None:
         """Return the class of each image, `[N]`; None without labels."""
         return None if self._load_labels is None else self._load_labels(split)
+
+    def class_names(self, split: str) -> Sequence[str]:
+        """Return the name of each class."""
+        return self._class_names
 
     def images(self, split: str, **reading: Any) -> tf.data.Dataset:
         """Return the array's images; there are no files to shuffle."""

@@ -50,6 +50,10 @@ class AbstractReader(abc.ABC):
         """Return the class of each image, integers `[N]` in order; None without labels."""
         return None
 
+    def class_names(self, path: pathlib.Path, split: str) -> list[str]:
+        """Return the name of each class; empty without labels."""
+        return []
+
     def check_recorded(self, path: pathlib.Path, split: str, found: ImageFingerprint) -> None:
         """Raise ValueError if the split differs from what its files record."""
         return None
@@ -87,6 +91,10 @@ class OwnImages(AbstractImages):
     def labels(self, split: str, num_classes: int) -> np.ndarray | None:
         """Return the class of each image, integers `[N]`; None without labels."""
         return self._reader.labels(self.path, split, num_classes)
+
+    def class_names(self, split: str) -> list[str]:
+        """Return the name of each class; empty without labels."""
+        return self._reader.class_names(self.path, split)
 
     def images(self, split: str, **reading: Any) -> tf.data.Dataset:
         """Return the images in the order of their names or places; there are no shards."""
@@ -206,6 +214,12 @@ class FolderReader(AbstractReader):
                 f"model is conditioned on one of {num_classes}. Set NUM_CLASSES = {len(names)}."
             )
         return np.array(labels[split])
+
+    def class_names(self, path: pathlib.Path, split: str) -> list[str]:
+        """Return the names of the folders of classes, or those that preparing recorded."""
+        if (prepared := self._prepared(path, split)) is not None:
+            return prepared.class_names()
+        return classes_of(path, {split: self.files(path, split)})[0]
 
     def _prepared(self, path: pathlib.Path, split: str) -> TfdsFiles | None:
         if not (path / INFO).is_file():

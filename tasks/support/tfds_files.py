@@ -14,6 +14,7 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from idode_gin.feed import labels
 from idode_gin.feed.image_fingerprints import RECORD, RESIZING, ImageFingerprint
 
 INFO = "dataset_info.json"
@@ -141,14 +142,19 @@ class TfdsFiles:
         known = builder.info.features["label"]
         if (count := getattr(known, "num_classes", num_classes)) != num_classes:
             raise ValueError(
-                f"{self.name} has {count} classes, but the model is conditioned on one of "
-                f"{num_classes}. Set NUM_CLASSES = {count}."
+                f"{self.name} has {labels.among(count, self.class_names())}, but the model is "
+                f"conditioned on one of {num_classes}. Set NUM_CLASSES = {count}."
             )
         label = tfds.decode.PartialDecoding({"label": known})
         config = tfds.ReadConfig(try_autocache=False, interleave_cycle_length=1)
         dataset = builder.as_dataset(split=self.split, read_config=config, decoders=label)
         chunks = dataset.map(lambda example: example["label"]).batch(_LABELS)
         return np.concatenate(list(chunks.as_numpy_iterator()))
+
+    def class_names(self) -> list[str]:
+        """Return the names of the feature "label", by number; empty without one."""
+        features = self._opened().info.features
+        return list(getattr(features["label"], "names", ())) if "label" in features else []
 
     def _opened(self) -> tfds.core.DatasetBuilder:
         try:

@@ -70,6 +70,10 @@ class TfdsImages(AbstractImages):
         """Return the class of each image, `[N]`; None if the dataset has no "label"."""
         return self._found(split).labels(num_classes)
 
+    def class_names(self, split: str) -> list[str]:
+        """Return the name of each class; empty if the dataset has no "label"."""
+        return self._found(split).class_names()
+
     def images(
         self, split: str, *, shuffle: bool, seed: int | None, shard_info: seqio.ShardInfo | None
     ) -> tf.data.Dataset:

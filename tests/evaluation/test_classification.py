@@ -36,6 +36,7 @@ def inputs(monkeypatch):
 
     monkeypatch.setattr(loading, "load_split", lambda config: classes.unlabelled(NUMBER))
     monkeypatch.setattr(loading, "load_labels", lambda config, count: classes.labels(NUMBER))
+    monkeypatch.setattr(loading, "class_names", lambda config: classes.NAMES)
     monkeypatch.setattr(run_inputs, "load_params", load_params)
     monkeypatch.setattr(saving, "find", lambda path: path)
 
@@ -91,8 +92,10 @@ def test_differences_between_classes_are_those_of_the_densities(nats, name):
     assert ((exact - exact[:, :1])[:, 1:].std(axis=0) > 4 * noise).all()
 
 
-def test_the_accuracy_is_that_of_the_exact_posterior(tmp_path):
+def test_the_accuracy_is_that_of_the_exact_posterior(tmp_path, capsys):
     summary, rows = evaluate(tmp_path)
+    assert "\nClasses: 0 dark, 1 grey, 2 light.\n" in capsys.readouterr().out
+    assert summary["class_names"] == list(classes.NAMES)
     found = summary["classification"]
     assert (found["by"], found["num_images"], found["num_classes"]) == ("tn", NUMBER, 3)
     predicted = rows["classification/predicted"]

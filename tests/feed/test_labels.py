@@ -8,6 +8,7 @@ import pytest
 import tiny
 from sklearn import datasets
 
+from idode_gin.checkpoints import saving
 from idode_gin.feed import batches, data, labels, loading
 from idode_gin.feed.augmentation import Augmentation
 from idode_gin.networks.unet import UNet
@@ -45,6 +46,25 @@ def test_labels_become_one_number_per_image(given):
 def test_labels_that_are_no_classes_are_refused(given, message):
     with pytest.raises(ValueError, match=f"The split must .*{message}"):
         labels.check(given and np.asarray(given), 3, 3, "The split")
+
+
+def test_classes_are_listed_by_number_and_name():
+    assert labels.listed(3, classes.NAMES) == "0 dark, 1 grey, 2 light"
+    assert labels.listed(3) == labels.listed(3, ("0", "1", "2")) == "0 to 2"
+    many = labels.listed(100, [f"kind {number}" for number in range(100)])
+    assert many.startswith("0 kind 0, 1 kind 1, ")
+    assert many.endswith(", 9 kind 9 … 99 kind 99")
+    with pytest.raises(ValueError, match=r"one of 3 classes \(0 dark, 1 grey, 2 light\), got no"):
+        labels.check(None, 3, 3, names=classes.NAMES)
+
+
+def test_other_names_than_those_trained_with_are_reported(caplog):
+    split = classes.split(NUMBER)
+    for trained, is_told in ((["dark", "light", "grey"], True), (list(classes.NAMES), False)):
+        restored = saving.RestoredParams({}, 1, "c", {"class_names": trained})
+        run_inputs.warn_of_classes(split, restored)
+        assert ("trained with 0 dark, 1 light, 2 grey" in caplog.text) == is_told
+        caplog.clear()
 
 
 def test_without_labels_batches_and_facts_are_as_ever():
@@ -95,6 +115,7 @@ def test_facts_change_with_the_labels():
 def load(model, monkeypatch, given=None, **changes):
     monkeypatch.setattr(loading, "load_split", lambda config: classes.unlabelled(NUMBER))
     monkeypatch.setattr(loading, "load_labels", lambda config, count: given)
+    monkeypatch.setattr(loading, "class_names", lambda config: classes.NAMES)
     return run_inputs.load(tiny.config(**changes), model)
 
 

@@ -20,6 +20,7 @@ from idode_gin.runs import run_inputs
 from idode_gin.samplers.ode import ODESampler
 from idode_gin.solvers.fixed_grid import FixedGrid
 
+FACTS = {"class_names": list(classes.NAMES)}
 GRID = FixedGrid(steps=12)
 METHOD = ODESampler(solver=GRID)
 SCORED = {"bound": "uniform", "solver": GRID, "tolerance": None}
@@ -28,12 +29,15 @@ SCORED = {"bound": "uniform", "solver": GRID, "tolerance": None}
 @pytest.fixture(autouse=True)
 def checkpoint(monkeypatch):
     def load_params(model, shape, *_):
-        return saving.RestoredParams(model.init(jax.random.key(0), shape), 3, pathlib.Path("c"), {})
+        return saving.RestoredParams(
+            model.init(jax.random.key(0), shape), 3, pathlib.Path("c"), FACTS
+        )
 
     monkeypatch.setattr(run_inputs, "load_params", load_params)
     monkeypatch.setattr(saving, "find", pathlib.Path)
     monkeypatch.setattr(loading, "load_split", lambda config: classes.unlabelled())
     monkeypatch.setattr(loading, "load_labels", lambda config, count: classes.labels())
+    monkeypatch.setattr(loading, "class_names", lambda config: classes.NAMES)
 
 
 def draw(folder, model=None, **changes):
@@ -70,8 +74,10 @@ def plain():
     return idode_gin.TrainedModel(model=model, params=params, **place)
 
 
-def test_samples_are_of_their_classes_all_in_turn(tmp_path):
+def test_samples_are_of_their_classes_all_in_turn(tmp_path, capsys):
     summary, found = draw(tmp_path / "all")
+    assert "\nClasses: 0 dark, 1 grey, 2 light.\n" in capsys.readouterr().out
+    assert tuple(summary["class_names"]) == tuple(found["class_names"]) == classes.NAMES
     np.testing.assert_array_equal(found["label"], classes.labels(24))
     assert summary["label"] is None
     # Image i of one class has the noise of image i of another: classes differ by their means.
@@ -167,7 +173,7 @@ def test_a_model_without_classes_takes_no_label(tmp_path, plain):
 
 
 def test_a_program_refuses_a_label_that_is_no_class(tmp_path):
-    with pytest.raises(ValueError, match=r"0..2.*got 3"):
+    with pytest.raises(ValueError, match=r"0..2.*3 classes \(0 dark, 1 grey, 2 light\), got 3"):
         draw(tmp_path, label=3)
 
 

@@ -17,6 +17,7 @@ from idode_gin.schedules.variance_preserving import VariancePreserving
 
 MEANS, STD = (-0.2, 0.0, 0.2), 0.3
 COUNT = len(MEANS)
+NAMES = ("dark", "grey", "light")
 GAMMA_MIN, GAMMA_MAX = linear.gamma_min_for_levels(tiny.LEVELS), 5.0
 
 
@@ -66,7 +67,8 @@ def labels(number=60):
 
 
 def split(number=60, seed=0):
-    return dataclasses.replace(unlabelled(number, seed), labels=labels(number), num_classes=COUNT)
+    named = {"num_classes": COUNT, "class_names": NAMES}
+    return dataclasses.replace(unlabelled(number, seed), labels=labels(number), **named)
 
 
 def exact_log_p(images, ends_in_prior=False):

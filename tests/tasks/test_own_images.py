@@ -100,6 +100,10 @@ def test_folders_of_a_split_are_classes(labelled):
     np.testing.assert_array_equal(labels(labelled, 3), [1, 1, 2, 2, 2, 2])
     np.testing.assert_array_equal(labels(labelled, 3, "test"), [0, 0, 2, 2])
     assert len(load("image_folder", labelled)) == 6
+    config = data.DatasetConfig(
+        mixture_or_task_name="image_folder", split="train", batch_size=1, data_path=str(labelled)
+    )
+    assert loading.class_names(config) == ("ant", "cat", "dog")
     with pytest.raises(
         ValueError, match=r"3 folders of classes, ant, cat, dog, .* NUM_CLASSES = 3"
     ):

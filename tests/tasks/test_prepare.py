@@ -177,7 +177,10 @@ def test_folders_of_images_are_kept_as_labels(tmp_path):
         found = loading.load_labels(data.DatasetConfig(**config, split=split), 2)
         expected = [2 * place // len(each) for place in range(len(each))]
         np.testing.assert_array_equal(found, expected)
-    with pytest.raises(ValueError, match="has 2 classes"):
+    config["split"] = "train"
+    assert loading.class_names(data.DatasetConfig(**config)) == ("a", "b")
+    del config["split"]
+    with pytest.raises(ValueError, match=r"has 2 classes \(0 a, 1 b\)"):
         loading.load_labels(data.DatasetConfig(**config, split="train"), 3)
     (sources[0] / "train" / "a" / "0000.png").rename(sources[0] / "train" / "one.png")
     without = prepare("image_folder", sources, tmp_path / "other")
