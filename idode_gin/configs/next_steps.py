@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Mapping
 
+from idode_gin.evaluation import cost
 from idode_gin.runs import output_folders
 
 _HOLDS = {
@@ -28,24 +29,30 @@ def after(program: str, folder: str, data_dirs: Mapping[str, str] | None = None)
     flags = [f"--{name}={shlex.quote(value)}" for name, value in (data_dirs or {}).items() if value]
     run = _run_of(pathlib.Path(folder)) or folder
     report = _command("report", shlex.quote(run))
+    holds = _HOLDS[program].format(folder)
     if program == "train":
-        where = _checkpoint(folder)
+        where = _bound("CHECKPOINT_PATH", folder)
         commands = [_command("eval", where, *flags), _command("sample", where), report]
+        if costs := cost.compared_with_training(pathlib.Path(folder)):
+            output = _bound("EVAL_OUTPUT_DIR", str(pathlib.Path(folder, "eval", "quick")))
+            file = f"--gin_file={cost.QUICK_FILE}"
+            commands.insert(0, _command("eval", file, where, output, *flags))
+            holds += f"\n{costs}"
     elif program == "eval":
         commands = [report, _command("compare", shlex.quote(folder), "OTHER_RUN")]
     else:
         commands = [report]
-    return "\n  ".join([f"{_HOLDS[program].format(folder)} Next:", *commands])
+    return "\n  ".join([f"{holds} Next:", *commands])
 
 
 def _command(program: str, *arguments: str) -> str:
     return " ".join([f"python -m idode_gin.{program}", *arguments])
 
 
-def _checkpoint(folder: str) -> str:
-    if _PLAIN(folder):
-        return f"--gin.CHECKPOINT_PATH=\"'{folder}'\""
-    return shlex.quote(f"--gin.CHECKPOINT_PATH={folder!r}")
+def _bound(macro: str, path: str) -> str:
+    if _PLAIN(path):
+        return f"--gin.{macro}=\"'{path}'\""
+    return shlex.quote(f"--gin.{macro}={path!r}")
 
 
 def _run_of(folder: pathlib.Path) -> str | None:

@@ -16,7 +16,7 @@ from idode_gin.checkpoints.saving import RestoredParams
 from idode_gin.checkpoints.series import AbstractSeries
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.evaluation import classification as classification_lib
-from idode_gin.evaluation import curve, earlier_results, pilot_run, results, scores, summary
+from idode_gin.evaluation import cost, curve, earlier_results, pilot_run, results, scores, summary
 from idode_gin.evaluation import histogram as histogram_lib
 from idode_gin.evaluation import parity as parity_lib
 from idode_gin.evaluation.classification import Classification
@@ -184,14 +184,14 @@ class Evaluator:
         which = "" if self.checkpoints is None else f" {self.checkpoints.words}"
         use = f"score {dataset.mixture_or_task_name} / {dataset.split} with{which}"
         return descriptions.describe_use(
-            model,
-            self.partitioner,
-            dataset.batch_size,
-            self.checkpoint_path,
-            use,
-            self.output_dir,
-            full=full,
+            self, model, dataset.batch_size, use, full=full, cost=self._cost
         )
+
+    def _cost(self, operations: float, *checkpoint: Any) -> str:
+        bounds = {VARIATIONAL_BOUND: self.variational_bound, **self._discrete}
+        times = {name: each.num_evaluations() for name, each in bounds.items()}
+        count = 0 if self.pilot is None else self.pilot.num_images
+        return cost.in_words(times, self.likelihoods, count, operations, *checkpoint)
 
     def run(
         self, model: DiffusionODE, dataset: data.DatasetConfig, config_sha256: str | None = None

@@ -72,15 +72,8 @@ class Interpolator:
     ) -> str:
         """Describe what `run` would do: see `descriptions.describe_use`."""
         use = f"interpolate {dataset.mixture_or_task_name} / {dataset.split} with"
-        return descriptions.describe_use(
-            model,
-            self.partitioner,
-            self.partitioner.without_devices().rounded_up(dataset.batch_size),
-            self.checkpoint_path,
-            use,
-            self.output_dir,
-            full=full,
-        )
+        size = self.partitioner.without_devices().rounded_up(dataset.batch_size)
+        return descriptions.describe_use(self, model, size, use, full=full)
 
     def run(self, model: DiffusionODE, dataset: data.DatasetConfig) -> dict[str, Any]:
         """Interpolate, and return the contents of `summary.json`.

@@ -84,15 +84,7 @@ class Sampler:
     def dry_run(self, model: DiffusionODE, *, full: bool = False) -> str:
         """Describe what `run` would do: see `descriptions.describe_use`."""
         use = f"draw {self.num_samples} images with"
-        return descriptions.describe_use(
-            model,
-            self.partitioner,
-            self.batch_size,
-            self.checkpoint_path,
-            use,
-            self.output_dir,
-            full=full,
-        )
+        return descriptions.describe_use(self, model, self.batch_size, use, full=full)
 
     def run(self, model: DiffusionODE) -> dict[str, Any]:
         """Sample, and return the contents of `summary.json`.

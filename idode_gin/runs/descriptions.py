@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+import pathlib
 import textwrap
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -58,15 +60,36 @@ def shape_for_dry_run(model: DiffusionODE) -> tuple[int, int, int]:
     return model.image_shape
 
 
+@runtime_checkable
+class Loop(Protocol):
+    """Settings of a program that uses a checkpoint."""
+
+    @property
+    def partitioner(self) -> PjitPartitioner:
+        """Devices."""
+
+    @property
+    def checkpoint_path(self) -> str:
+        """A run directory, or a checkpoint in one."""
+
+    @property
+    def output_dir(self) -> str:
+        """Folder that is written to."""
+
+
+Cost = Callable[[float, pathlib.Path | None, Mapping[str, Any]], str]
+"""Lines on the cost, from the FLOPs of one network evaluation for an image, the checkpoint if there
+is one, and the facts of its run."""
+
+
 def describe_use(
+    loop: Loop,
     model: DiffusionODE,
-    partitioner: PjitPartitioner,
     batch_size: int,
-    path: str,
     use: str,
-    output_dir: str,
     *,
     full: bool = False,
+    cost: Cost = lambda *_: "",
 ) -> str:
     """Describe what a program would do with a checkpoint, without devices, images or parameters.
 
@@ -77,7 +100,7 @@ def describe_use(
         ValueError: if the batch size does not fit the mesh, the model declares no image shape, or
             every checkpoint at `path` is damaged.
     """
-    partitioner = partitioner.without_devices()
+    partitioner = loop.partitioner.without_devices()
     partitioner.check_batch_size("batch_size", batch_size, per_device=True)
     shape = shape_for_dry_run(model)
     params = run_inputs.param_shapes(model, shape, partitioner.replicated)
@@ -87,8 +110,11 @@ def describe_use(
     operations = flops.count(
         model.network, model.network_params(params), z, time, batch["conditioning"]
     )
+    found: pathlib.Path | None = None
+    facts: Mapping[str, Any] = {}
     try:
-        plan = f"Would {use} {saving.find_described(path)[0]}."
+        found, description = saving.find_described(loop.checkpoint_path)
+        plan, facts = f"Would {use} {found}.", description["facts"]
     except meta.DamagedError:
         raise
     except ValueError as error:
@@ -101,6 +127,7 @@ def describe_use(
         f"Images: {shape}; batch size {batch_size}.\n"
         f"Parameters on each device (replicated): {size:,.1f} MiB.\n"
         f"FLOPs of one network evaluation, per image: {operations:.4g}.\n"
-        f"Output: {output_dir}\n"
+        f"{cost(operations, found, facts)}"
+        f"Output: {loop.output_dir}\n"
         f"{plan}"
     )

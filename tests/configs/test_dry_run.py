@@ -52,6 +52,7 @@ def test_a_checkpoint_that_is_not_there_yet_is_no_error(
     text = capsys.readouterr().out
     assert "Mesh: data=2 x fsdp=1 x model=1, 2 devices." in text
     assert said in text
+    assert ("Estimated cost of an image: 364 network evaluations" in text) == (name == "eval")
     assert not list(tmp_path.iterdir())
 
 

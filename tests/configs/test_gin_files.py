@@ -248,7 +248,7 @@ def test_wrong_binding_of_a_real_experiment(binding: str, found: str) -> None:
 @pytest.mark.parametrize(
     ("binding", "found"),
     [
-        ("TIME_SAMPLER = @uniform.Uniform()", "from idode_gin.time_samplers import uniform"),
+        ("TIME_SAMPLER = @uniform.Uniform()", "time_samplers.uniform"),
         ("SCHEDULE = @linear.Linear()", None),
     ],
 )

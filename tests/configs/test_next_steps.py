@@ -1,5 +1,6 @@
 """The last lines of a program: the commands there can be pasted into a shell."""
 
+import json
 import pathlib
 import re
 import shlex
@@ -61,6 +62,23 @@ def test_after_training_the_run_can_be_scored_drawn_and_reported(
         assert "Next:" not in shown  # nothing was done
     assert report.main(found["idode_gin.report"]) == 0
     assert (folder / "report.html").exists()
+
+
+def test_after_a_small_training_a_cheap_evaluation_comes_first(
+    folder: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pathlib.Path(__file__).parents[2])
+    images = {"eval_data": {"num_images": 10_000}, "images_per_second": 60.0}
+    (folder / "summary.json").write_text(json.dumps({**images, "seconds": {"train": 500.0}}))
+    holds, costs, quick, full, *_ = next_steps.after("train", str(folder)).splitlines()
+    assert holds.startswith(f"The run is in {folder}: ")
+    assert costs.startswith("All bounds of 10,000 images take about 5.6 h, ")
+    for line, shown in ((quick, "image: 8 network"), (full, "image: 364 network")):
+        arguments = shlex.split(line)[3:]
+        assert programs.run("idode_gin.eval", "evaluate", "", [*arguments, "--dry_run"]) == 0
+        out = capsys.readouterr().out
+        assert shown in out
+        assert ("eval/quick" in out) == (line is quick)
 
 
 def test_a_replay_ends_without_next_steps(

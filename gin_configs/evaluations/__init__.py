@@ -1,0 +1,1 @@
+"""Evaluations that cost less than all bounds."""

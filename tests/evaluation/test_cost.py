@@ -1,0 +1,73 @@
+"""The cost of an evaluation that dry runs and the end of training tell."""
+
+import json
+import re
+
+import pytest
+
+from idode_gin.dequantizers.uniform import Uniform
+from idode_gin.evaluation import cost
+from idode_gin.likelihood.ode_likelihood import ODELikelihood
+from idode_gin.solvers import adams, fixed_grid
+
+PILOTED = ODELikelihood(dequantizer=Uniform())
+SUMMARY = {
+    "images_per_second": 60.0,
+    "flops_per_step": 6e9,
+    "seconds": {"train": 500.0},
+    "eval_data": {"num_images": 10_000},
+}
+
+
+@pytest.mark.parametrize(
+    ("estimator", "evaluations"),
+    [
+        (PILOTED, 100),
+        (ODELikelihood(dequantizer=Uniform(), solver=adams.Adams(steps=20), num_repeats=3), 120),
+        (ODELikelihood(dequantizer=Uniform(), solver=fixed_grid.FixedGrid(steps=10)), 80),
+        (ODELikelihood(dequantizer=Uniform(), num_importance=2), 200),
+    ],
+)
+def test_evaluations_of_each_bound_are_added(estimator, evaluations):
+    text = cost.in_words({"variational_bound": 64}, {"own": estimator}, 0, 1e6, None, {})
+    assert f": {64 + evaluations:,} network evaluations, " in text
+    assert f"variational_bound 64, own {evaluations}; with its trace" in text
+    assert "Pilots" not in text
+    assert "Time" not in text
+    assert cost.QUICK_FILE in text
+
+
+def test_time_is_that_of_the_training(tmp_path):
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
+    place, facts = tmp_path / "checkpoint_3", {"batch_size": 16}
+    speed = 6e9 * 60 / 16
+    text = cost.in_words({"bound": 8}, {}, 16, speed / 80, place, facts)
+    assert text.endswith("Time as fast as in training: 1.7 min for 1,000 images.\n")  # 8,000 / 80
+    text = cost.in_words({"bound": 8}, {"own": PILOTED}, 16, speed / 80, place, facts)
+    assert "Pilots, once: 16,384 network evaluations." in text
+    assert "22 min for 1,000 images, and 3.4 min for the pilots." in text
+    assert "Time" not in cost.in_words({"bound": 8}, {}, 16, 1e6, place, {})
+    assert "Time" not in cost.in_words({"bound": 8}, {}, 16, 1e6, tmp_path / "a/b", facts)
+
+
+def test_an_evaluation_that_costs_more_than_the_training_is_told(tmp_path):
+    def told(**changes):
+        (tmp_path / "summary.json").write_text(json.dumps(SUMMARY | changes))
+        return cost.compared_with_training(tmp_path)
+
+    full = 10_000 * (64 + 3 * 100) / 3 / 60
+    assert f"All bounds of 10,000 images take about {full / 3600:.1f} h" in told()
+    assert re.search(r"variational bound alone 7\.4 min", told())
+    assert told(seconds={"train": full + 1}) == ""
+    for lacking in ({"eval_data": None}, {"images_per_second": None}, {"images_per_second": 0}):
+        assert told(**lacking) == ""
+    (tmp_path / "summary.json").write_text("[]")
+    assert cost.compared_with_training(tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "1 s"), (59, "59 s"), (90, "1.5 min"), (700, "12 min"), (9e3, "2.5 h")],
+)
+def test_durations_are_rough(seconds, text):
+    assert cost.roughly(seconds) == text
