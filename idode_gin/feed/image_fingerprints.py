@@ -10,6 +10,8 @@ RECORD = "fingerprint.json"
 """File in a prepared dataset's folder: split name -> fingerprint."""
 RESIZING = "resizing"
 """Key in that file: what was done to the pixels, in words; absent if nothing."""
+SPLITTING = "splitting"
+"""Key in that file: how the images were put into splits, in words; absent if they were in some."""
 
 _CHUNK = 1024  # images converted to bytes at a time
 

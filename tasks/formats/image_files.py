@@ -9,7 +9,7 @@ import mimetypes
 import os
 import pathlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO
 
 import numpy as np
@@ -80,9 +80,21 @@ def classes_of(
     if any(len(parts) < 2 for found in inside.values() for parts in found):
         return [], {}
     folders = [each for split in SPLITS for each in root.glob(f"{split}/*") if each.is_dir()]
-    names = sorted({each.name for each in folders if not each.name.startswith(".")})
-    number = {name: place for place, name in enumerate(names)}
-    return names, {split: [number[parts[0]] for parts in found] for split, found in inside.items()}
+    return numbered((each.name for each in folders if not each.name.startswith(".")), inside)
+
+
+def numbered(
+    names: Iterable[str], inside: Mapping[str, Sequence[Sequence[str]]]
+) -> tuple[list[str], dict[str, list[int]]]:
+    """Return the names of classes in order, and the number of each file's first folder.
+
+    Args:
+        names: of the classes, in any order.
+        inside: split -> of each file, the parts of its path below the folders of classes.
+    """
+    ordered = sorted(set(names))
+    number = {name: place for place, name in enumerate(ordered)}
+    return ordered, {split: [number[parts[0]] for parts in each] for split, each in inside.items()}
 
 
 def is_image(path: pathlib.Path) -> bool:

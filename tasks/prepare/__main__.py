@@ -12,13 +12,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import idode_gin
 from idode_gin import checks
 from idode_gin.processes import output, preemption
 from idode_gin.reports import paths
-from tasks.prepare import datasets, targets
+from tasks.prepare import datasets, splitting, targets
 from tasks.prepare.datasets import Dataset
 from tasks.prepare.refusals import SourceError, TargetError
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tasks.prepare.records import Source
 
 IMAGE_FOLDER = "image_folder"
+NO_EVALUATION = "--gin.train.train_eval_dataset_cfg=None"
 _SIGNALS = (*preemption.SIGNALS, *preemption.MORE_SIGNALS)
 
 
@@ -88,6 +89,12 @@ def _parser() -> argparse.ArgumentParser:
         help=f"reduce the images of an {IMAGE_FOLDER}: crop to the square in the middle, then "
         "average areas to SIZE x SIZE; without it, all must have one size",
     )
+    parser.add_argument(
+        "--split",
+        metavar="TRAIN,VALIDATION,TEST",
+        help=f"shares of the splits of an {IMAGE_FOLDER} without folders of splits, such as "
+        "0.8,0.1,0.1; a file's split depends on its path alone",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the dataset if it exists")
     parser.add_argument(
         "--allow_partial",
@@ -109,6 +116,11 @@ def _run(options: argparse.Namespace) -> None:
             f"--size must be a number of pixels, for {IMAGE_FOLDER} alone, got {options.size} for "
             f"{options.dataset}: the images of published datasets are left as they are."
         )
+    shares = None if options.split is None else splitting.shares(options.split)
+    if shares is not None and options.dataset != IMAGE_FOLDER:
+        raise SourceError(
+            f"--split is for {IMAGE_FOLDER} alone: the splits of {options.dataset} are published."
+        )
     dataset = datasets.DATASETS.get(options.dataset) or datasets.image_folder(options.name)
     given = options.tfds_data_dir or targets.default_data_dir()
     data_dir = _local(given, "tfds_data_dir").absolute()
@@ -120,13 +132,14 @@ def _run(options: argparse.Namespace) -> None:
             file=sys.stderr,
         )
     options.source = [_local(each, "source") for each in options.source]
-    source = _open(dataset, options.source, partial=options.allow_partial, size=options.size)
+    own = {"size": options.size, "shares": shares}
+    source = _open(dataset, options.source, partial=options.allow_partial, own=own)
     targets.check_free(data_dir, source.bytes_needed())
     with targets.staged(data_dir, dataset.folder, overwrite=options.overwrite) as aside:
         from tasks.prepare import writer
 
         fingerprints = writer.write(source, aside)
-    _report(options, data_dir, dataset, fingerprints)
+    _report(options, data_dir, dataset, fingerprints, len(source.label_names))
 
 
 def _local(path: pathlib.Path, flag: str) -> pathlib.Path:
@@ -137,8 +150,9 @@ def _local(path: pathlib.Path, flag: str) -> pathlib.Path:
 
 
 def _open(
-    dataset: Dataset, sources: Sequence[pathlib.Path], *, partial: bool, size: int | None
+    dataset: Dataset, sources: Sequence[pathlib.Path], *, partial: bool, own: Mapping[str, Any]
 ) -> "Source":
+    """Open a dataset; `own` are the options of a user's own images."""
     from tasks.prepare import cifar10, idx, image_folder, imagenet_new, imagenet_old, tfrecords
 
     if dataset is datasets.CIFAR10:
@@ -149,7 +163,7 @@ def _open(
         return imagenet_old.read(dataset, sources, partial=partial)
     if dataset.sizes is not datasets.NEW_SIZES:
         print(f"reading the images in {sources[0]}", flush=True)
-        return image_folder.read(dataset, sources, partial=partial, size=size)
+        return image_folder.read(dataset, sources, partial=partial, **own)
     if (folder := tfrecords.find(dataset, sources)) is not None:
         return tfrecords.read(dataset, folder, partial=partial)
     return imagenet_new.read(dataset, sources, partial=partial)
@@ -160,6 +174,7 @@ def _report(
     data_dir: pathlib.Path,
     dataset: Dataset,
     fingerprints: "Mapping[str, ImageFingerprint]",
+    num_classes: int,
 ) -> None:
     print(f"\n{data_dir / dataset.folder}{'  (PARTIAL)' if options.allow_partial else ''}")
     for split, each in fingerprints.items():
@@ -172,11 +187,27 @@ def _report(
         return
     name = f"{dataset.name}/{dataset.config}:{dataset.version}"
     shape = next(iter(fingerprints.values())).image_shape
-    own = f"""--gin.DATA_PATH="'{data_dir / dataset.folder}'" --gin.IMAGE_SHAPE="{shape}\""""
+    folder = data_dir / dataset.folder
+    own = " ".join(
+        [
+            "--gin_file=gin_configs/sizes/small.gin",
+            f"""--gin.DATA_PATH="'{folder}'" --gin.IMAGE_SHAPE="{shape}\"""",
+            f"""--gin.MODEL_DIR="'runs/{options.name}'\"""",
+            *([f"--gin.NUM_CLASSES={num_classes}"] if num_classes else []),
+            *_evaluated(fingerprints),
+        ]
+    )
     print(
         f"\nRead it:\n  seqio.TfdsDataSource({name!r}, tfds_data_dir={str(data_dir)!r}, "
-        f"read_only=True)\nor train on it:\n  {train} {own}"
+        f"read_only=True)\nor train on it, on a CPU (base.gin: on a GPU):\n  {train} {own}"
     )
+
+
+def _evaluated(splits: Mapping[str, object]) -> list[str]:
+    """Return what to bind so that training evaluates on a split that is there."""
+    if "validation" in splits:
+        return []
+    return ["""--gin.EVAL_SPLIT="'test'\"""" if "test" in splits else NO_EVALUATION]
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from tasks.formats import image_files
-from tasks.prepare import members, resizing
+from tasks.prepare import members, resizing, splitting
 from tasks.prepare.datasets import Dataset
 from tasks.prepare.records import Record, Source, source_of
 from tasks.prepare.refusals import SourceError
@@ -23,6 +23,7 @@ def read(
     *,
     partial: bool,
     size: int | None = None,
+    shares: splitting.Shares | None = None,
 ) -> Source:
     """Return the images of `train/`, `validation/`, `test/` in the order of their relative paths.
 
@@ -30,7 +31,8 @@ def read(
     together. All files of these folders but hidden ones must be images. Pixels are stored as they
     are in the file, without colour profile, and a file with an orientation is refused; with a
     `size`, images of any sizes are first reduced to it by `resizing.reduce`. If every image lies in
-    a folder of its split's, those are its classes: see `image_files.classes_of`.
+    a folder of its split's, those are its classes: see `image_files.classes_of`. With `shares`, the
+    folder holds no splits but images at any depth, which `splitting.split` puts into splits.
 
     Raises:
         SourceError: with the first ten refused files, and their number.
@@ -43,7 +45,7 @@ def read(
             f"{dataset.sources}."
         )
     problems: list[str] = []
-    files = _files(source, problems)
+    files = _files(source, problems) if shares is None else _split(source, problems, shares)
     if "train" not in files and "test" not in files and not problems:
         raise SourceError(f"{source} holds no images; image_folder needs {dataset.sources}.")
     shape = _common_shape(files, problems, size)
@@ -54,7 +56,8 @@ def read(
             f"{source} must hold readable 8-bit images of one shape, grey, RGB or RGBA. "
             f"{len(problems):,} files are refused; repair or move them:{listed}{more}"
         )
-    names, labels = image_files.classes_of(source, files)
+    classes_of = image_files.classes_of if shares is None else _classes
+    names, labels = classes_of(source, files)
     return source_of(
         dataclasses.replace(dataset, image_shape=shape),
         files,
@@ -64,6 +67,7 @@ def read(
         in_order=True,
         label_names=tuple(names),
         resizing="" if size is None else resizing.in_words(size),
+        splitting="" if shares is None else splitting.in_words(shares),
     )
 
 
@@ -95,8 +99,13 @@ def decode(path: pathlib.Path, size: int | None = None) -> np.ndarray:
 
 
 def _files(source: pathlib.Path, problems: list[str]) -> dict[str, list[pathlib.Path]]:
-    """Return the files of each split; images elsewhere and bad links are added to the problems."""
+    """Return the files of each split; images elsewhere and bad links are added to the problems.
+
+    Raises:
+        SourceError: if there are images, but no folder of a split.
+    """
     files: dict[str, list[pathlib.Path]] = {}
+    outside: list[pathlib.Path] = []
     for entry in sorted(source.iterdir()):
         if entry.name.startswith("."):
             continue
@@ -105,9 +114,48 @@ def _files(source: pathlib.Path, problems: list[str]) -> dict[str, list[pathlib.
             problems += found
             continue
         elsewhere = image_files.files_below(entry)[0] if entry.is_dir() else [entry]
-        for each in filter(image_files.is_image, elsewhere):
-            problems.append(f"{each} lies in none of {', '.join(image_files.SPLITS)}.")
+        outside += filter(image_files.is_image, elsewhere)
+    splits = ", ".join(image_files.SPLITS)
+    if outside and not files:
+        raise SourceError(
+            f"{source} must have folders of splits ({splits}), got {len(outside):,} images in "
+            f"none, such as {outside[0]}. Move them, or let them be split: --split 0.8,0.1,0.1"
+        )
+    if outside:
+        more = f", nor do {len(outside) - 1:,} other images" if outside[1:] else ""
+        problems.append(f"{outside[0]} lies in none of {splits}{more}.")
     return {split: files[split] for split in image_files.SPLITS if files.get(split)}
+
+
+def _split(
+    source: pathlib.Path, problems: list[str], shares: splitting.Shares
+) -> dict[str, list[pathlib.Path]]:
+    """Return all files below `source` in splits; bad links are added to the problems.
+
+    Raises:
+        SourceError: if there are folders of splits, or a split gets no file.
+    """
+    if found := [name for name in image_files.SPLITS if (source / name).is_dir()]:
+        raise SourceError(
+            f"--split is for images that are in no folders of splits, but {source} has "
+            f"{', '.join(found)}. Leave --split out."
+        )
+    files, bad = image_files.files_below(source)
+    problems += bad
+    return splitting.split(source, files, shares) if files else {}
+
+
+def _classes(
+    source: pathlib.Path, files: Mapping[str, Sequence[pathlib.Path]]
+) -> tuple[list[str], dict[str, list[int]]]:
+    """Return the first folders below `source` as classes; none if an image is in no folder."""
+    inside = {
+        split: [each.relative_to(source).parts for each in found] for split, found in files.items()
+    }
+    every = [parts for found in inside.values() for parts in found]
+    if any(len(parts) < 2 for parts in every):
+        return [], {}
+    return image_files.numbered((parts[0] for parts in every), inside)
 
 
 def _common_shape(

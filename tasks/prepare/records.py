@@ -49,6 +49,7 @@ class Source:
         partial: any number of images is accepted.
         in_order: store in the order of reading, rather than of the hashed keys.
         resizing: what was done to the pixels of the files, in words; "" if they are unchanged.
+        splitting: how the images were put into splits, in words; "" if they were in splits.
     """
 
     dataset: Dataset
@@ -58,6 +59,7 @@ class Source:
     partial: bool = False
     in_order: bool = False
     resizing: str = ""
+    splitting: str = ""
 
     def bytes_needed(self) -> int:
         """Bound the bytes on disk: photographs make PNG files no larger than their pixels."""

@@ -6,7 +6,8 @@ import io
 import json
 import pathlib
 import sys
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from idode_gin.feed.image_fingerprints import (
     RECORD,
     RESIZING,
+    SPLITTING,
     Fingerprinter,
     ImageFingerprint,
 )
@@ -65,7 +67,9 @@ def write(source: Source, data_dir: pathlib.Path) -> dict[str, ImageFingerprint]
             download_config=tfds.download.DownloadConfig(try_download_gcs=False)
         )
         written = record(
-            pathlib.Path(builder.data_dir), partial=source.partial, resizing=source.resizing
+            pathlib.Path(builder.data_dir),
+            partial=source.partial,
+            notes={RESIZING: source.resizing, SPLITTING: source.splitting},
         )
     for split, fingerprinter in read.items():
         if fingerprinter.result().content_sha256 != written[split].content_sha256:
@@ -77,14 +81,15 @@ def write(source: Source, data_dir: pathlib.Path) -> dict[str, ImageFingerprint]
 
 
 def record(
-    folder: pathlib.Path, *, partial: bool, resizing: str = ""
+    folder: pathlib.Path, *, partial: bool, notes: Mapping[str, str] = types.MappingProxyType({})
 ) -> dict[str, ImageFingerprint]:
     """Read a dataset on disk, its shards one after the other, and write its fingerprint beside it.
 
     Args:
         folder: the dataset's.
         partial: any number of images was accepted.
-        resizing: what was done to the pixels, in words, recorded beside the fingerprints.
+        notes: what was done to the images, in words by key, recorded beside the fingerprints if
+            not empty.
 
     Returns:
         per split, the fingerprint of the images in their order on disk.
@@ -106,8 +111,7 @@ def record(
                 progress.update(len(images))
         written[split] = fingerprinter.result()
     content: dict[str, Any] = {split: each.as_dict() for split, each in written.items()}
-    if resizing:
-        content[RESIZING] = resizing
+    content |= {key: text for key, text in notes.items() if text}
     (folder / METADATA).write_text(json.dumps({"partial": partial}))
     (folder / RECORD).write_text(json.dumps(content, indent=2) + "\n")
     return written

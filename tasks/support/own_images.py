@@ -144,10 +144,9 @@ class FolderReader(AbstractReader):
     )
 
     def variant(self, path: pathlib.Path) -> str:
-        """Return a description of the images, with what preparing them did to their pixels."""
+        """Return a description of the images, with what preparing them did to them."""
         prepared = self._prepared(path, "")
-        resizing = "" if prepared is None else prepared.resizing
-        return ", ".join(filter(None, (super().variant(path), resizing)))
+        return ", ".join([super().variant(path), *([] if prepared is None else prepared.changes)])
 
     def files(self, path: pathlib.Path, split: str) -> list[pathlib.Path]:
         """Return every file in the split's folder but hidden ones, by name; all must be images."""

@@ -15,7 +15,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from idode_gin.feed import labels
-from idode_gin.feed.image_fingerprints import RECORD, RESIZING, ImageFingerprint
+from idode_gin.feed.image_fingerprints import RECORD, RESIZING, SPLITTING, ImageFingerprint
 
 INFO = "dataset_info.json"
 DESCRIPTION = (INFO, "features.json")
@@ -32,7 +32,7 @@ class TfdsFiles:
         split: one of its splits.
         name: of the dataset, for messages.
         remedy: a sentence that says what to do about bad files.
-    Raises, by all but `is_partial`, `resizing` and `check_recorded`:
+    Raises, by all but `is_partial`, `changes` and `check_recorded`:
         ValueError: if the folder cannot be read as a dataset with this split, or lacks files.
     """
 
@@ -61,13 +61,14 @@ class TfdsFiles:
         return isinstance(metadata, dict) and metadata.get("partial") is True
 
     @property
-    def resizing(self) -> str:
-        """What `tasks.prepare` did to the pixels of the files, in words; "" if nothing."""
+    def changes(self) -> list[str]:
+        """What `tasks.prepare` did to the images: to their pixels, then to their splits."""
         try:
             recorded = json.loads((self.folder / RECORD).read_text())
         except (OSError, ValueError):
-            return ""
-        return str(recorded.get(RESIZING, "")) if isinstance(recorded, dict) else ""
+            return []
+        known = recorded if isinstance(recorded, dict) else {}
+        return [str(known[key]) for key in (RESIZING, SPLITTING) if key in known]
 
     def check_recorded(self, found: ImageFingerprint) -> None:
         """Raise ValueError unless the decoded split is the one that was prepared.

@@ -1,0 +1,83 @@
+"""Folders without splits: put into splits by the paths of their files."""
+
+import json
+import pathlib
+
+import archives
+import pytest
+from test_prepare import prepare
+
+from idode_gin.feed import data, loading
+from tasks.prepare import datasets, image_folder, splitting
+from tasks.prepare.refusals import SourceError
+
+FILES = [pathlib.Path(f"/own/{kind}/{number}.png") for kind in "ab" for number in range(1000)]
+
+
+def test_shares_are_kept_and_files_stay_where_they_are():
+    found = splitting.split(pathlib.Path("/own"), FILES, (0.8, 0.1, 0.1))
+    assert sorted(each for files in found.values() for each in files) == sorted(FILES)
+    for name, share in (("train", 0.8), ("validation", 0.1), ("test", 0.1)):
+        assert abs(len(found[name]) / len(FILES) - share) < 0.03
+        assert found[name] == sorted(found[name], key=FILES.index)
+    moved = [pathlib.Path("/elsewhere") / each.relative_to("/own") for each in FILES[::3]]
+    fewer = splitting.split(pathlib.Path("/elsewhere"), moved, (0.8, 0.1, 0.1))
+    places = {each.relative_to("/own"): name for name, files in found.items() for each in files}
+    for name, files in fewer.items():
+        assert {places[each.relative_to("/elsewhere")] for each in files} == {name}
+    assert set(splitting.split(pathlib.Path("/own"), FILES, (0.5, 0.0, 0.5))) == {"train", "test"}
+
+
+@pytest.mark.parametrize(
+    "text", ["0.8,0.1", "0.8,0.1,0.2", "0,0.5,0.5", "1.2,-0.1,-0.1", "a,b,c", "", "nan,0,1"]
+)
+def test_what_are_no_shares_is_refused(text):
+    with pytest.raises(SourceError, match=r"add up to one, such as 0.8,0.1,0.1, got"):
+        splitting.shares(text)
+
+
+def test_a_split_without_images_is_refused():
+    with pytest.raises(SourceError, match="leaves no image for validation: /own holds 1"):
+        splitting.split(pathlib.Path("/own"), FILES[:1], (0.5, 0.25, 0.25))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Images in folders of two classes, `a` and `b`, without splits."""
+    archives.image_folder(tmp_path, {"mine": 40})
+    return tmp_path / "mine"
+
+
+def test_a_folder_of_classes_is_split_and_keeps_its_classes(folders, tmp_path, capsys):
+    given = "--split", "0.6,0.2,0.2"
+    folder = prepare("image_folder", [folders], tmp_path / "data", *given)
+    out = capsys.readouterr().out
+    for flag in ("NUM_CLASSES=2", "MODEL_DIR=\"'runs/my_images'\"", "sizes/small.gin"):
+        assert flag in out
+    assert "EVAL_SPLIT" not in out
+    said = "split by the hash of each file's path: 0.6 train, 0.2 validation, 0.2 test"
+    recorded = json.loads((folder / "fingerprint.json").read_text())
+    assert recorded.pop("splitting") == said
+    config = data.DatasetConfig(
+        mixture_or_task_name="image_folder", split="test", batch_size=1, data_path=str(folder)
+    )
+    assert loading.class_names(config) == ("a", "b")
+    split = loading.load_split(config)
+    assert split.facts()["variant"] == f"your own images, {said}"
+    assert split.num_images == recorded["test"]["num_images"]
+    assert sum(each["num_images"] for each in recorded.values()) == 40
+
+
+def test_missing_splits_are_said_once_with_the_way_out(folders):
+    dataset = datasets.image_folder("mine")
+    with pytest.raises(SourceError) as caught:
+        image_folder.read(dataset, [folders], partial=False)
+    assert str(caught.value).count(".png") == 1
+    assert "got 40 images in none, such as" in str(caught.value)
+    assert "--split 0.8,0.1,0.1" in str(caught.value)
+    (folders / "train").mkdir()
+    with pytest.raises(SourceError, match=r"--split is for .* has train. Leave --split out"):
+        image_folder.read(dataset, [folders], partial=False, shares=(0.8, 0.1, 0.1))
+    (folders / "a" / "0000.png").rename(folders / "train" / "one.png")
+    with pytest.raises(SourceError, match=r"(?s)1 files are refused.* nor do 38 other images"):
+        image_folder.read(dataset, [folders], partial=False)
