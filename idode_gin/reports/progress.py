@@ -96,7 +96,8 @@ class Phase:
         self.bar: Any = None
         self._what, self._unit = what, unit
         self._total, self.done, self._first = total, done, done
-        self.began = self._mean_since = time.monotonic()
+        self.began = self._mean_since = self._last_at = time.monotonic()
+        self._last_count, self._pace_from = 0, (self.began, done)
 
     def show_bar(self) -> None:
         """Show a bar if there is a total and a terminal."""
@@ -115,7 +116,13 @@ class Phase:
 
     def advance(self, count: int = 1) -> None:
         """Report that `count` more are done."""
+        now = time.monotonic()
+        if self.done == self._first:  # the first batch may compile: it sets the pace only at first
+            self._pace_from = (self._mean_since, self.done)
+        elif self._pace_from[1] == self._first:
+            self._pace_from = (self._last_at, self.done)
         self.done += count
+        self._last_at, self._last_count = now, count
         if self.bar is not None:
             self.bar.update(count)
 
@@ -138,8 +145,19 @@ class Phase:
         shown = f"{self._what}: {self.done}/{self._total} {self._unit}"
         if not made:
             return f"{shown}, {so_far}"
-        left = (now - self._mean_since) / made * (self._total - self.done)
-        return f"{shown}, {duration(left)} left"
+        return f"{shown}, {duration(self._left(now))} left"
+
+    def _left(self, now: float) -> float:
+        """Return the seconds left at the mean pace, counting down while a batch is computed.
+
+        A batch that takes longer than the mean adds its delay once it is done.
+        """
+        assert self._total is not None
+        since, done = self._pace_from
+        pace = (self._last_at - since) / (self.done - done)
+        rest = self._total - self.done
+        running = min(now - self._last_at, pace * min(self._last_count, rest))
+        return pace * rest - running
 
 
 @contextlib.contextmanager

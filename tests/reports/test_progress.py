@@ -190,7 +190,7 @@ def test_no_program_is_silent_for_long(program, phases, slow, monkeypatch, tmp_p
     assert not progress._heart._phases
 
 
-def test_the_time_left_is_the_mean_so_far_without_compilation(clock):
+def test_the_time_left_is_at_the_mean_pace_without_compilation(clock):
     with progress.phase("scoring tn", 10) as scoring:
         with progress.phase("compiling"):
             clock.sleep(25)
@@ -201,12 +201,27 @@ def test_the_time_left_is_the_mean_so_far_without_compilation(clock):
         "scoring tn, compiling: 0:00:10 so far",
         "scoring tn, compiling: 0:00:20 so far",
         "scoring tn: 0/10 images, 0:00:30 so far",
-        "scoring tn: 2/10 images, 0:01:00 left",
-        "scoring tn: 4/10 images, 0:00:38 left",
-        "scoring tn: 5/10 images, 0:00:35 left",
-        "scoring tn: 7/10 images, 0:00:19 left",
-        "scoring tn: 9/10 images, 0:00:06 left",
+        "scoring tn: 2/10 images, 0:00:45 left",
+        "scoring tn: 4/10 images, 0:00:35 left",
+        "scoring tn: 5/10 images, 0:00:25 left",
+        "scoring tn: 7/10 images, 0:00:15 left",
+        "scoring tn: 9/10 images, 0:00:05 left",
     ]
+
+
+def test_the_time_left_counts_down_between_batches(clock, monkeypatch):
+    """The first batch, which compiles, sets no pace once there is a second one."""
+    monkeypatch.setattr(progress, "LINE_PERIOD", 1.0)
+    with progress.phase("scoring", 200) as scoring:
+        for seconds in (40, 20, 20, 31, 20):  # the fourth is slow
+            clock.sleep(seconds)
+            scoring.advance(40)
+    left = [60 * int(line[-10:-8]) + int(line[-7:-5]) for line in clock.said() if " left" in line]
+    rises = [i for i in range(1, len(left)) if left[i] > left[i - 1]]
+    assert left[:3] == [159, 158, 157]
+    assert left[20] == 59
+    assert rises == [71]  # after the slow batch, by no more than its delay
+    assert left[71] - left[70] == 3
 
 
 def test_short_phases_in_a_row_are_reported_together(clock):
@@ -219,10 +234,10 @@ def test_short_phases_in_a_row_are_reported_together(clock):
 
 def test_resumed_images_do_not_count_in_the_mean(clock):
     with progress.phase("scoring", 100, done=90) as scoring:
-        clock.sleep(5)
+        clock.sleep(7)
         scoring.advance(5)
-        clock.sleep(5)
-    assert clock.said() == ["scoring: 95/100 images, 0:00:10 left"]
+        clock.sleep(3)
+    assert clock.said() == ["scoring: 95/100 images, 0:00:04 left"]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
