@@ -72,13 +72,31 @@ def check_pixels(images: np.ndarray, levels: int) -> None:
     if images.ndim != 4 or images.dtype.kind not in "iu" or images.size == 0:
         raise ValueError(
             "Images must be integers [N, H, W, C] with N of one or more, got "
-            f"{images.dtype} {list(images.shape)}."
+            f"{images.dtype} {list(images.shape)}.{integers_hint(images, levels)}"
         )
     if images.min() < 0 or images.max() >= levels:
         raise ValueError(
             f"Pixels must be in 0..{levels - 1}, because levels={levels}, got values from "
             f"{images.min()} to {images.max()}. Set the levels to the dataset's own."
         )
+
+
+def integers_hint(images: np.ndarray, levels: int = 256) -> str:
+    """Return how to recover levels 0 … V-1 from images of floating point; "" for others."""
+    if images.dtype.kind != "f" or images.size == 0:
+        return ""
+    low, high = float(images.min()), float(images.max())
+    top, kind = levels - 1, np.min_scalar_type(levels - 1)
+    why = " Bits per dim are those of integer levels; the model scales them and adds the noise."
+    if low >= 0 and high <= 1:
+        way = f"np.rint(images * {top}).astype('{kind}')"
+        return f"{why} If 0 … 1 are levels divided by {top}: {way}."
+    if low >= -1 and high <= 1:
+        way = f"np.rint((images + 1) / 2 * {top}).astype('{kind}')"
+        return f"{why} If -1 … 1 are scaled levels 0 … {top}: {way}."
+    if low >= 0 and high <= top and (images == np.rint(images)).all():
+        return f"{why} These are whole numbers: images.astype('{kind}')."
+    return f"{why} Give those of the files, before any scaling; got {low:g} to {high:g}."
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ nor devices. Exit codes: 0 done, 2 if they cannot be compared, with the reason.
 
 import argparse
 import ast
+import json
 import os
 import pathlib
 import sys
@@ -108,16 +109,30 @@ def _evaluation(name: str) -> pathlib.Path:
         found = [each for each in inner if output_folders.owner(each) == "eval"]
         if len(found) == 1:
             return found[0]
-        listed = f"holds several: {', '.join(map(str, found))}" if found else "holds none in eval/"
+        start = f"A comparison needs one evaluation, and the run {name!r} holds"
+        if found:
+            listed = "".join(f"\n  {each}{_described(each)}" for each in found)
+            raise ValueError(f"{start} several: name the folder of one.{listed}")
         raise ValueError(
-            f"A comparison needs one evaluation, and the run {name!r} {listed}. Name one, or score "
-            f"the run: python -m idode_gin.eval --gin.CHECKPOINT_PATH=\"'{name}'\""
+            f"{start} none in eval/. Name one, or score the run: python -m idode_gin.eval "
+            f"--gin.CHECKPOINT_PATH=\"'{name}'\""
         )
     reason = "holds none" if os.path.lexists(name) else "does not exist"
     raise ValueError(
         f"A comparison needs output folders of idode_gin.eval, and {name!r} {reason}. Name the "
         "EVAL_OUTPUT_DIR, or a run directory that holds it."
     )
+
+
+def _described(folder: pathlib.Path) -> str:
+    """Return dataset, split, step and bounds of an evaluation, as far as its summary says them."""
+    try:
+        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        bounds = [name for name, each in found.items() if isinstance(each, dict) and "nfe" in each]
+        of = f"{found['dataset']} / {found['split']}, step {found['step']}"
+        return f": {of}; {', '.join(bounds)}"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return ": not finished"
 
 
 def _beside(folder: pathlib.Path) -> pathlib.Path:

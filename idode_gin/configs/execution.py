@@ -24,6 +24,8 @@ from idode_gin.reports import progress
 
 _WIDTH, _LONGEST = 96, 60
 """Characters of a line of `short_screen`, and of a value in it."""
+_MACROS = re.compile(r"# Macros:\n# =+\n.*?(?=^# |\Z)", re.DOTALL | re.MULTILINE)
+"""The part of gin's configuration that `first_screen` prints."""
 
 
 def execute(program: str, function: str, about: str, arguments: Sequence[str]) -> None:
@@ -46,7 +48,17 @@ def _execute(program: str, function: str, options: FlagValues) -> None:
     quiet.silence_tensorflow()
     tasks_package.reserve()
     root = getattr(importlib.import_module(program), function)
-    building.load_and_check(root, options.gin_file, options.gin_bindings, options.gin_search_paths)
+    paths = options.gin_search_paths
+    try:
+        building.load_and_check(root, options.gin_file, options.gin_bindings, paths)
+    except from_training.NoRunError as error:
+        if not options.dry_run:
+            raise
+        print(
+            f"{program}, dry run. Nothing to do yet. {error} The model is declared in the run: to "
+            "see what the program would do before there is one, name its gin files by --gin_file."
+        )
+        return
     building.refuse_bindings(root, ["dry_run"], "use the flag --dry_run")
     preemption.started()
     devices = ""
@@ -74,7 +86,7 @@ def _execute(program: str, function: str, options: FlagValues) -> None:
     else:
         print(first_screen(program, files, devices), flush=True)
     if options.dry_run == "full":
-        print(f"\n{config.config_str()}", flush=True)
+        print(f"\n{_MACROS.sub('', config.config_str())}", flush=True)
     folder = config.get_configurable(root)(dry_run=options.dry_run)
     if folder is not None:
         data_dirs = {

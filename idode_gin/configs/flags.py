@@ -1,6 +1,7 @@
 """The flags of all programs, and the text of --help."""
 
 import difflib
+import pathlib
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -83,6 +84,11 @@ def parse(arguments: Sequence[str]) -> flags.FlagValues:
         known = [f"--{name}" for name in (*options, *flags.FLAGS)]
         close = difflib.get_close_matches(f"--{error.flagname}", known, n=1, cutoff=0.6)
         near = f"Did you mean {close[0]}?" if close else "--help lists all flags."
+        if _is_macro(macro := error.flagname.upper()):
+            near = (
+                f"It is a macro of gin: --gin.{macro}=VALUE, where text has quotes of its own: "
+                f"--gin.{macro}=\"'…'\""
+            )
         raise ConfigError(f"Unknown flag --{error.flagname}. {near}") from error
     except flags.Error as error:
         raise ConfigError(str(error)) from error
@@ -91,6 +97,13 @@ def parse(arguments: Sequence[str]) -> flags.FlagValues:
     for name in _PATHS:
         options[name].value = _local(options[name].value, f"--{name}")
     return options
+
+
+def _is_macro(name: str) -> bool:
+    """Return True if a gin file of this project binds the macro."""
+    files = (pathlib.Path(__file__).parents[2] / "gin_configs").rglob("*.gin")
+    defined = re.compile(rf"^{re.escape(name)} *=", re.MULTILINE)
+    return any(defined.search(each.read_text("utf-8")) for each in files)
 
 
 def _local(given: Any, flag: str) -> Any:

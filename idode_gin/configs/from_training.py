@@ -40,6 +40,10 @@ _OUTPUTS = {
 """Default output folders in the run directory."""
 
 
+class NoRunError(ConfigError):
+    """There is no run yet at CHECKPOINT_PATH, whose configuration a program would read."""
+
+
 def names_run(program: str, bindings: Iterable[str]) -> bool:
     """Return True if command-line bindings name the run whose model a program uses."""
     return program in PROGRAMS[1:] and any(map(_NAMES_RUN, bindings))
@@ -57,7 +61,10 @@ def config_of(path: str | pathlib.Path) -> pathlib.Path:
             return run / name
     from idode_gin.checkpoints import files  # imports jax, which --help does not need
 
-    files.find(path)
+    try:
+        files.find(path)
+    except ValueError as error:
+        raise NoRunError(str(error)) from error
     raise ConfigError(
         f"{run} holds checkpoints, but neither {' nor '.join(CONFIGS)}, from which the model is "
         "built. Copy one from where it was trained, or name gin files of the network, task and "

@@ -184,7 +184,7 @@ class Evaluator:
         which = "" if self.checkpoints is None else f" {self.checkpoints.words}"
         use = f"score {dataset.mixture_or_task_name} / {dataset.split} with{which}"
         return descriptions.describe_use(
-            self, model, dataset.batch_size, use, full=full, cost=self._cost
+            self, model, dataset.batch_size, use, dataset=dataset, full=full, cost=self._cost
         )
 
     def _cost(self, operations: float, *checkpoint: Any) -> str:

@@ -112,7 +112,7 @@ class ImageSplit:
             raise ValueError(
                 f"{self} must hold integer images [N, H, W, C], got {images.dtype} "
                 f"{list(images.shape)}. Leave pixels as integers in 0..V-1, with a channel axis: "
-                "the model does the scaling."
+                f"the model does the scaling.{checks.integers_hint(images)}"
             )
         if images.size == 0:
             raise ValueError(f"{self} holds no pixels: its images are {list(images.shape)}.")

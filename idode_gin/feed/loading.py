@@ -18,6 +18,7 @@ import numpy as np
 
 from idode_gin import checks
 from idode_gin.feed import image_cache, image_fingerprints, task_images, tasks_package
+from idode_gin.feed import labels as labels_lib
 from idode_gin.feed.augmentation import Augmentation
 from idode_gin.feed.data import DatasetConfig, ImageSplit
 from idode_gin.feed.gathering import Gathered, narrowed
@@ -75,6 +76,27 @@ def load_labels(config: DatasetConfig, num_classes: int) -> np.ndarray | None:
     labels = [part.labels(num_classes) for part in _opened(config)[1]]
     found = [each for each in labels if each is not None]
     return np.concatenate(found) if len(found) == len(labels) else None
+
+
+def check_there(config: DatasetConfig, num_classes: int) -> None:
+    """Check that a user's own files of a split are there, and have as many classes as the model.
+
+    Decodes nothing, and looks for no data without a `data_path`.
+
+    Raises:
+      ValueError: as `load_split` and `load_labels`.
+    """
+    if config.data_path is None:
+        return
+    for part in _opened(config)[1]:
+        if part.source is not None:
+            part.source.check_there(config.split)
+    names = class_names(config) if num_classes else ()
+    if names and len(names) != num_classes:
+        raise ValueError(
+            f"{config.data_path} has {labels_lib.among(len(names), names)}, but the model is "
+            f"conditioned on one of {num_classes}. Set NUM_CLASSES = {len(names)}."
+        )
 
 
 def class_names(config: DatasetConfig) -> tuple[str, ...]:

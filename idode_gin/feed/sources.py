@@ -103,6 +103,10 @@ class ImageSource(Protocol):
         """
         return None
 
+    def check_there(self, split: str) -> None:
+        """Raise ValueError if a user's own files of the split are missing; decodes nothing."""
+        return None
+
     def class_names(self, split: str) -> Sequence[str]:
         """Return the name of each class, in the order of their numbers; empty if they have none."""
         return ()

@@ -65,7 +65,9 @@ class Encoder:
     ) -> str:
         """Describe what `run` would do: see `descriptions.describe_use`."""
         use = f"encode {dataset.mixture_or_task_name} / {dataset.split} with"
-        return descriptions.describe_use(self, model, dataset.batch_size, use, full=full)
+        return descriptions.describe_use(
+            self, model, dataset.batch_size, use, dataset=dataset, full=full
+        )
 
     def run(self, model: DiffusionODE, dataset: data.DatasetConfig) -> dict[str, Any]:
         """Encode, and return the contents of `summary.json`.

@@ -73,7 +73,7 @@ class Interpolator:
         """Describe what `run` would do: see `descriptions.describe_use`."""
         use = f"interpolate {dataset.mixture_or_task_name} / {dataset.split} with"
         size = self.partitioner.without_devices().rounded_up(dataset.batch_size)
-        return descriptions.describe_use(self, model, size, use, full=full)
+        return descriptions.describe_use(self, model, size, use, dataset=dataset, full=full)
 
     def run(self, model: DiffusionODE, dataset: data.DatasetConfig) -> dict[str, Any]:
         """Interpolate, and return the contents of `summary.json`.

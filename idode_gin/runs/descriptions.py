@@ -14,6 +14,7 @@ from idode_gin import types
 from idode_gin.checkpoints import meta, saving
 from idode_gin.devices import accounting, flops
 from idode_gin.devices.partitioning import PjitPartitioner
+from idode_gin.feed import data, loading
 from idode_gin.models import DiffusionODE
 from idode_gin.runs import run_inputs
 from idode_gin.schedules.time.learned_linear import LearnedLinear
@@ -88,21 +89,24 @@ def describe_use(
     batch_size: int,
     use: str,
     *,
+    dataset: data.DatasetConfig | None = None,
     full: bool = False,
     cost: Cost = lambda *_: "",
 ) -> str:
     """Describe what a program would do with a checkpoint, without devices, images or parameters.
 
-    `use` completes "Would {use} <checkpoint>"; `batch_size` is over all devices; `full` lists all
-    parameters.
+    `use` completes "Would {use} <checkpoint>"; `batch_size` is over all devices; the files of a
+    `dataset` of the user's own must be there; `full` lists all parameters.
 
     Raises:
-        ValueError: if the batch size does not fit the mesh, the model declares no image shape, or
-            every checkpoint at `path` is damaged.
+        ValueError: if the batch size does not fit the mesh, the model declares no image shape,
+            every checkpoint is damaged, or files of the dataset are missing.
     """
     partitioner = loop.partitioner.without_devices()
     partitioner.check_batch_size("batch_size", batch_size, per_device=True)
     shape = shape_for_dry_run(model)
+    if dataset is not None:
+        loading.check_there(dataset, model.num_classes)
     params = run_inputs.param_shapes(model, shape, partitioner.replicated)
     batch = run_inputs.blank_batch(model, shape, 1)
     z = jax.ShapeDtypeStruct(batch["image"].shape, np.float32)

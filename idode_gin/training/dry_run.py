@@ -11,7 +11,7 @@ from idode_gin import numerics, types
 from idode_gin.devices import accounting, flops
 from idode_gin.devices import mesh as mesh_lib
 from idode_gin.devices.partitioning import PjitPartitioner
-from idode_gin.feed import data
+from idode_gin.feed import data, loading
 from idode_gin.models import DiffusionODE
 from idode_gin.networks.base import AbstractNetwork, Conditioning
 from idode_gin.runs import descriptions, run_inputs
@@ -73,12 +73,19 @@ def goal(
     train: data.DatasetConfig,
     held_out: data.DatasetConfig | None,
     *,
+    num_classes: int,
     steps: int,
     eval_period: int | None,
     save_period: int | None,
     directory: str,
 ) -> str:
-    """Return the data, steps and run directory as text."""
+    """Return the data, steps and run directory as text.
+
+    Raises:
+        ValueError: if the images are the user's own, and their files are missing.
+    """
+    for each in filter(None, (train, held_out)):
+        loading.check_there(each, num_classes)
     evaluated = "no evaluation"
     if held_out is not None:
         often = "at the end" if eval_period is None else f"every {eval_period:,} steps"

@@ -296,6 +296,7 @@ class Trainer:
         goal = dry_run.goal(
             train_dataset,
             eval_dataset,
+            num_classes=model.num_classes,
             steps=self.train_steps,
             eval_period=self.eval_period,
             save_period=self.checkpoints.save.period,

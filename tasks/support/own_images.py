@@ -50,6 +50,10 @@ class AbstractReader(abc.ABC):
         """Return the class of each image, integers `[N]` in order; None without labels."""
         return None
 
+    def check_there(self, path: pathlib.Path, split: str) -> None:
+        """Raise ValueError if files of the split are missing; decodes nothing."""
+        self.files(path, split)
+
     def class_names(self, path: pathlib.Path, split: str) -> list[str]:
         """Return the name of each class; empty without labels."""
         return []
@@ -91,6 +95,10 @@ class OwnImages(AbstractImages):
     def labels(self, split: str, num_classes: int) -> np.ndarray | None:
         """Return the class of each image, integers `[N]`; None without labels."""
         return self._reader.labels(self.path, split, num_classes)
+
+    def check_there(self, split: str) -> None:
+        """Raise ValueError if files of the split are missing; decodes nothing."""
+        self._reader.check_there(self.path, split)
 
     def class_names(self, split: str) -> list[str]:
         """Return the name of each class; empty without labels."""
@@ -243,6 +251,11 @@ class NpzReader(AbstractReader):
         if not path.is_file():
             raise ValueError(f"{path} is not a file. {self.layout}")
         return [path]
+
+    def check_there(self, path: pathlib.Path, split: str) -> None:
+        """Raise ValueError unless the file holds an array of the split's name."""
+        (file,) = self.files(path, split)
+        npz_arrays.check_held(file, split)
 
     def array(self, path: pathlib.Path, split: str) -> np.ndarray:
         """Return the array; allocates its memory and nothing else."""

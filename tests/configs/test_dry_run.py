@@ -11,8 +11,10 @@ from idode_gin import eval as eval_program
 from idode_gin import interpolate as interpolate_program
 from idode_gin import sample as sample_program
 from idode_gin import train as train_program
-from idode_gin.configs import building
+from idode_gin.configs import building, programs
 from idode_gin.feed import loading
+from idode_gin.feed.data import DatasetConfig
+from idode_gin.training import dry_run
 
 ROOT = pathlib.Path(__file__).parents[2]
 PUBLISHED = sorted(
@@ -54,6 +56,34 @@ def test_a_checkpoint_that_is_not_there_yet_is_no_error(
     assert said in text
     assert ("Estimated cost of an image: 364 network evaluations" in text) == (name == "eval")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("program", ["eval", "sample", "encode", "interpolate"])
+def test_a_run_that_is_not_there_yet_is_no_error_either(program, tmp_path, capsys):
+    given = [f"--gin.CHECKPOINT_PATH={str(tmp_path / 'none')!r}"]
+    function = ROOTS[program].__name__
+    assert programs.run(f"idode_gin.{program}", function, "", [*given, "--dry_run"]) == 0
+    text = capsys.readouterr().out
+    assert "Nothing to do yet. No checkpoint at" in text
+    assert "name its gin files by --gin_file" in text
+    assert programs.run(f"idode_gin.{program}", function, "", given) == 2
+    assert "No checkpoint at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["eval", "encode", "interpolate"])
+def test_images_of_one_s_own_must_be_there(name, monkeypatch, tmp_path):
+    def missing(dataset, num_classes):
+        raise ValueError(f"no {dataset.split} of {num_classes} classes")
+
+    monkeypatch.setattr(loading, "check_there", missing)
+    monkeypatch.chdir(tmp_path)
+    building.load_and_check(ROOTS[name], [f"gin_configs/experiments/digits_{name}.gin"])
+    with pytest.raises(ValueError, match="no test of 0 classes"):
+        config.get_configurable(ROOTS[name])(dry_run=True)
+    train = DatasetConfig(mixture_or_task_name="digits", split="train", batch_size=1)
+    given = {"steps": 1, "eval_period": None, "save_period": None, "directory": "run"}
+    with pytest.raises(ValueError, match="no train of 3 classes"):
+        dry_run.goal(train, None, num_classes=3, **given)
 
 
 @pytest.mark.full

@@ -86,6 +86,8 @@ def test_dry_run_has_a_short_and_a_full_form(run) -> None:
     assert toy_program.CALLS[1]["dry_run"] == "full"
     assert f"FOLDER     {90 * 'a'!r}" in text
     assert "main.wheel = %WHEEL" in text
+    assert text.count(90 * "a") == 1  # macros are printed once
+    assert "# Macros" not in text
     assert [run(each)[0] for each in ("--dry_run=true", "--nodry_run", "--dry_run=false")] == [
         0
     ] * 3
@@ -105,6 +107,7 @@ def test_dry_run_has_a_short_and_a_full_form(run) -> None:
             "power is not used by anything [--gin.power=1.0]. Did you mean Engine.power?",
         ),
         (["--gin_fil=a.gin"], "Unknown flag --gin_fil. Did you mean --gin_file?"),
+        (["--checkpoint_path=a"], "macro of gin: --gin.CHECKPOINT_PATH=VALUE"),
         (["--zzz"], "Unknown flag --zzz. --help lists all flags."),
         (["--dry_run=maybe"], "write --dry_run or --dry_run=full"),
         (["--process_index=one"], "process_index"),

@@ -154,7 +154,9 @@ def test_a_run_directory_stands_for_its_only_evaluation(both, tmp_path, capsys):
     capsys.readouterr()
     shutil.copytree(both[0], runs[0] / "eval" / "digits_train")
     assert run(*runs) == 2
-    assert "holds several: " in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "holds several: " in told
+    assert f"\n  {runs[0]}/eval/digits_train: tiny / train, step 3; variational_bound" in told
     shutil.rmtree(runs[1] / "eval")
     assert run(both[0], runs[1]) == 2
     assert f"CHECKPOINT_PATH=\"'{runs[1]}'\"" in capsys.readouterr().err

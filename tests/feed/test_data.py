@@ -84,3 +84,22 @@ def test_the_digest_is_of_the_pixels():
     # A view that is not contiguous has the digest of its pixels all the same.
     view = dataclasses.replace(split, images=other[:, ::-1])
     assert view.fingerprint.sha256 == hashlib.sha256(view.images.tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("images", "levels", "way"),
+    [
+        (np.array([0, 7 / 16, 1]), 17, "np.rint(images * 16).astype('uint8')"),
+        (np.array([-1, 0.5, 1]), 256, "np.rint((images + 1) / 2 * 255).astype('uint8')"),
+        (np.array([0.0, 3.0, 255.0]), 256, "whole numbers: images.astype('uint8')"),
+        (np.array([-2.1, 3.0]), 256, "before any scaling; got -2.1 to 3"),
+        (np.array([0, 300]), 1024, ""),
+    ],
+)
+def test_images_of_floating_point_come_with_the_way_back(images, levels, way):
+    hint = checks.integers_hint(images, levels)
+    assert way in hint
+    assert bool(hint) == bool(way)
+    if way:
+        with pytest.raises(ValueError, match=r"must be integers \[N, H, W, C\].*integer levels"):
+            checks.check_pixels(images[:, None, None, None], levels)

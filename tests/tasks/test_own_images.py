@@ -110,6 +110,30 @@ def test_folders_of_a_split_are_classes(labelled):
         labels(labelled, 10)
 
 
+def test_what_is_missing_is_told_before_images_are_read(labelled, tmp_path, monkeypatch):
+    """By a dry run, in the words of the run."""
+    np.savez(tmp_path / "own.npz", train=np.zeros((2, 3, 3, 1), np.uint8))
+    given = {"mixture_or_task_name": "image_folder", "batch_size": 1, "data_path": str(labelled)}
+    in_npz = given | {"mixture_or_task_name": "image_npz", "data_path": str(tmp_path / "own.npz")}
+    for fields in (
+        given | {"split": "validation"},
+        given | {"split": "train", "data_path": str(tmp_path / "none")},
+        in_npz | {"split": "test"},
+    ):
+        config = data.DatasetConfig(**fields)
+        with pytest.raises(ValueError) as by_run:  # noqa: PT011  the words are compared below
+            loading.load_split(config)
+        with pytest.raises(ValueError) as by_dry_run:  # noqa: PT011
+            loading.check_there(config, 0)
+        assert str(by_dry_run.value) == str(by_run.value)
+    there = data.DatasetConfig(**given, split="train")
+    with pytest.raises(ValueError, match=r"3 classes \(0 ant, 1 cat, 2 dog\).* NUM_CLASSES = 3"):
+        loading.check_there(there, 10)
+    monkeypatch.setattr(loading, "load_split", None)
+    loading.check_there(there, 3)
+    loading.check_there(data.DatasetConfig(**in_npz, split="train"), 0)
+
+
 def test_images_outside_the_folders_of_classes_have_no_labels(labelled, folder):
     assert labels(folder, 3) is None
     write_folder(labelled / "train" / "elk", fake_tfds.random_images(1, SHAPES[3]))
