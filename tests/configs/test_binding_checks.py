@@ -313,7 +313,9 @@ def test_type_of_a_scoped_macro_that_falls_back(load: Load) -> None:
 
 def test_what_python_itself_made_configurable_is_never_reported(load: Load) -> None:
     config.external_configurable(_decorated, "decorated", module="tests")
-    load("", ["decorated.amount = 3", "deep/decorated.amount = %STEPS"])
+    reach = load("", ["decorated.amount = 3", "deep/decorated.amount = %STEPS"])
+    used = {str(key) for key in reach.used}
+    assert {"decorated.amount", "deep/decorated.amount", "STEPS"} <= used
 
 
 def test_required_in_a_container(load: Load) -> None:
@@ -377,7 +379,11 @@ def test_ring_of_bindings(load: Load, more: str, bindings: list[str]) -> None:
 
 def test_a_function_that_is_passed_on_within_itself_is_no_ring(load: Load) -> None:
     load("toy.Engine.governor = @toy.limited\ntoy.limited.limit = @toy.count()")
+    engine = building.build(toy_program.main)["engine"]
+    assert engine.governor(5) == toy_program.count()
     load("A = %B\nB = 3\nSTEPS = %A\ntoy.Engine.power = %A")
+    arguments = building.build(toy_program.main)
+    assert (arguments["steps"], arguments["engine"].power) == (3, 3)
 
 
 def test_a_file_whose_bindings_are_all_replaced(tmp_path: pathlib.Path) -> None:

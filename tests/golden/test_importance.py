@@ -9,12 +9,18 @@ from idode_gin.time_samplers.importance import Importance
 
 from . import cases, official_config
 
-RANGES = {"": (-13.3, 5.0), "_alt": (-10.0, 6.5)}
+OTHER_RANGE = (-10.0, 6.5)
+"""Ends of gamma in the arrays whose names contain "_alt", which no configuration holds."""
 
 
-def sample(case, schedule, suffix, sampler, dtype):
+def ranges_of(case):
+    """Ends of gamma by the suffix of a schedule's name in those of the arrays."""
+    return {"": (case.model["gamma_min"], case.model["gamma_max"]), "_alt": OTHER_RANGE}
+
+
+def sample(case, schedule, ends, sampler, dtype):
     """gamma at the recorded quantiles, and the integral of alpha^2."""
-    low, high = RANGES[suffix]
+    low, high = ends
     model = official_config.model_of({**case.model, "schedule": schedule})
     time = Linear(gamma_min=low, gamma_max=high)
 
@@ -35,11 +41,11 @@ def test_importance_sampled_gamma(name, sampler, dtype):
     case = cases.load(name)
     computed, slack = {}, {}
     for schedule in ("VP", "SP"):
-        for suffix, (_, high) in RANGES.items():
-            gamma, integral = sample(case, schedule, suffix, sampler, dtype)
+        for suffix, ends in ranges_of(case).items():
+            gamma, integral = sample(case, schedule, ends, sampler, dtype)
             computed |= {f"{schedule}{suffix}/g_t": gamma, f"{schedule}{suffix}/Z": integral}
             # The last unit of the mass is this much gamma where the density is least.
             path = official_config.model_of({**case.model, "schedule": schedule}).schedule
-            least = path.alpha(jnp.asarray(high))
+            least = path.alpha(jnp.asarray(ends[1]))
             slack[f"{schedule}{suffix}/g_t"] = float(np.finfo(np.float32).eps * integral / least**2)
     cases.assert_all(case, computed, slack=slack)

@@ -15,7 +15,7 @@ from idode_gin.checkpoints import saving
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.dequantizers.uniform import Uniform
 from idode_gin.dequantizers.variational import Variational
-from idode_gin.evaluation import evaluator
+from idode_gin.evaluation import evaluator, scores
 from idode_gin.evaluation import results as eval_results
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.losses.base import AbstractBound
@@ -189,6 +189,31 @@ def test_bounds_of_an_evaluation_share_no_key(ledger, monkeypatch, tmp_path):
     )
     made.run(model, tiny.config(IMAGES))
     assert len(ledger.keys()) >= IMAGES * (2 * 2 + 4)
+
+
+def test_bounds_of_any_two_names_have_keys_of_their_own():
+    """Names of equal length, of the same letters, and prefixes of others among them."""
+    names = ["".join(each) for n in range(1, 5) for each in itertools.product("ab_", repeat=n)]
+    names += ["variational_bound", "truncated_normal", "uniform", "variational", "discrete_time_9"]
+    keys = [scores.key_of(seed, name) for seed in (0, 1) for name in names]
+    assert len(set(words(jnp.stack(keys)))) == 2 * len(names)
+    assert words(scores.key_of(jax.random.key(1), names[-1])) == words(keys[-1])
+
+
+def test_initialization_training_and_evaluation_share_no_key(ledger, monkeypatch):
+    key, size, steps = functools.partial(jax.random.key, impl=ledger.impl), 4, 2
+    monkeypatch.setattr(jax.random, "key", key)
+    model, trainer = tiny.model(), tiny.trainer("unused")
+    blank = run_inputs.blank_batch(model, tiny.SHAPE, size)
+    program = trainer.program(model, tiny.SHAPE, blank)
+    batch = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), blank)
+    batch |= {"position": jnp.arange(size), "index": jnp.arange(size)}
+    state = program.init()
+    for _ in range(steps):
+        state, _ = program.step(state, batch)
+    program.evaluate(state.ema, batch)
+    # Two kernels; an offset and two noises per example; an offset, a noise and eight per image.
+    assert len(ledger.keys()) == 2 + steps * (1 + 2 * size) + size * (2 + 8)
 
 
 FIGURES = {

@@ -48,6 +48,11 @@ def test_other_errors_are_reported_at_once(happened):
     assert events == []
 
 
-def test_a_single_process_reports_all_at_once():
+def test_a_single_process_reports_all_at_once(happened, monkeypatch):
+    is_lost, events = happened
+    is_lost.set()
+    monkeypatch.setattr(failures, "_watch", None)
+    monkeypatch.setattr(failures.os, "_exit", lambda code: events.append("left"))
     failures.give_way(JaxRuntimeError())
     failures.fail(1, "of no other process's concern")
+    assert events == []

@@ -118,6 +118,8 @@ def test_strangers_at_the_door_change_nothing() -> None:
     host.join()
     assert errors == [""]
     assert connections.is_open
+    with pytest.raises(ConnectionRefusedError):  # nobody can come in later
+        socket.create_connection(("localhost", port))
     for each in strangers:
         each.close()
 
