@@ -5,6 +5,7 @@ import json
 
 import classes
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -159,6 +160,42 @@ def test_scores_that_are_not_finite_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(classification, "of_all_classes", broken)
     with pytest.raises(checks.NonFiniteError, match="classification by tn: 60 of 60 images"):
         evaluate(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nats", "success"])
+def test_one_class_of_one_image_without_a_score_is_an_error(tmp_path, monkeypatch, name):
+    """Its other classes have one, as all classes of the other images."""
+
+    def broken(compute, num_classes):
+        found = classification_of(compute, num_classes)
+
+        def run(params, batch):
+            rows = found(params, batch)
+            is_it = (batch["index"][:, None] == 7) & (jnp.arange(num_classes) == 1)
+            missing = {"nats": jnp.nan, "success": False}[name]
+            return {**rows, name: jnp.where(is_it, missing, rows[name])}
+
+        return run
+
+    classification_of = classification.of_all_classes
+    monkeypatch.setattr(classification, "of_all_classes", broken)
+    with pytest.raises(checks.NonFiniteError, match="by tn: 1 of 60 images .* at index 7"):
+        evaluate(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 1, 3])
+def test_every_class_keeps_the_conditioning_of_the_image(size):
+    """Of any size, before the numbers of the classes; `success` is True where there is none."""
+    rows = np.random.default_rng(0).normal(size=(2, size + classes.COUNT)).astype(np.float32)
+    weights = 2.0 ** np.arange(size + classes.COUNT)
+
+    def compute(params, batch):
+        return {"nats": batch["conditioning"] @ weights}
+
+    found = classification.of_all_classes(compute, classes.COUNT)({}, {"conditioning": rows})
+    expected = rows[:, :size] @ weights[:size, None] + weights[size:]
+    np.testing.assert_allclose(found["nats"], expected, rtol=1e-6)
+    assert found["success"].tolist() == [[True] * classes.COUNT] * 2
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,8 @@ def test_every_call_form_is_answered(params):
             assert images.shape == (SIZE, *tiny.SHAPE)
     assert ours.optimizer_def == "optimizer"
     for keywords in FACTS["converter_calls"]:
-        assert ours.FEATURE_CONVERTER_CLS(**dict.fromkeys(keywords, False)) is not None
+        converter = ours.FEATURE_CONVERTER_CLS(**dict.fromkeys(keywords, False))
+        assert isinstance(converter, ours.FEATURE_CONVERTER_CLS)
 
 
 def test_methods_take_the_parameters_of_t5x():

@@ -242,7 +242,9 @@ def test_the_model_is_for_one_image_shape():
         build().init(jax.random.key(0), (3, 2, 1))
     with pytest.raises(ValueError, match=r"are \(1, 7, 9\), .* numpy\.moveaxis\(images, 1, -1\)"):
         build().init(jax.random.key(0), (1, 7, 9))
-    assert build(image_shape=None).init(jax.random.key(0), (3, 2, 1))
+    params = build(image_shape=None).init(jax.random.key(0), (3, 2, 1))
+    expected = build(image_shape=(3, 2, 1)).init(jax.random.key(0), (3, 2, 1))
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
     with pytest.raises(ValueError, match="DiffusionODE.image_shape"):
         build(image_shape=None).sample_fn({}, batch_of(), KEY, SAMPLER)
 
@@ -322,7 +324,7 @@ def test_a_sampler_with_a_density_of_its_own_would_leave_the_interior_untrained(
         ValueError, match="Set `time_sampler` to a Uniform of idode_gin.time_samplers.uniform"
     ):
         build(time=Monotone(), time_sampler=Importance())
-    assert build(time=LearnedLinear(), time_sampler=Importance())
+    assert not build(time=LearnedLinear(), time_sampler=Importance()).time.learns_interior
 
 
 def test_an_adapted_gamma_reports_the_integrand():
