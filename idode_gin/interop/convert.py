@@ -1,9 +1,9 @@
 """Convert checkpoints: `python -m idode_gin.interop.convert --source FILE --output DIR`.
 
-Reads a published checkpoint, or one of upstream t5x, and writes `checkpoint_<step>` in the format
-of this library with parameters, EMA and the optimizer's state, for scoring, sampling or warm starts
-(CHECKPOINT_PATH, INITIAL_CHECKPOINT_PATH). With `--to=t5x` it reads ours and writes t5x's. Exit
-codes: 0 done, 2 refused.
+Reads a published checkpoint of i-DODE or VDM, or one of upstream t5x, and writes
+`checkpoint_<step>` in the format of this library with parameters, EMA and the optimizer's state,
+for scoring, sampling or warm starts (CHECKPOINT_PATH, INITIAL_CHECKPOINT_PATH). With `--to=t5x` it
+reads ours and writes t5x's. Exit codes: 0 done, 2 refused.
 """
 
 import argparse

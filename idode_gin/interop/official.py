@@ -1,4 +1,4 @@
-"""Conversion of parameters and checkpoints of the published i-DODE code.
+"""Conversion of parameters and checkpoints of the published i-DODE and VDM code.
 
 Every published leaf corresponds to one of ours with the same shape; only names differ:
 
@@ -9,12 +9,13 @@ Every published leaf corresponds to one of ours with the same shape; only names 
     score_model/mid.block_1, mid.attn_1   middle_0/block, middle_0/attention
     score_model/mid.block_2               middle_1/block
 
-`official_evaluation` explains what the published programs compute differently.
+google-research/vdm has the same network and format; `vdm` converts its gamma(t).
+`official_evaluation` explains what the published programs of i-DODE compute differently.
 """
 
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -23,6 +24,7 @@ import numpy as np
 from flax import serialization, traverse_util
 
 from idode_gin import types
+from idode_gin.interop import vdm
 from idode_gin.networks.unet import UNet
 
 Path: TypeAlias = tuple[str, ...]
@@ -130,7 +132,9 @@ def network_of(tree: Mapping[Any, Any]) -> UNet:
 
 
 def load_official_checkpoint(path: str | pathlib.Path) -> dict[str, Any]:
-    """Read a checkpoint of the published training program, with our parameter names.
+    """Read a checkpoint of a published training program, with our parameter names.
+
+    One of VDM has `time_schedule` if its gamma(t) is learned; Adam's moments of it are zeros.
 
     Args:
         path: a `ckpt-<n>.flax` file, or the folder that holds them (the newest is read).
@@ -153,17 +157,31 @@ def load_official_checkpoint(path: str | pathlib.Path) -> dict[str, Any]:
         for name in names:
             _check_tree(file, name, trees[name])
     network = network_of(state["params"])
+
+    def converted(tree: Mapping[Any, Any], of_time: Callable[[Any], types.Params]) -> types.Params:
+        leaves, gamma = vdm.split(flatten(tree))
+        return {**from_official(leaves, network), **of_time(gamma)}
+
+    params, ema = (converted(state[name], vdm.time_params) for name in _TREES)
+    moments = {name: converted(adam[name], vdm.zero_moments) for name in _MOMENTS}
+    _check_same(file, params, [ema, *moments.values()])
     return {
         "step": step,
-        "params": from_official(state["params"], network),
-        "ema_params": from_official(state["ema_params"], network),
-        "opt_state": {
-            "count": count,
-            "mu": from_official(adam["mu"], network),
-            "nu": from_official(adam["nu"], network),
-        },
+        "params": params,
+        "ema_params": ema,
+        "opt_state": {"count": count, **moments},
         "network": network,
     }
+
+
+def _check_same(file: pathlib.Path, params: types.Params, others: Sequence[types.Params]) -> None:
+    """Raise ValueError unless all trees have the same names and shapes."""
+    shapes = [jax.tree.map(np.shape, each) for each in (params, *others)]
+    if any(each != shapes[0] for each in shapes):
+        raise ValueError(
+            f"The parameters, their average and Adam's moments in {file} must be of one gamma(t), "
+            "but have different ones. The file is damaged: take another checkpoint."
+        )
 
 
 def flatten(tree: Mapping[Any, Any]) -> dict[Path, Any]:

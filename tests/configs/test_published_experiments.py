@@ -70,6 +70,39 @@ def test_evaluation(name):
     )
 
 
+# Steps, images per step, learning rate, network, gamma(t).
+VDM = {
+    "cifar10_vdm": (10_000_000, 128, 2e-4, CIFAR10, "LearnedLinear"),
+    "cifar10_vdm_aug": (100_000_000, 768, 1e-4, IMAGENET | {"dropout_rate": 0.05}, "Monotone"),
+}
+
+
+@pytest.mark.parametrize("name", VDM)
+def test_vdm(name):
+    """The settings of the released checkpoints."""
+    steps, batch_size, rate, network, time = VDM[name]
+    arguments = build(train_program.train, name)
+    assert arguments["total_steps"] == steps
+    assert arguments["optimizer"] == AdamW(
+        learning_rate=rate, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.01, warmup_steps=100
+    )
+    assert arguments["trainer_cls"](model_dir="m", train_steps=1).ema_rate == 0.9999
+    dataset = arguments["train_dataset_cfg"]
+    assert dataset.mixture_or_task_name == name.replace("_vdm", "")
+    assert dataset.batch_size == batch_size
+    model = arguments["model"]
+    assert model.network == UNet(levels=32, groups=32, fourier_exponents=(6, 7), **network)
+    assert (type(model.time).__name__, model.time.learn_ends) == (time, True)
+    assert getattr(model.time, "units", 1024) == 1024
+    assert (model.time.gamma_min, model.time.gamma_max) == (-13.3, 5.0)
+    parts = [type(each).__name__ for each in (model.schedule, model.parameterization, model.loss)]
+    assert parts == ["VariancePreserving", "Noise", "FirstOrder"]
+    assert type(model.time_sampler).__name__ == "Uniform"
+    scored = build(eval_program.evaluate, f"{name}_eval")
+    assert scored["model"].time == model.time
+    assert scored["dataset_cfg"].split == "test"
+
+
 def test_own_images_have_their_path():
     for name, path in {"image_folder": "my_images", "image_npz": "my_images.npz"}.items():
         arguments = build(train_program.train, name)

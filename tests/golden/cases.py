@@ -21,7 +21,10 @@ from idode_gin.interop import official
 
 DIRECTORY = pathlib.Path(os.environ.get("IDODE_GOLDENS") or pathlib.Path(__file__).parent / "data")
 
-KINDS = ("components", "importance", "score", "loss", "drift", "ode", "sample", "train", "ckpt")
+KINDS = (
+    *("components", "importance", "score", "loss", "drift", "ode", "sample", "train", "ckpt"),
+    "vdm",
+)
 """Every kind of case that some test module here checks."""
 
 Arrays = dict[str, np.ndarray]
