@@ -1,9 +1,10 @@
 """Compare a run of upstream t5x on `digits` with our own update, on the same batches and keys.
 
-    python -m benchmarks.t5x_parity RUN… [--infer FOLDER]
+    python -m benchmarks.t5x_parity RUN… [--infer FOLDER] [--eval FOLDER]
 
 RUN is a MODEL_DIR of `t5x.train` with the settings of `benchmarks/results/t5x.md`; t5x must be
-installed. FOLDER is the INFER_OUTPUT_DIR of `t5x.infer` on the last checkpoint of the first RUN.
+installed. The FOLDERs are those of `t5x.infer` and `idode_gin.eval`, on the last checkpoint of the
+first RUN, for the second converted to ours.
 """
 
 import argparse
@@ -18,7 +19,8 @@ from t5x import utils
 from idode_gin import models, types
 from idode_gin import train as train_program
 from idode_gin.configs import building
-from idode_gin.interop import t5x, t5x_checkpoints
+from idode_gin.evaluation import pixel_keys, scores
+from idode_gin.interop import t5x_checkpoints
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.reports import fingerprints
 from idode_gin.training import optimizers, train_state, train_step
@@ -27,6 +29,8 @@ from tasks.support.feature_converter import ImageFeatureConverter
 
 STEPS, SIZE, EVERY = 200, 64, 50
 OPTIMIZER = optimizers.AdamW(learning_rate=2e-3)
+EXEMPT = "attention/key/bias"
+"""Softmax cancels it, so its true gradient is zero and Adam follows rounding alone."""
 UPDATE = train_step.UpdateConfig(ema_rate=0.99, log_period=1)
 
 
@@ -68,22 +72,28 @@ def trained(ode: models.DiffusionODE) -> types.TrainState:
 
 
 def compared(name: str, there: Any, here: Any) -> str:
-    """Return how many leaves are equal bit for bit, and the largest difference."""
+    """Return how many leaves are equal bit for bit, and the largest difference without `EXEMPT`."""
     ours, theirs = (dict(fingerprints.paths_and_leaves(each)) for each in (here, there))
     assert ours.keys() == theirs.keys()
-    pairs = [(np.asarray(ours[key]), np.asarray(theirs[key])) for key in ours]
-    same = sum(a.tobytes() == b.tobytes() for a, b in pairs)
-    largest = max(float(np.abs(np.subtract(a, b, dtype=np.float64)).max()) for a, b in pairs)
-    return f"{name}: {same} of {len(pairs)} leaves equal, largest difference {largest:.2g}"
+    pairs = {key: (np.asarray(ours[key]), np.asarray(theirs[key])) for key in ours}
+    same = sum(a.tobytes() == b.tobytes() for a, b in pairs.values())
+    apart = {
+        key: float(np.abs(np.float64(a) - np.float64(b)).max()) for key, (a, b) in pairs.items()
+    }
+    exempt = max((apart.pop(key) for key in list(apart) if key.endswith(EXEMPT)), default=0.0)
+    return (
+        f"{name}: {same} of {len(pairs)} leaves equal, largest difference "
+        f"{max(apart.values()):.2g}, of {EXEMPT} {exempt:.2g}"
+    )
 
 
 def bits_per_dim(ode: models.DiffusionODE, params: types.Params) -> np.ndarray:
     """Return our bound of every test image, with the noise of the adapter, `[N]`."""
     images = jax.numpy.asarray(digits.load_split("test"))
     batch = {"image": images, "conditioning": np.zeros((len(images), 1), np.float32)}
-    batch["index"] = t5x.hashes(images)
-    bound, key = VariationalBound(), jax.random.key(0)
-    return np.asarray(jax.jit(lambda p: ode.bound_fn(p, batch, key, bound)["bpd"])(params))
+    bound = VariationalBound(num_times=64, time_sampler=ode.time_sampler)
+    score = pixel_keys.by_pixels(scores.of_bound(ode, bound, seed=0))
+    return np.asarray(jax.jit(score)(params, batch)["bpd"])
 
 
 def inferred(folder: pathlib.Path) -> np.ndarray:
@@ -98,6 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--infer", type=pathlib.Path)
+    parser.add_argument("--eval", type=pathlib.Path)
     options = parser.parse_args()
     ode = model()
     here = trained(ode)
@@ -108,11 +119,17 @@ def main() -> None:
         ours = bits_per_dim(ode, there.params)
         print(f"{run}: our bound on the test split {ours.mean():.7f}")
     if options.infer:
-        theirs = inferred(options.infer)
-        ours = bits_per_dim(ode, t5x_checkpoints.load(options.runs[0]).params)
-        largest = np.abs(np.sort(theirs) - np.sort(ours)).max()
-        print(f"t5x.infer: {theirs.mean():.7f}, {len(theirs)} images; an image differs by at most")
-        print(f"{largest:.2g} from our bound of the converted checkpoint")
+        theirs = np.sort(inferred(options.infer))
+        ours = np.sort(bits_per_dim(ode, t5x_checkpoints.load(options.runs[0]).params))
+        print(f"t5x.infer: {theirs.mean():.7f}, {len(theirs)} images, ours {ours.mean():.7f}; an")
+        print(f"image differs by at most {np.abs(theirs - ours).max():.2g}")
+        if options.eval:
+            with np.load(options.eval / "results.npz") as found:
+                ours = np.sort(found["variational_bound/bpd"])
+            print(
+                f"idode_gin.eval of the converted checkpoint: {ours.mean():.7f}; an image differs"
+            )
+            print(f"from t5x.infer by at most {np.abs(theirs - ours).max():.2g}")
 
 
 if __name__ == "__main__":

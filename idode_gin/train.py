@@ -19,6 +19,7 @@ from typing import Any
 
 import optax
 
+from idode_gin.checkpoints import steps_left
 from idode_gin.checkpoints.saving import CheckpointConfig
 from idode_gin.configs import building, outputs
 from idode_gin.devices import compilation_cache
@@ -44,6 +45,7 @@ def train(
     eval_period: int | None,
     eval_steps: int | None,
     random_seed: int,
+    relative_steps: int | None = None,
     run_eval_before_training: bool = False,
     trainer_cls: Callable[..., Trainer] = Trainer,
     compilation_cache_dir: str | None = None,
@@ -63,6 +65,9 @@ def train(
         eval_period: steps between evaluations; None evaluates at the end only.
         eval_steps: batches of one evaluation; None takes the whole split.
         random_seed: seed of initial parameters and noise.
+        relative_steps: steps to train after the step that the run starts at, which a warm start
+            takes from its checkpoint; `total_steps` is then ignored. A run that is resumed ends at
+            the same step.
         run_eval_before_training: evaluate what the run starts from as well.
         trainer_cls: builds the `Trainer`; gin binds its other parameters.
         compilation_cache_dir: see `compilation_cache.use`.
@@ -71,10 +76,12 @@ def train(
     Returns:
         The run directory; None if nothing was to be trained.
     """
+    restore = checkpoint_cfg.restore
+    last_step = steps_left.last_step(model_dir, restore, total_steps, relative_steps)
     trainer = _built(
         trainer_cls,
         model_dir=model_dir,
-        train_steps=total_steps,
+        train_steps=last_step,
         optimizer=optimizer,
         checkpoints=checkpoint_cfg,
         partitioner=partitioner,

@@ -127,6 +127,14 @@ def described(paths: Iterable[pathlib.Path]) -> tuple[pathlib.Path, dict[str, An
     return None
 
 
+def holds(path: str | pathlib.Path) -> bool:
+    """Return True if `path` is a checkpoint of this library, or a folder whose newest one is."""
+    path = pathlib.Path(path)
+    steps = saved_steps(path)
+    checkpoint = checkpoint_path(path, steps[-1]) if steps else path
+    return (checkpoint / "meta").is_dir()
+
+
 def find_described(
     path: str | pathlib.Path, mode: str | None = None
 ) -> tuple[pathlib.Path, dict[str, Any]]:

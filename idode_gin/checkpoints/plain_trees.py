@@ -1,6 +1,7 @@
 """Trees as other programs save them with orbax: without our description and checksums."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -47,3 +48,15 @@ def write(directory: pathlib.Path, step: int, name: str, tree: Any) -> pathlib.P
         reason = orbax_logging.reason(error)
         raise OSError(f"{directory} cannot be written to ({reason}).") from error
     return files.checkpoint_path(directory, step)
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tree of leaves whose names are paths, such as `dense_0/kernel`."""
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *folders, last = name.split("/")
+        here = tree
+        for each in folders:
+            here = here.setdefault(each, {})
+        here[last] = leaf
+    return tree

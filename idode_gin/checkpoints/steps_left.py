@@ -2,8 +2,12 @@
 
 import pathlib
 
+from idode_gin import checks
 from idode_gin.checkpoints import files, warm_start
 from idode_gin.checkpoints.config import RestoreCheckpointConfig
+
+FIRST_STEP = "first_step"
+"""Fact of a run: the step that it started at."""
 
 
 def check(
@@ -22,6 +26,44 @@ def check(
     found = files.described(files.candidates(restore.path, restore.mode))
     if restore.step == warm_start.RESTORE and found is not None:
         check_step(found[0], found[1]["step"], train_steps)
+
+
+def first_step(directory: str | pathlib.Path, restore: RestoreCheckpointConfig) -> int | None:
+    """Return the step that the run in `directory` started at, or will start at.
+
+    None for checkpoints that do not hold it: converted ones, and those of earlier versions.
+    """
+    if own := files.described(files.newest_first(directory)):
+        found = own[1]["facts"].get(FIRST_STEP)
+        return found if type(found) is int else None
+    if restore.path is None or restore.step != warm_start.RESTORE:
+        return 0
+    start = files.described(files.candidates(restore.path, restore.mode))
+    return 0 if start is None else int(start[1]["step"])
+
+
+def last_step(
+    directory: str | pathlib.Path,
+    restore: RestoreCheckpointConfig,
+    total_steps: int,
+    relative_steps: int | None,
+) -> int:
+    """Return the step at which training ends: `relative_steps` after its first, or `total_steps`.
+
+    Raises:
+        ValueError: if `relative_steps` is not positive, or the first step is not known.
+    """
+    if relative_steps is None:
+        return total_steps
+    checks.check_integer("relative_steps", relative_steps, at_least=1)
+    first = first_step(directory, restore)
+    if first is None:
+        raise ValueError(
+            f"`relative_steps` counts from the step that a run started at, and the checkpoints of "
+            f"{directory} do not hold it: they were converted, or written by an earlier version. "
+            "Bind TRAIN_STEPS, and TRAIN_STEPS_RELATIVE = None."
+        )
+    return first + relative_steps
 
 
 def check_step(checkpoint: pathlib.Path, step: int, train_steps: int) -> None:

@@ -45,17 +45,17 @@ _EXACT_DATA = (
     "the order of images is a function of DatasetConfig.seed and the step, so a resumed run "
     "continues it exactly and no state of the data is saved. Leave it out."
 )
-_DTYPE = "checkpoints hold parameters in the dtype that they are trained in, float32. Leave it out."
+_DTYPE = (
+    "checkpoints hold parameters in the dtype that they are trained in, float32, so that a run "
+    "resumes bit for bit. For a smaller copy: python -m idode_gin.interop.convert "
+    "--dtype=bfloat16. Leave it out."
+)
 _NO_READER = (
     "images come from seqio tasks: register one and bind MIXTURE_OR_TASK_NAME and "
     "DatasetConfig.module. Leave it out."
 )
 _RANDOM = (
     "random numbers are always jax's own, a function of RANDOM_SEED on any mesh. Leave it out."
-)
-_TOTAL = (
-    "TRAIN_STEPS, or train.total_steps, is the step at which training ends. To count from zero "
-    "after a warm start, bind RestoreCheckpointConfig.step = 'reset'."
 )
 _SCORING = (
     "the program idode_gin.eval scores every image of a split; bind EVAL_OUTPUT_DIR and "
@@ -71,8 +71,13 @@ _RESTORE = (
 )
 _CONFIG_FILES = "config.gin and operative_config.gin are always written. Leave it out."
 _INFER = (
-    "the program idode_gin.eval scores images, as t5x's infer does in mode='score', and "
-    "idode_gin.sample draws them, as in mode='predict'. Both resume after an interruption."
+    "the program idode_gin.eval scores the images of any seqio task into results.npz and "
+    "results.parquet, as t5x's infer does in mode='score', and idode_gin.sample draws them, as in "
+    "mode='predict'. Both resume after an interruption."
+)
+_EARLY = (
+    "Trainer.early_stopping, or --gin_file=gin_configs/guards/early_stopping.gin, ends a run whose "
+    "evaluations no longer improve: EarlyStopping.patience and EarlyStopping.min_improvement."
 )
 _MODULES: Mapping[str, str] = {
     "t5x.utils": (
@@ -90,14 +95,13 @@ _PARAMETERS: Mapping[str, Mapping[str, str]] = {
     "train": {
         "infer_eval_dataset_cfg": _SCORING,
         "inference_evaluator_cls": _SCORING,
-        "relative_steps": _TOTAL,
         "use_hardware_rng": _RANDOM,
         "summarize_config_fn": _CONFIG_FILES,
         "get_dataset_fn": _NO_READER,
         "train_eval_get_dataset_fn": _NO_READER,
         "concurrent_metrics": "metrics are always read while later steps run. Leave it out.",
         "actions": (
-            "Trainer.non_finite and Trainer.loss_spike stop a run that diverges, and "
+            f"{_EARLY} Trainer.non_finite and Trainer.loss_spike stop a run that diverges, and "
             "SaveCheckpointConfig.keep_best keeps the checkpoints with the lowest bits per dim."
         ),
         "train_state_initializer_cls": (
@@ -167,6 +171,8 @@ _SYMBOLS: Mapping[str, str] = {
     "seqio.Evaluator": _RESULTS,
     "seqio.JSONLogger": _RESULTS,
     "RestoreCheckpointConfig": _RESTORE,
+    "trainer.EarlyStoppingAction": _EARLY,
+    "EarlyStoppingAction": _EARLY,
     "infer": _INFER,
 }
 _MACROS: Mapping[str, str] = {
@@ -174,7 +180,6 @@ _MACROS: Mapping[str, str] = {
     "MIXTURE_OR_TASK_MODULE": "DatasetConfig.module is the module that registers the task.",
     "USE_CACHED_TASKS": "DatasetConfig.use_cached reads seqio's offline cache.",
     "SHUFFLE_TRAIN_EXAMPLES": "train/DatasetConfig.shuffle decides it.",
-    "TRAIN_STEPS_RELATIVE": _TOTAL,
     "USE_HARDWARE_RNG": _RANDOM,
     "INFER_OUTPUT_DIR": _INFER,
     "EVALUATOR_USE_MEMORY_CACHE": "decoded images are always cached. Leave it out.",

@@ -4,8 +4,8 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, final
+from collections.abc import Mapping
+from typing import Any, final
 
 import jax
 import numpy as np
@@ -16,10 +16,20 @@ from idode_gin.checkpoints.saving import RestoredParams
 from idode_gin.checkpoints.series import AbstractSeries
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.evaluation import classification as classification_lib
-from idode_gin.evaluation import cost, curve, earlier_results, pilot_run, results, scores, summary
+from idode_gin.evaluation import (
+    cost,
+    curve,
+    earlier_results,
+    pilot_run,
+    pixel_keys,
+    results,
+    scores,
+    summary,
+)
 from idode_gin.evaluation import histogram as histogram_lib
 from idode_gin.evaluation import parity as parity_lib
 from idode_gin.evaluation.classification import Classification
+from idode_gin.evaluation.prepared import Computed, Functions, Prepared
 from idode_gin.evaluation.summary import VARIATIONAL_BOUND, Scores
 from idode_gin.feed import data, loading
 from idode_gin.likelihood import pilot_grids
@@ -32,48 +42,6 @@ from idode_gin.models import DiffusionODE
 from idode_gin.reports import progress
 from idode_gin.reports.paths import LocalPath
 from idode_gin.runs import descriptions, facts, image_loop, run_inputs
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Prepared:
-    """Inputs shared by all checkpoints of an evaluation.
-
-    `histogram` is bits per dim of the histogram baseline, `[N]`. `functions` compile once for all
-    checkpoints; where gamma(t) is learned, `make` returns new ones for the model of each.
-    """
-
-    model: DiffusionODE
-    split: data.ImageSplit
-    batch_size: int
-    config_sha256: str | None
-    settings: Mapping[str, Any]
-    histogram: np.ndarray | None
-    make: Callable[[DiffusionODE], "_Functions"]
-    functions: "_Functions"
-
-    def functions_at(self, params: types.Params) -> "_Functions":
-        """Return the functions for the gamma(t) of these parameters."""
-        here = self.model.at(params)
-        return self.functions if here is self.model else self.make(here)
-
-
-class _Computed(NamedTuple):
-    """Scores by bound, likelihoods with their solvers, the classification, and what kept them."""
-
-    scores: dict[str, Scores]
-    chosen: dict[str, pilot_run.Chosen]
-    classified: dict[str, Any]
-    classes: dict[str, np.ndarray]
-    loop: image_loop.ImageLoop
-
-
-class _Functions(NamedTuple):
-    """Functions of the parameters, for one gamma(t)."""
-
-    pilot: pilot_run.Run | None
-    scorer: Callable[[str, scores.Scored], image_loop.Compute]
-    classifier: Callable[[str, scores.Scored], image_loop.Compute] | None
-    integrand: Callable[[types.Params], tuple[np.ndarray, np.ndarray, int]]
 
 
 @final
@@ -107,6 +75,8 @@ class Evaluator:
         histogram_split: split that the histogram baseline is fitted on; None for no baseline.
         use_ema: score the averaged parameters rather than the last ones.
         seed: of dequantization noise and probes.
+        noise_by_pixels: draw the noise of an image by a hash of its pixels instead of its place in
+            the split. Its score then is the same in every split, and in t5x's programs.
         solve_size: images per solve, whatever the batch size. A float32 network rounds slightly
             differently for each number of images, and adaptive steps can amplify that to the
             solver's own error.
@@ -128,6 +98,7 @@ class Evaluator:
     histogram_split: str | None = "train"
     use_ema: bool = True
     seed: int = 0
+    noise_by_pixels: bool = False
     solve_size: int = 32
     partitioner: PjitPartitioner = dataclasses.field(default_factory=PjitPartitioner)
     parity: parity_lib.AbstractParity | None = None
@@ -237,7 +208,7 @@ class Evaluator:
         dataset: data.DatasetConfig,
         split: data.ImageSplit,
         config_sha256: str | None,
-    ) -> _Prepared:
+    ) -> Prepared:
         histogram = None
         if self.histogram_split is not None:
             with progress.phase(f"fitting a histogram to {self.histogram_split}"):
@@ -253,21 +224,25 @@ class Evaluator:
         if self.classification is not None and model.num_classes:
             self.classification.check_prior(model.num_classes)
 
-        def make(model: DiffusionODE) -> _Functions:
+        def make(model: DiffusionODE) -> Functions:
             key_of = functools.partial(scores.key_of, self.seed)
             bound, devices, size = self.variational_bound, self.partitioner, self.solve_size
             classifier, count = None, model.num_classes
+            keyed = pixel_keys.by_pixels if self.noise_by_pixels else lambda compute: compute
+
+            def of_classes(compute: image_loop.Compute) -> image_loop.Compute:
+                return keyed(classification_lib.of_all_classes(compute, num_classes=count))
+
             if self.classification is not None and count:
-                wrap = functools.partial(classification_lib.of_all_classes, num_classes=count)
-                classifier = scores.scorers(model, bound, self.seed, devices, size, wrap=wrap)
-            return _Functions(
+                classifier = scores.scorers(model, bound, self.seed, devices, size, wrap=of_classes)
+            return Functions(
                 pilot=self.pilot and pilot_run.runner(self.pilot, model, split, key_of),
-                scorer=scores.scorers(model, bound, self.seed, devices, size, self.parity),
+                scorer=scores.scorers(model, bound, self.seed, devices, size, self.parity, keyed),
                 classifier=classifier,
                 integrand=scores.integrand(model, split, self.seed, size),
             )
 
-        return _Prepared(
+        return Prepared(
             model=model,
             split=split,
             batch_size=dataset.batch_size,
@@ -280,7 +255,7 @@ class Evaluator:
 
     def _score(
         self,
-        prepared: _Prepared,
+        prepared: Prepared,
         restored: RestoredParams,
         directory: pathlib.Path,
         more: Mapping[str, Any],
@@ -331,12 +306,12 @@ class Evaluator:
 
     def _computed(
         self,
-        prepared: _Prepared,
-        functions: _Functions,
+        prepared: Prepared,
+        functions: Functions,
         params: types.Params,
         directory: pathlib.Path,
         known: Mapping[str, Any],
-    ) -> "_Computed":
+    ) -> Computed:
         """Score all images under every bound, after pilots where a likelihood needs one."""
 
         def score(name: str, bound: scores.Scored, loop: image_loop.ImageLoop) -> Scores:
@@ -365,7 +340,7 @@ class Evaluator:
                 classified, classes = classification_lib.classify(
                     setting, scorer, params, prepared.split, loop
                 )
-        return _Computed(found, chosen, classified, classes, loop)
+        return Computed(found, chosen, classified, classes, loop)
 
     def _settings(self, model: DiffusionODE, dataset: data.DatasetConfig) -> dict[str, Any]:
         """Return what makes an evaluation another one, as far as no data or checkpoint is read."""
@@ -381,7 +356,7 @@ class Evaluator:
             "parameters": "ema" if self.use_ema else "raw",
         }
 
-    def _series_facts(self, prepared: _Prepared) -> dict[str, Any]:
+    def _series_facts(self, prepared: Prepared) -> dict[str, Any]:
         """Return everything that the scores of all checkpoints of a series depend on."""
         found = facts.result_facts(prepared.model, {}, self, prepared.split)
         del found[facts.digest_name(self.use_ema)]

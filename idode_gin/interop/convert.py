@@ -3,14 +3,16 @@
 Reads a published checkpoint of i-DODE or VDM, or one of upstream t5x, and writes
 `checkpoint_<step>` in the format of this library with parameters, EMA and the optimizer's state,
 for scoring, sampling or warm starts (CHECKPOINT_PATH, INITIAL_CHECKPOINT_PATH). With `--to=t5x` it
-reads ours and writes t5x's. Exit codes: 0 done, 2 refused.
+reads ours and writes t5x's, and with `--dtype=bfloat16` it writes a smaller copy. Exit codes: 0
+done, 2 refused.
 """
 
 import argparse
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +20,12 @@ import optax
 
 import idode_gin
 from idode_gin import checks
-from idode_gin.checkpoints import restoring, saving
+from idode_gin.checkpoints import files, restoring, saving
 from idode_gin.devices import backends
-from idode_gin.interop import official, t5x_checkpoints
+from idode_gin.interop import official, rounding, t5x_checkpoints
 from idode_gin.processes import output
 from idode_gin.reports import paths
+from idode_gin.runs import facts as facts_lib
 from idode_gin.training import optimizers, train_state
 from idode_gin.types import TrainState
 
@@ -47,6 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=OURS,
         help="format to write; t5x-ema holds the moving average alone, for t5x.eval and t5x.infer",
     )
+    parser.add_argument(
+        "--dtype",
+        choices=rounding.DTYPES,
+        help="round the parameters to it, for a smaller copy that a run cannot resume from; to "
+        "idode_gin, the moving average too, and the optimizer's state is left out",
+    )
     parser.add_argument("--version", action="version", version=f"idode_gin {idode_gin.__version__}")
     options = parser.parse_args(arguments)
     try:
@@ -54,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             paths.local(vars(options)[each], f"--{each}") for each in ("source", "output")
         )
         backends.start()
-        path = convert(source, target, options.to)
+        path = convert(source, target, options.to, options.dtype)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return checks.EXIT_BAD_INPUT
@@ -62,7 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return checks.EXIT_DONE
 
 
-def convert(source: str | pathlib.Path, output: str | pathlib.Path, to: str = OURS) -> pathlib.Path:
+def convert(
+    source: str | pathlib.Path,
+    output: str | pathlib.Path,
+    to: str = OURS,
+    dtype: str | None = None,
+) -> pathlib.Path:
     """Convert a checkpoint and return the path of the result.
 
     The optimizer state of a published one is that of `AdamW` without clipping and accumulation.
@@ -72,6 +86,7 @@ def convert(source: str | pathlib.Path, output: str | pathlib.Path, to: str = OU
             checkpoint of t5x or ours, or the folder that holds them.
         output: the run directory to create.
         to: format to write: 'idode_gin', 't5x' or 't5x-ema'.
+        dtype: dtype to round the parameters to; None keeps every bit.
 
     Raises:
         ValueError: if there is no such file, or `output` holds checkpoints.
@@ -82,10 +97,30 @@ def convert(source: str | pathlib.Path, output: str | pathlib.Path, to: str = OU
             f"{output} already contains checkpoints (steps {steps}). Use another folder."
         )
     if to != OURS:
-        return t5x_checkpoints.save(source, output, ema_as_params=to == T5X_EMA)
+        return t5x_checkpoints.save(source, output, ema_as_params=to == T5X_EMA, dtype=dtype)
+    state, facts = _loaded(source, dtype)
+    facts = {**facts, "converted_from": str(source)}
+    if dtype is not None:
+        params, ema = (rounding.rounded(each, dtype) for each in (state.params, state.ema))
+        state = rounding.state_of(int(state.step), params, ema)
+        facts[facts_lib.ROUNDED] = dtype
+    with saving.Checkpoints(output, saving.CheckpointConfig(), facts) as saved:
+        saved.save(state)
+    return saving.find(output)
+
+
+def _loaded(source: str | pathlib.Path, dtype: str | None) -> tuple[TrainState, dict[str, Any]]:
+    """Return the state that a checkpoint holds, and facts about it."""
     if t5x_checkpoints.holds(source):
         state = t5x_checkpoints.load(source)
-        return _saved(state, output, source, t5x_checkpoints.facts(state))
+        return state, dict(t5x_checkpoints.facts(state))
+    if files.holds(source):
+        if dtype is None:
+            raise ValueError(
+                f"{source} holds checkpoints of this library already. Copy its folder, choose "
+                "--to=t5x, or --dtype=bfloat16 for a smaller copy."
+            )
+        return rounding.load(source)
     found = official.load_official_checkpoint(source)
     params, ema = (jax.tree.map(jnp.asarray, found[name]) for name in ("params", "ema_params"))
     state = train_state.create(params, optimizers.AdamW().build(), [])
@@ -95,19 +130,7 @@ def convert(source: str | pathlib.Path, output: str | pathlib.Path, to: str = OU
         ema=ema,
         opt_state=_with_moments(state.opt_state, found["opt_state"]),
     )
-    return _saved(state, output, source, {restoring.ACCUMULATION: "1"})
-
-
-def _saved(
-    state: TrainState,
-    output: str | pathlib.Path,
-    source: str | pathlib.Path,
-    facts: Mapping[str, str],
-) -> pathlib.Path:
-    origin = {"converted_from": str(source)}
-    with saving.Checkpoints(output, saving.CheckpointConfig(), origin | dict(facts)) as saved:
-        saved.save(state)
-    return saving.find(output)
+    return state, {restoring.ACCUMULATION: "1"}
 
 
 def _with_moments(opt_state: optax.OptState, adam: dict) -> optax.OptState:

@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import optax
 from clu import metrics
 from flax.linen import partitioning
-from jaxtyping import Array, Integer
+from jaxtyping import Array
 
 from idode_gin import numerics, types
 from idode_gin.devices import axis_rules, mesh
+from idode_gin.evaluation import pixel_keys, scores
+from idode_gin.evaluation.summary import VARIATIONAL_BOUND
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.losses.base import AbstractBound
 from idode_gin.losses.bound import VariationalBound
@@ -27,28 +29,25 @@ from idode_gin.training import train_step
 from idode_gin.training.optimizers import AdamW
 
 Metrics: TypeAlias = dict[str, metrics.Metric]
-_BOUND = VariationalBound()
 
 
-def model(
-    *,
-    diffusion_ode: DiffusionODE,
-    optimizer: AdamW,
-    feature_converter_cls: Callable[..., Any],
-    ema_rate: float = 0.9999,
-    ema_warmup: bool = False,
-    num_microbatches: int = 1,
-    bound: AbstractBound = _BOUND,
-    likelihood: ODELikelihood | None = None,
-    sampler: AbstractSampler | None = None,
-    seed: int = 0,
-) -> Any:
-    """Return a `t5x.models.BaseModel` of a diffusion ODE.
+def model(**fields: Any) -> Any:
+    """Return a `t5x.models.BaseModel` of a diffusion ODE; the fields are those of `Parts`."""
+    from t5x import models, optimizers
+
+    parts = Parts(**fields)
+    definition = optimizers.OptaxWrapper(with_average(parts.optimizer.build(), parts.update))
+    return class_over(models.BaseModel)(parts, definition)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Everything that the methods of the model use.
 
     Losses, parameters and their moving average are those of `idode_gin.train`, bit for bit, for
     the same batches and keys. A batch of t5x holds neither the places of its images in the batch
     nor in the split: the row is the one, and a hash of the pixels replaces the other, so scores do
-    not depend on the batch.
+    not depend on the batch. They are those of `Evaluator.noise_by_pixels`.
 
     Args:
         diffusion_ode: the model.
@@ -60,46 +59,32 @@ def model(
             average them: the loss is divided by it.
         bound: bound that is reported in training and by `score_batch`.
         likelihood: ODE likelihood that `score_batch` returns instead; None for `bound`.
+        likelihood_name: its name in `Evaluator.likelihoods`, which its noise depends on.
         sampler: sampler of `predict_batch`; None cannot sample.
         seed: seed of noise in evaluation, scoring, and sampling without a key.
     """
-    from t5x import models, optimizers
-
-    update = train_step.UpdateConfig(
-        ema_rate=ema_rate,
-        ema_warmup=ema_warmup,
-        log_period=1,
-        update_period=optimizer.accumulation_steps,
-    )
-    parts = Parts(
-        diffusion_ode=diffusion_ode,
-        feature_converter_cls=feature_converter_cls,
-        num_microbatches=num_microbatches,
-        bound=bound,
-        likelihood=likelihood,
-        sampler=sampler,
-        seed=seed,
-    )
-    definition = optimizers.OptaxWrapper(with_average(optimizer.build(), update))
-    return class_over(models.BaseModel)(parts, definition)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Parts:
-    """Everything that the methods of the model use; see `model`."""
 
     diffusion_ode: DiffusionODE
+    optimizer: AdamW
     feature_converter_cls: Callable[..., Any]
-    num_microbatches: int
-    bound: AbstractBound
-    likelihood: ODELikelihood | None
-    sampler: AbstractSampler | None
-    seed: int
+    ema_rate: float = 0.9999
+    ema_warmup: bool = False
+    num_microbatches: int = 1
+    bound: AbstractBound = VariationalBound()
+    likelihood: ODELikelihood | None = None
+    likelihood_name: str = "truncated_normal"
+    sampler: AbstractSampler | None = None
+    seed: int = 0
 
     @property
-    def key(self) -> types.PRNGKey:
-        """Key of evaluation, scoring and sampling."""
-        return jax.random.key(self.seed)
+    def update(self) -> train_step.UpdateConfig:
+        """Return the settings of the moving average."""
+        return train_step.UpdateConfig(
+            ema_rate=self.ema_rate,
+            ema_warmup=self.ema_warmup,
+            log_period=1,
+            update_period=self.optimizer.accumulation_steps,
+        )
 
     def loss(
         self, params: types.Params, batch: types.Batch, key: types.PRNGKey
@@ -113,13 +98,15 @@ class Parts:
 
     def bits_per_dim(self, params: types.Params, batch: types.Batch) -> dict[str, types.PerExample]:
         """Return the bound of every image, and its terms."""
-        return self.diffusion_ode.bound_fn(params, _indexed(batch), self.key, self.bound)
+        key = scores.key_of(self.seed, VARIATIONAL_BOUND)
+        return self.diffusion_ode.bound_fn(params, pixel_keys.indexed(batch), key, self.bound)
 
     def log_p(self, params: types.Params, batch: types.Batch) -> types.PerExample:
         """Return a lower bound on log P(x) of every image, nats."""
         if self.likelihood is not None:
+            key = scores.key_of(self.seed, self.likelihood_name)
             scored = self.diffusion_ode.likelihood_fn(
-                params, _indexed(batch), self.key, self.likelihood
+                params, pixel_keys.indexed(batch), key, self.likelihood
             )
             return scored.log_p
         bits = self.bits_per_dim(params, batch)["bpd"]
@@ -138,9 +125,8 @@ class Parts:
                 "`predict_batch` needs a sampler, got sampler=None. Add one of gin_configs/"
                 "samplers/ and bind `model.sampler = %SAMPLER`."
             )
-        drawn = self.diffusion_ode.sample_fn(
-            params, _indexed(batch), self.key if key is None else key, self.sampler
-        )
+        key = jax.random.key(self.seed) if key is None else key
+        drawn = self.diffusion_ode.sample_fn(params, pixel_keys.indexed(batch), key, self.sampler)
         return drawn.pixels, {"num_evaluations": drawn.num_evaluations, "success": drawn.success}
 
     def variables(self, key: types.PRNGKey, image_shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -236,17 +222,6 @@ def logical_axis_rules() -> list[tuple[str, str | None]]:
     names = dict.fromkeys(name for name, _ in axis_rules.DEFAULT)
     rules = [(name, mesh.MODEL if name in split else None) for name in names]
     return [("batch", mesh.DATA), *rules]
-
-
-def hashes(images: types.Pixels) -> Integer[Array, " batch"]:
-    """Return a number for each image that depends on its pixels alone."""
-    factors = jax.random.bits(jax.random.key(0), images.shape[1:], jnp.uint32)
-    products = (images.astype(jnp.uint32) + 1) * factors
-    return jnp.sum(products, axis=(1, 2, 3), dtype=jnp.uint32)
-
-
-def _indexed(batch: types.Batch) -> types.Batch:
-    return {**batch, "index": hashes(batch["image"])}
 
 
 def _averages(terms: Mapping[str, types.PerExample]) -> Metrics:

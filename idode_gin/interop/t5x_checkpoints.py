@@ -23,6 +23,7 @@ import optax
 from idode_gin import types
 from idode_gin.checkpoints import files, plain_trees, reading, restoring
 from idode_gin.checkpoints import meta as checkpoint_meta
+from idode_gin.interop import rounding
 from idode_gin.reports import fingerprints
 from idode_gin.training import train_state
 
@@ -53,11 +54,15 @@ def load(path: str | pathlib.Path) -> types.TrainState:
     tree = plain_trees.read(checkpoint / _STATE)
     params, state = (_mapping(tree, name, checkpoint) for name in ("target", "state"))
     step = _step(state.get("step"), checkpoint)
+    if checkpoint.name.rpartition("_")[2] != str(step):
+        raise ValueError(f"{checkpoint} must hold the step of its name, got {step}.")
     opt_state, ema = state.get("param_states", {}), params
     if _is_pair(opt_state):
         opt_state, ema = opt_state["0"], _mapping(opt_state["1"], "ema", checkpoint)
     _check_same(params, ema, checkpoint)
-    _check_numbers({"target": params, "ema": ema, "param_states": opt_state}, checkpoint)
+    _check_mirrors(params, opt_state, checkpoint)
+    _check_numbers({"target": params, "ema": ema}, checkpoint, floats=True)
+    _check_numbers({"param_states": opt_state}, checkpoint)
     opt_state = jax.tree_util.tree_map_with_path(_with_integer, opt_state)
     params, ema, opt_state = jax.tree.map(jnp.asarray, (params, ema, opt_state))
     fresh = train_state.create(params, optax.identity(), [])
@@ -78,7 +83,11 @@ def facts(state: types.TrainState) -> dict[str, str]:
 
 
 def save(
-    source: str | pathlib.Path, output: str | pathlib.Path, *, ema_as_params: bool = False
+    source: str | pathlib.Path,
+    output: str | pathlib.Path,
+    *,
+    ema_as_params: bool = False,
+    dtype: str | None = None,
 ) -> pathlib.Path:
     """Write a checkpoint of ours as t5x's, and return its path.
 
@@ -87,6 +96,7 @@ def save(
         output: folder for `checkpoint_<step>`.
         ema_as_params: write the moving average in place of the parameters, which is what t5x then
             scores and samples from; without the optimizer's state, so it cannot be trained on.
+        dtype: dtype of the parameters, as by t5x's `save_dtype`; None keeps every bit.
 
     Raises:
         ValueError: if the source holds no checkpoint of ours, or it is damaged.
@@ -107,10 +117,10 @@ def save(
         optimizer = {
             name.removeprefix(prefix): leaf for name, leaf in training if name.startswith(prefix)
         }
-        average = {"count": state["step"], "ema": _nested(parts["ema"])}
-        state["param_states"] = {"0": _nested(optimizer), "1": average}
-    target = _nested(parts["ema" if ema_as_params else "params"])
-    written = {"target": target, "state": state}
+        average = {"count": state["step"], "ema": plain_trees.nested(parts["ema"])}
+        state["param_states"] = {"0": plain_trees.nested(optimizer), "1": average}
+    target = plain_trees.nested(parts["ema" if ema_as_params else "params"])
+    written = {"target": rounding.rounded(target, dtype) if dtype else target, "state": state}
     return plain_trees.write(pathlib.Path(output), step, _STATE, written)
 
 
@@ -159,30 +169,48 @@ def _check_same(params: Any, ema: Any, checkpoint: pathlib.Path) -> None:
         )
 
 
-def _check_numbers(trees: Mapping[str, Any], checkpoint: pathlib.Path) -> None:
+def _check_mirrors(params: Any, opt_state: Any, checkpoint: pathlib.Path) -> None:
+    """Check that what the optimizer keeps for one parameter it keeps for all, in their shapes."""
+    shapes = {name: np.shape(leaf) for name, leaf in _named(params)}
+    found = {name: np.shape(leaf) for name, leaf in _named(opt_state)}
+    roots = set()
+    for name in found:
+        parts = name.split("/")
+        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        if (mirrored := next((end for end in ends if end in shapes), None)) is not None:
+            roots.add(name.removesuffix(mirrored))
+    wanted = {root + name: shape for root in roots for name, shape in shapes.items()}
+    here = {name: shape for name, shape in found.items() if name.startswith(tuple(roots))}
+    wrong = sorted(name for name in wanted | here if wanted.get(name) != here.get(name))
+    if wrong:
+        raise ValueError(
+            f"{checkpoint} must hold the optimizer's state of each parameter, in its shape. These "
+            f"differ: {_shown(wrong)}."
+        )
+
+
+def _check_numbers(
+    trees: Mapping[str, Any], checkpoint: pathlib.Path, *, floats: bool = False
+) -> None:
     wrong = []
     for name, leaf in _named(trees):
         array = np.asarray(leaf)
-        is_number = array.dtype.kind in "iufb" or jnp.issubdtype(array.dtype, jnp.floating)
-        if not is_number or not np.isfinite(array.astype(np.float64)).all():
+        is_float = jnp.issubdtype(array.dtype, jnp.floating)
+        is_kept = array.dtype.kind in "iub" and not floats
+        if is_float:
+            is_kept = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype
+        if not is_kept or not np.isfinite(array.astype(np.float64)).all():
             wrong.append(name)
     if wrong:
-        raise ValueError(f"{checkpoint} must hold finite numbers. These are not: {_shown(wrong)}.")
+        kind = "floating-point numbers" if floats else "numbers"
+        raise ValueError(
+            f"{checkpoint} must hold finite {kind} of at most 32 bits. These are not: "
+            f"{_shown(wrong)}."
+        )
 
 
 def _named(tree: Any) -> list[tuple[str, Any]]:
     return fingerprints.paths_and_leaves(tree)
-
-
-def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *folders, last = name.split("/")
-        here = tree
-        for each in folders:
-            here = here.setdefault(each, {})
-        here[last] = leaf
-    return tree
 
 
 def _shown(names: list[str]) -> str:

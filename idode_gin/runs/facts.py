@@ -20,6 +20,9 @@ MEANING = (
 )
 """Facts that define how the network's output is interpreted."""
 
+ROUNDED = "rounded_to"
+"""Fact of a smaller copy of a checkpoint: the dtype that its parameters are rounded to."""
+
 UNRELATED = {
     *("output_dir", "checkpoint_path", "use_ema", "checkpoints", "batch_size", "grid_images"),
     *("png_files", "partitioner", "histogram_split", "pilot", "classification"),
@@ -66,6 +69,7 @@ def checkpoint_used(restored: RestoredParams, use_ema: bool) -> dict[str, Any]:
         "checkpoint": str(restored.path),
         "step": restored.step,
         "parameters": "ema" if use_ema else "raw",
+        **{name: each for name, each in restored.facts.items() if name == ROUNDED},
     }
 
 

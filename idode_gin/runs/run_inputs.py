@@ -83,7 +83,8 @@ def load_params(
 ) -> saving.RestoredParams:
     """Restore the parameters of the checkpoint at `path`, or of a run's newest undamaged one.
 
-    Logs a warning if an average still holds a large share of initial parameters.
+    Logs a warning if an average still holds a large share of initial parameters, or they are
+    rounded.
 
     `sharding` None replicates them over all devices.
 
@@ -101,6 +102,13 @@ def load_params(
         )
     if use_ema and (warning := averaging.warning(restored.facts, restored.step)):
         logging.warning("%s: %s", restored.path, warning)
+    if dtype := restored.facts.get(facts.ROUNDED):
+        logging.warning(
+            "%s is a copy with parameters rounded to %s: figures differ from those of the "
+            "original.",
+            restored.path,
+            dtype,
+        )
     agreement.check("the checkpoint", lambda: {"path": str(restored.path), "step": restored.step})
     return restored
 

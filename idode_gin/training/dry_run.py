@@ -15,6 +15,7 @@ from idode_gin.feed import data, loading
 from idode_gin.models import DiffusionODE
 from idode_gin.networks.base import AbstractNetwork, Conditioning
 from idode_gin.runs import descriptions, run_inputs
+from idode_gin.training.early_stopping import EarlyStopping
 from idode_gin.training.programs import Program
 
 
@@ -75,6 +76,7 @@ def goal(
     *,
     num_classes: int,
     steps: int,
+    early_stopping: EarlyStopping | None,
     eval_period: int | None,
     save_period: int | None,
     directory: str,
@@ -90,10 +92,13 @@ def goal(
     if held_out is not None:
         often = "at the end" if eval_period is None else f"every {eval_period:,} steps"
         evaluated = f"{held_out.mixture_or_task_name} / {held_out.split} evaluated {often}"
+    until = ""
+    if early_stopping is not None:
+        until = f" or until {early_stopping.patience} evaluations have not improved,"
     saved = "at the end" if save_period is None else f"every {save_period:,}"
     return (
         f"Data: {train.mixture_or_task_name} / {train.split}; {evaluated}.\n"
-        f"Steps: {steps:,}, saved {saved}.\n"
+        f"Steps: {steps:,},{until} saved {saved}.\n"
         f"Output: {directory}\n"
     )
 

@@ -14,10 +14,11 @@ from idode_gin import checks, types
 from idode_gin.checkpoints import steps_left
 from idode_gin.checkpoints.saving import Checkpoints
 from idode_gin.feed import batches as batch_lib
+from idode_gin.processes.preemption import StopRequest
 from idode_gin.reports import files, fingerprints, metrics, plots, progress
 from idode_gin.reports.wandb_writer import WandB
 from idode_gin.runs import descriptions
-from idode_gin.training import guards, replays, train_state
+from idode_gin.training import early_stopping, guards, replays, train_state
 from idode_gin.training.meters import Meters
 from idode_gin.training.optimizers import AdamW
 from idode_gin.training.setup import Setup, Start
@@ -107,7 +108,8 @@ class Reporter:
                 evaluated = self.validation.run(state.ema, step, self.save_and_summarize)
             if evaluated is None:
                 return
-            row |= evaluated
+            rule = self.validation.early_stopping
+            row |= evaluated | early_stopping.field(rule, self.log.rows, evaluated["eval/bpd"])
         written = self.log.write(step, row | self.meters.lap(step))
         for writer in self.writers:
             writer.write(step, written)
@@ -115,6 +117,34 @@ class Reporter:
         if plots_due and step < self.setup.train_steps:  # a run that is killed has them, too
             with self.meters.clock.inside("eval"):
                 self.plot_rows()
+
+    def first_update(
+        self, state: TrainState, batch: types.Batch, stop: StopRequest
+    ) -> tuple[TrainState, guards.Health]:
+        """Make the update that compiles."""
+        step, program = int(state.step) + 1, self.setup.program
+        with stop.with_last_words(
+            lambda reason: (
+                f"Stopped by {reason} before step {step} of {self.setup.train_steps} was "
+                "compiled. Nothing is lost: the same command resumes from there."
+            ),
+            saves=False,
+        ):
+            if jax.process_count() > 1:  # they cannot save while one of them compiles
+                with progress.phase("compiling the evaluation"):
+                    self.validation.compile(state.ema)
+            with progress.phase("compiling the update"):
+                return program.step(state, batch)
+
+    def ends_early(self, step: int) -> bool:
+        """Return True, and print why, if the evaluation after `step` is the last one wanted."""
+        rule = self.validation.early_stopping
+        if rule is None or step >= self.setup.train_steps or not self.validation.is_due(step):
+            return False
+        message = rule.message(self.log.rows)
+        if message is not None:
+            self.meters.bar.say(message)
+        return message is not None
 
     def save_and_summarize(self, reason: str) -> str:
         """Save the state of a run that `reason` stops, write the summary, and return a message."""
@@ -147,7 +177,8 @@ class Reporter:
     def summarize(self, exit_reason: str, error: str | None = None) -> dict[str, Any]:
         """Write summary.json and return it: see `Trainer.run`. All processes must call it."""
         setup, state, images = self.setup, self.saver.state, self.setup.train
-        is_finite, step = exit_reason in ("done", "preempted"), int(state.step)
+        is_finite = exit_reason in ("done", "preempted", early_stopping.REASON)
+        step = int(state.step)
         if not is_finite:  # the step that failed, not those already under way
             step = self.saver.watch.step or step
         whole, row = images.partitioner.whole, self.log.row(step) or {}

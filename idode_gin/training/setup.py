@@ -15,7 +15,8 @@ from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.feed import batches as batch_lib
 from idode_gin.feed import data
 from idode_gin.models import DiffusionODE
-from idode_gin.runs import resuming
+from idode_gin.runs import facts as facts_lib
+from idode_gin.runs import resuming, run_inputs
 from idode_gin.training.programs import Program
 from idode_gin.types import TrainState
 
@@ -73,6 +74,33 @@ class Start:
     step: int
     restored: Restored | None
     is_resumed: bool
+
+
+def images_of(
+    model: DiffusionODE,
+    partitioner: PjitPartitioner,
+    train_dataset: data.DatasetConfig,
+    eval_dataset: data.DatasetConfig | None,
+) -> tuple[Images, Images | None, dict[str, Any]]:
+    """Load the images of a run, to train and to evaluate on, and return the facts about them.
+
+    Raises:
+        ValueError: if their shapes differ.
+    """
+    train = Images(run_inputs.load(train_dataset, model), train_dataset, partitioner)
+    if eval_dataset is None:
+        return train, None, facts_lib.image_facts(train.split)
+    split, shape = run_inputs.load(eval_dataset, model), train.split.image_shape
+    if split.image_shape != shape:
+        raise ValueError(
+            f"Images for training and evaluation must have one shape, but {train.split} "
+            f"has {shape} and {split} has {split.image_shape}."
+        )
+    return (
+        train,
+        Images(split, eval_dataset, partitioner),
+        facts_lib.image_facts(train.split, split),
+    )
 
 
 def resume_or_begin(setup: Setup, saved: Checkpoints) -> Start:

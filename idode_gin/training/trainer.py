@@ -23,13 +23,23 @@ from idode_gin.reports.paths import LocalPath
 from idode_gin.reports.wandb_writer import WandB
 from idode_gin.runs import averaging, descriptions, resuming, run_inputs, run_lock
 from idode_gin.runs import facts as facts_lib
-from idode_gin.training import dry_run, guards, profiling, programs, replays, throughput, train_step
+from idode_gin.training import (
+    dry_run,
+    early_stopping,
+    guards,
+    profiling,
+    programs,
+    replays,
+    throughput,
+    train_step,
+    validation,
+)
+from idode_gin.training.early_stopping import EarlyStopping
 from idode_gin.training.meters import Meters
 from idode_gin.training.optimizers import AdamW
 from idode_gin.training.reporter import Reporter, Saver, open_writers
-from idode_gin.training.setup import Images, Setup, Start, resume_or_begin
+from idode_gin.training.setup import Setup, Start, images_of, resume_or_begin
 from idode_gin.training.validation import Validation
-from idode_gin.types import TrainState
 
 
 @final
@@ -57,6 +67,7 @@ class Trainer:
             None evaluates at the end only.
         eval_steps: batches of one evaluation; None takes every image of the split once.
         run_eval_before_training: evaluate what a run starts from, as a row of its own.
+        early_stopping: rule that ends a run whose evaluations no longer improve; None for no rule.
         log_period: steps between logs, and the window of logged means.
         seed: seed of initial parameters and of all noise; the order of images has its own seed.
         num_microbatches: parts that a batch is processed in, to save memory.
@@ -86,6 +97,7 @@ class Trainer:
     eval_period: int | None = 1000
     eval_steps: int | None = None
     run_eval_before_training: bool = False
+    early_stopping: EarlyStopping | None = None
     log_period: int = 100
     seed: int = 0
     num_microbatches: int = 1
@@ -186,6 +198,7 @@ class Trainer:
                     first=None if start.is_resumed and start.step else start.step,
                     period=self.eval_period,
                     batches=self.eval_steps,
+                    early_stopping=self.early_stopping,
                     stop=stop,
                     say=say,
                 ),
@@ -194,10 +207,10 @@ class Trainer:
             )
             reporter.announce(start)
             try:
-                self._train(setup, start, stop, saver, reporter)
+                reason = self._train(setup, start, stop, saver, reporter)
             except checks.NonFiniteError as error:
                 reporter.fail(error, self.seed)
-            summary = reporter.summarize("done")
+            summary = reporter.summarize(reason)
             reporter.plot()
             if warning := averaging.warning(setup.facts, summary["step"]):
                 say(f"WARNING: {warning}")
@@ -205,24 +218,9 @@ class Trainer:
 
     def _train(
         self, setup: Setup, start: Start, stop: StopRequest, saver: Saver, reporter: Reporter
-    ) -> None:
-        """Train from `start` to the last step."""
+    ) -> str:
+        """Train from `start` to the last step, and return the reason of the end."""
         state, last, meters, watch = start.state, self.train_steps, reporter.meters, saver.watch
-
-        def first_update(state: TrainState, batch: types.Batch) -> tuple[TrainState, guards.Health]:
-            with stop.with_last_words(
-                lambda reason: (
-                    f"Stopped by {reason} before step {start.step + 1} of {last} was "
-                    "compiled. Nothing is lost: the same command resumes from there."
-                ),
-                saves=False,
-            ):
-                if jax.process_count() > 1:  # they cannot save while one of them compiles
-                    with progress.phase("compiling the evaluation"):
-                        reporter.validation.compile(state.ema)
-                with progress.phase("compiling the update"):
-                    return setup.program.step(state, batch)
-
         if start.is_resumed and start.step:
             reporter.report(start.step)  # a row that the process before this one did not write
         elif self.run_eval_before_training:
@@ -231,13 +229,17 @@ class Trainer:
         with contextlib.closing(batch_lib.prefetch(batches)) as ready:
             if stop.requested:
                 raise checks.Preempted(reporter.save_and_summarize(stop.reason))
+            if reporter.ends_early(start.step):
+                return early_stopping.REASON
             meters.profiler.begin(start.step)
             for step in range(start.step + 1, last + 1):
                 with meters.clock.inside("data"):
                     batch = next(ready)
                 meters.profiler.before(step - 1)
-                update = first_update if step == start.step + 1 else setup.program.step
-                state, health = update(state, batch)
+                if step == start.step + 1:
+                    state, health = reporter.first_update(state, batch, stop)
+                else:
+                    state, health = setup.program.step(state, batch)
                 saver.state = state
                 watch.push(step, health)
                 meters.after_step(step, health)
@@ -251,6 +253,10 @@ class Trainer:
                 meters.bar.update(watch.step, watch.loss)
                 if is_asked or stop.requested:
                     raise checks.Preempted(reporter.save_and_summarize(stop.reason))
+                if reporter.ends_early(step):
+                    saver.save()
+                    return early_stopping.REASON
+        return "done"
 
     def check_start(self, model: DiffusionODE) -> None:
         """Check what training starts from, from the descriptions of checkpoints alone.
@@ -286,7 +292,9 @@ class Trainer:
         traced = dry_run.traced_once(model)
         program = there.program(traced, shape, run_inputs.blank_batch(model, shape, size))
         plan = Checkpoints(self.model_dir, self.checkpoints, {}).plan(program.abstract_state)
-        done = steps_left.instead(self.model_dir, self.train_steps)
+        done = steps_left.instead(self.model_dir, self.train_steps) or early_stopping.instead(
+            self.early_stopping, self.model_dir
+        )
         settings = self.settings(model, train_dataset)
         warned = resuming.changed_since(self.model_dir, settings, is_done=done is not None)
         warned += descriptions.warnings(model)
@@ -298,6 +306,7 @@ class Trainer:
             eval_dataset,
             num_classes=model.num_classes,
             steps=self.train_steps,
+            early_stopping=self.early_stopping,
             eval_period=self.eval_period,
             save_period=self.checkpoints.save.period,
             directory=self.model_dir,
@@ -358,25 +367,17 @@ class Trainer:
         eval_dataset: data.DatasetConfig | None,
     ) -> Setup:
         """Load the images and build the compiled functions."""
-        train = Images(run_inputs.load(train_dataset, model), train_dataset, self.partitioner)
+        train, held_out, facts = images_of(model, self.partitioner, train_dataset, eval_dataset)
         size, shape = train_dataset.batch_size, train.split.image_shape
-        held_out, eval_split = None, None
-        if eval_dataset is not None:
-            eval_split = run_inputs.load(eval_dataset, model)
-            held_out = Images(eval_split, eval_dataset, self.partitioner)
-            if eval_split.image_shape != shape:
-                raise ValueError(
-                    f"Images for training and evaluation must have one shape, but {train.split} "
-                    f"has {shape} and {eval_split} has {eval_split.image_shape}."
-                )
-        facts = facts_lib.image_facts(train.split, eval_split)
+        facts |= self.settings(model, train_dataset)
+        first = steps_left.first_step(self.model_dir, self.checkpoints.restore)
         return Setup(
             directory=pathlib.Path(self.model_dir).absolute(),
             model=model,
             train=train,
             eval=held_out,
             program=self.program(model, shape, run_inputs.blank_batch(model, shape, size)),
-            facts=self.settings(model, train_dataset) | facts,
+            facts=facts | {steps_left.FIRST_STEP: first},
             train_steps=self.train_steps,
         )
 
@@ -388,13 +389,10 @@ class Trainer:
         check("batch_size", train_dataset.batch_size, self.num_microbatches)
         if eval_dataset is not None:
             check("batch_size of evaluation", eval_dataset.batch_size)
-        elif self.run_eval_before_training:
-            raise ValueError(
-                "`run_eval_before_training` needs an evaluation split, got True and none. Bind "
-                "train.train_eval_dataset_cfg, or leave it at False."
-            )
+        evaluates, period = eval_dataset is not None, self.eval_period
+        validation.check_wanted(
+            self.early_stopping, period, evaluates, self.run_eval_before_training
+        )
         self.checkpoints.save.check_best(
-            evaluates=eval_dataset is not None,
-            eval_period=self.eval_period,
-            last_step=self.train_steps,
+            evaluates=evaluates, eval_period=period, last_step=self.train_steps
         )

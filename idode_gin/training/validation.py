@@ -12,6 +12,7 @@ from idode_gin import types
 from idode_gin.processes.preemption import StopRequest
 from idode_gin.reports import metrics, progress
 from idode_gin.runs import means
+from idode_gin.training.early_stopping import EarlyStopping
 from idode_gin.training.setup import Setup
 
 
@@ -29,6 +30,7 @@ class Validation:
     first: int | None
     period: int | None
     batches: int | None
+    early_stopping: EarlyStopping | None
     stop: StopRequest
     say: Callable[[str], Any]
 
@@ -85,3 +87,23 @@ class Validation:
             f"{images.split.split} (variational bound, EMA parameters)"
         )
         return row
+
+
+def check_wanted(
+    early_stopping: EarlyStopping | None, period: int | None, evaluates: bool, before: bool
+) -> None:
+    """Raise ValueError if a setting needs evaluations that a run does not make.
+
+    Args:
+        early_stopping: rule that ends the run.
+        period: steps between evaluations.
+        evaluates: True if the run has an evaluation split.
+        before: True to evaluate before training.
+    """
+    if early_stopping is not None:
+        early_stopping.check(evaluates=evaluates, eval_period=period)
+    if before and not evaluates:
+        raise ValueError(
+            "`run_eval_before_training` needs an evaluation split, got True and none. Bind "
+            "train.train_eval_dataset_cfg, or leave it at False."
+        )

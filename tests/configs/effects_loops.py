@@ -39,6 +39,7 @@ from idode_gin.solvers.divergence import Exact, Hutchinson
 from idode_gin.solvers.fixed_grid import FixedGrid
 from idode_gin.solvers.probes import Gaussian
 from idode_gin.training import guards, profiling, programs, replays, reporter
+from idode_gin.training.early_stopping import EarlyStopping
 from idode_gin.training.optimizers import AdamW
 from idode_gin.training.trainer import Trainer
 
@@ -238,6 +239,7 @@ CASES: dict[Any, Any] = {
                 "eval_period": 1,
                 "eval_steps": 1,
                 "run_eval_before_training": True,
+                "early_stopping": EarlyStopping(patience=1, min_improvement=100.0),
                 "tensorboard": True,
                 "wandb": Later(lambda: WandB(project="mine")),
                 "peak_flops": {"cpu": {"float32": 1e9}},
@@ -263,6 +265,7 @@ CASES: dict[Any, Any] = {
             "histogram_split": None,
             "use_ema": False,
             "seed": 1,
+            "noise_by_pixels": True,
             "solve_size": 4,
             "partitioner": Refused(UNEVEN, "must be the number of devices"),
             "parity": OfficialParity(num_batches=2, batch_size=2),

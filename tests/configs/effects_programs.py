@@ -75,6 +75,7 @@ CASES = {
             "eval_period": 3,
             "eval_steps": 3,
             "random_seed": 1,
+            "relative_steps": 7,
             "run_eval_before_training": True,
             "trainer_cls": functools.partial(Trainer, num_microbatches=2),
             "compilation_cache_dir": "cache",

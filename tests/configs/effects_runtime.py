@@ -37,6 +37,7 @@ from idode_gin.feed.augmentation import Augmentation, BitPerKind
 from idode_gin.feed.data import DatasetConfig, ImageSplit
 from idode_gin.reports.wandb_writer import WandB
 from idode_gin.training import guards, profiling, train_state
+from idode_gin.training.early_stopping import EarlyStopping
 from idode_gin.training.optimizers import AdamW
 from idode_gin.types import TrainState
 
@@ -300,6 +301,14 @@ CASES = {
         after_skips,
         {"max_consecutive": 2, "max_total": 4},
         {"max_consecutive": 1, "max_total": 3},
+    ),
+    EarlyStopping: Case(
+        lambda rule, _: (
+            [rule.message([{"eval/bpd": each}] * 3) for each in (3.0, 2.0)]
+            + [rule.since_best([3.0, 2.95])[0]]
+        ),
+        {"patience": 2},
+        {"patience": 3, "min_improvement": 0.1},
     ),
     guards.LossSpike: Case(
         after_spikes,

@@ -31,6 +31,7 @@ from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.divergence import Exact, Hutchinson
 from idode_gin.solvers.fixed_grid import FixedGrid
+from idode_gin.training.early_stopping import EarlyStopping
 from idode_gin.training.guards import LossSpike, Skip
 from idode_gin.training.optimizers import AdamW
 from idode_gin.training.profiling import ProfileWindow
@@ -365,6 +366,7 @@ def test_checkpoints_can_be_chosen_by_a_later_file(files: list[str], expected: o
         ("guards/skip", "non_finite", Skip()),
         ("guards/skip", "loss_spike", LossSpike(then=Skip())),
         ("guards/stop_at_spikes", "loss_spike", LossSpike()),
+        ("guards/early_stopping", "early_stopping", EarlyStopping(patience=5)),
         ("watching/profile", "profile", ProfileWindow()),
     ],
 )

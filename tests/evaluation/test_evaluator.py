@@ -18,6 +18,7 @@ from idode_gin.evaluation import evaluator
 from idode_gin.evaluation import results as eval_results
 from idode_gin.evaluation import summary as summary_lib
 from idode_gin.generation import sampler
+from idode_gin.interop import t5x
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.likelihood.pilot import Pilot
 from idode_gin.losses.bound import VariationalBound
@@ -31,6 +32,7 @@ from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.fixed_grid import FixedGrid
 from idode_gin.training import train_state
+from idode_gin.training.optimizers import AdamW
 
 LOOSE = DormandPrince(rtol=1e-3, atol=1e-3)
 
@@ -80,6 +82,30 @@ def test_every_image_once_for_every_batch_size(evaluate):
         assert summary["num_images"] == number == len(found["tn/bpd"])
         for name in ("tn", "variational_bound"):
             assert summary[name]["mean"] == pytest.approx(summaries[0][name]["mean"], abs=1e-6)
+
+
+def test_noise_by_pixels_is_that_of_the_programs_of_t5x(evaluate):
+    """And an image has the same score at another place in the split."""
+    solver, model = FixedGrid(steps=2), tiny.model()
+    _, found = evaluate(5, 3, model, solver, noise_by_pixels=True)
+    images = tiny.split(number=5).images
+    batch = {"image": jax.numpy.asarray(images), "conditioning": jax.numpy.zeros((5, 1))}
+    theirs = t5x.Parts(
+        diffusion_ode=model,
+        optimizer=AdamW(),
+        feature_converter_cls=dict,
+        bound=VariationalBound(num_times=2),
+        likelihood=ODELikelihood(dequantizer=TruncatedNormal(), solver=solver),
+        likelihood_name="tn",
+    )
+    params = run_inputs.load_params().params
+    bound = theirs.bits_per_dim(params, batch)["bpd"]
+    np.testing.assert_allclose(found["variational_bound/bpd"], bound, rtol=1e-6)
+    np.testing.assert_allclose(found["tn/nats"], -theirs.log_p(params, batch), rtol=1e-6)
+    moved = {name: each[::-1] for name, each in batch.items()}
+    np.testing.assert_allclose(bound[::-1], theirs.bits_per_dim(params, moved)["bpd"], rtol=1e-6)
+    with pytest.raises(ValueError, match="noise_by_pixels was True and is now False"):
+        evaluate(5, 3, model, solver)
 
 
 @pytest.mark.full

@@ -15,6 +15,7 @@ from clu import metrics
 from flax.linen import partitioning
 
 from idode_gin.dequantizers.uniform import Uniform
+from idode_gin.evaluation import pixel_keys, scores
 from idode_gin.interop import t5x
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
@@ -33,12 +34,10 @@ UPDATE = train_step.UpdateConfig(ema_rate=0.9, log_period=1)
 def parts(**changes):
     fields = {
         "diffusion_ode": tiny.model(image_shape=tiny.SHAPE),
+        "optimizer": OPTIMIZER,
         "feature_converter_cls": dict,
-        "num_microbatches": 1,
         "bound": VariationalBound(num_times=4),
-        "likelihood": None,
         "sampler": Heun(steps=2),
-        "seed": 0,
     }
     return t5x.Parts(**(fields | changes))
 
@@ -136,8 +135,9 @@ def test_scores_are_log_likelihoods_of_the_image_alone(params):
 def test_scores_of_the_ode(params):
     likelihood = ODELikelihood(dequantizer=Uniform(), solver=FixedGrid(steps=2), divergence=Exact())
     images, ours = batch(), model(likelihood=likelihood)
-    keyed = {**images, "index": t5x.hashes(images["image"])}
-    expected = tiny.model().likelihood_fn(params, keyed, jax.random.key(0), likelihood)
+    keyed = {**images, "index": pixel_keys.hashes(images["image"])}
+    key = scores.key_of(0, "truncated_normal")
+    expected = tiny.model().likelihood_fn(params, keyed, key, likelihood)
     np.testing.assert_array_equal(ours.score_batch(params, images), expected.log_p)
 
 
@@ -146,9 +146,9 @@ def test_hash_of_an_image_depends_on_every_pixel():
     each_changed = jnp.concatenate(
         [images, *(images.at[0, i, j].add(1) for i in range(4) for j in range(4))]
     )
-    assert len(set(t5x.hashes(each_changed).tolist())) == 17
+    assert len(set(pixel_keys.hashes(each_changed).tolist())) == 17
     swapped = images[:, ::-1]
-    assert t5x.hashes(images) != t5x.hashes(swapped)
+    assert pixel_keys.hashes(images) != pixel_keys.hashes(swapped)
 
 
 def test_samples_need_a_sampler(params):

@@ -14,7 +14,7 @@ import tiny
 from tiny_runs import outcome, rows, run
 
 from idode_gin import checks
-from idode_gin.checkpoints import saving
+from idode_gin.checkpoints import saving, steps_left
 from idode_gin.checkpoints.saving import RestoreCheckpointConfig
 from idode_gin.processes import preemption
 from idode_gin.reports import metrics
@@ -209,10 +209,12 @@ def test_starting_from_another_run(undisturbed, tmp_path):
     summary = run(tmp_path / "run", restore=source)
     assert summary["params_sha256"] == undisturbed[1]["params_sha256"]
     assert [row["step"] for row in rows(tmp_path / "run")] == [6]
+    assert steps_left.first_step(tmp_path / "run", RestoreCheckpointConfig()) == 4
     fresh = dataclasses.replace(source, optimizer="reset", step="reset")
     summary = run(tmp_path / "fresh", 2, restore=fresh)
     assert summary["step"] == 2
     assert [row["step"] for row in rows(tmp_path / "fresh")] == [2]
+    assert steps_left.first_step(tmp_path / "fresh", fresh) == 0
     report = (tmp_path / "fresh" / "warm-start.txt").read_text()
     assert report.startswith(f"Warm start from {folder / 'checkpoint_4'}.\n  params")
     assert "optimizer/" in report
