@@ -4,6 +4,7 @@ import pathlib
 import re
 import sys
 
+import bindable
 import pytest
 import toy_files
 from gin import config
@@ -129,6 +130,24 @@ def test_idiom_leaves_a_program_of_the_user_alone(
     monkeypatch.delattr(main, "train")
     assert t5x_names.program("train_script", IDIOM) == "idode_gin.train"
     assert t5x_names.program("other", IDIOM) is None
+
+
+def test_answers_name_what_there_is() -> None:
+    """Parameters, macros, gin files and flags of ours that the texts tell a user to write."""
+    bound()
+    fields = {
+        f"{target.__name__}.{field}"
+        for target in bindable.targets()
+        for field in bindable.fields(target)
+    }
+    runs = "".join(path.read_text() for path in (ROOT / "gin_configs").rglob("*.gin"))
+    for name, text in t5x_names.TABLE.items():
+        for each in re.findall(r"\b(?:[A-Z]\w*|train)\.[a-z]\w*", text):
+            assert each in fields, f"{name}: {each}"
+        for macro in re.findall(r"\b[A-Z]+_[A-Z_]+\b", text.replace("JAX_PLATFORMS", "")):
+            assert re.search(rf"^{macro} =", runs, re.MULTILINE), f"{name}: {macro}"
+        for file in re.findall(r"gin_configs/\S+\.gin", text):
+            assert (ROOT / file).is_file(), f"{name}: {file}"
 
 
 @pytest.mark.parametrize(

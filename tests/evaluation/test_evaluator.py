@@ -7,6 +7,7 @@ import pathlib
 import interrupted
 import jax
 import numpy as np
+import pyarrow.parquet
 import pytest
 import tiny
 from coarse import Coarse
@@ -17,6 +18,7 @@ from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.evaluation import evaluator
 from idode_gin.evaluation import results as eval_results
 from idode_gin.evaluation import summary as summary_lib
+from idode_gin.feed import data
 from idode_gin.generation import sampler
 from idode_gin.interop import t5x
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
@@ -106,6 +108,45 @@ def test_noise_by_pixels_is_that_of_the_programs_of_t5x(evaluate):
     np.testing.assert_allclose(bound[::-1], theirs.bits_per_dim(params, moved)["bpd"], rtol=1e-6)
     with pytest.raises(ValueError, match="noise_by_pixels was True and is now False"):
         evaluate(5, 3, model, solver)
+
+
+TASK = """
+import numpy as np, seqio, tensorflow as tf
+images = np.arange(5 * 16, dtype=np.uint8).reshape(5, 4, 4, 1) % 17
+source = seqio.FunctionDataSource(
+    lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices({"image": images}),
+    splits=("test",),
+)
+image = seqio.ContinuousFeature(dtype=tf.uint8, rank=3)
+seqio.TaskRegistry.add("scored", source, preprocessors=[], output_features={"image": image})
+"""
+
+
+@pytest.mark.full
+def test_a_seqio_task_of_the_user_is_scored_into_files(monkeypatch, tmp_path):
+    (tmp_path / "my_scored_tasks.py").write_text(TASK)
+    monkeypatch.syspath_prepend(tmp_path)
+    model = tiny.model()
+    params = model.init(jax.random.key(0), tiny.SHAPE)
+    restored = saving.RestoredParams(params, 3, pathlib.Path("unread"), {})
+    monkeypatch.setattr(run_inputs, "load_params", lambda *_: restored)
+    monkeypatch.setattr(saving, "find", pathlib.Path)
+    task = data.DatasetConfig(
+        mixture_or_task_name="scored",
+        module="my_scored_tasks",
+        split="test",
+        batch_size=2,
+        cache_dir="",
+    )
+    folder = tmp_path / "out"
+    evaluator.Evaluator(
+        output_dir=str(folder), checkpoint_path="made", likelihoods={}, histogram_split=None
+    ).run(model, task)
+    with np.load(folder / "results.npz") as found:
+        assert found["variational_bound/bpd"].shape == (5,)
+    rows = pyarrow.parquet.read_table(folder / "results.parquet")
+    assert rows.num_rows == 5
+    assert "variational_bound/bpd" in rows.column_names
 
 
 @pytest.mark.full

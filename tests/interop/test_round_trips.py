@@ -87,6 +87,7 @@ def theirs(folder):
     return bits(plain_trees.read(saving.find(folder) / "state"))
 
 
+@pytest.mark.full
 def test_published_to_ours_to_t5x_to_ours(tmp_path):
     save_published(tmp_path / "published")
     convert.convert(tmp_path / "published", tmp_path / "first")
