@@ -13,7 +13,6 @@ if __name__ == "__main__":  # above the imports, so that --help answers at once
     programs.main("idode_gin.train", "train", __doc__)
 
 import contextlib
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,7 +26,8 @@ from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.feed.data import DatasetConfig
 from idode_gin.models import DiffusionODE
 from idode_gin.processes import agreement
-from idode_gin.reports.paths import LocalPath
+from idode_gin.reports import paths
+from idode_gin.reports.paths import StoredPath
 from idode_gin.training.optimizers import AdamW
 from idode_gin.training.trainer import Trainer
 
@@ -35,7 +35,7 @@ from idode_gin.training.trainer import Trainer
 def train(
     *,
     model: DiffusionODE,
-    model_dir: LocalPath,
+    model_dir: StoredPath,
     train_dataset_cfg: DatasetConfig,
     train_eval_dataset_cfg: DatasetConfig | None,
     checkpoint_cfg: CheckpointConfig,
@@ -111,5 +111,5 @@ def _built(trainer_cls: Callable[..., Trainer], **fields: Any) -> Trainer:
 def _held(model_dir: str) -> Iterator[None]:
     """Hold the run directory, which all processes must see."""
     with outputs.begun(model_dir, "MODEL_DIR"):
-        agreement.check_shared(pathlib.Path(model_dir) / "config.gin", "MODEL_DIR")
+        agreement.check_shared(paths.of(model_dir) / "config.gin", "MODEL_DIR")
         yield

@@ -28,7 +28,7 @@ from idode_gin.evaluation import bits_per_dim
 from idode_gin.evaluation.bits_per_dim import BitsPerDim
 from idode_gin.feed import labels
 from idode_gin.models import DiffusionODE
-from idode_gin.reports import differences
+from idode_gin.reports import differences, paths
 from idode_gin.runs import image_loop, in_memory, run_inputs
 from idode_gin.runs.in_memory import Seed
 from idode_gin.samplers.base import AbstractSampler, Samples
@@ -57,7 +57,7 @@ def load(path: str | pathlib.Path, step: int | None = None, ema: bool = True) ->
     """
     if step is not None:
         checks.check_integer("step", step, at_least=0)
-        run = pathlib.Path(path).expanduser()
+        run = paths.of(paths.stored(path, "The path of a run"))
         path = saving.checkpoint_path(run, step)
         if run.name.startswith("checkpoint_") and not path.exists():
             raise ValueError(f"`step` needs a run directory, got the checkpoint {run}.")

@@ -57,6 +57,7 @@ SLOWEST_FIRST = (
     "training",
     "evaluation",
     "checkpoints",
+    "buckets",
     "feed",
     "tasks",
     "processes",

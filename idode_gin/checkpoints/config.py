@@ -7,7 +7,7 @@ from typing import final
 
 from idode_gin import checks
 from idode_gin.checkpoints import warm_start
-from idode_gin.reports.paths import LocalPath
+from idode_gin.reports.paths import StoredPath
 
 _MODES = ("latest", "specific")
 
@@ -113,7 +113,7 @@ class RestoreCheckpointConfig:
         ValueError: if a value is unknown or has no effect, or nothing would be restored.
     """
 
-    path: LocalPath | None = None
+    path: StoredPath | None = None
     mode: str | None = None
     params: str = warm_start.RESTORE
     ema: str = warm_start.RESTORE

@@ -7,7 +7,7 @@ import pathlib
 import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import logging
 
@@ -16,9 +16,14 @@ from idode_gin.checkpoints.config import SaveCheckpointConfig
 from idode_gin.checkpoints.meta import DamagedError
 from idode_gin.reports import paths
 
+if TYPE_CHECKING:
+    from idode_gin.reports import buckets
+
 PREFIX = "checkpoint"
 DAMAGED_PREFIX = "damaged_"
 DELETED_PREFIX = "deleted_"
+COMMITTED = "commit_success.txt"
+"""What orbax writes last into a checkpoint in a bucket, where nothing can be renamed."""
 PIN = "PINNED"
 """A checkpoint whose folder holds a file of this name is not deleted."""
 SPACE_MARGIN = 1.1
@@ -32,16 +37,20 @@ Found = TypeVar("Found")
 
 def saved_steps(directory: str | pathlib.Path) -> list[int]:
     """Return the steps of a run directory's complete checkpoints, ascending; [] without one."""
-    directory = pathlib.Path(directory)
+    directory = paths.of(directory)
     if not directory.is_dir():
         return []
-    found = [_STEP_DIRECTORY.fullmatch(each.name) for each in directory.iterdir()]
-    return sorted(int(match[1]) for match in found if match)
+    found = {each: _STEP_DIRECTORY.fullmatch(each.name) for each in directory.iterdir()}
+    return sorted(int(match[1]) for each, match in found.items() if match and _is_whole(each))
+
+
+def _is_whole(checkpoint: pathlib.Path) -> bool:
+    return not paths.in_bucket(checkpoint) or (checkpoint / COMMITTED).exists()
 
 
 def warn_of_misnamed(directory: str | pathlib.Path) -> None:
     """Log a warning for each folder such as `checkpoint_007`, which is not a checkpoint's name."""
-    directory = pathlib.Path(directory)
+    directory = paths.of(directory)
     for name in sorted(each.name for each in directory.iterdir()) if directory.is_dir() else ():
         if _MISNAMED.fullmatch(name) and not _STEP_DIRECTORY.fullmatch(name):
             logging.warning(
@@ -53,7 +62,7 @@ def warn_of_misnamed(directory: str | pathlib.Path) -> None:
 
 def checkpoint_path(directory: str | pathlib.Path, step: int) -> pathlib.Path:
     """Return the path of the checkpoint of `step` in a run directory."""
-    return pathlib.Path(directory).absolute() / f"{PREFIX}_{step}"
+    return paths.of(directory).absolute() / f"{PREFIX}_{step}"
 
 
 def find(path: str | pathlib.Path, mode: str | None = None) -> pathlib.Path:
@@ -80,7 +89,7 @@ def candidates(path: str | pathlib.Path, mode: str | None = None) -> list[pathli
             f"No checkpoint at '': the path must be a run directory with {PREFIX}_<step> "
             "directories, or one of those, got an empty string."
         )
-    path = pathlib.Path(paths.local(path, "The path of a checkpoint")).absolute()
+    path = paths.of(paths.stored(path, "The path of a checkpoint")).absolute()
     is_specific = _STEP_DIRECTORY.fullmatch(path.name) is not None
     if path.is_file():
         raise ValueError(
@@ -156,7 +165,7 @@ def first_whole(
         DamagedError: if `path` is one damaged checkpoint, or all of a run are damaged.
     """
     found = candidates(path, mode)
-    if found[0].name != pathlib.Path(path).name:
+    if found[0].name != paths.of(path).name:
         warn_of_misnamed(path)
     for checkpoint, before in zip(found, [*found[1:], None], strict=True):
         try:
@@ -209,8 +218,13 @@ def is_pinned(directory: pathlib.Path, step: int) -> bool:
 def delete(directory: pathlib.Path, steps: Sequence[int]) -> None:
     """Delete checkpoints, and what an interrupted deletion left behind.
 
-    Each is renamed first, so that a partly deleted one is never taken for a checkpoint.
+    Each is renamed first, so that a partly deleted one is never taken for a checkpoint. In a bucket
+    the mark of a complete one goes first; orbax deletes the rest of an interrupted deletion.
     """
+    if paths.in_bucket(directory):
+        for step in steps:
+            _in_bucket(checkpoint_path(directory, step)).delete(COMMITTED)
+        return
     for step in steps:
         path = checkpoint_path(directory, step)
         path.rename(path.with_name(DELETED_PREFIX + path.name))
@@ -218,8 +232,41 @@ def delete(directory: pathlib.Path, steps: Sequence[int]) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def put_aside(path: pathlib.Path) -> None:
+    """Rename a damaged checkpoint, and replace an earlier one of that name."""
+    aside = path.with_name(DAMAGED_PREFIX + path.name)
+    if paths.in_bucket(path):
+        _in_bucket(aside).rmtree(missing_ok=True)
+        _in_bucket(path).move_to(_in_bucket(aside), COMMITTED)
+        return
+    if aside.is_dir() and not aside.is_symlink():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        aside.unlink(missing_ok=True)
+    path.rename(aside)
+
+
+def stamp(checkpoint: pathlib.Path) -> tuple[int, Any]:
+    """Return the number of files of a checkpoint and the time of the last change."""
+    if paths.in_bucket(checkpoint):
+        return _in_bucket(checkpoint).stamp()
+    times = [0]
+    with contextlib.suppress(OSError):  # it may be deleted meanwhile
+        times += [each.stat().st_mtime_ns for each in checkpoint.rglob("*")]
+    return len(times), max(times)
+
+
+def _in_bucket(path: Any) -> "buckets.BucketPath":
+    return path
+
+
 def identity(directory: pathlib.Path) -> tuple[int, int] | None:
-    """Return numbers that change if a directory is deleted and made again; None without one."""
+    """Return numbers that change if a directory is deleted and made again; None without one.
+
+    None in a bucket, which has no directories.
+    """
+    if paths.in_bucket(directory):
+        return None
     try:
         found = directory.stat()
     except OSError:
@@ -228,7 +275,9 @@ def identity(directory: pathlib.Path) -> tuple[int, int] | None:
 
 
 def sync(checkpoint: pathlib.Path) -> None:
-    """Flush every file of a checkpoint from the page cache to disk."""
+    """Flush every file of a checkpoint from the page cache to disk; a bucket has none."""
+    if paths.in_bucket(checkpoint):
+        return
     for path in [*checkpoint.rglob("*"), checkpoint, checkpoint.parent]:
         number = os.open(path, os.O_RDONLY)
         try:
@@ -239,6 +288,8 @@ def sync(checkpoint: pathlib.Path) -> None:
 
 def check_space(directory: pathlib.Path, num_bytes: int) -> None:
     """Raise OSError if the disk of `directory` has no room for arrays of `num_bytes` bytes."""
+    if paths.in_bucket(directory):
+        return
     needed = int(SPACE_MARGIN * num_bytes) + (1 << 16)
     while not directory.exists():
         directory = directory.parent

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from idode_gin.reports import fingerprints
+from idode_gin.reports import fingerprints, paths
 
 FORMAT = 1
 _SHA256 = "sha256"
@@ -99,6 +99,8 @@ def read(checkpoint: pathlib.Path) -> dict[str, Any]:
             _check_form(meta, is_sealed)
         elif isinstance(version, bool) or not isinstance(version, int):
             raise ValueError(f"its format is {version!r}")
+    except paths.StoreError:  # an outage is no damage
+        raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(
             f"{checkpoint} is not a complete checkpoint of this library: cannot read "

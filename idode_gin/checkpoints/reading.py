@@ -1,6 +1,7 @@
 """Read and verify leaves of a checkpoint, onto the devices and dtypes of a run."""
 
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,9 +14,14 @@ from idode_gin.checkpoints import files, orbax_logging
 from idode_gin.checkpoints import meta as checkpoint_meta
 from idode_gin.devices import partitioning
 from idode_gin.processes import exchange
-from idode_gin.reports import fingerprints
+from idode_gin.reports import fingerprints, paths
 
 Leaves = dict[str, jax.Array]
+_OUTAGE = re.compile(
+    "UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|"
+    "retry attempts|[Tt]imed? ?out|[Cc]onnect"
+)
+"""Words of tensorstore's errors that do not come from what a checkpoint holds."""
 
 
 class RestoredParams(NamedTuple):
@@ -91,6 +97,11 @@ def read_leaves(
         error = caught
     finally:
         handler.close()
+    if exchange.is_any(error is not None and _is_outage(checkpoint, error)):
+        raise paths.StoreError(
+            f"The {part} of {checkpoint} cannot be read now: "
+            f"{'another process could not' if error is None else orbax_logging.reason(error)}."
+        ) from error
     if exchange.is_any(error is not None):
         why = "another process could not" if error is None else orbax_logging.reason(error)
         raise checkpoint_meta.DamagedError(
@@ -99,6 +110,12 @@ def read_leaves(
     sums = fingerprints.checksums(leaves)
     checkpoint_meta.check_sums(checkpoint, meta, part, sums, leaves)
     return leaves
+
+
+def _is_outage(checkpoint: pathlib.Path, error: Exception) -> bool:
+    """Return True if a bucket did not answer, or answered that it may not be read."""
+    is_of_store = isinstance(error, paths.StoreError) or _OUTAGE.search(str(error)) is not None
+    return paths.in_bucket(checkpoint) and is_of_store
 
 
 def like(abstract: Any, leaves: Mapping[str, Any]) -> Any:

@@ -14,7 +14,6 @@ and nothing is deleted before its successor is flushed to disk.
 import contextlib
 import functools
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
@@ -42,7 +41,7 @@ from idode_gin.checkpoints.files import (
 from idode_gin.checkpoints.reading import RestoredParams, restore_params
 from idode_gin.checkpoints.restoring import Fresh, Restored
 from idode_gin.processes import exchange
-from idode_gin.reports import fingerprints
+from idode_gin.reports import fingerprints, paths
 from idode_gin.types import TrainState
 
 __all__ = [
@@ -81,7 +80,7 @@ class Checkpoints:
         facts: Mapping[str, Any],
         bpd: Callable[[int], float | None] = lambda _: None,
     ) -> None:
-        self._directory = pathlib.Path(directory).absolute()
+        self._directory = paths.of(directory).absolute()
         self._config = config
         self._facts = dict(facts)
         self._bpd = bpd
@@ -216,11 +215,13 @@ class Checkpoints:
                 ) from error
             steps = saved_steps(self._directory)
             good = f"{PREFIX}_{steps[-1]}" if steps else None
+            in_bucket = paths.in_bucket(self._directory)
             raise OSError(
                 f"The checkpoint of step {step} could not be saved in {self._directory} "
                 f"({orbax_logging.reason(error)}). "
                 + (f"The last good one is {good}. " if good else "There is no other checkpoint. ")
-                + "Free space there and run the same command again, or bind another MODEL_DIR"
+                + ("When the bucket can be written again," if in_bucket else "Free space there and")
+                + " run the same command again, or bind another MODEL_DIR"
                 + (f", with INITIAL_CHECKPOINT_PATH = '{self._directory / good}'." if good else ".")
             ) from error
 
@@ -291,9 +292,9 @@ class Checkpoints:
             try:
                 return restoring.resume(path, abstract_state, fresh, self._facts)
             except checkpoint_meta.DamagedError as error:
-                aside = path.with_name(DAMAGED_PREFIX + path.name)
-                logging.warning("%s Renamed to %s; trying the one before it.", error, aside.name)
-                exchange.from_first(functools.partial(_rename, path, aside))
+                name = DAMAGED_PREFIX + path.name
+                logging.warning("%s Renamed to %s; trying the one before it.", error, name)
+                exchange.from_first(functools.partial(files.put_aside, path))
         if own:
             raise ValueError(message)
         return None
@@ -304,11 +305,3 @@ class Checkpoints:
             f"{saved_steps(self._directory)}). They {verb} renamed to "
             f"{DAMAGED_PREFIX}{PREFIX}_<step>. Run again to train from scratch."
         )
-
-
-def _rename(path: pathlib.Path, aside: pathlib.Path) -> None:
-    if aside.is_dir() and not aside.is_symlink():
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        aside.unlink(missing_ok=True)
-    path.rename(aside)

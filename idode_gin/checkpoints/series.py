@@ -1,12 +1,11 @@
 """Iterate over the checkpoints of a run directory: all present, or future ones as well."""
 
 import abc
-import contextlib
 import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Iterator
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import jax
 
@@ -85,7 +84,7 @@ class Watch(AbstractSeries):
 
     def check(self, directory: str) -> None:
         """Raise ValueError for a single checkpoint or a file; the directory need not exist yet."""
-        is_single = pathlib.Path(directory).name.startswith(f"{files.PREFIX}_")
+        is_single = paths.of(directory).name.startswith(f"{files.PREFIX}_")
         if directory == "" or is_single or _local(directory).is_file():
             files.find(directory, "latest")
 
@@ -125,7 +124,7 @@ class _Backlog:
         self._directory = _local(directory).absolute()
         self._is_done = is_done
         self._done: set[int] = set()
-        self._given: dict[int, tuple[int, int]] = {}
+        self._given: dict[int, tuple[int, Any]] = {}
         self._later: set[int] = set()
 
     def next(self) -> pathlib.Path | None:
@@ -156,17 +155,12 @@ class _Backlog:
             self._done.add(step)
         return step not in self._done
 
-    def _stamp(self, step: int) -> tuple[int, int]:
-        """Return the number of files of a checkpoint and the time of the last change, ns."""
-        times = [0]
-        with contextlib.suppress(OSError):  # it may be deleted meanwhile
-            checkpoint = files.checkpoint_path(self._directory, step)
-            times += [each.stat().st_mtime_ns for each in checkpoint.rglob("*")]
-        return len(times), max(times)
+    def _stamp(self, step: int) -> tuple[int, Any]:
+        return files.stamp(files.checkpoint_path(self._directory, step))
 
 
 def _local(directory: str) -> pathlib.Path:
-    return pathlib.Path(paths.local(directory, "The path of a run directory"))
+    return paths.of(paths.stored(directory, "The path of a run directory"))
 
 
 def _wait(seconds: float, directory: str) -> None:

@@ -20,7 +20,6 @@ from idode_gin import checks
 from idode_gin.configs import gin_internals, readers, t5x_names, value_types
 from idode_gin.configs.loading import MACRO, Binding, ConfigError, Key, modules_that_define
 from idode_gin.configs.reach import CONSTANT, Reach, macro_name, needs_value, reachable
-from idode_gin.reports import paths
 
 
 def check(
@@ -68,21 +67,21 @@ def expand_paths(reach: Reach, bindings: Sequence[Binding]) -> None:
     """Put the home folder in place of `~` in every path that the program reads.
 
     Raises:
-        ConfigError: for addresses such as gs://bucket/run.
+        ConfigError: for addresses that the program cannot read.
     """
     final, macros, findings = {each.key: each for each in bindings}, _macros(reach, bindings), []
     for call, keys in reach.calls.items():
         known = {} if call.selector == MACRO else _parameters(call.selector)
         for key in keys.values():
-            if key.parameter not in known or not known[key.parameter].is_path:
+            if key.parameter not in known or not (read := known[key.parameter].read_path):
                 continue
             through = [final[key]]
             if not isinstance(_resolve(final[key].value, macros, through), str):
                 continue
             found, where = through[-1].key, through[-1].where
             try:
-                local = paths.local(through[-1].value, str(found))
-                gin_internals.bindings[found.scope, found.selector][found.parameter] = local
+                path = read(through[-1].value, str(found))
+                gin_internals.bindings[found.scope, found.selector][found.parameter] = path
             except ValueError as error:
                 findings.append(f"{error} [{where}]")
     if findings:

@@ -95,7 +95,7 @@ def parse(arguments: Sequence[str]) -> flags.FlagValues:
     if len(rest) > 1:
         raise ConfigError(f"{rest[1]!r} is no flag. Write --name=value.")
     for name in _PATHS:
-        options[name].value = _local(options[name].value, f"--{name}")
+        options[name].value = _checked(options[name].value, name)
     return options
 
 
@@ -106,12 +106,13 @@ def _is_macro(name: str) -> bool:
     return any(defined.search(each.read_text("utf-8")) for each in files)
 
 
-def _local(given: Any, flag: str) -> Any:
+def _checked(given: Any, name: str) -> Any:
     """Return the path or paths that a flag gives, with the home folder in place of `~`."""
+    read = paths.stored if name == "gin_file" else paths.local
     try:
         if isinstance(given, list):
-            return [paths.local(each, flag) for each in given]
-        return given and paths.local(given, flag)
+            return [read(each, f"--{name}") for each in given]
+        return given and read(given, f"--{name}")
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -18,6 +18,7 @@ from gin import config
 from idode_gin.configs import gin_internals, loading, value_types
 from idode_gin.configs.loading import MACRO, Binding, ConfigError, Key
 from idode_gin.configs.reach import macro_name, reachable
+from idode_gin.reports import paths as paths_lib
 
 PROGRAMS = tuple(
     f"idode_gin.{name}" for name in ("train", "eval", "sample", "encode", "interpolate")
@@ -74,7 +75,7 @@ def config_of(path: str | pathlib.Path) -> pathlib.Path:
 
 def configs_read(gin_files: Sequence[str]) -> list[str]:
     """Return the configuration of a run that was read though it is not among `gin_files`."""
-    given = {pathlib.Path(each).resolve() for each in gin_files}
+    given = {paths_lib.of(each).resolve() for each in gin_files}
     return [str(each) for each in loading.files_read - given if each.name in CONFIGS]
 
 
@@ -206,7 +207,7 @@ def _with_output(bindings: list[Binding]) -> list[Binding]:
 
 def _run_and_step(path: str | pathlib.Path) -> tuple[pathlib.Path, str]:
     """Return the run directory, and `_<step>` if `path` is a checkpoint in it, else ""."""
-    path = pathlib.Path(path).expanduser()
+    path = paths_lib.of(paths_lib.stored(path, "CHECKPOINT_PATH"))
     step = re.fullmatch(r"checkpoint(_\d+)", path.name)
     return (path.parent, step[1]) if step else (path, "")
 

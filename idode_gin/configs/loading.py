@@ -7,6 +7,7 @@ Python packages, and does not suggest similar names.
 
 import codecs
 import importlib.util
+import io
 import os
 import pathlib
 import pkgutil
@@ -112,15 +113,15 @@ def find_file(name: str, search_paths: Sequence[str | pathlib.Path]) -> pathlib.
         ConfigError: if there is none, with the folders searched and the nearest file name.
     """
     try:
-        name = paths.local(name, "A gin file")
+        name = paths.stored(name, "A gin file")
     except ValueError as error:
         raise ConfigError(str(error)) from error
     for folder in search_paths:
-        path = pathlib.Path(folder) / name
+        path = _inside(folder, name)
         if path.is_file():
             return path
     for folder in search_paths:
-        if (path := pathlib.Path(folder) / name).is_dir():
+        if (path := _inside(folder, name)).is_dir():
             found = sorted(each.name for each in path.glob("*.gin"))
             raise ConfigError(
                 f"{name!r} is a folder; --gin_file and include name a file. "
@@ -130,6 +131,10 @@ def find_file(name: str, search_paths: Sequence[str | pathlib.Path]) -> pathlib.
     folders = ", ".join(dict.fromkeys(resolved))
     near = checks.nearest(name, _gin_files_near(name, search_paths))
     raise ConfigError(f"There is no gin file {name!r}. Searched: {folders}. {near}")
+
+
+def _inside(folder: str | pathlib.Path, name: str) -> pathlib.Path:
+    return paths.of(name if paths.in_bucket(name) else paths.of(folder) / name)
 
 
 def _check_text(path: pathlib.Path, name: str) -> None:
@@ -184,7 +189,7 @@ class _Loader:
     def read_file(self, name: str) -> None:
         beside = self._folders[-1:]  # of the file that includes it
         path = find_file(name, [*self._search_paths, *beside])
-        if not any((pathlib.Path(each) / name).is_file() for each in self._search_paths):
+        if not any(_inside(each, name).is_file() for each in self._search_paths):
             name = str(path)
         if path.resolve() in self._open:
             raise ConfigError(f"{name!r} includes itself.")
@@ -192,14 +197,15 @@ class _Loader:
         self._open[path.resolve()] = name
         files_read.add(path.resolve())
         self._folders.append(path.parent)
-        with open(path, encoding="utf-8-sig") as lines:
-            try:
-                self._read(lines, name)
-            except SyntaxError as error:
-                if path.suffix == ".gin" or error.filename not in (None, str(path)):
-                    raise
-                reason = f"{name!r} is no gin file, whose names end in .gin: {error.msg}"
-                raise ConfigError(f"{reason} [line {error.lineno}]") from error
+        lines = io.StringIO(path.read_text(encoding="utf-8-sig"))
+        lines.name = str(path)  # for the locations of errors
+        try:
+            self._read(lines, name)
+        except SyntaxError as error:
+            if path.suffix == ".gin" or error.filename not in (None, str(path)):
+                raise
+            reason = f"{name!r} is no gin file, whose names end in .gin: {error.msg}"
+            raise ConfigError(f"{reason} [line {error.lineno}]") from error
         self._open.popitem()
         self._folders.pop()
 

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 
 from idode_gin.evaluation import cost
+from idode_gin.reports import paths
 from idode_gin.runs import output_folders
 
 _HOLDS = {
@@ -27,14 +28,14 @@ def after(program: str, folder: str, data_dirs: Mapping[str, str] | None = None)
         data_dirs: values of the flags that say where data are, "" for those not given.
     """
     flags = [f"--{name}={shlex.quote(value)}" for name, value in (data_dirs or {}).items() if value]
-    run = _run_of(pathlib.Path(folder)) or folder
+    run = _run_of(paths.of(folder)) or folder
     report = _command("report", shlex.quote(run))
     holds = _HOLDS[program].format(folder)
     if program == "train":
         where = _bound("CHECKPOINT_PATH", folder)
         commands = [_command("eval", where, *flags), _command("sample", where), report]
-        if costs := cost.compared_with_training(pathlib.Path(folder)):
-            output = _bound("EVAL_OUTPUT_DIR", str(pathlib.Path(folder, "eval", "quick")))
+        if costs := cost.compared_with_training(paths.of(folder)):
+            output = _bound("EVAL_OUTPUT_DIR", str(paths.of(folder) / "eval" / "quick"))
             file = f"--gin_file={cost.QUICK_FILE}"
             commands.insert(0, _command("eval", file, where, output, *flags))
             holds += f"\n{costs}"

@@ -11,7 +11,7 @@ from gin import config
 from idode_gin.configs import gin_internals, loading
 from idode_gin.configs.loading import ConfigError
 from idode_gin.processes import agreement, joining
-from idode_gin.reports import differences, files
+from idode_gin.reports import differences, files, paths
 from idode_gin.runs import output_folders, run_lock
 
 
@@ -97,7 +97,7 @@ def make_folder(directory: str | os.PathLike[str], macro: str) -> pathlib.Path:
     Raises:
         ConfigError: if it cannot be made.
     """
-    folder = pathlib.Path(directory)
+    folder = paths.of(directory)
     with _errors_named(folder, macro):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -108,7 +108,7 @@ def _errors_named(folder: pathlib.Path, macro: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = "it is a file" if folder.is_file() else error.strerror
+        reason = "it is a file" if folder.is_file() else error.strerror or error
         raise ConfigError(
             f"{macro} = {str(folder)!r} cannot be written to: {reason}. Bind another: "
             f"--gin.{macro}=\"'…'\""

@@ -44,12 +44,13 @@ class Named:
 class Parameter:
     """One parameter of a function or class: its annotation, and whether it must be given.
 
-    `is_path` is True if it is annotated as a `paths.LocalPath`, which `annotation` shows as `str`.
+    `read_path` checks a value that is annotated as `paths.LocalPath` or `paths.StoredPath`, which
+    `annotation` shows as `str`; None for other parameters.
     """
 
     annotation: Any
     required: bool
-    is_path: bool = False
+    read_path: Callable[[str, str], str] | None = None
 
 
 @functools.cache
@@ -64,7 +65,7 @@ def parameters(target: Callable[..., Any]) -> Mapping[str, Parameter]:
         name: Parameter(
             _plain(_known(each.annotation)),
             each.default is each.empty,
-            paths.is_local(each.annotation),
+            paths.reader(each.annotation),
         )
         for name, each in (signature.parameters.items() if signature else ())
         if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
@@ -215,7 +216,7 @@ def _plain(annotation: Any) -> Any:
     """Return an annotation without the marks of `Annotated`, in a union too."""
     if typing.get_origin(annotation) is typing.Annotated:
         return typing.get_args(annotation)[0]
-    if _is_union(annotation) and paths.is_local(annotation):
+    if _is_union(annotation) and paths.reader(annotation):
         return functools.reduce(operator.or_, map(_plain, typing.get_args(annotation)))
     return annotation
 

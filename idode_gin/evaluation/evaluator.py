@@ -39,8 +39,8 @@ from idode_gin.losses.base import AbstractBound
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.losses.discrete_time import DiscreteTime
 from idode_gin.models import DiffusionODE
-from idode_gin.reports import progress
-from idode_gin.reports.paths import LocalPath
+from idode_gin.reports import paths, progress
+from idode_gin.reports.paths import StoredPath
 from idode_gin.runs import descriptions, facts, image_loop, run_inputs
 
 
@@ -89,8 +89,8 @@ class Evaluator:
             on classes; None for none.
     """
 
-    output_dir: LocalPath
-    checkpoint_path: LocalPath
+    output_dir: StoredPath
+    checkpoint_path: StoredPath
     likelihoods: dict[str, ODELikelihood]
     variational_bound: AbstractBound = dataclasses.field(default_factory=VariationalBound)
     discrete_steps: tuple[int, ...] = ()
@@ -145,7 +145,7 @@ class Evaluator:
         """
         if self.checkpoints is None:
             settings = self._settings(model, dataset)
-            earlier_results.check(pathlib.Path(self.output_dir), settings)
+            earlier_results.check(paths.of(self.output_dir), settings)
 
     def dry_run(
         self, model: DiffusionODE, dataset: data.DatasetConfig, *, full: bool = False
@@ -189,7 +189,7 @@ class Evaluator:
 
         restored = load(self.checkpoint_path) if self.checkpoints is None else None
         prepared = self._prepared(model, dataset, split, config_sha256)
-        directory = pathlib.Path(self.output_dir)
+        directory = paths.of(self.output_dir)
         if restored is not None:
             return self._score(prepared, restored, directory, {})
         assert self.checkpoints is not None
@@ -346,7 +346,7 @@ class Evaluator:
         """Return what makes an evaluation another one, as far as no data or checkpoint is read."""
         found = facts.result_facts(model, {}, self) | facts.described("pilot", self.pilot)
         del found[facts.digest_name(self.use_ema)], found["code_sha256"]
-        checkpoint = pathlib.Path(self.checkpoint_path).absolute()
+        checkpoint = paths.of(self.checkpoint_path).absolute()
         is_step = checkpoint.name.startswith("checkpoint_")
         return {
             **found,
@@ -360,5 +360,5 @@ class Evaluator:
         """Return everything that the scores of all checkpoints of a series depend on."""
         found = facts.result_facts(prepared.model, {}, self, prepared.split)
         del found[facts.digest_name(self.use_ema)]
-        run_dir = str(pathlib.Path(self.checkpoint_path).absolute())
+        run_dir = str(paths.of(self.checkpoint_path).absolute())
         return {**found, "run": run_dir, "parameters": "ema" if self.use_ema else "raw"}

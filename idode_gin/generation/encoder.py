@@ -14,7 +14,7 @@ from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.feed import data
 from idode_gin.generation import outputs
 from idode_gin.models import DiffusionODE
-from idode_gin.reports.paths import LocalPath
+from idode_gin.reports.paths import StoredPath
 from idode_gin.runs import descriptions, facts, image_loop, run_inputs
 from idode_gin.samplers.ode import ODESampler
 
@@ -45,8 +45,8 @@ class Encoder:
         partitioner: devices; each has all parameters, as in `Evaluator`.
     """
 
-    output_dir: LocalPath
-    checkpoint_path: LocalPath
+    output_dir: StoredPath
+    checkpoint_path: StoredPath
     method: ODESampler = dataclasses.field(default_factory=ODESampler)
     indices: tuple[int, ...] | None = None
     grid_images: int = 16

@@ -16,7 +16,7 @@ from idode_gin.feed import batches as batch_lib
 from idode_gin.feed import data
 from idode_gin.generation import outputs
 from idode_gin.models import DiffusionODE
-from idode_gin.reports.paths import LocalPath
+from idode_gin.reports.paths import StoredPath
 from idode_gin.runs import descriptions, facts, image_loop, run_inputs
 from idode_gin.samplers import latents
 from idode_gin.samplers.ode import ODESampler
@@ -47,8 +47,8 @@ class Interpolator:
             pairs, and is rounded up to a multiple of the devices.
     """
 
-    output_dir: LocalPath
-    checkpoint_path: LocalPath
+    output_dir: StoredPath
+    checkpoint_path: StoredPath
     pairs: tuple[tuple[int, int], ...] = ((0, 1),)
     num_points: int = 9
     method: ODESampler = dataclasses.field(default_factory=ODESampler)

@@ -1,9 +1,8 @@
 """Outputs of generation, and the checks and figures that encoding and interpolation share."""
 
-import os
+import io
 import pathlib
 import re
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax
 import numpy as np
 
 from idode_gin.feed import data
-from idode_gin.reports import files, plots, progress
+from idode_gin.reports import files, paths, plots, progress
 from idode_gin.runs import means
 
 SAMPLES = "samples"
@@ -34,7 +33,7 @@ def write(
     """
     if jax.process_index() != 0:
         return
-    directory = pathlib.Path(output_dir)
+    directory = paths.of(output_dir)
     with progress.phase(f"writing {archive} and {picture}"):
         files.write_npz_atomically(directory / archive, arrays)
         plots.image_grid(images, summary["levels"], directory / picture, columns)
@@ -44,8 +43,8 @@ def write(
 
 def check_pngs(output_dir: str) -> None:
     """Raise ValueError if the folder `SAMPLES` of `output_dir` holds other files than samples."""
-    folder = pathlib.Path(output_dir) / SAMPLES
-    if os.path.lexists(folder) and not _is_ours(folder):
+    folder = paths.of(output_dir) / SAMPLES
+    if (folder.is_symlink() or folder.exists()) and not _is_ours(folder):
         raise ValueError(
             f"The samples are written as {folder}/00000.png …, and there are other files than such "
             "pictures. Choose another `output_dir`, or set `png_files` to False."
@@ -55,8 +54,8 @@ def check_pngs(output_dir: str) -> None:
 def write_pngs(output_dir: str, images: np.ndarray | None) -> None:
     """Write `SAMPLES/00000.png`, `00001.png` … from process 0, as tools for FID read them.
 
-    The folder is absent until all are written, and then holds no others. Of earlier samples none
-    are left. See `check_pngs`.
+    The folder is absent until all are written, and then holds no others; in a bucket, where
+    nothing can be renamed, it grows. Of earlier samples none are left. See `check_pngs`.
 
     Args:
         output_dir: the output folder.
@@ -67,10 +66,10 @@ def write_pngs(output_dir: str, images: np.ndarray | None) -> None:
         return
     from PIL import Image
 
-    folder = pathlib.Path(output_dir) / SAMPLES
+    folder = paths.of(output_dir) / SAMPLES
     partial = folder.with_name(f".{SAMPLES}.partial")
     for each in filter(_is_ours, (partial, folder)):  # of a process that was killed; of others
-        shutil.rmtree(each)
+        files.remove_folder(each)
     if images is None:
         return
     if images.shape[3] not in (1, 3):
@@ -79,12 +78,16 @@ def write_pngs(output_dir: str, images: np.ndarray | None) -> None:
     digits = max(5, len(str(len(images) - 1)))
     phase = progress.phase(f"writing {SAMPLES}/*.png", len(images))
     with files.naming(folder), phase as going_on:
+        partial = folder if paths.in_bucket(folder) else partial
         partial.mkdir(parents=True)
         for index, image in enumerate(images):
             pixels = image[..., 0] if images.shape[3] == 1 else image
-            Image.fromarray(pixels).save(partial / f"{index:0{digits}}.png")
+            content = io.BytesIO()
+            Image.fromarray(pixels).save(content, format="PNG")
+            (partial / f"{index:0{digits}}.png").write_bytes(content.getvalue())
             going_on.advance(1)
-        partial.rename(folder)
+        if partial != folder:
+            partial.rename(folder)
     print(f"Wrote {len(images)} images to {folder}.", flush=True)
 
 

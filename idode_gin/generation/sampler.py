@@ -16,7 +16,7 @@ from idode_gin.feed import batches as batch_lib
 from idode_gin.feed import labels
 from idode_gin.generation import outputs
 from idode_gin.models import DiffusionODE
-from idode_gin.reports.paths import LocalPath
+from idode_gin.reports.paths import StoredPath
 from idode_gin.runs import descriptions, facts, image_loop, means, run_inputs
 from idode_gin.samplers.base import AbstractSampler
 from idode_gin.samplers.ode import ODESampler
@@ -58,8 +58,8 @@ class Sampler:
         partitioner: devices; each has all parameters, as in `Evaluator`.
     """
 
-    output_dir: LocalPath
-    checkpoint_path: LocalPath
+    output_dir: StoredPath
+    checkpoint_path: StoredPath
     method: AbstractSampler = dataclasses.field(default_factory=ODESampler)
     num_samples: int = 64
     batch_size: int = 64

@@ -1,13 +1,17 @@
 """Atomic writes: a file is either complete or absent."""
 
 import contextlib
+import io
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 import numpy as np
+
+from idode_gin.reports import paths
 
 
 def write_atomically(
@@ -20,8 +24,12 @@ def write_atomically(
         content: the content, or a function that writes it to an open file.
 
     Raises:
-        OSError: if the write fails, with `path` in the message; the old content is kept.
+        OSError: if the write fails, with `path` in the message; the old content is kept. In a
+            bucket it is a `paths.StoreError`.
     """
+    if paths.in_bucket(path):
+        _write_object(path, content)
+        return
     path = pathlib.Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with naming(path):
@@ -38,6 +46,33 @@ def write_atomically(
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+
+
+def _write_object(
+    path: str | os.PathLike[str], content: str | bytes | Callable[[IO[bytes]], Any]
+) -> None:
+    buffer = io.BytesIO()
+    if callable(content):
+        content(buffer)
+    else:
+        buffer.write(content.encode() if isinstance(content, str) else content)
+    paths.of(path).write_bytes(buffer.getvalue())
+
+
+def remove_folder(path: str | os.PathLike[str]) -> None:
+    """Remove a folder with what it holds; errors on this machine are ignored."""
+    if paths.in_bucket(path):
+        from idode_gin.reports import buckets
+
+        buckets.BucketPath(path).rmtree(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def copy_folder(source: str, target: str | os.PathLike[str]) -> None:
+    """Write the files of a folder on this machine to a folder in a bucket."""
+    for path in sorted(each for each in pathlib.Path(source).rglob("*") if each.is_file()):
+        write_atomically(paths.of(target) / path.relative_to(source), path.read_bytes())
 
 
 @contextlib.contextmanager

@@ -2,14 +2,16 @@
 
 import json
 import os
-import pathlib
+import tempfile
+import time
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from idode_gin.reports import files
+from idode_gin.reports import files, paths
 
 Row: TypeAlias = dict[str, Any]
 
+UPLOAD_PERIOD = 60.0
 TIME_PREFIX = "time/"
 """Prefix of the fields that differ between two runs of the same command; no others do."""
 
@@ -37,13 +39,15 @@ class MetricsLog:
     def __init__(
         self, path: str | os.PathLike[str] | None, keep_up_to: int, *, writes: bool = True
     ) -> None:
-        self._path = pathlib.Path(path) if path is not None and writes else None
+        self._path = paths.of(path) if path is not None and writes else None
         rows = read_rows(path) if path is not None else []
         self.rows = [row for row in rows if row["step"] <= keep_up_to]
         self.dropped = [row for row in rows if row["step"] > keep_up_to]
+        self._written = ""  # content of an object, which cannot be appended to
         if self._path is not None:
-            lines = [json.dumps(row) + "\n" for row in self.rows]
-            files.write_atomically(self._path, "".join(lines))
+            lines = "".join(json.dumps(row) + "\n" for row in self.rows)
+            files.write_atomically(self._path, lines)
+            self._written = lines if paths.in_bucket(self._path) else ""
 
     def row(self, step: int) -> Row | None:
         """Return the row of `step`, None without one."""
@@ -53,9 +57,15 @@ class MetricsLog:
         """Append a row and wait until it is on disk."""
         row: Row = {"step": step, **values}
         self.rows.append(row)
-        if self._path is not None:
+        if self._path is None:
+            return row
+        line = json.dumps(row, allow_nan=False) + "\n"
+        if paths.in_bucket(self._path):
+            files.write_atomically(self._path, self._written + line)
+            self._written += line
+        else:
             with files.naming(self._path), self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, allow_nan=False) + "\n")
+                file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
         return row
@@ -67,7 +77,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     Raises:
         ValueError: if a line before the last is not a row.
     """
-    path = pathlib.Path(path)
+    path = paths.of(path)
     if not path.exists():
         return []
     rows: list[Row] = []
@@ -98,6 +108,9 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
 class TensorBoard:
     """TensorBoard event files of a run: `train/`, and `training_eval/<task>/` for `eval/…`.
 
+    Those of a run in a bucket grow in a temporary folder; they are uploaded every `UPLOAD_PERIOD`
+    seconds and on closing. metrics.jsonl has every row at once.
+
     Args:
         run_directory: the run directory; None writes nothing.
         eval_name: the evaluation task, None without one.
@@ -106,11 +119,16 @@ class TensorBoard:
     def __init__(self, run_directory: str | os.PathLike[str] | None, eval_name: str | None) -> None:
         self._writers: dict[tuple[str, ...], Any] = {}
         self._root = run_directory
+        self._local: tempfile.TemporaryDirectory[str] | None = None
+        self._last_upload = time.monotonic()
         if run_directory is None:
             return
         from clu.metric_writers import SummaryWriter  # imports TensorFlow
 
         root = os.fspath(run_directory)
+        if paths.in_bucket(root):
+            self._local = tempfile.TemporaryDirectory(prefix="idode_gin_events_")
+            root = self._local.name
         self._writers["train/", TIME_PREFIX] = SummaryWriter(os.path.join(root, "train"))
         if eval_name is not None:
             folder = os.path.join(root, "training_eval", eval_name)
@@ -136,7 +154,20 @@ class TensorBoard:
                     "space there, or switch them off: --gin.Trainer.tensorboard=False"
                 ) from error
 
+        if time.monotonic() - self._last_upload >= UPLOAD_PERIOD:
+            self._upload()
+
     def close(self) -> None:
         """Close the event files."""
         for writer in self._writers.values():
             writer.close()
+        if self._local is not None:
+            try:
+                self._upload()
+            finally:
+                self._local.cleanup()
+
+    def _upload(self) -> None:
+        self._last_upload = time.monotonic()
+        if self._local is not None and self._root is not None:
+            files.copy_folder(self._local.name, self._root)

@@ -1,13 +1,22 @@
-"""Paths that users write: `~` is the home folder, and all of them are on this machine."""
+"""Paths that users write: on this machine, where `~` is the home folder, or in a bucket (gs://)."""
 
 import os
+import pathlib
 import re
+from collections.abc import Callable
 from typing import Annotated, TypeAlias
 
-_MARK = "path on this machine"
-LocalPath: TypeAlias = Annotated[str, _MARK]
+_LOCAL, _STORED = "path on this machine", "path on this machine or in a bucket"
+LocalPath: TypeAlias = Annotated[str, _LOCAL]
 """Annotation of a parameter whose value in a gin file goes through `local`."""
+StoredPath: TypeAlias = Annotated[str, _STORED]
+"""Annotation of a parameter whose value in a gin file goes through `stored`."""
+BUCKET = "gs://"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # pathlib makes one slash of two
+
+
+class StoreError(OSError):
+    """A bucket could not be read or written: network, credentials, permissions."""
 
 
 def local(path: str | os.PathLike[str], name: str) -> str:
@@ -15,7 +24,7 @@ def local(path: str | os.PathLike[str], name: str) -> str:
 
     Args:
         path: as the user wrote it.
-        name: what the message calls it, such as `MODEL_DIR`.
+        name: what the message calls it, such as `DATA_PATH`.
 
     Raises:
         ValueError: for an address such as gs://bucket/run, or if there is no such home folder.
@@ -36,7 +45,46 @@ def local(path: str | os.PathLike[str], name: str) -> str:
     return expanded
 
 
-def is_local(annotation: object) -> bool:
-    """Return True if an annotation is, or allows, a `LocalPath`."""
+def stored(path: str | os.PathLike[str], name: str) -> str:
+    """Return a path as `local` does; gs://bucket/folder is accepted as well.
+
+    Raises:
+        ValueError: as `local` for other addresses; for a bucket's address that is incomplete or
+            has characters that its libraries misread; or if these are not installed.
+    """
+    text = os.fspath(path)
+    if in_bucket(text):
+        from idode_gin.reports import buckets
+
+        return buckets.checked(text, name)
+    if _ADDRESS.match(text):
+        raise ValueError(
+            f"{name} must be a path on this machine or in a bucket of Google Cloud Storage "
+            f"(gs://bucket/folder), got {text!r}. Give such a path, or mount the other storage "
+            "and give the folder where it is mounted."
+        )
+    return local(text, name)
+
+
+def in_bucket(path: str | os.PathLike[str]) -> bool:
+    """Return True for the address of a bucket."""
+    return os.fspath(path).startswith(BUCKET)
+
+
+def of(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Return the path on this machine, or a `buckets.BucketPath`."""
+    text = os.fspath(path)
+    if not in_bucket(text):
+        return pathlib.Path(text)
+    from idode_gin.reports import buckets
+
+    return buckets.BucketPath(text)
+
+
+def reader(annotation: object) -> Callable[[str, str], str] | None:
+    """Return `local` or `stored` for an annotation that is, or allows, such a path; else None."""
     options = (annotation, *getattr(annotation, "__args__", ()))
-    return any(_MARK in getattr(each, "__metadata__", ()) for each in options)
+    marks = [mark for each in options for mark in getattr(each, "__metadata__", ())]
+    if _STORED in marks:
+        return stored
+    return local if _LOCAL in marks else None

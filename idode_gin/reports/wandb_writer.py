@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, final
 
+from idode_gin.reports import paths
 from idode_gin.reports.metrics import numbers
 
 
@@ -42,14 +43,15 @@ class WandB:
             directory: the run directory.
             facts: configuration of the run.
         """
-        directory = os.path.abspath(directory)
+        in_bucket = paths.in_bucket(directory)
+        directory = os.fspath(directory) if in_bucket else os.path.abspath(directory)
         run = _wandb().init(
             project=self.project,
             entity=self.entity,
             name=self.name or os.path.basename(directory),
             id=hashlib.sha256(directory.encode()).hexdigest()[:16],
             resume="allow",
-            dir=directory,
+            dir=None if in_bucket else directory,  # None: ./wandb, or $WANDB_DIR
             config=dict(facts),
         )
         # Otherwise W&B would refuse rows that a restart writes again, as steps of the past.

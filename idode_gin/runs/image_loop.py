@@ -16,7 +16,7 @@ from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.feed import batches as batch_lib
 from idode_gin.feed import data
 from idode_gin.processes import joining, preemption
-from idode_gin.reports import progress
+from idode_gin.reports import paths, progress
 from idode_gin.runs import means
 from idode_gin.runs.partial_results import PartialResults, Rows
 
@@ -125,7 +125,7 @@ def opened(
         ValueError: if the folder holds values that depend on other facts.
         checks.Preempted: when asked to stop.
     """
-    kept = PartialResults(pathlib.Path(output_dir) / FOLDER, facts, num_images, _hardware())
+    kept = PartialResults(paths.of(output_dir) / FOLDER, facts, num_images, _hardware())
     if kept.is_begun and jax.process_index() == 0:
         print(f"Resuming from {kept.progress()}.", flush=True)
     loop = ImageLoop(

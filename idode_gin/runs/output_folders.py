@@ -4,6 +4,8 @@ import pathlib
 import re
 from typing import NamedTuple
 
+from idode_gin.reports import paths
+
 CONFIG = "config.gin"
 _IMPORT = re.compile(r"^(?:from idode_gin import |import idode_gin\.)(\w+)\b", re.MULTILINE)
 
@@ -30,7 +32,7 @@ def refusal(directory: str | pathlib.Path, program: str, macro: str) -> str | No
     programs whose files it holds.
     `macro` names the directory in gin files.
     """
-    folder = pathlib.Path(directory)
+    folder = paths.of(directory)
     if not folder.is_dir():
         return None
     owners = _owners(folder)

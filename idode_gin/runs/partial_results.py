@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import pathlib
-import shutil
 import threading
 import time
 from collections.abc import Mapping
@@ -167,7 +166,7 @@ class PartialResults:
             for section in self._sections.values():
                 section.unwritten.clear()
             if jax.process_index() == 0:
-                shutil.rmtree(self._folder, ignore_errors=True)
+                files.remove_folder(self._folder)
 
     def _section(self, name: str) -> _Section:
         if name not in self._sections:

@@ -9,7 +9,7 @@ from absl import logging
 from idode_gin.checkpoints import files
 from idode_gin.checkpoints import meta as checkpoint_meta
 from idode_gin.models import DiffusionODE
-from idode_gin.reports import differences
+from idode_gin.reports import differences, paths
 from idode_gin.runs import facts as facts_lib
 from idode_gin.runs import run_inputs
 
@@ -24,7 +24,7 @@ def check_begun(directory: str | pathlib.Path, model: DiffusionODE) -> None:
     if (newest := _newest(directory)) is None:
         return
     path, meta = newest
-    _check_meaning(pathlib.Path(directory), meta["facts"], facts_lib.described("model", model))
+    _check_meaning(paths.of(directory), meta["facts"], facts_lib.described("model", model))
     if model.image_shape is not None:
         params = run_inputs.param_shapes(model, model.image_shape)
         checkpoint_meta.check_same_leaves(path, meta, {"params": params})

@@ -6,7 +6,8 @@ because the holder is named and the file removed.
 
 Some network file systems do not pass locks on to other machines (NFS mounted with `nolock` or
 `local_lock=flock`, Lustre without `flock`, several FUSE ones): there, a run on another machine is
-not noticed. Where locks are not supported at all, a warning is logged.
+not noticed. Where locks are not supported at all, a warning is logged. For a folder in a bucket see
+`lease`.
 """
 
 import contextlib
@@ -18,6 +19,8 @@ import os
 import pathlib
 import socket
 from collections.abc import Iterator
+
+from idode_gin.reports import paths
 
 NAME = "run.lock"
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -39,9 +42,19 @@ def held(
         ValueError: if another program has the lock.
         OSError: if the lock cannot be written.
     """
-    path = pathlib.Path(directory).absolute() / NAME
+    path = paths.of(directory).absolute() / NAME
     if not is_first or path in _held:
         yield
+        return
+    if paths.in_bucket(path):
+        from idode_gin.runs import lease
+
+        _held.add(path)
+        try:
+            with lease.held(path, macro):  # type: ignore[arg-type]
+                yield
+        finally:
+            _held.discard(path)
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from typing import Any, final
 import jax
 
 from idode_gin import checks
+from idode_gin.reports import paths
 
 
 @final
@@ -36,8 +37,13 @@ class ProfileWindow:
         """The step at which the trace ends."""
         return self.start + self.steps
 
-    def check(self, train_steps: int) -> None:
-        """Raise ValueError unless the window lies inside the run."""
+    def check(self, train_steps: int, directory: str) -> None:
+        """Raise ValueError unless the window lies inside the run, and the run on this machine."""
+        if paths.in_bucket(directory):
+            raise ValueError(
+                f"A trace can be written on this machine only, not to a bucket, got {directory!r}. "
+                "Profile a short run in a local MODEL_DIR, or leave Trainer.profile at None."
+            )
         if self.stop > train_steps:
             raise ValueError(
                 f"The profile window ends at step {self.stop} (ProfileWindow.start={self.start} + "

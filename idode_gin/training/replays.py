@@ -1,8 +1,8 @@
 """The step that stopped a run: its file, and a replay that examines its batch."""
 
 import dataclasses
+import io
 import os
-import pathlib
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ from idode_gin import checks, types
 from idode_gin.checkpoints import saving
 from idode_gin.feed import batches as batch_lib
 from idode_gin.processes import joining
-from idode_gin.reports import files, fingerprints
+from idode_gin.reports import files, fingerprints, paths
 from idode_gin.training import programs
 from idode_gin.training.guards import Watch
 from idode_gin.training.setup import Setup
@@ -61,9 +61,10 @@ def read(path: str | os.PathLike[str]) -> BadStep:
     Raises:
         ValueError: if there is no such file, or it holds anything else.
     """
-    path = pathlib.Path(path)
+    path = paths.of(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        content = io.BytesIO(path.read_bytes())
+        with np.load(content, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return BadStep(
             step=int(arrays.pop("step")),

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import pathlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, final
@@ -18,8 +17,8 @@ from idode_gin.feed import batches as batch_lib
 from idode_gin.feed import data
 from idode_gin.models import DiffusionODE
 from idode_gin.processes.preemption import StopRequest
-from idode_gin.reports import metrics, progress
-from idode_gin.reports.paths import LocalPath
+from idode_gin.reports import metrics, paths, progress
+from idode_gin.reports.paths import StoredPath
 from idode_gin.reports.wandb_writer import WandB
 from idode_gin.runs import averaging, descriptions, resuming, run_inputs, run_lock
 from idode_gin.runs import facts as facts_lib
@@ -89,7 +88,7 @@ class Trainer:
         ValueError: if a number is out of range.
     """
 
-    model_dir: LocalPath
+    model_dir: StoredPath
     train_steps: int
     optimizer: AdamW | optax.GradientTransformation = AdamW()
     checkpoints: CheckpointConfig = CheckpointConfig()
@@ -110,7 +109,7 @@ class Trainer:
     gamma_bins: int = 16
     peak_flops: Mapping[str, Mapping[str, float]] | None = None
     profile: profiling.ProfileWindow | None = None
-    replay: LocalPath | None = None
+    replay: StoredPath | None = None
 
     def __post_init__(self) -> None:
         checks.check_positive("train_steps", self.train_steps)
@@ -122,7 +121,7 @@ class Trainer:
         self._update()
         throughput.check_peak_flops(self.peak_flops)
         if self.profile is not None:
-            self.profile.check(self.train_steps)
+            self.profile.check(self.train_steps, self.model_dir)
 
     def run(
         self,
@@ -372,7 +371,7 @@ class Trainer:
         facts |= self.settings(model, train_dataset)
         first = steps_left.first_step(self.model_dir, self.checkpoints.restore)
         return Setup(
-            directory=pathlib.Path(self.model_dir).absolute(),
+            directory=paths.of(self.model_dir).absolute(),
             model=model,
             train=train,
             eval=held_out,

@@ -255,14 +255,15 @@ MISUSE = {
     "a run in a bucket": (
         "train",
         ["MODEL_DIR='s3://bucket/run'"],
-        "error: MODEL_DIR must be a path on this machine, got 's3://bucket/run'. Copy its files",
+        "error: MODEL_DIR must be a path on this machine or in a bucket of Google Cloud Storage "
+        "(gs://bucket/folder), got 's3://bucket/run'. Give such a path, or mount the other",
     ),
     "samples in a bucket": ("sample", [DRY, "SAMPLE_OUTPUT_DIR='hdfs://a/b'"], "got 'hdfs://a/b'"),
     "a file's address": ("eval", [DRY, "CHECKPOINT_PATH='file:///runs/a'"], "got 'file:///runs/a'"),
     "a warm start from a bucket": (
         "train",
         [DRY, "INITIAL_CHECKPOINT_PATH='gs://b/a'"],
-        "INITIAL_CHECKPOINT_PATH must be a path on this machine, got 'gs://b/a'",
+        "INITIAL_CHECKPOINT_PATH must be a folder in a bucket, gs://bucket/folder, got 'gs://b/a'",
     ),
     "images at an address": (
         "encode",
@@ -282,7 +283,7 @@ MISUSE = {
     "gin files in a bucket": (
         "train",
         [DRY, "--gin_file=gs://b/c.gin"],
-        "--gin_file must be a path",
+        "--gin_file must be a folder in a bucket, gs://bucket/folder, got 'gs://b/c.gin'",
     ),
     "a home that is not there": (
         "interpolate",

@@ -11,7 +11,8 @@ from jaxtyping import Float
 
 from idode_gin.configs import value_types
 from idode_gin.configs.value_types import Built, Named
-from idode_gin.reports.paths import LocalPath
+from idode_gin.reports import paths
+from idode_gin.reports.paths import LocalPath, StoredPath
 
 T = TypeVar("T")
 
@@ -209,11 +210,12 @@ def test_a_number_where_names_are_wanted() -> None:
 
 
 def test_a_path_is_text_with_a_mark() -> None:
-    def paths(here: LocalPath, there: LocalPath | None = None, text: str = "") -> None:
+    def takes(here: LocalPath, there: StoredPath | None = None, text: str = "") -> None:
         """Annotated as the programs' parameters are."""
 
-    found = value_types.parameters(paths)
-    assert [each.is_path for each in found.values()] == [True, True, False]
+    found = value_types.parameters(takes)
+    readers = [each.read_path for each in found.values()]
+    assert readers == [paths.local, paths.stored, None]
     assert [value_types.describe(each.annotation) for each in found.values()] == [
         "str",
         "str | None",

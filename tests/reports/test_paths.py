@@ -45,16 +45,18 @@ def test_without_a_home_folder(monkeypatch):
 
 
 def test_marks_are_found_in_annotations():
-    assert paths.is_local(paths.LocalPath)
-    assert paths.is_local(paths.LocalPath | None)
-    assert not paths.is_local(str | None)
-    assert not paths.is_local(typing.Annotated[str, "another mark"])
+    assert paths.reader(paths.LocalPath) is paths.local
+    assert paths.reader(paths.LocalPath | None) is paths.local
+    assert paths.reader(paths.StoredPath) is paths.stored
+    assert paths.reader(paths.StoredPath | None) is paths.stored
+    assert paths.reader(str | None) is None
+    assert paths.reader(typing.Annotated[str, "another mark"]) is None
 
 
 def test_python_functions_refuse_addresses():
     for call in (
-        lambda: checkpoint_files.find("gs://b/run"),
-        lambda: series.Watch().check("gs://b/run"),
+        lambda: checkpoint_files.find("s3://b/run"),
+        lambda: series.Watch().check("s3://b/run"),
         lambda: image_cache.load("gs://b", "name", "key", list, memory_map=False),
     ):
         with pytest.raises(ValueError, match="must be a path on this machine"):

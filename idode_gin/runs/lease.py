@@ -1,0 +1,143 @@
+"""The lock on an output folder in a bucket: an object that its owner renews.
+
+A bucket has no locks that end with a process. The object `run.lock` is made only where there is
+none, and replaced only as the version that was read (a precondition on its generation), so of
+several processes one succeeds. Its owner replaces it every `RENEW` seconds. A new run takes it over
+when it has not changed for `STALE` seconds on the new run's own clock (clocks of machines are not
+compared), and at once if its owner was a process of this machine that is gone. An owner whose
+object was replaced, after a pause or an outage, ends before it writes again.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from absl import logging
+
+from idode_gin import checks
+from idode_gin.processes import failures
+from idode_gin.reports import buckets
+
+RENEW, STALE = 15.0, 60.0
+"""Seconds between two renewals; seconds without one after which a lease may be taken over."""
+_LOOK = 3.0
+_NONE = "0"
+"""Generation of an object that does not exist."""
+
+
+@contextlib.contextmanager
+def held(path: buckets.BucketPath, macro: str) -> Iterator[None]:
+    """Context in which no other run holds the object at `path`; a thread renews it.
+
+    Raises:
+        ValueError: if another run holds it.
+        paths.StoreError: if the bucket cannot be written to.
+    """
+    lease = _Lease(path)
+    lease.acquire(macro)
+    thread = threading.Thread(target=lease.keep, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        lease.is_over.set()
+        thread.join()
+        with contextlib.suppress(OSError):
+            path.delete_version(lease.generation)
+
+
+class _Lease:
+    """The object at `path`, and its generation once this process has it."""
+
+    def __init__(self, path: buckets.BucketPath) -> None:
+        self.path, self.generation, self.is_over = path, _NONE, threading.Event()
+        self._owner = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "machine": _machine(),
+            "token": uuid.uuid4().hex,
+        }
+
+    def acquire(self, macro: str) -> None:
+        """Make the object, or replace that of a run which has ended without removing it."""
+        expected = _NONE
+        while not self._replace(expected):
+            if (found := self.path.read_version()) is None:  # removed meanwhile
+                expected = _NONE
+                continue
+            generation, owner = found[0], _parsed(found[1])
+            who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
+            if expected not in (_NONE, generation):
+                raise ValueError(
+                    f"An output folder is for one run at a time, and {self.path.parent} is in use "
+                    f"by {who}. Wait for its end, stop it, or choose another {macro}."
+                )
+            expected = generation
+            if not _is_gone(owner):
+                print(f"{self.path} names {who}. Waiting up to {STALE:g} s for a sign of it.")
+                self._watch(generation)
+
+    def _watch(self, generation: str) -> None:
+        """Return when the object has changed, or has not for `STALE` seconds."""
+        deadline = time.monotonic() + STALE
+        while time.monotonic() < deadline:
+            time.sleep(min(_LOOK, STALE / 20))
+            if (found := self.path.read_version()) is None or found[0] != generation:
+                return
+
+    def keep(self) -> None:
+        """Renew the object until `is_over`; end the program if another run has replaced it."""
+        while not self.is_over.wait(RENEW):
+            try:
+                if self._replace(self.generation):
+                    continue
+            except OSError as error:  # it is renewed when the store answers, if still ours
+                logging.warning("%s was not renewed: %s", self.path, error)
+                continue
+            if not self.is_over.is_set():
+                text = f"another run has taken over {self.path.parent}, because this one was silent"
+                print(f"error: {text}.", file=sys.stderr, flush=True)
+                failures.fail(checks.EXIT_BAD_INPUT, text)
+                os._exit(checks.EXIT_BAD_INPUT)
+
+    def _replace(self, expected: str) -> bool:
+        """Write the object if its generation is `expected`; return True if it is this run's."""
+        content = json.dumps({**self._owner, "renewed": time.time()}).encode()
+        with contextlib.suppress(FileExistsError):
+            self.generation = self.path.write_version(content, expected)
+            return True
+        # A request that was repeated after its answer got lost finds its own object.
+        found = self.path.read_version()
+        if found is None or _parsed(found[1]).get("token") != self._owner["token"]:
+            return False
+        self.generation = found[0]
+        return True
+
+
+def _machine() -> str:
+    """Return what tells machines, and containers on them, apart; "" if the system does not."""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
+        return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    return ""
+
+
+def _is_gone(owner: dict[str, Any]) -> bool:
+    """Return True if the owner was a process of this machine that no longer runs."""
+    if not owner.get("machine") or owner["machine"] != _machine():
+        return False
+    # This process itself has made no object yet: its number was an earlier one's.
+    return owner["pid"] == os.getpid() or not os.path.exists(f"/proc/{owner['pid']}")
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    try:
+        return dict(json.loads(content))
+    except (ValueError, TypeError):
+        return {}

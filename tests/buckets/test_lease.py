@@ -1,0 +1,109 @@
+"""Two runs in one folder of a bucket: refused while the first lives, taken over when it does not."""
+
+import json
+import os
+import threading
+import time
+
+import pytest
+
+from idode_gin.runs import run_lock
+
+pytest.importorskip("gcsfs")
+pytest.importorskip("gcp_storage_emulator")
+
+from idode_gin.runs import lease
+
+
+@pytest.fixture(autouse=True)
+def _quickly(monkeypatch):
+    monkeypatch.setattr(lease, "RENEW", 0.1)
+    monkeypatch.setattr(lease, "STALE", 1.0)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """Leases of this process look like those of another machine."""
+    machines = iter(range(100))
+    monkeypatch.setattr(lease, "_machine", lambda: f"machine {next(machines)}")
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_second_run_is_refused_while_the_first_renews(bucket, capsys):
+    path = bucket / run_lock.NAME
+    with run_lock.held(bucket), run_lock.held(bucket):
+        before = path.read_version()[0]
+        refusal = f"gs://.* is in use by process {os.getpid()} on .* choose another MODEL_DIR"
+        with pytest.raises(ValueError, match=refusal), lease.held(path, "MODEL_DIR"):
+            pass
+        assert path.read_version()[0] != before  # renewed
+        assert "Waiting up to 1 s for a sign of it." in capsys.readouterr().out
+    assert not bucket.exists()
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_silent_one_is_taken_over_in_the_stated_time(bucket):
+    path = bucket / run_lock.NAME
+    path.write_bytes(b'{"pid": 1, "host": "gone", "machine": "of another"}')
+    began = time.monotonic()
+    with run_lock.held(bucket):
+        assert lease.STALE <= time.monotonic() - began < lease.STALE + 1
+        assert json.loads(path.read_bytes())["pid"] == os.getpid()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}"])
+def test_a_damaged_one_is_taken_over(content, bucket):
+    (bucket / run_lock.NAME).write_bytes(content)
+    with run_lock.held(bucket):
+        pass
+
+
+def test_a_process_of_this_machine_that_is_gone_is_not_waited_for(bucket, monkeypatch):
+    monkeypatch.setattr(lease, "STALE", 60.0)
+    machine = lease._machine()
+    for number in (os.getpid(), 2**22 + 1):
+        content = json.dumps({"pid": number, "host": "here", "machine": machine}).encode()
+        (bucket / run_lock.NAME).write_bytes(content)
+        began = time.monotonic()
+        with run_lock.held(bucket):
+            assert time.monotonic() - began < 5
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_of_two_at_once_one_gets_it(bucket):
+    path = bucket / run_lock.NAME
+    path.write_bytes(b'{"pid": 1, "host": "gone", "machine": "of another"}')
+    leases = [lease._Lease(path) for _ in range(4)]
+    outcomes = []
+
+    def acquire(each):
+        try:
+            each.acquire("MODEL_DIR")
+            outcomes.append("held")
+        except ValueError:
+            outcomes.append("refused")
+
+    threads = [threading.Thread(target=acquire, args=(each,)) for each in leases]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert sorted(outcomes) == ["held", "refused", "refused", "refused"]
+
+
+def test_an_owner_whose_lease_was_replaced_ends(bucket, monkeypatch):
+    path, ended = bucket / run_lock.NAME, threading.Event()
+
+    def leave(code):
+        assert code == 2
+        ended.set()
+        raise SystemExit
+
+    monkeypatch.setattr(lease.os, "_exit", leave)
+    mine = lease._Lease(path)
+    mine.acquire("MODEL_DIR")
+    path.write_bytes(b'{"pid": 1, "host": "other"}')
+    with pytest.raises(SystemExit):
+        mine.keep()
+    assert ended.is_set()
