@@ -39,12 +39,15 @@ EXTRAS = {
     "cuda12": ["jax[cuda12]>=0.6"],
     "cuda13": ["jax[cuda13]>=0.7"],
     "tpu": ["jax[tpu]>=0.6"],
+    "gcs": ["gcsfs>=2025.7"],
     "docs": [
         "furo>=2025.7",
         "myst-nb>=1.3",
         "sphinx>=8.2",
     ],
     "test": [
+        "gcp-storage-emulator>=2026.7",
+        "gcsfs>=2025.7",
         "hypothesis>=6.100",
         "import-linter>=2.1",
         "mypy>=1.11",

@@ -11,7 +11,6 @@ nor devices. Exit codes: 0 done, 2 if they cannot be compared, with the reason.
 import argparse
 import ast
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -81,7 +80,7 @@ def write(
         found["notes"].append(f"compare.png shows no images: {lack}")
     text = comparison.table(found)
     print(text, flush=True)
-    folder = pathlib.Path(paths.local(output, "--output")) if output else _beside(folders[0])
+    folder = paths.of(paths.stored(output, "--output")) if output else _beside(folders[0])
     scores = {each.label: each.scores for each in read}
     pairs = [
         (
@@ -100,7 +99,7 @@ def write(
 
 def _evaluation(name: str) -> pathlib.Path:
     """Return the folder of an evaluation: the one named, or the only one in a run directory."""
-    folder = pathlib.Path(paths.local(name, "An evaluation's folder"))
+    folder = paths.of(paths.stored(name, "An evaluation's folder"))
     owner = output_folders.owner(folder)
     if owner == "eval":
         return folder
@@ -117,7 +116,7 @@ def _evaluation(name: str) -> pathlib.Path:
             f"{start} none in eval/. Name one, or score the run: python -m idode_gin.eval "
             f"--gin.CHECKPOINT_PATH=\"'{name}'\""
         )
-    reason = "holds none" if os.path.lexists(name) else "does not exist"
+    reason = "holds none" if folder.is_symlink() or folder.exists() else "does not exist"
     raise ValueError(
         f"A comparison needs output folders of idode_gin.eval, and {name!r} {reason}. Name the "
         "EVAL_OUTPUT_DIR, or a run directory that holds it."

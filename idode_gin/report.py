@@ -49,17 +49,19 @@ def write(folders: Sequence[str], output: str | None = None) -> pathlib.Path:
     """
     found: dict[str, run_folders.RunFolder] = {}
     for name in folders:
-        within = _outputs(pathlib.Path(paths.local(name, "A report's folder")), _DEPTH)
+        folder = paths.of(paths.stored(name, "A report's folder"))
+        within = _outputs(folder, _DEPTH)
         if not within:
-            reason = "does not exist" if not os.path.lexists(name) else "holds no such output"
+            is_there = folder.is_symlink() or folder.exists()
+            reason = "holds no such output" if is_there else "does not exist"
             raise ValueError(
                 "A report needs output folders of idode_gin.train, .eval, .sample, .encode or "
                 f".interpolate, and {name!r} {reason}. Name a run's MODEL_DIR or output folder."
             )
         for path, program in within:
-            if (key := os.path.realpath(path)) not in found:
+            if (key := os.fspath(path.resolve())) not in found:
                 found[key] = run_folders.read(path, program)
-    path = pathlib.Path(paths.local(output or f"{folders[0]}/report.html", "--output"))
+    path = paths.of(paths.stored(output or f"{folders[0]}/report.html", "--output"))
     content = run_report.page(list(found.values()))
     # A file's name may hold bytes that are not text.
     files.write_atomically(path, content.encode("utf-8", "replace"))

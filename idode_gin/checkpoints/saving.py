@@ -86,6 +86,7 @@ class Checkpoints:
         self._bpd = bpd
         self._lazy_manager: ocp.CheckpointManager | None = None
         self._last_save: int | None = None
+        self._whole: int | None = None  # the last step whose checkpoint is known to be complete
         self._is_broken = False
         self._identity: tuple[int, int] | None = None
         orbax_logging.silence_orbax()
@@ -114,6 +115,8 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(error, paths.StoreError):
+            raise paths.StoreError(f"{error} {self._to_resume()}") from error
         if self._lazy_manager is None:
             return
         is_failing = kind is not None and not issubclass(kind, _AGREED)
@@ -184,6 +187,7 @@ class Checkpoints:
             return
         with self._explained(self._last_save):
             self._lazy_manager.wait_until_finished()
+            self._whole = self._last_save or self._whole
             if self._last_save is not None and jax.process_index() == 0:
                 self._delete_old()
 
@@ -252,6 +256,7 @@ class Checkpoints:
         new = Fresh(state=fresh, optimizer=new_optimizer)
         own = self._restore_own(abstract_state, new)
         if own is not None:
+            self._whole = int(own.path.name.rpartition("_")[2])
             return own.state, own
         config = self._config.restore
         if not config.path:
@@ -298,6 +303,14 @@ class Checkpoints:
         if own:
             raise ValueError(message)
         return None
+
+    def _to_resume(self) -> str:
+        good = self._whole
+        known = "No checkpoint is" if good is None else f"{PREFIX}_{good} of {self._directory} is"
+        return (
+            f"{known} known to be complete. Run the same command again when the bucket answers: "
+            "it resumes."
+        )
 
     def _all_damaged(self, verb: str) -> str:
         return (

@@ -5,6 +5,7 @@ where the other one is better.
 """
 
 import dataclasses
+import io
 import itertools
 import json
 import pathlib
@@ -78,7 +79,7 @@ def read(path: pathlib.Path, label: str) -> Evaluation:
 
 
 def _scores(path: pathlib.Path, names: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
-    with np.load(path, allow_pickle=False) as archive:
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
         columns = {name: archive[name] for name in archive.files}
     index = columns["index"]
     return {

@@ -26,6 +26,7 @@ from etils.epath import backend, gpath  # noqa: E402
 
 _BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]$")
 _MISREAD = re.compile(r"[\x00-\x1f\x7f?#*\[\]{}%\\]")
+_REFUSED = (401, "401", 403, "403")
 _INSTALL = "pip install 'idode-gin[gcs]'"
 
 
@@ -91,7 +92,30 @@ def explained(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
     except Exception as error:  # of aiohttp, gcsfs, google.auth, google.api_core, …
         reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if _is_refusal(error):
+            raise paths.StoreError(
+                f"{os.fspath(path)} was refused to {identity()}: {reason} Give that identity "
+                "access to the bucket, or name another in GOOGLE_APPLICATION_CREDENTIALS."
+            ) from error
         raise paths.StoreError(f"{os.fspath(path)} cannot be reached: {reason}") from error
+
+
+def _is_refusal(error: Exception) -> bool:
+    is_forbidden = str(error).startswith("Forbidden: ") or getattr(error, "code", None) in _REFUSED
+    return is_forbidden or type(error).__module__.startswith("google.auth")
+
+
+def identity() -> str:
+    """Return in whose name the store is asked, as far as the libraries say."""
+    with contextlib.suppress(Exception):  # google.auth's errors are of many types
+        found = filesystem().credentials.credentials
+        if found is None:
+            return "an anonymous user (no credentials were found)"
+        for name in ("service_account_email", "signer_email", "account"):
+            if email := getattr(found, name, None):
+                return str(email)
+    file = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+    return f"the identity of {file}" if file else "the default identity of this machine"
 
 
 class _Backend:
@@ -167,7 +191,7 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):  # type: ignore[misc]
 
     def write_bytes(self, data: Any) -> int:
         """Write an object in one request; readers see the old content or the new."""
-        with explained(self):
+        with explained(self), self._bucket_there():
             filesystem().pipe_file(os.fspath(self), data)
         return len(data)
 
@@ -208,7 +232,7 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):  # type: ignore[misc]
             FileExistsError: if it is another. A repeated request may meet what it wrote itself.
         """
         bucket, key = self._bucket_and_key()
-        with explained(self):
+        with explained(self), self._bucket_there():
             store = filesystem()
             found = store.call(
                 "POST",
@@ -232,6 +256,17 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):  # type: ignore[misc]
         bucket, key = self._bucket_and_key()
         with explained(self):
             filesystem().call("DELETE", "b/{}/o/{}", bucket, key, ifGenerationMatch=expected)
+
+    @contextlib.contextmanager
+    def _bucket_there(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            bucket, _ = self._bucket_and_key()
+            raise paths.StoreError(
+                f"{self} cannot be written: there is no bucket {bucket!r}, or {identity()} may not "
+                "see it. Make the bucket first; this program makes none."
+            ) from error
 
     def _bucket_and_key(self) -> tuple[str, str]:
         bucket, _, key = os.fspath(self).removeprefix(paths.BUCKET).partition("/")

@@ -91,7 +91,7 @@ def _object(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _bpd(path: pathlib.Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as archive:
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
         names = [each for each in archive.files if each.endswith("/bpd")]
         found = {each.removesuffix("/bpd"): np.asarray(archive[each], np.float64) for each in names}
     if any(each.ndim != 1 or not each.size for each in found.values()):

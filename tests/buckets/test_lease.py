@@ -1,4 +1,4 @@
-"""Two runs in one folder of a bucket: refused while the first lives, taken over when it does not."""
+"""Two runs in one folder of a bucket: one is refused; what a dead one left is taken over."""
 
 import json
 import os

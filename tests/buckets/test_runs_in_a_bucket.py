@@ -6,8 +6,8 @@ import tiny
 import tiny_runs
 
 from idode_gin.checkpoints import files, saving
-from idode_gin.reports import fingerprints
-from idode_gin.runs import run_inputs
+from idode_gin.reports import fingerprints, paths
+from idode_gin.runs import partial_results, run_inputs
 
 pytest.importorskip("gcsfs")
 pytest.importorskip("gcp_storage_emulator")
@@ -20,42 +20,72 @@ def _tiny_data(monkeypatch):
 
 def test_train_resume_and_read(bucket, tmp_path):
     here = tmp_path / "run"
-    for folder in (here, bucket):
-        tiny_runs.run(folder, 3, period=1, keep=2)
-        tiny_runs.run(folder, 6, period=1, keep=2, tensorboard=True)  # resumes
+    tiny_runs.run(here, 4, keep=1, tensorboard=True)
+    tiny_runs.run(bucket, 2, keep=1, tensorboard=True)
+    tiny_runs.run(bucket, 4, keep=1, tensorboard=True)
     assert tiny_runs.outcome(bucket) == tiny_runs.outcome(here)
-    assert files.saved_steps(bucket) == files.saved_steps(here) == [5, 6]
-    names = {each.name for each in here.iterdir()}
-    assert {each.name for each in bucket.iterdir()} == names
-    assert {each.name for each in (bucket / "train").glob("*.png")} == {
-        each.name for each in (here / "train").glob("*.png")
-    }
+    assert files.saved_steps(bucket) == [4]
+    assert _names(bucket) == _names(here)
     assert list((bucket / "train").glob("events.out.tfevents.*"))
-    _check_same_parameters(bucket, here)
-    _damage(bucket / "checkpoint_6")
-    tiny_runs.run(bucket, 6, period=1, keep=2)
-    assert tiny_runs.outcome(bucket) == tiny_runs.outcome(here)
-    assert (bucket / "damaged_checkpoint_6").is_dir()
-
-
-def test_an_unfinished_checkpoint_is_none(bucket):
-    tiny_runs.run(bucket, 4, period=2)
-    (bucket / "checkpoint_4" / files.COMMITTED).unlink()
-    assert files.saved_steps(bucket) == [2]
-    assert saving.find(str(bucket)).name == "checkpoint_2"
-    with pytest.raises(ValueError, match="No checkpoint in gs://"):
-        saving.find(str(bucket / "train"))
-
-
-def _check_same_parameters(bucket, here):
     abstract = run_inputs.param_shapes(tiny.model(), tiny.split().image_shape)
     ours, theirs = (saving.restore_params(str(each), abstract) for each in (bucket, here))
-    assert ours.step == theirs.step
+    assert ours.step == theirs.step == 4
     assert fingerprints.sha256(ours.params) == fingerprints.sha256(theirs.params)
 
 
-def _damage(checkpoint):
-    path = max((checkpoint / "ema").glob("d/*"), key=lambda each: len(each.read_bytes()))
-    content = np.frombuffer(path.read_bytes(), np.uint8).copy()
+@pytest.mark.full
+def test_damaged_and_unfinished_checkpoints(bucket, tmp_path):
+    tiny_runs.run(tmp_path / "run", 6)
+    tiny_runs.run(bucket, 6)
+    largest = max(
+        (bucket / "checkpoint_6/ema/d").iterdir(), key=lambda each: len(each.read_bytes())
+    )
+    content = np.frombuffer(largest.read_bytes(), np.uint8).copy()
     content[len(content) // 2 :] ^= 1
-    path.write_bytes(content.tobytes())
+    largest.write_bytes(content.tobytes())
+    (bucket / "checkpoint_4" / files.COMMITTED).unlink()
+    assert files.saved_steps(bucket) == [2, 6]
+    tiny_runs.run(bucket, 6)  # from step 2
+    assert tiny_runs.outcome(bucket) == tiny_runs.outcome(tmp_path / "run")
+    assert files.saved_steps(bucket) == [2, 4, 6]
+    assert (bucket / "damaged_checkpoint_6" / "ema").is_dir()
+
+
+def test_an_outage_is_no_damage(bucket, monkeypatch):
+    """A checkpoint that cannot be read now must not be put aside, nor training start again."""
+    tiny_runs.run(bucket, 2)
+
+    def fail(*_):
+        raise ConnectionError("no route")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("idode_gin.reports.buckets.filesystem", lambda: _Broken(fail))
+        with pytest.raises(paths.StoreError, match=r"gs://.* cannot be reached: no route"):
+            tiny_runs.run(bucket, 4)
+    assert files.saved_steps(bucket) == [2]
+
+
+def test_partial_results(bucket):
+    rows = {"bpd": np.arange(3.0)}
+    before = partial_results.PartialResults(bucket / "partial", {"a": 1}, 5)
+    before.add("bound", np.array([0, 2, 4]), rows)
+    before.write()
+    after = partial_results.PartialResults(bucket / "partial", {"a": 1}, 5)
+    assert after.missing("bound").tolist() == [1, 3]
+    with pytest.raises(ValueError, match="another computation"):
+        partial_results.PartialResults(bucket / "partial", {"a": 2}, 5)
+    after.remove()
+    assert not (bucket / "partial").exists()
+
+
+class _Broken:
+    def __init__(self, fail):
+        self._fail = fail
+
+    def __getattr__(self, _):
+        return self._fail
+
+
+def _names(folder):
+    inside = [f"train/{each.name}" for each in (folder / "train").glob("*.png")]
+    return {*inside, *(each.name for each in folder.iterdir())}
