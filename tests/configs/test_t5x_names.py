@@ -181,6 +181,15 @@ def test_file_of_the_guide_loads(tmp_path: pathlib.Path) -> None:
     assert "eval_period = 250" in bound(file=str(tmp_path / "mine.gin"))
 
 
+@pytest.mark.full
+def test_file_of_the_guide_dry_runs(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+    (text,) = re.findall(r"```\n(from __gin__.*?)```", GUIDE.read_text(), re.DOTALL)
+    (tmp_path / "mine.gin").write_text(text)
+    flags = [f"--gin_file={tmp_path / 'mine.gin'}", "--dry_run"]
+    assert programs.run("idode_gin.train", "train", "", flags) == 0
+    assert "evaluated every 250 steps" in capsys.readouterr().out
+
+
 def test_names_that_the_guide_calls_the_same_are_ours() -> None:
     bound()
     table, *_ = GUIDE.read_text().split("## A gin file")

@@ -181,6 +181,17 @@ def test_float64_throughout(float64):
     np.testing.assert_allclose((ahead - behind) / (2 * step), pushed, rtol=1e-5, atol=1e-5)
 
 
+def test_bias_of_the_keys_of_attention_changes_nothing():
+    """Softmax cancels it. Adam therefore moves it by rounding alone, otherwise on every mesh."""
+    network = NETWORKS["plain"]
+    params, arguments = perturbed(network, (4, 4, 3)), inputs(network, 2, (4, 4, 3))
+    place = params["middle_0"]["attention"]["key"]
+    apply = jax.jit(network)
+    before = apply(params, *arguments)
+    place["bias"] = place["bias"] + jnp.arange(place["bias"].size, dtype=jnp.float32)
+    np.testing.assert_allclose(apply(params, *arguments), before, atol=1e-5)
+
+
 class TestDropout:
     network = UNet(**TINY, dropout_rate=0.5)
 
