@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, final
 
 from idode_gin import checks
-from idode_gin.reports import metrics
+from idode_gin.reports import metrics, paths
 
 REASON = "early_stopping"
 """`exit_reason` in the summary of a run that ended here."""
@@ -82,7 +82,7 @@ def field(setting: EarlyStopping | None, rows: Iterable[metrics.Row], bpd: float
 
 def instead(setting: EarlyStopping | None, directory: str | pathlib.Path) -> str | None:
     """Return why the run in a directory has ended; None if it trains on."""
-    path = pathlib.Path(directory) / "metrics.jsonl"
+    path = paths.of(directory) / "metrics.jsonl"
     return None if setting is None else setting.message(metrics.read_rows(path))
 
 
