@@ -21,6 +21,7 @@ from idode_gin.devices import compilation_cache
 from idode_gin.feed.data import DatasetConfig
 from idode_gin.generation.encoder import Encoder
 from idode_gin.models import DiffusionODE
+from idode_gin.reports.paths import StoredPath
 
 
 def encode(
@@ -28,7 +29,7 @@ def encode(
     model: DiffusionODE,
     dataset_cfg: DatasetConfig,
     encoder: Encoder,
-    compilation_cache_dir: str | None = None,
+    compilation_cache_dir: StoredPath | None = None,
     dry_run: bool | str = False,
 ) -> str | None:
     """Encode images with a checkpoint, and decode them.

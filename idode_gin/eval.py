@@ -23,6 +23,7 @@ from idode_gin.devices import compilation_cache
 from idode_gin.evaluation.evaluator import Evaluator
 from idode_gin.feed.data import DatasetConfig
 from idode_gin.models import DiffusionODE
+from idode_gin.reports.paths import StoredPath
 
 
 def evaluate(
@@ -30,7 +31,7 @@ def evaluate(
     model: DiffusionODE,
     dataset_cfg: DatasetConfig,
     evaluator: Evaluator,
-    compilation_cache_dir: str | None = None,
+    compilation_cache_dir: StoredPath | None = None,
     dry_run: bool | str = False,
 ) -> str | None:
     """Evaluate a checkpoint, or a series of checkpoints.

@@ -21,6 +21,7 @@ from idode_gin.devices import compilation_cache
 from idode_gin.feed.data import DatasetConfig
 from idode_gin.generation.interpolator import Interpolator
 from idode_gin.models import DiffusionODE
+from idode_gin.reports.paths import StoredPath
 
 
 def interpolate(
@@ -28,7 +29,7 @@ def interpolate(
     model: DiffusionODE,
     dataset_cfg: DatasetConfig,
     interpolator: Interpolator,
-    compilation_cache_dir: str | None = None,
+    compilation_cache_dir: StoredPath | None = None,
     dry_run: bool | str = False,
 ) -> str | None:
     """Interpolate between images with a checkpoint.

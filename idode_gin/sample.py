@@ -20,13 +20,14 @@ from idode_gin.configs import outputs
 from idode_gin.devices import compilation_cache
 from idode_gin.generation.sampler import Sampler
 from idode_gin.models import DiffusionODE
+from idode_gin.reports.paths import StoredPath
 
 
 def sample(
     *,
     model: DiffusionODE,
     sampler: Sampler,
-    compilation_cache_dir: str | None = None,
+    compilation_cache_dir: StoredPath | None = None,
     dry_run: bool | str = False,
 ) -> str | None:
     """Draw images from a checkpoint.

@@ -48,7 +48,7 @@ def train(
     relative_steps: int | None = None,
     run_eval_before_training: bool = False,
     trainer_cls: Callable[..., Trainer] = Trainer,
-    compilation_cache_dir: str | None = None,
+    compilation_cache_dir: StoredPath | None = None,
     dry_run: bool | str = False,
 ) -> str | None:
     """Train `model`. The parameters have t5x's names.

@@ -56,7 +56,7 @@ def config_of(path: str | pathlib.Path) -> pathlib.Path:
     Raises:
         ValueError: if there is no run, or no configuration in it.
     """
-    run, _ = _run_and_step(path)
+    run, _ = _run_and_step(paths_lib.stored(path, "The path of a run"))
     for name in CONFIGS:
         if (run / name).is_file():
             return run / name
@@ -207,7 +207,7 @@ def _with_output(bindings: list[Binding]) -> list[Binding]:
 
 def _run_and_step(path: str | pathlib.Path) -> tuple[pathlib.Path, str]:
     """Return the run directory, and `_<step>` if `path` is a checkpoint in it, else ""."""
-    path = paths_lib.of(paths_lib.stored(path, "CHECKPOINT_PATH"))
+    path = paths_lib.of(path).expanduser()
     step = re.fullmatch(r"checkpoint(_\d+)", path.name)
     return (path.parent, step[1]) if step else (path, "")
 

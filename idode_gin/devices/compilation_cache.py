@@ -13,22 +13,24 @@ from idode_gin.reports import paths
 def use(folder: str | None) -> None:
     """Store compiled programs in `folder` and reuse those already there.
 
-    Processes may share it. An existing folder that is not writable is still read. A URL, such as
-    gs://bucket/cache, is passed to jax unchecked.
+    Processes may share it. An existing folder that is not writable is still read. One in a
+    bucket is passed to jax, which reports what it cannot read or write there.
 
     Args:
         folder: created if missing. None keeps jax's setting, which follows the environment variable
             JAX_COMPILATION_CACHE_DIR.
 
     Raises:
-        ValueError: if `folder` cannot be created or is not a folder.
+        ValueError: if `folder` cannot be created, is not a folder, or is at an address that
+            `paths.stored` refuses.
     """
     if folder is None:
         return
     if not folder:
         raise ValueError("The compilation cache must name a folder, got ''. None switches it off.")
-    if "://" not in folder:
-        folder = _ready(pathlib.Path(paths.local(folder, "COMPILATION_CACHE_DIR")).absolute())
+    folder = paths.stored(folder, "COMPILATION_CACHE_DIR")
+    if not paths.in_bucket(folder):
+        folder = _ready(pathlib.Path(folder).absolute())
     jax.config.update("jax_compilation_cache_dir", folder)
     jax_cache.reset_cache()  # jax reads the setting once, at its first compilation
 

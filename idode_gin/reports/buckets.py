@@ -27,7 +27,7 @@ from etils.epath import backend, gpath  # noqa: E402
 _BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]$")
 _MISREAD = re.compile(r"[\x00-\x1f\x7f?#*\[\]{}%\\]")
 _REFUSED = (401, "401", 403, "403")
-_INSTALL = "pip install 'idode-gin[gcs]'"
+_INSTALL = "pip install gcsfs"
 
 
 def checked(address: str, name: str) -> str:
@@ -56,7 +56,7 @@ def checked(address: str, name: str) -> str:
         )
     if importlib.util.find_spec("gcsfs") is None:
         raise ValueError(
-            f"{name} = {address!r} needs the package gcsfs, which is not installed. Run {_INSTALL}"
+            f"{name} = {address!r} needs the package gcsfs, which is not installed. Run {_INSTALL}."
         )
     return f"{paths.BUCKET}{'/'.join([bucket, *parts])}"
 

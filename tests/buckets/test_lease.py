@@ -7,12 +7,7 @@ import time
 
 import pytest
 
-from idode_gin.runs import run_lock
-
-pytest.importorskip("gcsfs")
-pytest.importorskip("gcp_storage_emulator")
-
-from idode_gin.runs import lease
+from idode_gin.runs import lease, run_lock
 
 
 @pytest.fixture(autouse=True)

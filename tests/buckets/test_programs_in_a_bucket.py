@@ -15,8 +15,6 @@ import idode_gin
 from idode_gin.checkpoints import files
 from idode_gin.reports import metrics
 
-pytest.importorskip("gcsfs")
-pytest.importorskip("gcp_storage_emulator")
 pytestmark = pytest.mark.full
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -40,7 +40,8 @@ def test_none_changes_nothing(tmp_path):
     assert jax.config.jax_compilation_cache_dir == str(tmp_path)
 
 
-def test_a_url_is_handed_on():
+def test_a_bucket_is_handed_on(monkeypatch):
+    monkeypatch.setattr("idode_gin.reports.buckets.importlib.util.find_spec", lambda _: True)
     compilation_cache.use("gs://bucket/cache")
     assert jax.config.jax_compilation_cache_dir == "gs://bucket/cache"
 

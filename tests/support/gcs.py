@@ -4,11 +4,16 @@ gcp-storage-emulator ignores preconditions on generations, on which the lock of 
 are added here. It answers one request at a time, so a check and its write are not separated.
 """
 
+import collections
 import contextlib
+import dataclasses
 import functools
 import http.server
+import io
 import json
+import random
 import threading
+import time
 import urllib.parse
 
 from gcp_storage_emulator import server as emulator
@@ -19,14 +24,57 @@ from gcp_storage_emulator.handlers import buckets
 BUCKET = "bucket"
 
 
+@dataclasses.dataclass
+class Trouble:
+    """Disturbs a share of all requests; counts them by kind."""
+
+    random: random.Random
+    share: float
+    kinds: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+    def next(self):
+        if self.random.random() >= self.share:
+            return None
+        kind = self.random.choice(["drop", "cut", "delay", "lose the answer", 429, 500, 503])
+        self.kinds[kind] += 1
+        return kind
+
+
 class _Handler(emulator.RequestHandler):
+    trouble: Trouble | None = None
+
+    def do_GET(self):
+        self._answer(super().do_GET)
+
+    def do_PUT(self):
+        self._answer(super().do_PUT)
+
     def do_POST(self):
-        if self._is_met():
-            super().do_POST()
+        self._answer(super().do_POST)
 
     def do_DELETE(self):
+        self._answer(super().do_DELETE)
+
+    def _answer(self, answer):
+        kind = None if self.trouble is None else self.trouble.next()
+        length = int(self.headers.get("Content-Length", 0))
+        self.close_connection = True
+        if kind == "drop":
+            return
+        if kind == "cut":
+            self.rfile.read(length // 2)
+            return
+        if isinstance(kind, int):
+            self.rfile.read(length)
+            self.send_response(kind)
+            self.end_headers()
+            return
+        if kind == "delay":
+            time.sleep(0.5)
+        if kind == "lose the answer":
+            self.wfile = io.BytesIO()
         if self._is_met():
-            super().do_DELETE()
+            answer()
 
     def _is_met(self):
         address = urllib.parse.urlsplit(self.path)
@@ -51,11 +99,12 @@ class _Handler(emulator.RequestHandler):
 
 
 @contextlib.contextmanager
-def running():
+def running(trouble=None):
     """Start the emulator with an empty bucket; its address."""
+    handler = type("Handler", (_Handler,), {"trouble": trouble})
     store = emulator_storage.Storage(use_memory_fs=True)
     buckets.create_bucket(BUCKET, store)
-    served = http.server.HTTPServer(("127.0.0.1", 0), functools.partial(_Handler, store))
+    served = http.server.HTTPServer(("127.0.0.1", 0), functools.partial(handler, store))
     thread = threading.Thread(target=served.serve_forever, daemon=True)
     thread.start()
     try:
@@ -71,5 +120,6 @@ def variables(address):
     return {
         "STORAGE_EMULATOR_HOST": address,
         "TENSORSTORE_GCS_HTTP_URL": address,
-        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks Google for the kind of each bucket
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # it asks Google for the kind of a bucket
+        "NO_GCE_CHECK": "true",
     }

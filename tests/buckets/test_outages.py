@@ -1,0 +1,83 @@
+"""A network that drops, delays and cuts requests, and a store that answers 429, 500 and 503."""
+
+import random
+
+import fsspec
+import gcs
+import pytest
+import tiny
+import tiny_runs
+
+from idode_gin.checkpoints import files
+from idode_gin.reports import buckets, paths
+
+
+@pytest.fixture
+def troubled(monkeypatch):
+    trouble = gcs.Trouble(random.Random(3), share=0.0)
+    with gcs.running(trouble) as address:
+        for name, value in gcs.variables(address).items():
+            monkeypatch.setenv(name, value)
+        fsspec.get_filesystem_class("gcs").clear_instance_cache()
+        yield trouble
+    fsspec.get_filesystem_class("gcs").clear_instance_cache()
+
+
+@pytest.mark.full
+def test_a_run_ends_as_without_disturbances(troubled, tmp_path, monkeypatch):
+    tiny.use_tiny_data(monkeypatch)
+    here, there = tmp_path / "run", paths.of("gs://bucket/run")
+    troubled.share = 0.04
+    for folder in (here, there):
+        tiny_runs.run(folder, 3)
+        tiny_runs.run(folder, 6)
+    troubled.share = 0.0
+    assert sum(troubled.kinds.values()) >= 20
+    assert len(troubled.kinds) == 7, troubled.kinds
+    assert tiny_runs.outcome(there) == tiny_runs.outcome(here)
+    assert files.saved_steps(there) == files.saved_steps(here)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (401, "was refused to an anonymous user"),
+        (403, "was refused to an anonymous user"),
+        (400, "cannot be reached"),
+    ],
+)
+def test_a_refusal_names_the_identity(troubled, code, words, monkeypatch):
+    monkeypatch.setattr(troubled, "next", lambda: code)
+    path = paths.of("gs://bucket/run/a")
+    for act in (path.exists, path.read_bytes, path.is_dir, lambda: path.write_bytes(b"")):
+        with pytest.raises(paths.StoreError, match=f"^gs://bucket/run/a {words}") as caught:
+            act()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_bucket_that_is_not_there(troubled):
+    assert not paths.of("gs://missing/run").exists()
+    with pytest.raises(
+        paths.StoreError, match="there is no bucket 'missing', or an anonymous user"
+    ):
+        paths.of("gs://missing/run/a").write_bytes(b"")
+    with pytest.raises(
+        paths.StoreError, match="there is no bucket 'missing', or an anonymous user"
+    ):
+        buckets.BucketPath("gs://missing/run/a").write_version(b"", "0")
+
+
+def test_the_last_good_checkpoint_is_named(troubled, monkeypatch):
+    tiny.use_tiny_data(monkeypatch)
+    run, written = paths.of("gs://bucket/run"), buckets.BucketPath.write_bytes
+
+    def write(path, data):
+        if path.name == "metrics.jsonl" and b'"step": 3' in data:
+            raise paths.StoreError("no route.")
+        return written(path, data)
+
+    monkeypatch.setattr(buckets.BucketPath, "write_bytes", write)
+    with pytest.raises(
+        paths.StoreError, match=r"no route. checkpoint_2 of gs://bucket/run is known"
+    ):
+        tiny_runs.run(run, 6, period=1)

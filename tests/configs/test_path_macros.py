@@ -1,0 +1,97 @@
+"""Every macro and flag that takes a path, with every form that users write."""
+
+import importlib
+import os
+
+import pytest
+from gin import config
+
+from idode_gin.configs import building, flags, from_training
+from idode_gin.configs.loading import ConfigError
+
+TRAIN = "gin_configs/experiments/digits.gin"
+IN_BUCKETS = {
+    "train": ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "COMPILATION_CACHE_DIR"),
+    "eval": ("CHECKPOINT_PATH", "EVAL_OUTPUT_DIR"),
+    "sample": ("CHECKPOINT_PATH", "SAMPLE_OUTPUT_DIR"),
+    "encode": ("CHECKPOINT_PATH", "ENCODE_OUTPUT_DIR"),
+    "interpolate": ("CHECKPOINT_PATH", "INTERPOLATE_OUTPUT_DIR"),
+}
+HERE_ONLY = {"train": ("DATA_PATH",), "eval": ("DATA_PATH",)}
+FORMS = {
+    "~/runs/a": "HOME/runs/a",
+    "runs/a": "runs/a",
+    "/runs/an a": "/runs/an a",
+    "Läufe/Ω 1": "Läufe/Ω 1",
+    "gs://bucket//Läufe/an a/": "gs://bucket/Läufe/an a",
+}
+REFUSED = ("s3://bucket/a", "hdfs://a/b", "https://host/a", "gs:/bucket/a", "file:///a")
+
+
+@pytest.fixture(autouse=True)
+def _home(monkeypatch):
+    monkeypatch.setenv("HOME", "HOME")
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "gcsfs" or find(name))
+
+
+def values(program, macros, path):
+    """Return what the macros are once the configuration is checked."""
+    root = getattr(importlib.import_module(f"idode_gin.{program}"), ROOTS[program])
+    building.load_and_check(root, [TRAIN], [f"{each} = {path!r}" for each in macros])
+    return {each: config.query_parameter(f"{each}/macro.value") for each in macros}
+
+
+ROOTS = {each.rpartition(".")[2]: each.rpartition(".")[2] for each in from_training.PROGRAMS}
+ROOTS["eval"] = "evaluate"
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("program", IN_BUCKETS)
+def test_macros_of_a_program(program):
+    macros = IN_BUCKETS[program]
+    for path, expected in FORMS.items():
+        assert values(program, macros, path) == dict.fromkeys(macros, expected)
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("program", IN_BUCKETS)
+def test_addresses_that_are_refused(program):
+    stored, local = IN_BUCKETS[program], HERE_ONLY.get(program, ())
+    for path in REFUSED:
+        with pytest.raises(ConfigError) as caught:
+            values(program, stored, path)
+        for each in stored:
+            assert f"{each} must be a path on this machine or in a bucket" in str(caught.value)
+    for path in (*REFUSED, "gs://bucket/a") if local else ():
+        with pytest.raises(ConfigError, match=r"DATA_PATH must be a path on this machine, got"):
+            values(program, local, path)
+
+
+def test_without_the_package(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name != "gcsfs" and find(name))
+    for program, macros in IN_BUCKETS.items():
+        with pytest.raises(ConfigError) as caught:
+            values(program, macros, "gs://bucket/a")
+        for each in macros:
+            assert f"{each} = 'gs://bucket/a' needs the package gcsfs" in str(caught.value)
+        assert "Run pip install gcsfs." in str(caught.value)
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("flag", ["gin_file", "tfds_data_dir"])
+def test_flags(flag):
+    for path, expected in FORMS.items():
+        if flag == "tfds_data_dir" and path.startswith("gs://"):
+            continue
+        assert flags.parse([f"--{flag}={path}"])[flag].value in (expected, [expected])
+    local = ("gs://bucket/a",) if flag == "tfds_data_dir" else ()
+    for path in (*REFUSED, *local):
+        with pytest.raises(ConfigError, match=f"--{flag} must be a path on this machine"):
+            flags.parse([f"--{flag}={path}"])
+    assert not os.path.exists("HOME")
