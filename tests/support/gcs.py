@@ -1,7 +1,8 @@
 """An emulator of Google Cloud Storage on this machine, for the real client libraries.
 
-gcp-storage-emulator ignores preconditions on generations, on which the lock of a run stands; they
-are added here. It answers one request at a time, so a check and its write are not separated.
+gcp-storage-emulator ignores preconditions on generations, on which the lock of a run and the arrays
+of tensorstore stand, and does not send them with an object; both are added here. It answers one
+request at a time, so a check and its write are not separated.
 """
 
 import collections
@@ -10,7 +11,6 @@ import dataclasses
 import functools
 import http.server
 import io
-import json
 import random
 import threading
 import time
@@ -76,23 +76,33 @@ class _Handler(emulator.RequestHandler):
         if self._is_met():
             answer()
 
+    def end_headers(self):
+        if self.command == "GET" and (found := self._generation()) != "0":
+            self.send_header("x-goog-generation", found)
+        super().end_headers()
+
     def _is_met(self):
-        address = urllib.parse.urlsplit(self.path)
-        query = urllib.parse.parse_qs(address.query)
-        if "ifGenerationMatch" not in query:
-            return True
-        name = query.get("name", [urllib.parse.unquote(address.path.partition("/o/")[2])])[0]
-        try:
-            found = self.storage.get_file_obj(BUCKET, name)["generation"]
-        except NotFound:
-            found = "0"
-        if query["ifGenerationMatch"] == [found]:
+        query = self._query()
+        same, other = (query.get(f"ifGeneration{each}") for each in ("Match", "NotMatch"))
+        found = [self._generation()]
+        if same in (None, found) and other != found:
             return True
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.send_response(412)
-        self.end_headers()
-        self.wfile.write(json.dumps({"error": {"code": 412, "message": "condition"}}).encode())
+        self.send_response(304 if self.command == "GET" and other else 412)
+        super().end_headers()
         return False
+
+    def _query(self):
+        return urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
+
+    def _generation(self):
+        """Return the generation of the object that a request is about, "0" without one."""
+        inside = urllib.parse.urlsplit(self.path).path.partition("/o/")[2]
+        name = self._query().get("name", [urllib.parse.unquote(inside)])[0]
+        try:
+            return self.storage.get_file_obj(BUCKET, name)["generation"]
+        except NotFound:
+            return "0"
 
     def log_message(self, *_):
         pass
