@@ -82,6 +82,7 @@ def test_images_of_one_s_own_must_be_there(name, monkeypatch, tmp_path):
         config.get_configurable(ROOTS[name])(dry_run=True)
     train = DatasetConfig(mixture_or_task_name="digits", split="train", batch_size=1)
     given = {"steps": 1, "eval_period": None, "save_period": None, "directory": "run"}
+    given["early_stopping"] = None
     with pytest.raises(ValueError, match="no train of 3 classes"):
         dry_run.goal(train, None, num_classes=3, **given)
 
