@@ -2,7 +2,7 @@
 
     python -m benchmarks.training [--channels=64] [--levels=2] [--size=16] [--batch_size=8]
         [--dtype=bfloat16] [--repeats=9] [--peak_tflops=989]
-        [--only first memory scan compile start]
+        [--only first memory scan schedules compile start]
 
     python -m benchmarks.training --channels=128 --levels=32 --groups=32 --size=32 \\
         --batch_size=64 --dtype=bfloat16 --peak_tflops=989 --loops --only first
@@ -14,7 +14,7 @@ AdamW, moving average and sums of the metrics. Steps take turns, so that a busy 
 medians are printed. FLOPs are counted from the traced program. `kept` is what the gradient keeps
 from the forward pass, parameters included; `scratch` what the compiler sets aside beside arguments
 and results. On a CPU the compiler moves what remat works out once more to where it likes, so that
-scratch falls in loops alone.
+scratch falls in loops alone. `schedules` are steps with a gamma(t) that has parameters.
 
 The last tables: seconds to trace and to compile a gradient by depth, with and without loops; and
 seconds from an empty process to the end of the first step, with an empty and with a filled
@@ -45,12 +45,18 @@ from idode_gin.models import DiffusionODE
 from idode_gin.networks.unet import UNet
 from idode_gin.parameterizations.velocity import Velocity
 from idode_gin.schedules.straight_path import StraightPath
+from idode_gin.schedules.time.base import AbstractTime
+from idode_gin.schedules.time.learned_linear import LearnedLinear
 from idode_gin.schedules.time.linear import Linear
+from idode_gin.schedules.time.monotone import Monotone
+from idode_gin.schedules.time.tabulated import Tabulated
 from idode_gin.time_samplers.uniform import Uniform
 from idode_gin.training.trainer import Trainer
 
 Step = Callable[[], Any]
 DEPTHS = (4, 8, 16, 32)
+LINEAR = Linear(gamma_min=-13.3, gamma_max=5.0)
+LEARNED = (LearnedLinear(), Monotone(), Tabulated())
 
 
 def network_of(args: argparse.Namespace, **others: Any) -> UNet:
@@ -59,11 +65,11 @@ def network_of(args: argparse.Namespace, **others: Any) -> UNet:
     return UNet(dtype=args.dtype, **{**sizes, **others})
 
 
-def model_of(network: UNet, loss: Any) -> DiffusionODE:
+def model_of(network: UNet, loss: Any, time: AbstractTime = LINEAR) -> DiffusionODE:
     return DiffusionODE(
         network=network,
         schedule=StraightPath(),
-        time=Linear(gamma_min=-13.3, gamma_max=5.0),
+        time=time,
         parameterization=Velocity(),
         time_sampler=Uniform(),
         loss=loss,
@@ -143,23 +149,31 @@ def loss_kept(model: DiffusionODE, params: Any, batch: Any, parts: int) -> int:
 
 
 @functools.cache
-def initial_state(channels: int, levels: int, groups: int, size: int, scan: bool) -> Any:
+def initial_state(
+    channels: int, levels: int, groups: int, size: int, scan: bool, time: AbstractTime
+) -> Any:
     """The same for every step of these sizes, so that it is compiled once."""
     network = UNet(channels=channels, levels=levels, groups=groups, scan=scan)
     blank = {"batch_size": 1, "size": size}
     batch = batch_of(argparse.Namespace(**blank))
     trainer = Trainer(model_dir="unused", train_steps=1)
-    return trainer.program(model_of(network, FirstOrder()), (size, size, 3), batch).init()
+    return trainer.program(model_of(network, FirstOrder(), time), (size, size, 3), batch).init()
 
 
-def trained(args: argparse.Namespace, loss: Any, parts: int = 1, **network: Any) -> Compiled:
-    model, batch = model_of(network_of(args, **network), loss), batch_of(args)
+def trained(
+    args: argparse.Namespace,
+    loss: Any,
+    parts: int = 1,
+    time: AbstractTime = LINEAR,
+    **network: Any,
+) -> Compiled:
+    model, batch = model_of(network_of(args, **network), loss, time), batch_of(args)
     trainer = Trainer(model_dir="unused", train_steps=1, num_microbatches=parts)
     program = trainer.program(model, batch["image"].shape[1:], batch)
     placed = trainer.partitioner.put_batch(batch, args.batch_size)
     compiled, known = compile_step(program.step, program.abstract_state, placed)
     scan = network.get("scan", args.loops)
-    initial = initial_state(args.channels, args.levels, args.groups, args.size, scan)
+    initial = initial_state(args.channels, args.levels, args.groups, args.size, scan, time)
     states = [jax.tree.map(jnp.copy, initial)]
     kept = loss_kept(model, program.abstract_state.params, batch, parts)
 
@@ -183,6 +197,9 @@ def steps(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Compiled
         yield "first, 4 microbatches", lambda: trained(args, first, parts=4)
         yield "first, remat full", lambda: trained(args, first, remat="full")
         yield "first, remat convolutions", lambda: trained(args, first, remat="convolutions")
+    if "schedules" in args.only:
+        for time in LEARNED:
+            yield f"first, {type(time).__name__}", lambda time=time: trained(args, first, time=time)
     if "scan" in args.only:
         yield "first, scan", lambda: trained(args, first, scan=True)
         yield (
@@ -219,9 +236,10 @@ def report_steps(args: argparse.Namespace) -> None:
         )
     paired = [b / f for b, f in zip(times["bare"], times["first"], strict=True)]
     print(f"\nimages/s of `first` over those of `bare`: {statistics.median(paired):.3f}")
-    if "second" in times:
-        paired = [s / f for s, f in zip(times["second"], times["first"], strict=True)]
-        print(f"seconds of `second` over those of `first`: {statistics.median(paired):.3f}")
+    for name in ("second", *(f"first, {type(each).__name__}" for each in LEARNED)):
+        if name in times:
+            paired = [s / f for s, f in zip(times[name], times["first"], strict=True)]
+            print(f"seconds of `{name}` over those of `first`: {statistics.median(paired):.3f}")
 
 
 def report_compile_time() -> None:
@@ -264,7 +282,7 @@ def main() -> None:
     parser.add_argument("--dtype", default=None)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--peak_tflops", type=float, default=None)
-    tables = ("first", "memory", "scan", "compile", "start")
+    tables = ("first", "memory", "scan", "schedules", "compile", "start")
     parser.add_argument("--only", nargs="+", choices=tables, default=list(tables))
     parser.add_argument("--loops", action="store_true", help="UNet.scan in every step")
     parser.add_argument("--one_step", default=None, help=argparse.SUPPRESS)
@@ -279,7 +297,7 @@ def main() -> None:
         f" {args.channels} channels, {args.levels} levels, {args.size} x {args.size} x 3, batch "
         f"{args.batch_size}, {args.dtype or 'float32'}\n"
     )
-    if {"first", "memory", "scan"} & set(args.only):
+    if {"first", "memory", "scan", "schedules"} & set(args.only):
         report_steps(args)
     if "compile" in args.only:
         report_compile_time()

@@ -164,13 +164,12 @@ def average(ema: Any, params: Any, updates_made: Array, config: UpdateConfig) ->
 def _summed(state: TrainState, added: Metrics, config: UpdateConfig) -> Metrics:
     """Return the sums of the window with those of this step."""
 
-    def is_fresh(name: str) -> Array:
-        is_adapted = name in (train_state.SQUARES, train_state.SAMPLES)
-        period = config.adaptation.period if config.adaptation and is_adapted else config.log_period
-        return state.step % period == 0
-
+    is_fresh = dict.fromkeys(added, state.step % config.log_period == 0)
+    if config.adaptation is not None:
+        is_due = state.step % config.adaptation.period == 0
+        is_fresh |= dict.fromkeys((train_state.SQUARES, train_state.SAMPLES), is_due)
     return {
-        name: jnp.where(is_fresh(name), 0.0, state.window[name]) + each
+        name: jnp.where(is_fresh[name], 0.0, state.window[name]) + each
         for name, each in added.items()
     }
 

@@ -1,17 +1,23 @@
 """Training with a gamma(t) that has parameters: resuming, refusals, warm starts, evaluation."""
 
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
 import jax
+import killed_training
 import numpy as np
 import pytest
 import tiny
 from tiny_runs import outcome, run
 
+from idode_gin.checkpoints import saving
 from idode_gin.checkpoints.config import RestoreCheckpointConfig
 from idode_gin.runs import run_inputs
 from idode_gin.schedules.time.learned_linear import LearnedLinear
 from idode_gin.schedules.time.linear import gamma_min_for_levels
-from idode_gin.schedules.time.monotone import Monotone
-from idode_gin.schedules.time.tabulated import Tabulated
 from idode_gin.training import optimizers
 
 GAMMA_MIN = gamma_min_for_levels(tiny.LEVELS)
@@ -45,18 +51,10 @@ def test_the_ends_are_trained_averaged_and_described(learned):
     assert summary["num_params"] == sum(np.size(leaf) for leaf in jax.tree.leaves(restored(folder)))
 
 
-@pytest.mark.parametrize(
-    "time",
-    [
-        LearnedLinear(gamma_min=GAMMA_MIN),
-        Monotone(gamma_min=GAMMA_MIN, units=8),
-        Tabulated(gamma_min=GAMMA_MIN, bins=4, adapt_period=3),
-    ],
-    ids=lambda time: type(time).__name__,
-)
-def test_a_run_that_is_cut_off_ends_the_same(time, tmp_path):
+@pytest.mark.parametrize("name", killed_training.LEARNED)
+def test_a_run_that_is_cut_off_ends_the_same(name, tmp_path):
     """Sums that a table follows are in the checkpoint, here of step 2 of the 3 they are of."""
-    model = tiny.model(time=time, image_shape=tiny.SHAPE)
+    model = killed_training.model(name)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run(whole, 4, model=model)
     run(cut, 2, model=model)
@@ -101,3 +99,56 @@ def test_a_rule_warm_starts_one_from_the_other(learned, undisturbed, tmp_path, d
     np.testing.assert_allclose(after["out"]["kernel"], before["out"]["kernel"], atol=1e-7)
     if direction == "learned":
         assert float(after["time_schedule"]["ends"]["gamma_max"]) == pytest.approx(5.0)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", killed_training.TIMES)
+def test_a_run_that_is_killed_ends_the_same(name, tmp_path):
+    """By SIGKILL after step 3, of which the checkpoint of step 2 is left."""
+    script = pathlib.Path(killed_training.__file__)
+    root = script.parents[2]
+    command = [sys.executable, script, name, "3", tmp_path / "cut"]
+    paths = os.pathsep.join(map(str, (root, script.parent)))
+    killed = subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": paths}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert saving.saved_steps(tmp_path / "cut") == [2]
+    model = killed_training.model(name)
+    run(tmp_path / "cut", 5, model=model)
+    run(tmp_path / "whole", 5, model=model)
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+RESET, UNUSED = ".*/time_schedule/.*", ".*/time_schedule/interior/.*"
+"""gamma(t) to initialize, and what the checkpoint has of another."""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("source", "target", "missing"),
+    [
+        ("LearnedLinear", "Monotone", "interior/l1/bias"),
+        ("Monotone", "Tabulated", "interior/log_masses"),
+        ("Tabulated", "LearnedLinear", "interior/log_masses"),
+    ],
+)
+def test_one_learned_gamma_and_another(source, target, missing, tmp_path):
+    """Refused by name in the same directory and as a warm start, which a rule allows."""
+    before, model = killed_training.model(source), killed_training.model(target)
+    run(tmp_path / "run", 2, model=before)
+    with pytest.raises(ValueError, match=rf"model\.time was {source} and is now {target}"):
+        run(tmp_path / "run", 4, model=model)
+    with pytest.raises(ValueError, match="time_schedule/interior"):
+        restored(tmp_path / "run", model)
+    restore = RestoreCheckpointConfig(path=str(tmp_path / "run"), step="reset")
+    with pytest.raises(ValueError, match=rf"params/time_schedule/{missing}: "):
+        run(tmp_path / "new", 1, model=model, restore=restore)
+    rules = {RESET: "reset"} | ({} if source == "LearnedLinear" else {UNUSED: "drop"})
+    restore = RestoreCheckpointConfig(path=str(tmp_path / "run"), step="reset", rules=rules)
+    still = optimizers.AdamW(learning_rate=1e-12, warmup_steps=0)
+    run(tmp_path / "new", 1, model=model, restore=restore, optimizer=still)
+    old, new = (
+        restored(folder, each, use_ema=False)
+        for folder, each in ((tmp_path / "run", before), (tmp_path / "new", model))
+    )
+    np.testing.assert_allclose(new["out"]["kernel"], old["out"]["kernel"], atol=1e-7)
+    assert float(new["time_schedule"]["ends"]["gamma_max"]) == pytest.approx(5.0)

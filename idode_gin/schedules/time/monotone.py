@@ -65,8 +65,8 @@ class Monotone(base.AbstractLearnedTime):
 
     def fraction(self, interior: types.Params, t: types.Gamma) -> types.Gamma:
         """Return (g(t) - g(0)) / (g(1) - g(0))."""
-        start, end, here = (_g(interior, each) for each in (jnp.zeros_like(t), jnp.ones_like(t), t))
-        return (here - start) / (end - start)
+        start, end = (_g(interior, jnp.asarray(each, t.dtype)) for each in (0.0, 1.0))
+        return (_g(interior, t) - start) / (end - start)
 
 
 def _g(interior: types.Params, t: types.Gamma) -> types.Gamma:

@@ -68,7 +68,8 @@ class Tabulated(base.AbstractLearnedTime):
         masses = jax.nn.softmax(jax.lax.stop_gradient(interior["log_masses"]))
         below = jnp.concatenate([jnp.zeros(1, masses.dtype), jnp.cumsum(masses)])
         edges = (below / below[-1]).astype(t.dtype)
-        place = jnp.clip(jnp.searchsorted(edges, t, side="right") - 1, 0, self.bins - 1)
+        place = jnp.searchsorted(edges, t, side="right", method="compare_all") - 1  # no loop
+        place = jnp.clip(place, 0, self.bins - 1)
         left, right = edges[place], edges[place + 1]
         return (place + (t - left) / (right - left)) / self.bins
 
