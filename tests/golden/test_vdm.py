@@ -211,8 +211,8 @@ def test_the_network(name, precision):
         case, model = cases.load(name), model_of(name)
         params = ours(published(case, precision))
         batch, draws = batch_and_draws(case, precision)
-        field, here = model.field(params, batch["conditioning"]), model.at(params)
-        gamma = here.time.gamma(draws.u)
+        here = model.at(params)  # as evaluation does: its time input is of the initial range
+        field, gamma = here.field(params, batch["conditioning"]), here.time.gamma(draws.u)
         z = ode.noised(model.schedule, model.encoding.encode(batch["image"]), gamma, draws.loss[0])
         assert_recorded(case, {"eps_hat": jax.jit(field.noise_hat)(z, gamma)})
 

@@ -1,0 +1,265 @@
+"""What a learned gamma(t) is worth on `digits`: noise of loss and gradient, and the bound.
+
+    python -m benchmarks.schedules [--only schedules ends objectives] [--steps=1000] [--seeds 0 1 2]
+        [--folder=runs/schedules]
+
+Every run trains the network of `digits.gin` on its training images by the same optimizer, for the
+same number of steps, on the same batches for a seed. `schedules` are four densities of gamma for
+one objective, velocity on the variance-preserving path; `ends`, with one seed, tell apart what the
+ends and the interior do; `objectives` are the files of `gin_configs/objectives` with one seed.
+
+`noise`: 200 further batches at the last parameters, without training. The same images and noise for
+every run of a seed. `loss, one` is the variance of an image's loss, `loss, batch` that of the mean
+of 64; `norm` the variance of the gradient's norm divided by its squared mean; `gradient` the mean
+of |g - mean g|^2. Gradients are those of the network's parameters alone.
+
+The bound is that of the moving average on the 300 test images, at 64 equally spaced gammas of each
+image with one random offset, the same for every run; only learned ends move them. Differences from
+the first row are paired by image: their error is that of the mean over images, after the mean over
+seeds; `seeds` is the standard deviation of the difference over seeds.
+
+Results are kept in the folder, so that an interrupted benchmark resumes.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from idode_gin.checkpoints import config as checkpoints
+from idode_gin.encoding import Encoding
+from idode_gin.feed import batches, data
+from idode_gin.losses.bound import VariationalBound
+from idode_gin.losses.first_order import FirstOrder
+from idode_gin.losses.unweighted import Unweighted
+from idode_gin.models import DiffusionODE
+from idode_gin.networks.unet import UNet
+from idode_gin.parameterizations.noise import Noise
+from idode_gin.parameterizations.velocity import Velocity
+from idode_gin.runs import run_inputs
+from idode_gin.schedules.straight_path import StraightPath
+from idode_gin.schedules.time.learned_linear import LearnedLinear
+from idode_gin.schedules.time.linear import Linear, gamma_min_for_levels
+from idode_gin.schedules.time.linear_beta import LinearBeta
+from idode_gin.schedules.time.monotone import Monotone
+from idode_gin.schedules.time.straight import Straight
+from idode_gin.schedules.time.tabulated import Tabulated
+from idode_gin.schedules.variance_preserving import VariancePreserving
+from idode_gin.time_samplers.base import AbstractTimeSampler
+from idode_gin.time_samplers.closed_form_importance import VPVelocityImportance
+from idode_gin.time_samplers.discrete_steps import DiscreteSteps
+from idode_gin.time_samplers.importance import Importance
+from idode_gin.time_samplers.uniform import Uniform
+from idode_gin.training.optimizers import AdamW
+from idode_gin.training.trainer import Trainer
+
+LEVELS, SHAPE, BATCH = 17, (8, 8, 1), 64
+NOISE_BATCHES, TIMES = 200, 64
+ENDS: dict[str, Any] = {"gamma_min": gamma_min_for_levels(LEVELS), "gamma_max": 5.0}
+VP, SP, FIRST = VariancePreserving(), StraightPath(), FirstOrder()
+LINEAR, UNIFORM = Linear(**ENDS), Uniform()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UniformInGamma(AbstractTimeSampler):
+    """gamma uniform between the ends, so that every model is scored at the same gammas."""
+
+    def gamma_and_density(self, u: Any, time: Any, weight: Any) -> Any:
+        """Return gamma and 1 / (gamma_max - gamma_min)."""
+        span = time.gamma_max - time.gamma_min
+        return time.gamma_min + span * u, jnp.full_like(u, 1 / span)
+
+
+def model_of(path: Any, parameterization: Any, time: Any, sampler: Any, loss: Any) -> DiffusionODE:
+    return DiffusionODE(
+        network=UNet(channels=32, levels=3, groups=8, fourier_exponents=()),
+        schedule=path,
+        time=time,
+        parameterization=parameterization,
+        time_sampler=sampler,
+        loss=loss,
+        encoding=Encoding(levels=LEVELS),
+        image_shape=SHAPE,
+    )
+
+
+def cases(steps: int) -> dict[str, dict[str, DiffusionODE]]:
+    velocity, noise, every = Velocity(), Noise(), max(1, steps // 10)
+    importance = model_of(VP, velocity, LINEAR, VPVelocityImportance(), FIRST)
+    uniform = model_of(VP, velocity, LINEAR, UNIFORM, FIRST)
+    fixed = Tabulated(**ENDS, adapt_period=every, learn_ends=False)
+    return {
+        "schedules": {
+            "vp_velocity_uniform": uniform,
+            "vp_velocity_importance": importance,
+            "monotone": model_of(VP, velocity, Monotone(**ENDS), UNIFORM, FIRST),
+            "tabulated": model_of(
+                VP, velocity, Tabulated(**ENDS, adapt_period=every), UNIFORM, FIRST
+            ),
+        },
+        "ends": {
+            "vp_velocity_uniform": uniform,
+            "importance, learned ends": model_of(
+                VP, velocity, LearnedLinear(**ENDS), VPVelocityImportance(), FIRST
+            ),
+            "tabulated, fixed ends": model_of(VP, velocity, fixed, UNIFORM, FIRST),
+        },
+        "objectives": {
+            "vp_velocity_importance": importance,
+            "vp_velocity_uniform": uniform,
+            "vp_noise_uniform": model_of(VP, noise, LINEAR, UNIFORM, FIRST),
+            "ddpm": model_of(VP, noise, LinearBeta(**ENDS), UNIFORM, Unweighted()),
+            "flow_matching": model_of(SP, velocity, Straight(**ENDS), UNIFORM, Unweighted()),
+            "scoreflow": model_of(VP, noise, LinearBeta(**ENDS), UNIFORM, FIRST),
+            "sp_velocity_importance": model_of(SP, velocity, LINEAR, Importance(), FIRST),
+            "sp_velocity_uniform": model_of(SP, velocity, LINEAR, UNIFORM, FIRST),
+            "sp_noise_uniform": model_of(SP, noise, LINEAR, UNIFORM, FIRST),
+            "vp_noise_discrete": model_of(VP, noise, LINEAR, DiscreteSteps(steps=1000), FIRST),
+        },
+    }
+
+
+def measured(model: DiffusionODE, seed: int, steps: int, folder: pathlib.Path) -> dict[str, Any]:
+    """Train, then measure; or return what an earlier run has measured."""
+    kept = folder / "measured.json"
+    if kept.exists():
+        return json.loads(kept.read_text())
+    train = data.DatasetConfig(
+        mixture_or_task_name="digits", split="train", batch_size=BATCH, seed=seed
+    )
+    save = checkpoints.SaveCheckpointConfig(period=steps)
+    summary = Trainer(
+        model_dir=str(folder),
+        train_steps=steps,
+        optimizer=AdamW(learning_rate=2e-3, b2=0.99, weight_decay=0.01, warmup_steps=100),
+        checkpoints=checkpoints.CheckpointConfig(save=save),
+        eval_period=None,
+        seed=seed,
+        ema_rate=0.995,
+        tensorboard=False,
+    ).run(model, train)
+    found = noise_of(model, params_of(model, folder, use_ema=False), train, seed)
+    params = params_of(model, folder, use_ema=True)
+    found |= {
+        "images_per_second": summary["images_per_second"],
+        "ends": [float(model.at(params).end.gamma_number), model.at(params).gamma_max],
+        "bpd": bound_of(model, params).tolist(),
+    }
+    kept.write_text(json.dumps(found))
+    return found
+
+
+def params_of(model: DiffusionODE, folder: pathlib.Path, *, use_ema: bool) -> Any:
+    return run_inputs.load_params(model, SHAPE, str(folder), use_ema).params
+
+
+def noise_of(model: DiffusionODE, params: Any, train: data.DatasetConfig, seed: int) -> dict:
+    split = run_inputs.load(train, model)
+    key = jax.random.fold_in(jax.random.key(seed), 0x5C4E)
+    own = {name: each for name, each in params.items() if name not in model.network_params(params)}
+
+    @jax.jit
+    def one(network: Any, batch: Any, number: Any) -> Any:
+        def loss(network: Any) -> Any:
+            here = jax.random.fold_in(key, number)
+            return model.loss_fn({**network, **own}, batch, here)
+
+        (mean, parts), gradient = jax.value_and_grad(loss, has_aux=True)(network)
+        flat = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradient)])
+        return mean, parts["loss"], flat
+
+    network, means, losses, norms = model.network_params(params), [], [], []
+    total: Any = 0.0
+    squares = 0.0
+    for number in range(NOISE_BATCHES):
+        batch = batches.train_batch(split, train, number)
+        mean, each, gradient = one(network, jax.device_put(batch), number)
+        gradient = np.asarray(gradient, np.float64)
+        total, squares = total + gradient, squares + gradient @ gradient
+        means.append(float(mean))
+        losses.append(np.asarray(each))
+        norms.append(float(np.sqrt(gradient @ gradient)))
+    mean_gradient = total / NOISE_BATCHES
+    spread = (squares - NOISE_BATCHES * (mean_gradient @ mean_gradient)) / (NOISE_BATCHES - 1)
+    return {
+        "loss_one": float(np.var(np.concatenate(losses), ddof=1)),
+        "loss_batch": float(np.var(means, ddof=1)),
+        "norm": float(np.var(norms, ddof=1) / np.mean(norms) ** 2),
+        "gradient": float(spread),
+    }
+
+
+def bound_of(model: DiffusionODE, params: Any) -> np.ndarray:
+    config = data.DatasetConfig(mixture_or_task_name="digits", split="test", batch_size=1)
+    split = run_inputs.load(config, model)
+    estimator, here = VariationalBound(num_times=TIMES, time_sampler=UniformInGamma()), 100
+    score = jax.jit(lambda batch: model.bound_fn(params, batch, jax.random.key(7), estimator))
+    found = []
+    for start in range(0, len(split.images), here):
+        rows = slice(start, start + here)
+        batch = {
+            "image": split.images[rows],
+            "conditioning": split.conditioning[rows],
+            "index": np.arange(start, start + len(split.images[rows])),
+        }
+        found.append(np.asarray(score(batch)["bpd"]))
+    return np.concatenate(found)
+
+
+def table(found: dict[str, list[dict[str, Any]]]) -> str:
+    """One row per case, with the means over seeds."""
+    first = np.array([each["bpd"] for each in next(iter(found.values()))])
+    rows = [
+        "| | loss, one | loss, batch | norm | gradient | ends | bits per dim | difference | error "
+        "| seeds |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, runs in found.items():
+        bpd = np.array([each["bpd"] for each in runs])
+        change = bpd - first
+        by_image, by_seed = change.mean(axis=0), change.mean(axis=1)
+        error = by_image.std(ddof=1) / np.sqrt(len(by_image))
+        spread = f"{by_seed.std(ddof=1):.4f}" if len(runs) > 1 else "-"
+        names = ("loss_one", "loss_batch", "norm", "gradient")
+        one, batch, norm, gradient = (np.mean([each[k] for each in runs]) for k in names)
+        low, high = np.mean([r["ends"] for r in runs], axis=0)
+        rows.append(
+            f"| {name} | {one:.3f} | {batch:.5f} | {norm:.3f} | {gradient:.2f} | {low:.2f}, "
+            f"{high:.2f} | {bpd.mean():.4f} | {by_image.mean():+.4f} | {error:.4f} | {spread} |"
+        )
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    groups = ("schedules", "ends", "objectives")
+    parser.add_argument("--only", nargs="+", choices=groups, default=list(groups))
+    parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/schedules"))
+    args = parser.parse_args()
+    device = jax.devices()[0]
+    heading = (
+        f"{datetime.date.today()}, jax {jax.__version__}, {device.device_kind}; {args.steps} steps "
+        f"of {BATCH} images"
+    )
+    for group in args.only:
+        seeds = args.seeds if group == "schedules" else args.seeds[:1]
+        found: dict[str, list[dict[str, Any]]] = {}
+        for seed in seeds:
+            for name, model in cases(args.steps)[group].items():
+                folder = args.folder / f"{name.replace(', ', '_').replace(' ', '_')}_{seed}"
+                runs = found.setdefault(name, [])
+                runs.append(measured(model, seed, args.steps, folder))
+                print(f"{name}, seed {seed}: {np.mean(runs[-1]['bpd']):.4f}", flush=True)
+        print(f"\n{heading}, seeds {', '.join(map(str, seeds))}\n\n{table(found)}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
