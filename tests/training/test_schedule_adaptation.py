@@ -82,6 +82,8 @@ def test_the_variance_falls_to_the_analytic_value(time, rate, steps, within):
             unchanged = state.params["time_schedule"]["interior"]["log_masses"]
             np.testing.assert_array_equal(unchanged, 0)
         state, _ = step(state, batch)
+    if time.adaptation:  # whatever the rows of the log, which are of 30 steps
+        assert float(jnp.sum(state.window[train_state.SAMPLES])) == pytest.approx(steps)
     gammas = jnp.linspace(LOW, HIGH, 2001)
     integral = float(jnp.trapezoid(h(gammas), gammas))
     after, least = second_moment(model, state.params), 3 * integral**2
