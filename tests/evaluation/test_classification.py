@@ -183,6 +183,27 @@ def test_one_class_of_one_image_without_a_score_is_an_error(tmp_path, monkeypatc
         evaluate(tmp_path)
 
 
+def test_classes_are_scored_with_the_noise_of_the_evaluations_seed(tmp_path, monkeypatch):
+    seen, check = {}, scores.check_scores
+
+    def checked(name, found):
+        seen[name] = found["bpd"]
+        check(name, found)
+
+    monkeypatch.setattr(scores, "check_scores", checked)
+    evaluate(tmp_path, seed=5)
+    model, (batch,) = classes.model(), batches.eval_batches(classes.split(NUMBER), NUMBER)
+
+    def sums(seed):
+        score = scores.of_likelihood(model, TN, "tn", seed)
+        every = classification.of_all_classes(score, classes.COUNT)
+        return jax.jit(lambda b: every({}, b)["nats"].sum(axis=1))(batch)
+
+    found = seen["classification by tn"]
+    np.testing.assert_allclose(found, sums(5), rtol=1e-5)
+    assert np.all(np.abs(found / sums(0) - 1) > 1e-5)
+
+
 @pytest.mark.parametrize("size", [0, 1, 3])
 def test_every_class_keeps_the_conditioning_of_the_image(size):
     """Of any size, before the numbers of the classes; `success` is True where there is none."""
