@@ -25,7 +25,8 @@ from idode_gin.solvers.fixed_grid import FixedGrid
 from idode_gin.training import guards
 
 LIKELIHOOD = ODELikelihood(dequantizer=TruncatedNormal(), solver=FixedGrid(steps=2))
-SPLIT = tiny.split()
+SPLIT = dataclasses.replace(tiny.split(), labels=np.arange(20) % 3, num_classes=3)
+OTHER_LABELS = dataclasses.replace(SPLIT, labels=np.arange(1, 21) % 3)
 
 
 def evaluator(**changes):
@@ -61,6 +62,8 @@ CHANGES = {
     "conditioning_sha256": lambda: facts_of(
         split=dataclasses.replace(SPLIT, conditioning=np.ones_like(SPLIT.conditioning))
     ),
+    "labels_sha256": lambda: facts_of(split=OTHER_LABELS),
+    "num_classes": lambda: facts_of(split=dataclasses.replace(SPLIT, num_classes=4)),
     "seed": lambda: facts_of(settings=evaluator(seed=1)),
     "solve_size": lambda: facts_of(settings=evaluator(solve_size=3)),
     "model.network.width": lambda: facts_of(tiny.model(width=9)),
@@ -143,6 +146,8 @@ TRAINER_CHANGES = {
     ),
     "dataset": lambda: settings_of(split=tiny.split(name="other")),
     "dataset_sha256": lambda: settings_of(split=tiny.split(seed=1)),
+    "labels_sha256": lambda: settings_of(split=OTHER_LABELS),
+    "eval_labels_sha256": lambda: settings_of(eval_split=OTHER_LABELS),
     "eval_dataset_sha256": lambda: settings_of(eval_split=tiny.split(seed=2)),
     "augmentation": lambda: settings_of(
         split=dataclasses.replace(SPLIT, augmentation=augmentation.Augmentation(flip=True))
