@@ -52,6 +52,41 @@ def second_moment(model, params):
     return float(jnp.mean(3 * (h(time.gamma(t)) * time.dgamma(t)) ** 2))
 
 
+def batch_of(size):
+    return {
+        "image": jnp.zeros((size, *tiny.SHAPE), jnp.uint8),
+        "conditioning": jnp.zeros((size, 1)),
+        "position": jnp.arange(size),
+    }
+
+
+def prepared(time, rate, size=BATCH, log_period=30):
+    """A model without parameters but those of gamma(t), its first state, and the update."""
+    time = dataclasses.replace(time, gamma_min=LOW, gamma_max=HIGH, learn_ends=False)
+    model = tiny.model(network=Nothing(), loss=Profile(), time=time)
+    key, optimizer = jax.random.key(0), optax.adam(rate)
+    params = model.init(key, tiny.SHAPE)
+    names = train_step.metric_names(model.loss_fn, params, batch_of(size), key)
+    bins = time.adaptation.bins if time.adaptation else 0
+    state = train_state.create(params, optimizer, names, adapted_bins=bins)
+    config = train_step.UpdateConfig(
+        ema_rate=0.5, log_period=log_period, adaptation=time.adaptation
+    )
+    return model, state, jax.jit(train_step.make_train_step(model.loss_fn, optimizer, key, config))
+
+
+@pytest.mark.parametrize("log_period", [3, 9])
+def test_sums_of_bins_start_again_with_each_adaptation(log_period):
+    """Those of the metrics with each row; a batch adds one to the shares of all bins together."""
+    period = 4
+    _, state, step = prepared(Tabulated(bins=5, adapt_period=period), 0.0, 6, log_period)
+    for number in range(2 * period + 1):
+        state, _ = step(state, batch_of(6))
+        shares = float(jnp.sum(state.window[train_state.SAMPLES]))
+        assert shares == pytest.approx(number % period + 1)
+        assert int(state.window[train_state.COUNT]) == number % log_period + 1
+
+
 @pytest.mark.parametrize(
     ("time", "rate", "steps", "within"),
     [
@@ -62,21 +97,9 @@ def second_moment(model, params):
 )
 def test_the_variance_falls_to_the_analytic_value(time, rate, steps, within):
     """The least second moment is 3 (integral of h)^2, at a density proportional to h."""
-    time = dataclasses.replace(time, gamma_min=LOW, gamma_max=HIGH, learn_ends=False)
-    model = tiny.model(network=Nothing(), loss=Profile(), time=time)
-    batch = {
-        "image": jnp.zeros((BATCH, *tiny.SHAPE), jnp.uint8),
-        "conditioning": jnp.zeros((BATCH, 1)),
-        "position": jnp.arange(BATCH),
-    }
-    key, optimizer = jax.random.key(0), optax.adam(rate)
-    params = model.init(key, tiny.SHAPE)
-    names = train_step.metric_names(model.loss_fn, params, batch, key)
-    bins = time.adaptation.bins if time.adaptation else 0
-    state = train_state.create(params, optimizer, names, adapted_bins=bins)
-    config = train_step.UpdateConfig(ema_rate=0.5, log_period=30, adaptation=time.adaptation)
-    step = jax.jit(train_step.make_train_step(model.loss_fn, optimizer, key, config))
-    before = second_moment(model, params)
+    model, state, step = prepared(time, rate)
+    batch = batch_of(BATCH)
+    before = second_moment(model, state.params)
     for number in range(steps):
         if number == steps - 1 and time.adaptation:
             unchanged = state.params["time_schedule"]["interior"]["log_masses"]
