@@ -65,19 +65,3 @@ def test_a_bucket_that_is_not_there(troubled):
         paths.StoreError, match="there is no bucket 'missing', or an anonymous user"
     ):
         buckets.BucketPath("gs://missing/run/a").write_version(b"", "0")
-
-
-def test_the_last_good_checkpoint_is_named(troubled, monkeypatch):
-    tiny.use_tiny_data(monkeypatch)
-    run, written = paths.of("gs://bucket/run"), buckets.BucketPath.write_bytes
-
-    def write(path, data):
-        if path.name == "metrics.jsonl" and b'"step": 3' in data:
-            raise paths.StoreError("no route.")
-        return written(path, data)
-
-    monkeypatch.setattr(buckets.BucketPath, "write_bytes", write)
-    with pytest.raises(
-        paths.StoreError, match=r"no route. checkpoint_2 of gs://bucket/run is known"
-    ):
-        tiny_runs.run(run, 6, period=1)

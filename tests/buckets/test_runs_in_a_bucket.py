@@ -6,7 +6,7 @@ import tiny
 import tiny_runs
 
 from idode_gin.checkpoints import files, saving
-from idode_gin.reports import fingerprints, paths
+from idode_gin.reports import buckets, fingerprints, paths
 from idode_gin.runs import partial_results, run_inputs
 
 
@@ -15,11 +15,21 @@ def _tiny_data(monkeypatch):
     tiny.use_tiny_data(monkeypatch)
 
 
-def test_train_resume_and_read(bucket, tmp_path):
-    here = tmp_path / "run"
-    for folder in (here, bucket):
-        tiny_runs.run(folder, 2, keep=1)
-        tiny_runs.run(folder, 4, keep=1, tensorboard=True)
+def test_train_fail_resume_and_read(bucket, tmp_path, monkeypatch):
+    here, often = tmp_path / "run", {"keep": 1, "log_period": 1, "eval_period": 2}
+    tiny_runs.run(here, 4, **often, tensorboard=True)
+    tiny_runs.run(bucket, 2, **often)
+    with monkeypatch.context() as patch:
+        patch.setattr(buckets, "filesystem", _Broken)
+        with pytest.raises(paths.StoreError, match=r"gs://.* cannot be reached: no route"):
+            tiny_runs.run(bucket, 4, **often)  # neither from scratch, nor from a damaged one
+    with monkeypatch.context() as patch:
+        patch.setattr(buckets.BucketPath, "write_bytes", _failing(buckets.BucketPath.write_bytes))
+        known = f"no route. checkpoint_2 of {bucket} is known to be complete"
+        with pytest.raises(paths.StoreError, match=known):
+            tiny_runs.run(bucket, 4, **often)
+    assert [row["step"] for row in tiny_runs.rows(bucket)] == [1, 2]
+    tiny_runs.run(bucket, 4, **often, tensorboard=True)
     assert tiny_runs.outcome(bucket) == tiny_runs.outcome(here)
     assert files.saved_steps(bucket) == [4]
     assert _names(bucket) == _names(here)
@@ -48,20 +58,6 @@ def test_damaged_and_unfinished_checkpoints(bucket, tmp_path):
     assert (bucket / "damaged_checkpoint_6" / "ema").is_dir()
 
 
-def test_an_outage_is_no_damage(bucket, monkeypatch):
-    """A checkpoint that cannot be read now must not be put aside, nor training start again."""
-    tiny_runs.run(bucket, 2)
-
-    def fail(*_):
-        raise ConnectionError("no route")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("idode_gin.reports.buckets.filesystem", lambda: _Broken(fail))
-        with pytest.raises(paths.StoreError, match=r"gs://.* cannot be reached: no route"):
-            tiny_runs.run(bucket, 4)
-    assert files.saved_steps(bucket) == [2]
-
-
 def test_partial_results(bucket):
     rows = {"bpd": np.arange(3.0)}
     before = partial_results.PartialResults(bucket / "partial", {"a": 1}, 5)
@@ -76,11 +72,20 @@ def test_partial_results(bucket):
 
 
 class _Broken:
-    def __init__(self, fail):
-        self._fail = fail
-
     def __getattr__(self, _):
-        return self._fail
+        def fail(*_, **__):
+            raise ConnectionError("no route")
+
+        return fail
+
+
+def _failing(write):
+    def fail(path, data):
+        if path.name == "metrics.jsonl" and b'"step": 3' in data:
+            raise paths.StoreError("no route.")
+        return write(path, data)
+
+    return fail
 
 
 def _names(folder):
