@@ -4,6 +4,7 @@ import io
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -87,6 +88,38 @@ def test_train_kill_resume_evaluate_sample_and_load(bucket, tmp_path):
     assert models[0].step == models[1].step
     first, second = (np.asarray(each.bits_per_dim(images)) for each in models)
     np.testing.assert_array_equal(first, second)
+
+
+def test_two_processes(bucket, tmp_path):
+    """All write checkpoints, the first alone all else; one is killed, and both resume."""
+    here = tmp_path / "run"
+    end(two(here), 0)
+    processes = two(bucket)
+    deadline = time.monotonic() + 300
+    while not files.saved_steps(bucket):
+        assert time.monotonic() < deadline
+        assert all(each.poll() is None for each in processes), end(processes, 0)
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGKILL)
+    processes[0].communicate(timeout=120)
+    end(two(bucket), 0)
+    assert rows(bucket) == rows(here)
+    assert files.saved_steps(bucket) == files.saved_steps(here)
+    written = bucket / f"checkpoint_{files.saved_steps(bucket)[-1]}" / "params"
+    assert {each.name for each in written.iterdir()} >= {"ocdbt.process_0", "ocdbt.process_1"}
+
+
+def two(folder):
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        address = f"--coordinator_address=localhost:{probe.getsockname()[1]}"
+    joined = [*TRAIN, f"--gin.MODEL_DIR='{folder}'", "--multiprocess_gpu", address]
+    return [start("train", *joined, "--process_count=2", f"--process_index={i}") for i in (0, 1)]
+
+
+def end(processes, code):
+    outputs = [each.communicate(timeout=400)[0].decode() for each in processes]
+    assert [each.returncode for each in processes] == [code] * 2, "\n".join(outputs)
 
 
 def rows(folder, name="metrics.jsonl"):
