@@ -206,7 +206,7 @@ def test_modules_are_searched_by_the_name_they_are_written_with() -> None:
 
 def test_of_several_modules_the_one_beside_what_is_bound_is_imported(tmp_path) -> None:
     for known in gin_internals.registry.matching_selectors("uniform.Uniform"):
-        gin_internals.registry.pop(known)  # of an earlier test; files that name it register it again
+        gin_internals.registry.pop(known)  # an earlier test's; files that name it register it
     bound = "from idode_gin.{0} import {1}\nPART = @{1}.{2}()"
     for package, module, name in (
         ("time_samplers", "importance", "Importance"),
