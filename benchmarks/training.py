@@ -199,7 +199,10 @@ def steps(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Compiled
         yield "first, remat convolutions", lambda: trained(args, first, remat="convolutions")
     if "schedules" in args.only:
         for time in LEARNED:
-            yield f"first, {type(time).__name__}", lambda time=time: trained(args, first, time=time)
+            yield (
+                f"first, {type(time).__name__}",
+                functools.partial(trained, args, first, time=time),
+            )
     if "scan" in args.only:
         yield "first, scan", lambda: trained(args, first, scan=True)
         yield (
