@@ -34,7 +34,7 @@ def in_words(
 
     Args:
         times: network evaluations for an image, of each bound that solves no ODE.
-        likelihoods: `ODELikelihood`s by name.
+        likelihoods: each an `ODELikelihood`, by name.
         pilot_images: images of each one's pilot; 0 for none.
         operations: floating-point operations of one network evaluation, for an image.
         checkpoint: that is scored; None if it is not there yet.
