@@ -59,7 +59,8 @@ def write(folders: Sequence[str], output: str | None = None) -> pathlib.Path:
                 f".interpolate, and {name!r} {reason}. Name a run's MODEL_DIR or output folder."
             )
         for path, program in within:
-            if (key := os.fspath(path.resolve())) not in found:
+            key = os.fspath(path) if paths.in_bucket(path) else os.path.realpath(path)
+            if key not in found:
                 found[key] = run_folders.read(path, program)
     path = paths.of(paths.stored(output or f"{folders[0]}/report.html", "--output"))
     content = run_report.page(list(found.values()))
