@@ -1,6 +1,7 @@
 """Reading gin files: their bindings, where each was written, and the messages about mistakes."""
 
 import pathlib
+from collections.abc import Iterator
 
 import gin
 import optax  # noqa: F401  a library that a program has imported
@@ -204,9 +205,18 @@ def test_modules_are_searched_by_the_name_they_are_written_with() -> None:
     assert loading.modules_that_define("NoSuchName") == []
 
 
+@pytest.fixture
+def _no_uniform() -> Iterator[None]:
+    """Hides what gin files of earlier tests have registered."""
+    registry = gin_internals.registry
+    hidden = {name: registry.pop(name) for name in registry.matching_selectors("uniform.Uniform")}
+    yield
+    for name, each in hidden.items():
+        registry[name] = each
+
+
+@pytest.mark.usefixtures("_no_uniform")
 def test_of_several_modules_the_one_beside_what_is_bound_is_imported(tmp_path) -> None:
-    for known in gin_internals.registry.matching_selectors("uniform.Uniform"):
-        gin_internals.registry.pop(known)  # an earlier test's; files that name it register it
     bound = "from idode_gin.{0} import {1}\nPART = @{1}.{2}()"
     for package, module, name in (
         ("time_samplers", "importance", "Importance"),
