@@ -18,7 +18,7 @@ from typing import Any
 
 import optax
 
-from idode_gin.checkpoints import steps_left
+from idode_gin.checkpoints import files, steps_left
 from idode_gin.checkpoints.saving import CheckpointConfig
 from idode_gin.configs import building, outputs
 from idode_gin.devices import compilation_cache
@@ -91,6 +91,9 @@ def train(
         run_eval_before_training=run_eval_before_training,
     )
     outputs.check_folder(model_dir, "train", "MODEL_DIR")
+    files.described(
+        files.newest_first(model_dir)
+    )  # refuses those of others before a file is written
     if dry_run:
         datasets = train_dataset_cfg, train_eval_dataset_cfg
         print(trainer.dry_run(model, *datasets, full=dry_run == "full"))

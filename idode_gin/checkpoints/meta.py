@@ -16,6 +16,8 @@ import numpy as np
 
 from idode_gin.reports import fingerprints, paths
 
+STATE_OF_T5X = "state"
+"""Folder in a checkpoint of t5x that holds its train state."""
 FORMAT = 1
 _SHA256 = "sha256"
 _PARTS = {"params", "ema", "training"}
@@ -82,12 +84,22 @@ def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
     return meta
 
 
+def is_of_t5x(checkpoint: pathlib.Path) -> bool:
+    """Return True for a checkpoint that upstream t5x wrote."""
+    return (checkpoint / STATE_OF_T5X).is_dir() and not (checkpoint / "meta").exists()
+
+
 def read(checkpoint: pathlib.Path) -> dict[str, Any]:
     """Read a description, whatever the name of the checkpoint's folder.
 
     Raises:
         DamagedError, ValueError: as `read_meta`.
     """
+    if is_of_t5x(checkpoint):
+        raise ValueError(
+            f"{checkpoint} is a checkpoint of t5x, which is neither read nor changed here. Convert "
+            f"it: python -m idode_gin.interop.convert --source {checkpoint} --output …"
+        )
     path = checkpoint / "meta" / "metadata"
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))

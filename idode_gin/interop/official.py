@@ -250,9 +250,11 @@ def _checkpoint_file(path: pathlib.Path) -> pathlib.Path:
         if (match := re.fullmatch(r"ckpt-(\d+)\.flax", file.name))
     }
     if not numbered:
+        found = "" if path.exists() else " There is no such path."
         raise ValueError(
-            f"No published checkpoint at {path}: expected a file `ckpt-<n>.flax`, or a folder with "
-            "such files, usually called `checkpoints-0`."
+            f"No published checkpoint at {path}: expected a file `ckpt-<n>.flax`, a folder with "
+            "such files, usually called `checkpoints-0`, or a run or `checkpoint_<step>` of t5x."
+            f"{found}"
         )
     return numbered[max(numbered)]
 

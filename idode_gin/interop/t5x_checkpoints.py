@@ -27,7 +27,6 @@ from idode_gin.interop import rounding
 from idode_gin.reports import fingerprints
 from idode_gin.training import train_state
 
-_STATE = "state"
 _LARGEST_STEP = 2**31 - 1
 _SHOWN = 5
 _COUNTERS = ("count", "mini_step", "gradient_step")
@@ -38,7 +37,7 @@ def holds(path: str | pathlib.Path) -> bool:
     path = pathlib.Path(path)
     steps = files.saved_steps(path)
     checkpoint = files.checkpoint_path(path, steps[-1]) if steps else path
-    return (checkpoint / _STATE).is_dir() and not (checkpoint / "meta").exists()
+    return checkpoint_meta.is_of_t5x(checkpoint)
 
 
 def load(path: str | pathlib.Path) -> types.TrainState:
@@ -51,7 +50,7 @@ def load(path: str | pathlib.Path) -> types.TrainState:
         ValueError: if it cannot be read, or its leaves do not fit each other; with their names.
     """
     checkpoint = files.find(path)
-    tree = plain_trees.read(checkpoint / _STATE)
+    tree = plain_trees.read(checkpoint / checkpoint_meta.STATE_OF_T5X)
     params, state = (_mapping(tree, name, checkpoint) for name in ("target", "state"))
     step = _step(state.get("step"), checkpoint)
     if checkpoint.name.rpartition("_")[2] != str(step):
@@ -121,7 +120,7 @@ def save(
         state["param_states"] = {"0": plain_trees.nested(optimizer), "1": average}
     target = plain_trees.nested(parts["ema" if ema_as_params else "params"])
     written = {"target": rounding.rounded(target, dtype) if dtype else target, "state": state}
-    return plain_trees.write(pathlib.Path(output), step, _STATE, written)
+    return plain_trees.write(pathlib.Path(output), step, checkpoint_meta.STATE_OF_T5X, written)
 
 
 def _is_pair(states: Any) -> bool:

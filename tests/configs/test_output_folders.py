@@ -73,3 +73,20 @@ def test_programs_refuse_and_touch_nothing(program, tmp_path, capsys):
     assert f"error: An output folder is for one program, and {MACROS[program]} = " in errors
     assert {each.name for each in folder.iterdir()} == {"checkpoint_3", "config.gin"}
     assert (folder / "config.gin").read_text() == config(other)
+
+
+@pytest.mark.parametrize("flag", [[], ["--dry_run"]])
+def test_a_run_of_t5x_is_left_as_it_is(flag, tmp_path, capsys):
+    """Its checkpoints are not damaged ones of ours: nothing is renamed or written."""
+    state = tmp_path / "checkpoint_5" / "state"
+    state.mkdir(parents=True)
+    for path in (state / "manifest.ocdbt", tmp_path / "config.gin"):
+        path.write_text("of t5x")
+    before = {path: path.is_file() and path.read_text() for path in tmp_path.rglob("*")}
+    digits = ["--gin_file=gin_configs/experiments/digits.gin", f"--gin.MODEL_DIR={str(tmp_path)!r}"]
+    assert programs.run("idode_gin.train", "train", "", [*digits, *flag]) == 2
+    said = capsys.readouterr().err
+    assert "checkpoint_5 is a checkpoint of t5x" in said
+    assert f"python -m idode_gin.interop.convert --source {tmp_path}" in said
+    after = {path: path.is_file() and path.read_text() for path in tmp_path.rglob("*")}
+    assert after == before

@@ -94,6 +94,6 @@ def test_kinds_of_checkpoints_are_told_apart(tmp_path, capsys):
     assert not t5x_checkpoints.holds(tmp_path / "nothing")
     command = ["--to=t5x", f"--source={path}", f"--output={tmp_path / 'new'}"]
     assert convert.main(command) == 2
-    assert "is not a complete checkpoint" in capsys.readouterr().err
+    assert "checkpoint_6 is a checkpoint of t5x" in capsys.readouterr().err
     shutil.rmtree(path / "state")
     assert convert.main([f"--source={path}", f"--output={tmp_path / 'new'}"]) == 2
