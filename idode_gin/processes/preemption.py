@@ -80,6 +80,8 @@ class _Listener:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         is_repeated = _is_same_request(number, self._handled)
+        if number == signal.SIGHUP:
+            _leave_closed_terminal()
         if not is_repeated:
             self._handled, self.received = time.monotonic(), number
         if self.loops or is_repeated:
@@ -114,9 +116,9 @@ class _Listener:
                         continue
                     if self._heard is not None:
                         os._exit(128 + number)
-                    self._heard, self.received = time.monotonic(), number
                     if number == signal.SIGHUP:
-                        _leave_closed_terminal()
+                        _leave_closed_terminal()  # before a loop sees the request, and prints
+                    self._heard, self.received = time.monotonic(), number
                     name, loops = signal.Signals(number).name, [*self.loops]
                     notice = loops[-1].notice if loops else "stopping. Again to stop at once."
                     print(f"\n{name}: {notice}", file=sys.stderr, flush=True)
