@@ -1,6 +1,7 @@
 """Signals: the first one is polled, the second ends the process at once."""
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -24,7 +25,8 @@ def wait_until(condition, seconds=10.0):
 
 
 @pytest.mark.parametrize("number", [*preemption.SIGNALS, *preemption.MORE_SIGNALS])
-def test_a_signal_is_seen_by_polling(number, capfd):
+def test_a_signal_is_seen_by_polling(number, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", said := io.StringIO())  # capfd may lose what a thread writes
     before = signal.signal(number, signal.SIG_DFL)  # nohup ignores SIGHUP
     try:
         with StopRequest() as stop:
@@ -32,7 +34,7 @@ def test_a_signal_is_seen_by_polling(number, capfd):
             os.kill(os.getpid(), number)
             wait_until(lambda: stop.requested)
             assert stop.reason == number.name
-            wait_until(lambda: number.name in capfd.readouterr().err)
+            wait_until(lambda: number.name in said.getvalue())
     finally:
         signal.signal(number, before)
 
@@ -201,11 +203,12 @@ def test_one_signal_leaves_the_context_to_finish():
 
 
 @pytest.mark.parametrize("notice", [preemption.TRAINING, preemption.RESULTS])
-def test_a_signal_says_what_it_will_do(notice, capfd):
+def test_a_signal_says_what_it_will_do(notice, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", said := io.StringIO())
     with StopRequest(notice) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         wait_until(lambda: stop.requested)
-        wait_until(lambda: f"SIGTERM: {notice}" in capfd.readouterr().err)
+        wait_until(lambda: f"SIGTERM: {notice}" in said.getvalue())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
