@@ -16,6 +16,8 @@ import numpy as np
 
 from idode_gin.reports import fingerprints, paths
 
+ROUNDED = "rounded_to"
+"""Fact of a smaller copy of a checkpoint: the dtype that its parameters are rounded to."""
 STATE_OF_T5X = "state"
 """Folder in a checkpoint of t5x that holds its train state."""
 FORMAT = 1

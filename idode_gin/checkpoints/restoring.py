@@ -82,7 +82,13 @@ def check_resume(
     abstract: TrainState,
     facts: Mapping[str, Any],
 ) -> None:
-    """Raise ValueError if the checkpoint belongs to another architecture or optimizer."""
+    """Raise ValueError if the checkpoint is rounded, or of another architecture or optimizer."""
+    if dtype := meta["facts"].get(checkpoint_meta.ROUNDED):
+        raise ValueError(
+            f"A run resumes from what it saved, and {checkpoint} is a copy with parameters rounded "
+            f"to {dtype}. Start another run from it: in a new MODEL_DIR, INITIAL_CHECKPOINT_PATH = "
+            f"'{checkpoint}' and RestoreCheckpointConfig.optimizer = 'reset'."
+        )
     wanted = parts(abstract)
     if _is_switched(meta, abstract, facts):
         del wanted["training"]

@@ -21,11 +21,11 @@ import optax
 import idode_gin
 from idode_gin import checks
 from idode_gin.checkpoints import files, restoring, saving
+from idode_gin.checkpoints import meta as checkpoint_meta
 from idode_gin.devices import backends
 from idode_gin.interop import official, rounding, t5x_checkpoints
 from idode_gin.processes import output
 from idode_gin.reports import paths
-from idode_gin.runs import facts as facts_lib
 from idode_gin.training import optimizers, train_state
 from idode_gin.types import TrainState
 
@@ -103,7 +103,7 @@ def convert(
     if dtype is not None:
         params, ema = (rounding.rounded(each, dtype) for each in (state.params, state.ema))
         state = rounding.state_of(int(state.step), params, ema)
-        facts[facts_lib.ROUNDED] = dtype
+        facts[checkpoint_meta.ROUNDED] = dtype
     with saving.Checkpoints(output, saving.CheckpointConfig(), facts) as saved:
         saved.save(state)
     return saving.find(output)

@@ -76,9 +76,11 @@ def load(path: str | pathlib.Path) -> types.TrainState:
 
 
 def facts(state: types.TrainState) -> dict[str, str]:
-    """Return what is known of the optimizer: the number of steps it accumulates gradients over."""
+    """Return the steps that gradients are accumulated over, and the dtype of rounded parameters."""
     names = {name.rpartition("/")[2] for name, _ in fingerprints.paths_and_leaves(state.opt_state)}
-    return {} if "mini_step" in names else {restoring.ACCUMULATION: "1"}
+    found = {} if "mini_step" in names else {restoring.ACCUMULATION: "1"}
+    dtypes = {str(each.dtype) for each in jax.tree.leaves(state.params) if each.dtype.itemsize < 4}
+    return found | ({checkpoint_meta.ROUNDED: ", ".join(sorted(dtypes))} if dtypes else {})
 
 
 def save(

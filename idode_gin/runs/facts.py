@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from idode_gin import numerics, types
+from idode_gin.checkpoints import meta
 from idode_gin.checkpoints.saving import RestoredParams
 from idode_gin.feed import data
 from idode_gin.models import DiffusionODE
@@ -19,9 +20,6 @@ MEANING = (
     "model.network.num_classes",
 )
 """Facts that define how the network's output is interpreted."""
-
-ROUNDED = "rounded_to"
-"""Fact of a smaller copy of a checkpoint: the dtype that its parameters are rounded to."""
 
 UNRELATED = {
     *("output_dir", "checkpoint_path", "use_ema", "checkpoints", "batch_size", "grid_images"),
@@ -69,7 +67,7 @@ def checkpoint_used(restored: RestoredParams, use_ema: bool) -> dict[str, Any]:
         "checkpoint": str(restored.path),
         "step": restored.step,
         "parameters": "ema" if use_ema else "raw",
-        **{name: each for name, each in restored.facts.items() if name == ROUNDED},
+        **{name: each for name, each in restored.facts.items() if name == meta.ROUNDED},
     }
 
 

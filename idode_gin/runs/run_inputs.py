@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 
 from idode_gin import types
-from idode_gin.checkpoints import saving
+from idode_gin.checkpoints import meta, saving
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.feed import data, labels, loading
 from idode_gin.models import DiffusionODE
@@ -102,7 +102,7 @@ def load_params(
         )
     if use_ema and (warning := averaging.warning(restored.facts, restored.step)):
         logging.warning("%s: %s", restored.path, warning)
-    if dtype := restored.facts.get(facts.ROUNDED):
+    if dtype := restored.facts.get(meta.ROUNDED):
         logging.warning(
             "%s is a copy with parameters rounded to %s: figures differ from those of the "
             "original.",
