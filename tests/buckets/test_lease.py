@@ -51,7 +51,8 @@ def test_a_silent_one_is_taken_over_in_the_stated_time(bucket):
 def test_a_damaged_one_is_taken_over(content, bucket):
     (bucket / run_lock.NAME).write_bytes(content)
     with run_lock.held(bucket):
-        pass
+        assert json.loads((bucket / run_lock.NAME).read_bytes())["pid"] == os.getpid()
+    assert not (bucket / run_lock.NAME).exists()
 
 
 def test_a_process_of_this_machine_that_is_gone_is_not_waited_for(bucket, monkeypatch):
