@@ -1,19 +1,20 @@
-"""What a learned gamma(t) is worth on `digits`: noise of loss and gradient, and the bound.
+"""What a learned gamma(t) is worth: noise of loss and gradient, and the bound.
 
-    python -m benchmarks.schedules [--only schedules ends objectives] [--steps=1000] [--seeds 0 1 2]
-        [--folder=runs/schedules]
+    python -m benchmarks.schedules [--task=digits] [--only schedules ends objectives]
+        [--steps=1000] [--seeds 0 1 2] [--folder=runs/schedules]
 
-Every run trains the network of `digits.gin` on its training images by the same optimizer, for the
-same number of steps, on the same batches for a seed. `schedules` are four densities of gamma for
-one objective, velocity on the variance-preserving path; `ends`, with one seed, tell apart what the
-ends and the interior do; `objectives` are the files of `gin_configs/objectives` with one seed.
+Every run trains the network of the task's experiment (`digits.gin` or `photo_patches.gin`) on its
+training images by the same optimizer, for the same number of steps, on the same batches for a seed.
+`schedules` are four densities of gamma for one objective, velocity on the variance-preserving path;
+`ends`, with one seed, tell apart what the ends and the interior do; `objectives` are the files of
+`gin_configs/objectives` with one seed.
 
 `noise`: 200 further batches at the last parameters, without training. The same images and noise for
 every run of a seed. `loss, one` is the variance of an image's loss, `loss, batch` that of the mean
-of 64; `norm` the variance of the gradient's norm divided by its squared mean; `gradient` the mean
-of |g - mean g|^2. Gradients are those of the network's parameters alone.
+of a batch; `norm` the variance of the gradient's norm divided by its squared mean; `gradient` the
+mean of |g - mean g|^2. Gradients are those of the network's parameters alone.
 
-The bound is that of the moving average on the 300 test images, at 64 equally spaced gammas of each
+The bound is that of the moving average on the test images, at 64 equally spaced gammas of each
 image with one random offset, the same for every run; only learned ends move them. Differences from
 the first row are paired by image: their error is that of the mean over images, after the mean over
 seeds; `seeds` is the standard deviation of the difference over seeds.
@@ -24,6 +25,7 @@ Results are kept in the folder, so that an interrupted benchmark resumes.
 import argparse
 import dataclasses
 import datetime
+import functools
 import json
 import pathlib
 from typing import Any
@@ -59,11 +61,51 @@ from idode_gin.time_samplers.uniform import Uniform
 from idode_gin.training.optimizers import AdamW
 from idode_gin.training.trainer import Trainer
 
-LEVELS, SHAPE, BATCH = 17, (8, 8, 1), 64
 NOISE_BATCHES, TIMES = 200, 64
-ENDS: dict[str, Any] = {"gamma_min": gamma_min_for_levels(LEVELS), "gamma_max": 5.0}
-VP, SP, FIRST = VariancePreserving(), StraightPath(), FirstOrder()
-LINEAR, UNIFORM = Linear(**ENDS), Uniform()
+VP, SP, FIRST, UNIFORM = VariancePreserving(), StraightPath(), FirstOrder(), Uniform()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """A dataset, and what its experiment in `gin_configs/experiments` binds."""
+
+    name: str
+    levels: int
+    shape: tuple[int, int, int]
+    unet_levels: int
+    batch: int
+    learning_rate: float
+    ema_rate: float
+
+    @property
+    def ends(self) -> dict[str, Any]:
+        """gamma_min and gamma_max before they are learned."""
+        return {"gamma_min": gamma_min_for_levels(self.levels), "gamma_max": 5.0}
+
+
+TASKS = {
+    each.name: each
+    for each in (
+        Task(
+            name="digits",
+            levels=17,
+            shape=(8, 8, 1),
+            unet_levels=3,
+            batch=64,
+            learning_rate=2e-3,
+            ema_rate=0.995,
+        ),
+        Task(
+            name="photo_patches",
+            levels=256,
+            shape=(32, 32, 3),
+            unet_levels=4,
+            batch=16,
+            learning_rate=1e-3,
+            ema_rate=0.99,
+        ),
+    )
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,87 +118,93 @@ class UniformInGamma(AbstractTimeSampler):
         return time.gamma_min + span * u, jnp.full_like(u, 1 / span)
 
 
-def model_of(path: Any, parameterization: Any, time: Any, sampler: Any, loss: Any) -> DiffusionODE:
+def model_of(
+    task: Task, path: Any, parameterization: Any, time: Any, sampler: Any, loss: Any
+) -> DiffusionODE:
     return DiffusionODE(
-        network=UNet(channels=32, levels=3, groups=8, fourier_exponents=()),
+        network=UNet(channels=32, levels=task.unet_levels, groups=8, fourier_exponents=()),
         schedule=path,
         time=time,
         parameterization=parameterization,
         time_sampler=sampler,
         loss=loss,
-        encoding=Encoding(levels=LEVELS),
-        image_shape=SHAPE,
+        encoding=Encoding(levels=task.levels),
+        image_shape=task.shape,
     )
 
 
-def cases(steps: int) -> dict[str, dict[str, DiffusionODE]]:
+def cases(task: Task, steps: int) -> dict[str, dict[str, DiffusionODE]]:
     velocity, noise, every = Velocity(), Noise(), max(1, steps // 10)
-    importance = model_of(VP, velocity, LINEAR, VPVelocityImportance(), FIRST)
-    uniform = model_of(VP, velocity, LINEAR, UNIFORM, FIRST)
-    fixed = Tabulated(**ENDS, adapt_period=every, learn_ends=False)
+    ends, model = task.ends, functools.partial(model_of, task)
+    linear = Linear(**ends)
+    importance = model(VP, velocity, linear, VPVelocityImportance(), FIRST)
+    uniform = model(VP, velocity, linear, UNIFORM, FIRST)
+    fixed = Tabulated(**ends, adapt_period=every, learn_ends=False)
     return {
         "schedules": {
             "vp_velocity_uniform": uniform,
             "vp_velocity_importance": importance,
-            "monotone": model_of(VP, velocity, Monotone(**ENDS), UNIFORM, FIRST),
-            "tabulated": model_of(
-                VP, velocity, Tabulated(**ENDS, adapt_period=every), UNIFORM, FIRST
-            ),
+            "monotone": model(VP, velocity, Monotone(**ends), UNIFORM, FIRST),
+            "tabulated": model(VP, velocity, Tabulated(**ends, adapt_period=every), UNIFORM, FIRST),
         },
         "ends": {
             "vp_velocity_uniform": uniform,
-            "importance, learned ends": model_of(
-                VP, velocity, LearnedLinear(**ENDS), VPVelocityImportance(), FIRST
+            "importance, learned ends": model(
+                VP, velocity, LearnedLinear(**ends), VPVelocityImportance(), FIRST
             ),
-            "tabulated, fixed ends": model_of(VP, velocity, fixed, UNIFORM, FIRST),
+            "tabulated, fixed ends": model(VP, velocity, fixed, UNIFORM, FIRST),
         },
         "objectives": {
             "vp_velocity_importance": importance,
             "vp_velocity_uniform": uniform,
-            "vp_noise_uniform": model_of(VP, noise, LINEAR, UNIFORM, FIRST),
-            "ddpm": model_of(VP, noise, LinearBeta(**ENDS), UNIFORM, Unweighted()),
-            "flow_matching": model_of(SP, velocity, Straight(**ENDS), UNIFORM, Unweighted()),
-            "scoreflow": model_of(VP, noise, LinearBeta(**ENDS), UNIFORM, FIRST),
-            "sp_velocity_importance": model_of(SP, velocity, LINEAR, Importance(), FIRST),
-            "sp_velocity_uniform": model_of(SP, velocity, LINEAR, UNIFORM, FIRST),
-            "sp_noise_uniform": model_of(SP, noise, LINEAR, UNIFORM, FIRST),
-            "vp_noise_discrete": model_of(VP, noise, LINEAR, DiscreteSteps(steps=1000), FIRST),
+            "vp_noise_uniform": model(VP, noise, linear, UNIFORM, FIRST),
+            "ddpm": model(VP, noise, LinearBeta(**ends), UNIFORM, Unweighted()),
+            "flow_matching": model(SP, velocity, Straight(**ends), UNIFORM, Unweighted()),
+            "scoreflow": model(VP, noise, LinearBeta(**ends), UNIFORM, FIRST),
+            "sp_velocity_importance": model(SP, velocity, linear, Importance(), FIRST),
+            "sp_velocity_uniform": model(SP, velocity, linear, UNIFORM, FIRST),
+            "sp_noise_uniform": model(SP, noise, linear, UNIFORM, FIRST),
+            "vp_noise_discrete": model(VP, noise, linear, DiscreteSteps(steps=1000), FIRST),
         },
     }
 
 
-def measured(model: DiffusionODE, seed: int, steps: int, folder: pathlib.Path) -> dict[str, Any]:
+def measured(
+    model: DiffusionODE, task: Task, seed: int, steps: int, folder: pathlib.Path
+) -> dict[str, Any]:
     """Train, then measure; or return what an earlier run has measured."""
     kept = folder / "measured.json"
     if kept.exists():
         return json.loads(kept.read_text())
     train = data.DatasetConfig(
-        mixture_or_task_name="digits", split="train", batch_size=BATCH, seed=seed
+        mixture_or_task_name=task.name, split="train", batch_size=task.batch, seed=seed
     )
     save = checkpoints.SaveCheckpointConfig(period=steps)
     summary = Trainer(
         model_dir=str(folder),
         train_steps=steps,
-        optimizer=AdamW(learning_rate=2e-3, b2=0.99, weight_decay=0.01, warmup_steps=100),
+        optimizer=AdamW(
+            learning_rate=task.learning_rate, b2=0.99, weight_decay=0.01, warmup_steps=100
+        ),
         checkpoints=checkpoints.CheckpointConfig(save=save),
         eval_period=None,
         seed=seed,
-        ema_rate=0.995,
+        ema_rate=task.ema_rate,
         tensorboard=False,
     ).run(model, train)
-    found = noise_of(model, params_of(model, folder, use_ema=False), train, seed)
-    params = params_of(model, folder, use_ema=True)
+    found = noise_of(model, params_of(model, task, folder, use_ema=False), train, seed)
+    params = params_of(model, task, folder, use_ema=True)
     found |= {
         "images_per_second": summary["images_per_second"],
         "ends": [float(model.at(params).end.gamma_number), model.at(params).gamma_max],
-        "bpd": bound_of(model, params).tolist(),
+        "bpd": bound_of(model, params, task.name).tolist(),
     }
     kept.write_text(json.dumps(found))
     return found
 
 
-def params_of(model: DiffusionODE, folder: pathlib.Path, *, use_ema: bool) -> Any:
-    return run_inputs.load_params(model, SHAPE, str(folder), use_ema).params
+def params_of(model: DiffusionODE, task: Task, folder: pathlib.Path, *, use_ema: bool) -> Any:
+    return run_inputs.load_params(model, task.shape, str(folder), use_ema).params
 
 
 def noise_of(model: DiffusionODE, params: Any, train: data.DatasetConfig, seed: int) -> dict:
@@ -195,8 +243,8 @@ def noise_of(model: DiffusionODE, params: Any, train: data.DatasetConfig, seed: 
     }
 
 
-def bound_of(model: DiffusionODE, params: Any) -> np.ndarray:
-    config = data.DatasetConfig(mixture_or_task_name="digits", split="test", batch_size=1)
+def bound_of(model: DiffusionODE, params: Any, task: str) -> np.ndarray:
+    config = data.DatasetConfig(mixture_or_task_name=task, split="test", batch_size=1)
     split = run_inputs.load(config, model)
     estimator, here = VariationalBound(num_times=TIMES, time_sampler=UniformInGamma()), 100
     score = jax.jit(lambda batch: model.bound_fn(params, batch, jax.random.key(7), estimator))
@@ -238,25 +286,27 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", choices=TASKS, default="digits")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     groups = ("schedules", "ends", "objectives")
     parser.add_argument("--only", nargs="+", choices=groups, default=list(groups))
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/schedules"))
     args = parser.parse_args()
-    device = jax.devices()[0]
+    device, task = jax.devices()[0], TASKS[args.task]
     heading = (
-        f"{datetime.date.today()}, jax {jax.__version__}, {device.device_kind}; {args.steps} steps "
-        f"of {BATCH} images"
+        f"{datetime.date.today()}, jax {jax.__version__}, {device.device_kind}; {task.name}, "
+        f"{args.steps} steps of {task.batch} images"
     )
     for group in args.only:
         seeds = args.seeds if group == "schedules" else args.seeds[:1]
         found: dict[str, list[dict[str, Any]]] = {}
         for seed in seeds:
-            for name, model in cases(args.steps)[group].items():
-                folder = args.folder / f"{name.replace(', ', '_').replace(' ', '_')}_{seed}"
+            for name, model in cases(task, args.steps)[group].items():
+                own = name.replace(", ", "_").replace(" ", "_")
+                folder = args.folder / task.name / f"{own}_{seed}"
                 runs = found.setdefault(name, [])
-                runs.append(measured(model, seed, args.steps, folder))
+                runs.append(measured(model, task, seed, args.steps, folder))
                 print(f"{name}, seed {seed}: {np.mean(runs[-1]['bpd']):.4f}", flush=True)
         print(f"\n{heading}, seeds {', '.join(map(str, seeds))}\n\n{table(found)}\n", flush=True)
 
