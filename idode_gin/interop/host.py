@@ -11,31 +11,33 @@ from jaxtyping import Array
 
 def on_host(
     function: Callable[..., np.ndarray], derivative: Callable[..., np.ndarray]
-) -> Callable[[Array, Array], Array]:
+) -> Callable[..., Array]:
     """Return a function of jax that calls `function`, and `derivative` for its derivative by z.
 
     It works in `jax.jit` and in forward mode, which is what likelihoods need: not under `jax.grad`.
-    Each call waits for the host. The derivative by t is refused.
+    Each call waits for the host. Derivatives by the other arguments are refused.
 
     Args:
-        function: `(z, t) -> output` of NumPy arrays, z `[B, ...]`, t `[B]`, output like z.
-        derivative: `(z, t, dz) -> d output`, the derivative at z along dz.
+        function: `(z, t) -> output` of NumPy arrays, z `[B, ...]`, t `[B]`, output like z. The
+            arguments after t, such as classes, are arrays as well.
+        derivative: `(z, t, dz) -> d output`, the derivative at z along dz. With more arguments dz
+            is still the last: `(z, t, classes, dz)`.
 
     Raises:
         ValueError: where it is called, if a result has not the shape of z.
     """
 
     @jax.custom_jvp
-    def called(z: Array, t: Array) -> Array:
-        return _call(function, "function", z, z, t)
+    def called(z: Array, t: Array, *more: Array) -> Array:
+        return _call(function, "function", z, z, t, *more)
 
     def rule(primals: Any, tangents: Any) -> tuple[Array, Array]:
-        (z, t), (dz, dt) = primals, tangents
-        if not isinstance(dt, SymbolicZero):
-            raise ValueError("The derivative of a function on the host by t is not known.")
+        (z, *rest), (dz, *others) = primals, tangents
+        if not all(isinstance(each, SymbolicZero) for each in others):
+            raise ValueError("A function on the host has no derivative by t or by classes.")
         if isinstance(dz, SymbolicZero):
             dz = jax.numpy.zeros_like(z)
-        return called(z, t), _call(derivative, "derivative", z, z, t, dz)
+        return called(z, *rest), _call(derivative, "derivative", z, z, *rest, dz)
 
     called.defjvp(rule, symbolic_zeros=True)
     return called
