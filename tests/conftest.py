@@ -19,8 +19,8 @@ import pytest
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent
 
-QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false"
-"""The same programs a quarter sooner, of which most of a test's time is made; not for the full run,
+QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+"""The same programs a third sooner, of which most of a test's time is made; not for the full run,
 which compiles as users do. Lower optimization is quicker still, but makes the last bit of a number
 depend on its place in an array."""
 
