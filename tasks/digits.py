@@ -6,8 +6,11 @@ permutation, cut into 1,347 training, 150 validation and 300 test images. Labels
 to 9.
 """
 
+import functools
+import importlib.util
+import pathlib
+
 import numpy as np
-from sklearn import datasets
 
 from tasks import register_images
 
@@ -29,15 +32,26 @@ def split_indices(split: str) -> np.ndarray:
     raise ValueError(f"`digits` has no split {split!r}, only {', '.join(SPLIT_SIZES)}.")
 
 
+@functools.cache
+def _table() -> np.ndarray:
+    """Return a row for each digit, 64 grey levels and the digit, as `load_digits` reads them."""
+    # The file alone: importing scikit-learn takes a second.
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("`digits` comes with scikit-learn, which is not installed.")
+    file = pathlib.Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    return np.loadtxt(file, delimiter=",", dtype=np.int64)
+
+
 def load_split(split: str) -> np.ndarray:
     """Return the images of one split, uint8 `[N, 8, 8, 1]`."""
-    images = datasets.load_digits().images.astype(np.uint8)[..., None]
+    images = _table()[:, :-1].reshape(-1, 8, 8, 1).astype(np.uint8)
     return images[split_indices(split)]
 
 
 def load_labels(split: str) -> np.ndarray:
     """Return the digit of each image of one split, integers `[N]`."""
-    return datasets.load_digits().target[split_indices(split)]
+    return _table()[split_indices(split), -1]
 
 
 register_images("digits", SPLIT_SIZES, load_split, load_labels)

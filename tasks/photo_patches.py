@@ -15,7 +15,6 @@ JPEG files is shared either.
 from collections.abc import Iterator
 
 import numpy as np
-from sklearn import datasets
 
 from tasks import register_images
 
@@ -63,6 +62,8 @@ def crops(halved: np.ndarray, split: str) -> np.ndarray:
 
 def load_split(split: str) -> np.ndarray:
     """Return one split, uint8 `[N, 32, 32, 3]`: crops of the first photograph, then the second."""
+    from sklearn import datasets  # takes a second, which other tasks need not wait for
+
     photographs = datasets.load_sample_images().images
     return np.concatenate([crops(halve(each), split) for each in photographs])
 

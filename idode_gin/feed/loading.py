@@ -17,7 +17,13 @@ from typing import Any
 import numpy as np
 
 from idode_gin import checks
-from idode_gin.feed import image_cache, image_fingerprints, task_images, tasks_package
+from idode_gin.feed import (
+    image_cache,
+    image_fingerprints,
+    lean_tensorflow,
+    task_images,
+    tasks_package,
+)
 from idode_gin.feed import labels as labels_lib
 from idode_gin.feed.augmentation import Augmentation
 from idode_gin.feed.data import DatasetConfig, ImageSplit
@@ -33,6 +39,7 @@ def set_data_dirs(
     *, tfds_data_dir: str | None = None, seqio_cache_dirs: Sequence[str] = ()
 ) -> None:
     """Set the data directory of TensorFlow Datasets and the folders of seqio's offline caches."""
+    lean_tensorflow.load()
     import seqio
 
     if tfds_data_dir:
@@ -107,6 +114,7 @@ def class_names(config: DatasetConfig) -> tuple[str, ...]:
 
 def _opened(config: DatasetConfig) -> tuple[Any, list[TaskSplit]]:
     """Return a task or mixture and the split of each of its tasks that has it; reads nothing."""
+    lean_tensorflow.load()
     import tensorflow as tf
 
     # TensorFlow would take the GPU memory that JAX needs. Once it runs, it refuses the change, and

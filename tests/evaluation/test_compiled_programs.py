@@ -1,6 +1,8 @@
-"""The programs that a small evaluation compiles: those that it needs, and few of one operation."""
+"""What a small evaluation compiles and imports: no more than it needs."""
 
 import collections
+import subprocess
+import sys
 
 import interrupted
 import jax
@@ -22,6 +24,19 @@ NEEDED = {
 ONE_OPERATION = 6 + 6 + 1 + 12
 """Programs of one operation, whose rounding figures depend on: on the ends of the ODE, before and
 while the likelihood is traced; a blank conditioning; and on the weights of the pilot's grids."""
+
+UNNEEDED = {"IPython", "clu.metric_writers", "idode_gin.training", "matplotlib", "pandas"}
+UNNEEDED |= {"pyarrow", "scipy.stats", "sklearn", "tensorboard"}
+"""Modules that take long to import, and that the first score does not need."""
+BEFORE_THE_FIRST_SCORE = f"""
+import sys
+import idode_gin.eval
+from idode_gin.feed import data, loading
+digits = data.DatasetConfig(mixture_or_task_name="digits", split="test", batch_size=1)
+assert len(loading.load_split(digits).images) == 300
+assert "tensorflow" in sys.modules
+print(*sorted({UNNEEDED} & sys.modules.keys()))
+"""
 
 
 @pytest.fixture
@@ -58,3 +73,9 @@ def test_an_evaluation_compiles_what_it_needs(compiled, monkeypatch, tmp_path):
     assert first == {"jit(computed)": 1}
     assert {name: compiled[name] for name in NEEDED} == NEEDED
     assert compiled.total() - sum(NEEDED.values()) <= ONE_OPERATION, compiled
+
+
+def test_the_first_score_waits_for_no_module_that_it_does_not_need():
+    command = [sys.executable, "-c", BEFORE_THE_FIRST_SCORE]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout == "\n"
