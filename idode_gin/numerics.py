@@ -58,6 +58,12 @@ def coarse_products() -> str | None:
     return f"the {jax.default_backend()}'s coarse products of float32 numbers"
 
 
+def random_numbers() -> str:
+    """Name jax's implementation of random numbers, which decides them beside a seed."""
+    shape = "partitionable" if jax.config.jax_threefry_partitionable else "not partitionable"  # type: ignore[attr-defined]
+    return f"{jax.config.jax_default_prng_impl}, {shape}"  # type: ignore[attr-defined]
+
+
 def nats_to_bpd(nats: Array, dims: int) -> Array:
     """Convert to bits per dim: `nats / (d log 2)`, same sign."""
     return nats / (dims * math.log(2.0))

@@ -23,7 +23,10 @@ _SHOWN = 5
 _LENGTH = 200
 _LOOKS, _PAUSE = 50, 0.2
 """A file must be visible on another machine after so many looks and seconds between them."""
-_SETTINGS = ("platforms", "enable_x64", "default_matmul_precision", "default_prng_impl")
+_SETTINGS = (
+    *("platforms", "enable_x64", "default_matmul_precision"),
+    *("default_prng_impl", "threefry_partitionable"),
+)
 _COUNT = itertools.count()
 
 

@@ -93,6 +93,7 @@ def result_facts(
         "float": str(numerics.float_dtype()),
         "matmul_precision": str(jax.config.jax_default_matmul_precision),  # type: ignore[attr-defined]
         "coarse_products": numerics.coarse_products(),
+        "random_numbers": numerics.random_numbers(),
     }
     if split is not None:
         found["dataset"] = str(split)

@@ -9,7 +9,7 @@ from typing import Any, final
 import jax
 import optax
 
-from idode_gin import checks, types
+from idode_gin import checks, numerics, types
 from idode_gin.checkpoints import steps_left
 from idode_gin.checkpoints.saving import CheckpointConfig, Checkpoints
 from idode_gin.devices.partitioning import PjitPartitioner
@@ -320,6 +320,7 @@ class Trainer:
             "shuffle": dataset.shuffle,
             "batch_size": dataset.batch_size,
             "seed": self.seed,
+            "random_numbers": numerics.random_numbers(),
             "ema_rate": self.ema_rate,
             "ema_warmup": self.ema_warmup,
             "num_microbatches": self.num_microbatches,

@@ -9,7 +9,7 @@ import made
 import numpy as np
 import pytest
 
-from idode_gin.feed import batches
+from idode_gin.feed import augmentation, batches
 from idode_gin.feed.augmentation import Augmentation, BitPerKind
 
 # Training order.
@@ -162,6 +162,21 @@ def test_an_image_is_augmented_by_seed_epoch_and_place_alone():
         assert len(seen) == 40
         found.append(seen)
     assert found[1:] == found[:-1]
+
+
+def test_an_image_is_augmented_alike_in_every_order_of_its_epoch():
+    """By its place in the split, whatever its place in the epoch."""
+    split, index = augmented(), np.arange(40)
+    codes = split.augmentation.codes(3, 1, index, channels=3)
+    for shuffle in (False, True):
+        config = made.config(batch_size=40, seed=3, shuffle=shuffle)
+        batch = batches.train_batch(split, config, 1)
+        order = np.argsort(batch["index"])
+        assert np.array_equal(order, index) != shuffle
+        np.testing.assert_array_equal(
+            batch["image"][order], augmentation.apply(split.images, codes)
+        )
+        np.testing.assert_array_equal(batch["conditioning"][order], codes.applied)
 
 
 def test_epochs_and_seeds_augment_differently():

@@ -25,6 +25,7 @@ from idode_gin.solvers.fixed_grid import FixedGrid
 from idode_gin.time_samplers.base import AbstractTimeSampler
 from idode_gin.time_samplers.importance import Importance
 from idode_gin.time_samplers.quantiles.base import AbstractQuantiles
+from idode_gin.time_samplers.quantiles.low_discrepancy import LowDiscrepancy
 from idode_gin.time_samplers.uniform import Uniform
 
 from . import discovery, toys
@@ -197,6 +198,27 @@ def test_bound_parts_add_up_in_bits(bound):
     terms = bound(field, model.end, model.time, batch["image"], keys)
     np.testing.assert_allclose(parts["prior"], terms.prior / (DIMS * np.log(2)), rtol=1e-12)
     np.testing.assert_allclose(parts["diffusion"], terms.diffusion / (DIMS * np.log(2)), rtol=1e-9)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Denser(AbstractTimeSampler):
+    """Uniform times, whose densities are said to be twice as large."""
+
+    quantiles: AbstractQuantiles = dataclasses.field(default_factory=LowDiscrepancy)
+
+    def gamma_and_density(self, u, time, weight):
+        gamma, density = Uniform().gamma_and_density(u, time, weight)
+        return gamma, 2 * density
+
+
+def test_the_bound_that_is_monitored_has_the_time_sampler_of_the_model():
+    """Its diffusion term is the mean of the integrand over the density, here twice as large."""
+    batch = batch_of()
+    plain, denser = (build(time_sampler=each) for each in (Uniform(), Denser()))
+    params = params_of(plain)
+    whole, half = (model.eval_fn(params, batch, KEY) for model in (plain, denser))
+    np.testing.assert_allclose(half["diffusion"], whole["diffusion"] / 2, rtol=1e-12)
+    np.testing.assert_array_equal(half["reconstruction"], whole["reconstruction"])
 
 
 def test_the_integrand_integrates_to_the_diffusion_term():

@@ -91,6 +91,17 @@ def test_a_given_solver_is_kept_and_measured():
     assert not Pilot(tolerance=1e-9).run(model, {}, batch, key, estimator)[1].is_within
 
 
+def test_the_bias_is_the_figures_minus_the_exact_ones():
+    """With its sign: a coarse grid's figures are too low or too high on average."""
+    model, batch, key, estimator, exact = problem(VariancePreserving(), Noise())
+    estimator = dataclasses.replace(estimator, solver=Adams(steps=4))
+    found = jax.jit(lambda batch: model.likelihood_fn({}, batch, key, estimator))(batch)
+    bias = float(np.mean(np.asarray(found.bits_per_dim(4)) - exact))
+    _, report = Pilot(tolerance=1e-3).run(model, {}, batch, key, estimator)
+    assert abs(bias) > 10 * report.reference_error
+    assert report.bias == pytest.approx(bias, abs=report.reference_error)
+
+
 def test_an_error_against_a_reference_that_is_not_known_is_not_within():
     known = Report("a solver", 1e-3, 5e-4, 0.0, 2e-4, 65, 8)
     assert known.is_within

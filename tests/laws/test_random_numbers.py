@@ -28,6 +28,7 @@ from idode_gin.samplers.ancestral import Ancestral
 from idode_gin.samplers.base import AbstractSampler
 from idode_gin.samplers.ode import ODESampler, ODESamplerWithDensity
 from idode_gin.solvers import tableaus
+from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.divergence import Exact, Hutchinson
 from idode_gin.solvers.fixed_grid import FixedGrid
 from idode_gin.time_samplers.quantiles.independent import Independent
@@ -38,6 +39,7 @@ from idode_gin.training import train_state, train_step
 from .discovery import each
 
 STEP = FixedGrid(steps=1, tableau=tableaus.euler())
+GRID = Adams(steps=1, history=1)
 IMAGES = 3
 
 
@@ -171,6 +173,7 @@ def test_a_sampler_draws_start_and_steps_apart(ledger, sampler):
 
 
 def test_bounds_of_an_evaluation_share_no_key(ledger, monkeypatch, tmp_path):
+    """Neither do two of one kind, or of grids that share a program, under two names."""
     tiny.use_tiny_data(monkeypatch, IMAGES)
     model, params = with_params()
     restored = saving.RestoredParams(params, 3, pathlib.Path("unread"), {})
@@ -179,16 +182,18 @@ def test_bounds_of_an_evaluation_share_no_key(ledger, monkeypatch, tmp_path):
     monkeypatch.setattr(eval_results, "draw", lambda *_: None)
     key = functools.partial(jax.random.key, impl=ledger.impl)
     monkeypatch.setattr(jax.random, "key", key)
-    likelihood = ODELikelihood(dequantizer=TruncatedNormal(), solver=STEP)
+    likelihood, grid = (
+        ODELikelihood(dequantizer=TruncatedNormal(), solver=each) for each in (STEP, GRID)
+    )
     made = evaluator.Evaluator(
         output_dir=str(tmp_path),
         checkpoint_path="made",
-        likelihoods={"first": likelihood, "second": likelihood},
+        likelihoods={"first": likelihood, "second": likelihood, "third": grid, "fourth": grid},
         variational_bound=VariationalBound(num_times=2),
         solve_size=IMAGES,
     )
     made.run(model, tiny.config(IMAGES))
-    assert len(ledger.keys()) >= IMAGES * (2 * 2 + 4)
+    assert len(ledger.keys()) >= IMAGES * (4 * 2 + 4)
 
 
 def test_bounds_of_any_two_names_have_keys_of_their_own():

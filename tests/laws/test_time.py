@@ -149,6 +149,18 @@ def test_tabulated_follows_the_root_of_the_second_moment():
     np.testing.assert_array_equal(same, before["log_masses"])
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_tabulated_keeps_the_mass_of_a_bin_that_is_not_finite(bad):
+    """One bad loss is as no sample in its bin; the other bins adapt."""
+    time = Tabulated(bins=4)
+    before = {"log_masses": jnp.log(jnp.asarray([0.4, 0.3, 0.2, 0.1]))}
+    counts = jnp.asarray([2.0, 3.0, 1.0, 4.0])
+    found = time.adapted(before, jnp.asarray([8.0, bad, 1.0, 4.0]), counts)
+    unknown = time.adapted(before, jnp.asarray([8.0, 0.0, 1.0, 4.0]), counts.at[1].set(0))
+    np.testing.assert_array_equal(found["log_masses"], unknown["log_masses"])
+    assert not np.allclose(found["log_masses"], before["log_masses"])
+
+
 def test_fixed_shapes():
     """Cosine has a linear angle, the straight path a linear sigma; the rest is of an integral."""
     t = jnp.linspace(0, 1, 5)

@@ -3,6 +3,9 @@
 import io
 import pathlib
 
+import jax
+import pytest
+
 from idode_gin.processes import agreement, failures, output
 
 
@@ -46,6 +49,23 @@ def test_every_module_counts() -> None:
         list(root.rglob("*.py"))
     )
     assert {"idode_gin", "jax", "jax_platforms", "jax_enable_x64"} <= set(agreement.of_code())
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("enable_x64", True),
+        ("default_matmul_precision", "highest"),
+        ("default_prng_impl", "rbg"),
+        ("threefry_partitionable", False),
+    ],
+)
+def test_settings_that_change_numbers_are_compared(name, other) -> None:
+    """A process with another one of them would compute its part of another run."""
+    before = agreement.of_code()
+    with getattr(jax, name)(other):
+        after = agreement.of_code()
+    assert {each for each in before if before[each] != after[each]} == {f"jax_{name}"}
 
 
 def test_long_values_are_shortened_but_stay_different() -> None:

@@ -103,6 +103,20 @@ def test_arithmetic_and_code_are_facts(monkeypatch):
     assert facts_of()["code_sha256"] != before["code_sha256"]
 
 
+@pytest.mark.parametrize(
+    ("setting", "other"), [("default_prng_impl", "rbg"), ("threefry_partitionable", False)]
+)
+def test_what_decides_random_numbers_beside_a_seed_is_a_fact(setting, other):
+    """Of a result, which is not resumed with other noise, and of a run, which logs it."""
+    result, run = facts_of(), settings_of()
+    with getattr(jax, setting)(other):
+        drawn = jax.random.normal(jax.random.key(0), (3,))
+        changed = facts.changed(result, facts_of()), facts.changed(run, settings_of())
+    assert not np.array_equal(drawn, jax.random.normal(jax.random.key(0), (3,)))
+    for sentences in changed:
+        assert "random_numbers was threefry2x32, partitionable and is now" in " ".join(sentences)
+
+
 def test_settings_without_effect_are_no_facts():
     same = evaluator(output_dir="o", checkpoint_path="i")
     assert facts_of(settings=same) == facts_of()

@@ -86,7 +86,7 @@ class Killed(BaseException):
 QUICK_CUTS = [(2, False), (3, True), (4, True), (5, False), (6, True)]
 
 
-@pytest.mark.full_cases("[2-5]-.*")
+@pytest.mark.full_cases("(2-True|[345]-.*)")
 @pytest.mark.parametrize(
     ("step", "before_row"),
     [

@@ -14,6 +14,7 @@ from idode_gin.networks.base import AbstractNetwork
 from idode_gin.schedules.time.monotone import Monotone
 from idode_gin.schedules.time.tabulated import Tabulated
 from idode_gin.training import train_state, train_step
+from idode_gin.training.guards import STOP, Guards, Skip
 
 LOW, HIGH, BATCH = -6.0, 4.0, 512
 BITS = np.log(2) * np.prod(tiny.SHAPE)
@@ -52,15 +53,17 @@ def second_moment(model, params):
     return float(jnp.mean(3 * (h(time.gamma(t)) * time.dgamma(t)) ** 2))
 
 
-def batch_of(size):
+def batch_of(size, factor=1.0):
+    """A batch whose loss is multiplied by `factor`."""
     return {
+        "factor": jnp.full(size, factor),
         "image": jnp.zeros((size, *tiny.SHAPE), jnp.uint8),
         "conditioning": jnp.zeros((size, 1)),
         "position": jnp.arange(size),
     }
 
 
-def prepared(time, rate, size=BATCH, log_period=30):
+def prepared(time, rate, size=BATCH, log_period=30, rules=STOP):
     """A model without parameters but those of gamma(t), its first state, and the update."""
     time = dataclasses.replace(time, gamma_min=LOW, gamma_max=HIGH, learn_ends=False)
     model = tiny.model(network=Nothing(), loss=Profile(), time=time)
@@ -70,9 +73,14 @@ def prepared(time, rate, size=BATCH, log_period=30):
     bins = time.adaptation.bins if time.adaptation else 0
     state = train_state.create(params, optimizer, names, adapted_bins=bins)
     config = train_step.UpdateConfig(
-        ema_rate=0.5, log_period=log_period, adaptation=time.adaptation
+        ema_rate=0.5, log_period=log_period, adaptation=time.adaptation, rules=rules
     )
-    return model, state, jax.jit(train_step.make_train_step(model.loss_fn, optimizer, key, config))
+
+    def loss_fn(params, batch, key, size):
+        loss, parts = model.loss_fn(params, batch, key, size)
+        return loss * batch["factor"][0], parts
+
+    return model, state, jax.jit(train_step.make_train_step(loss_fn, optimizer, key, config))
 
 
 @pytest.mark.parametrize("log_period", [3, 9])
@@ -85,6 +93,18 @@ def test_sums_of_bins_start_again_with_each_adaptation(log_period):
         shares = float(jnp.sum(state.window[train_state.SAMPLES]))
         assert shares == pytest.approx(number % period + 1)
         assert int(state.window[train_state.COUNT]) == number % log_period + 1
+
+
+def test_a_skipped_step_adapts_nothing():
+    """It changes no parameter, though an adaptation is due after it; the next one is made."""
+    rules = Guards(non_finite=Skip())
+    _, first, step = prepared(Tabulated(bins=5, adapt_period=2), 0.0, 6, rules=rules)
+    good, bad = batch_of(6), batch_of(6, np.nan)
+    states = [first]
+    for batch in (good, bad, good, good):
+        states.append(step(states[-1], batch)[0])
+    masses = [np.asarray(each.params["time_schedule"]["interior"]["log_masses"]) for each in states]
+    assert [bool(np.any(each)) for each in masses] == [False, False, False, False, True]
 
 
 @pytest.mark.parametrize(
