@@ -77,6 +77,13 @@ def test_every_likelihood_has_its_own_solver_and_error(measured, tmp_path):
     assert not np.array_equal(measured[0][1], measured[1][1])
 
 
+def test_likelihoods_of_one_kind_are_measured_with_noise_of_their_own(measured, tmp_path):
+    names = ("one", "two")
+    chosen(tmp_path, likelihoods=dict.fromkeys(names, UNDECIDED))
+    wanted = [jax.random.key_data(scores.key_of(3, name)) for name in names]
+    np.testing.assert_array_equal([key for _, key, _ in measured], wanted)
+
+
 def test_without_a_pilot_nothing_is_measured(tmp_path):
     kept = pilot_run.Kept(tmp_path, FACTS)
     assert pilot_run.choose(None, {}, {"u": DECIDED}, kept) == {"u": (DECIDED, None)}
