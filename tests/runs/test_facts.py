@@ -16,6 +16,7 @@ from idode_gin.evaluation.evaluator import Evaluator
 from idode_gin.feed import augmentation, loading
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
+from idode_gin.networks.unet import UNet
 from idode_gin.parameterizations.noise import Noise
 from idode_gin.processes import agreement
 from idode_gin.runs import facts, partial_results, resuming, run_inputs
@@ -206,6 +207,15 @@ MEANINGS = {
 def test_what_gives_the_output_its_meaning_is_refused(name, tmp_path):
     before, after = settings_of(), settings_of(model=tiny.model(**MEANINGS[name]))
     with pytest.raises(ValueError, match=f"another model: .*{name} was"):
+        resuming.check_resumed(tmp_path, before, after, is_done=False)
+
+
+def test_a_network_of_other_classes_is_refused(tmp_path):
+    """Its conditioning numbers would be read as other classes."""
+    before, after = (
+        settings_of(model=tiny.model(network=UNet(num_classes=count))) for count in (3, 4)
+    )
+    with pytest.raises(ValueError, match=r"another model: model.network.num_classes was 3 and is"):
         resuming.check_resumed(tmp_path, before, after, is_done=False)
 
 
