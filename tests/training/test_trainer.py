@@ -235,6 +235,8 @@ def test_evaluation_at_the_end_only(tmp_path):
 
 def test_evaluation_before_training(tmp_path):
     settings = {"eval_period": None, "run_eval_before_training": True}
+    (tmp_path / "run").mkdir()  # as a run leaves it that is killed before its first checkpoint
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 0, "eval/bpd": 9.0}\n')
     run(tmp_path / "run", 4, **settings)
     first, *_, last = rows(tmp_path / "run")
     names = {"step", "eval/bpd", "eval/images"}
