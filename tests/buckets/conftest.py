@@ -1,7 +1,9 @@
 """A bucket on this machine, for tests that are left out without the libraries."""
 
+import contextlib
 import importlib.util
 import os
+import random
 
 import pytest
 
@@ -16,15 +18,35 @@ collect_ignore_glob = (
 
 @pytest.fixture(scope="module")
 def address():
+    import gcs
+
+    with gcs.running() as found, _used(found):
+        yield found
+
+
+@contextlib.contextmanager
+def _used(address):
+    """Let the client libraries speak to the emulator at an address."""
     import fsspec
     import gcs
 
-    with pytest.MonkeyPatch.context() as patch, gcs.running() as found:
-        for name, value in gcs.variables(found).items():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in gcs.variables(address).items():
             patch.setenv(name, value)
         fsspec.get_filesystem_class("gcs").clear_instance_cache()
-        yield found
+        yield
         fsspec.get_filesystem_class("gcs").clear_instance_cache()
+
+
+@pytest.fixture
+def network():
+    """Return the network before an emulator of the test's own."""
+    import gcs
+    import networks
+
+    found = networks.Network(random.Random(3))
+    with gcs.running() as target, networks.between(found, target) as own, _used(own):
+        yield found
 
 
 @pytest.fixture

@@ -77,12 +77,17 @@ def test_of_two_at_once_one_gets_it(bucket):
         try:
             each.acquire("MODEL_DIR")
             outcomes.append("held")
+            each.keep()
         except ValueError:
             outcomes.append("refused")
 
     threads = [threading.Thread(target=acquire, args=(each,)) for each in leases]
     for each in threads:
         each.start()
+    while len(outcomes) < len(leases):
+        time.sleep(0.05)
+    for each in leases:
+        each.is_over.set()
     for each in threads:
         each.join()
     assert sorted(outcomes) == ["held", "refused", "refused", "refused"]

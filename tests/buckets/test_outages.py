@@ -1,9 +1,5 @@
 """A network that drops, delays and cuts requests, and a store that answers 429, 500 and 503."""
 
-import random
-
-import fsspec
-import gcs
 import pytest
 import tiny
 import tiny_runs
@@ -12,28 +8,17 @@ from idode_gin.checkpoints import files
 from idode_gin.reports import buckets, paths
 
 
-@pytest.fixture
-def troubled(monkeypatch):
-    trouble = gcs.Trouble(random.Random(3), share=0.0)
-    with gcs.running(trouble) as address:
-        for name, value in gcs.variables(address).items():
-            monkeypatch.setenv(name, value)
-        fsspec.get_filesystem_class("gcs").clear_instance_cache()
-        yield trouble
-    fsspec.get_filesystem_class("gcs").clear_instance_cache()
-
-
 @pytest.mark.full
-def test_a_run_ends_as_without_disturbances(troubled, tmp_path, monkeypatch):
+def test_a_run_ends_as_without_disturbances(network, tmp_path, monkeypatch):
     tiny.use_tiny_data(monkeypatch)
     here, there = tmp_path / "run", paths.of("gs://bucket/run")
-    troubled.share = 0.04
+    network.share = 0.04
     for folder in (here, there):
         tiny_runs.run(folder, 3)
         tiny_runs.run(folder, 6)
-    troubled.share = 0.0
-    assert sum(troubled.kinds.values()) >= 20
-    assert len(troubled.kinds) == 7, troubled.kinds
+    network.share = 0.0
+    assert sum(network.kinds.values()) >= 20
+    assert len(network.kinds) == 7, network.kinds
     assert tiny_runs.outcome(there) == tiny_runs.outcome(here)
     assert files.saved_steps(there) == files.saved_steps(here)
 
@@ -46,8 +31,8 @@ def test_a_run_ends_as_without_disturbances(troubled, tmp_path, monkeypatch):
         (400, "cannot be reached"),
     ],
 )
-def test_a_refusal_names_the_identity(troubled, code, words, monkeypatch):
-    monkeypatch.setattr(troubled, "next", lambda: code)
+def test_a_refusal_names_the_identity(network, code, words, monkeypatch):
+    monkeypatch.setattr(network, "next", lambda: code)
     path = paths.of("gs://bucket/run/a")
     for act in (path.exists, path.read_bytes, path.is_dir, lambda: path.write_bytes(b"")):
         with pytest.raises(paths.StoreError, match=f"^gs://bucket/run/a {words}") as caught:
@@ -55,7 +40,8 @@ def test_a_refusal_names_the_identity(troubled, code, words, monkeypatch):
         assert "\n" not in str(caught.value)
 
 
-def test_a_bucket_that_is_not_there(troubled):
+@pytest.mark.usefixtures("network")
+def test_a_bucket_that_is_not_there():
     assert not paths.of("gs://missing/run").exists()
     with pytest.raises(
         paths.StoreError, match="there is no bucket 'missing', or an anonymous user"
