@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from idode_gin import types
-from idode_gin.checkpoints import files, orbax_logging
+from idode_gin.checkpoints import files, orbax_logging, waiting
 from idode_gin.checkpoints import meta as checkpoint_meta
 from idode_gin.devices import partitioning
 from idode_gin.processes import exchange
@@ -84,14 +84,17 @@ def read_leaves(
         dtype, shape = saved[name]
         return jax.ShapeDtypeStruct(shape, dtype, sharding=placed.get(name, replicated))
 
+    def restore() -> Any:
+        # Not through a Checkpointer: if one process fails, the others would wait in it.
+        found = handler.metadata(checkpoint / part)
+        target = jax.tree_util.tree_map_with_path(abstract, getattr(found, "tree", found))
+        return handler.restore(checkpoint / part, args=ocp.args.StandardRestore(target))
+
     error, leaves = None, {}
     handler = ocp.StandardCheckpointHandler()
     try:
         with orbax_logging.silent_stragglers():
-            # Not through a Checkpointer: if one process fails, the others would wait in it.
-            found = handler.metadata(checkpoint / part)
-            target = jax.tree_util.tree_map_with_path(abstract, getattr(found, "tree", found))
-            tree = handler.restore(checkpoint / part, args=ocp.args.StandardRestore(target))
+            tree = waiting.while_answering(checkpoint, restore)
         leaves = dict(fingerprints.paths_and_leaves(tree))
     except Exception as caught:  # orbax and tensorstore raise errors of many types
         error = caught

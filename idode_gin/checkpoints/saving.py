@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from idode_gin import checks, types
-from idode_gin.checkpoints import files, orbax_logging, restoring
+from idode_gin.checkpoints import files, orbax_logging, restoring, waiting
 from idode_gin.checkpoints import meta as checkpoint_meta
 from idode_gin.checkpoints.config import (
     CheckpointConfig,
@@ -116,7 +116,8 @@ class Checkpoints:
         trace: TracebackType | None,
     ) -> None:
         if isinstance(error, paths.StoreError):
-            raise paths.StoreError(f"{error} {self._to_resume()}") from error
+            with self._resumable():
+                raise error
         if self._lazy_manager is None:
             return
         is_failing = kind is not None and not issubclass(kind, _AGREED)
@@ -186,7 +187,7 @@ class Checkpoints:
         if self._lazy_manager is None or self._is_broken:
             return
         with self._explained(self._last_save):
-            self._lazy_manager.wait_until_finished()
+            waiting.while_answering(self._directory, self._lazy_manager.wait_until_finished)
             self._whole = self._last_save or self._whole
             if self._last_save is not None and jax.process_index() == 0:
                 self._delete_old()
@@ -207,8 +208,16 @@ class Checkpoints:
     @contextlib.contextmanager
     def _explained(self, step: int | None) -> Iterator[None]:
         """Turn any error while saving `step` into an OSError with a way out."""
+        with self._resumable(), self._explained_errors(step):
+            yield
+
+    @contextlib.contextmanager
+    def _explained_errors(self, step: int | None) -> Iterator[None]:
         try:
             yield
+        except paths.StoreError:
+            self._is_broken = True
+            raise
         except Exception as error:  # orbax and tensorstore raise errors of many types
             self._is_broken = True
             if self._identity not in (None, files.identity(self._directory)):
@@ -303,6 +312,16 @@ class Checkpoints:
         if own:
             raise ValueError(message)
         return None
+
+    @contextlib.contextmanager
+    def _resumable(self) -> Iterator[None]:
+        """Add the last complete checkpoint to a StoreError."""
+        try:
+            yield
+        except paths.StoreError as error:
+            if (known := self._to_resume()) in str(error):
+                raise
+            raise paths.StoreError(f"{error} {known}") from error
 
     def _to_resume(self) -> str:
         good = self._whole

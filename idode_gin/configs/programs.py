@@ -4,10 +4,14 @@ A program is a module with one function that gin binds. gin is imported in `run`
 a request to stop is handled while it is imported.
 """
 
+import contextlib
+import os
 import sys
+import threading
 from collections.abc import Sequence
 from typing import NoReturn
 
+from idode_gin import checks
 from idode_gin.processes import failures, output, preemption
 
 
@@ -19,7 +23,21 @@ def main(program: str, function: str, about: str) -> NoReturn:
     """
     output.make_safe()
     with preemption.starting():
-        sys.exit(run(program, function, about))
+        _leave(run(program, function, about))
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit, but wait for no thread of orbax if the program failed.
+
+    One that writes to a bucket which does not answer would hold it up for minutes.
+    """
+    others = set(threading.enumerate()) - {threading.current_thread()}
+    if code == checks.EXIT_BAD_INPUT and not all(each.daemon for each in others):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(program: str, function: str, about: str, argv: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ pauses. What then fails is a `paths.StoreError`.
 import contextlib
 import functools
 import importlib.util
+import logging
 import os
 import pathlib
 import re
@@ -62,9 +63,14 @@ def checked(address: str, name: str) -> str:
 
 
 @functools.cache
-def _without_cached_listings() -> None:
-    """Let every look at a bucket see what others have written, through orbax's instances too."""
+def _prepare() -> None:
+    """Let every look at a bucket see what others have written, through orbax's instances too.
+
+    gcsfs logs tracebacks of the errors that it raises; they are left out.
+    """
     import fsspec
+
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
     for protocol in ("gs", "gcs"):
         fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
@@ -72,7 +78,7 @@ def _without_cached_listings() -> None:
 
 def filesystem() -> Any:
     """Return the file system of fsspec."""
-    _without_cached_listings()
+    _prepare()
     import fsspec
 
     return fsspec.filesystem("gcs")
@@ -97,7 +103,8 @@ def explained(path: str | os.PathLike[str]) -> Iterator[None]:
                 f"{os.fspath(path)} was refused to {identity()}: {reason} Give that identity "
                 "access to the bucket, or name another in GOOGLE_APPLICATION_CREDENTIALS."
             ) from error
-        raise paths.StoreError(f"{os.fspath(path)} cannot be reached: {reason}") from error
+        reason = reason.rstrip(".")
+        raise paths.StoreError(f"{os.fspath(path)} cannot be reached: {reason}.") from error
 
 
 def _is_refusal(error: Exception) -> bool:
@@ -140,7 +147,7 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):  # type: ignore[misc]
 
     @property
     def _backend(self) -> Any:
-        _without_cached_listings()
+        _prepare()
         return _Backend()
 
     def _info(self) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from absl import logging
 
 from idode_gin import checks
 from idode_gin.processes import failures
-from idode_gin.reports import buckets
+from idode_gin.reports import buckets, paths
 
 RENEW, STALE = 15.0, 60.0
 """Seconds between two renewals; seconds without one after which a lease may be taken over."""
@@ -44,13 +44,18 @@ def held(path: buckets.BucketPath, macro: str) -> Iterator[None]:
     lease.acquire(macro)
     thread = threading.Thread(target=lease.keep, name="lease", daemon=True)
     thread.start()
+    answers = True
     try:
         yield
+    except paths.StoreError:
+        answers = False  # nor would it now: the next run takes the object over
+        raise
     finally:
         lease.is_over.set()
-        thread.join()
-        with contextlib.suppress(OSError):
-            path.delete_version(lease.generation)
+        if answers:
+            thread.join()
+            with contextlib.suppress(OSError):
+                path.delete_version(lease.generation)
 
 
 class _Lease:

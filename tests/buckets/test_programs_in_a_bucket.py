@@ -1,20 +1,25 @@
 """The programs, killed and started again, with everything in a bucket."""
 
 import io
+import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 
+import networks
 import numpy as np
 import pytest
 
 import idode_gin
+from idode_gin import checks
 from idode_gin.checkpoints import files
-from idode_gin.reports import metrics
+from idode_gin.reports import metrics, paths
 
 pytestmark = pytest.mark.full
 
@@ -26,6 +31,7 @@ TRAIN = [
     *("--gin.UNet.channels=8", "--gin.UNet.levels=1", "--gin.UNet.groups=2"),
     *("--gin.SaveCheckpointConfig.keep=1", "--gin.SaveCheckpointConfig.keep_best=1"),
 ]
+SECONDS = {"refused": 120, "silent": 400}
 SCORE = [
     *("--gin.EVAL_SPLIT='validation'", "--gin.BATCH_SIZE=16", "--gin.PILOT=None"),
     f"--gin_file={ROOT / 'gin_configs/solvers/dormand_prince.gin'}",
@@ -49,13 +55,18 @@ def finish(program, *arguments):
 
 def kill_when(is_moment, program, *arguments):
     process = start(program, *arguments)
-    deadline = time.monotonic() + 300
-    while not is_moment():
-        assert process.poll() is None, process.communicate()[0].decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(is_moment, [process])
     process.send_signal(signal.SIGKILL)
     process.communicate()
+
+
+def wait_until(is_moment, processes):
+    deadline = time.monotonic() + 300
+    while not is_moment():
+        ended = [each for each in processes if each.poll() is not None]
+        assert not ended, ended[0].communicate()[0].decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_train_kill_resume_evaluate_sample_and_load(bucket, tmp_path):
@@ -90,23 +101,73 @@ def test_train_kill_resume_evaluate_sample_and_load(bucket, tmp_path):
     np.testing.assert_array_equal(first, second)
 
 
-def test_two_processes(bucket, tmp_path):
+def test_two_processes_and_a_bad_network(network, tmp_path, monkeypatch):
     """All write checkpoints, the first alone all else; one is killed, and both resume."""
-    here = tmp_path / "run"
+    here, there, known = tmp_path / "run", paths.of("gs://bucket/run"), []
     end(two(here), 0)
-    processes = two(bucket)
-    deadline = time.monotonic() + 300
-    while not files.saved_steps(bucket):
-        assert time.monotonic() < deadline
-        assert all(each.poll() is None for each in processes), end(processes, 0)
-        time.sleep(0.05)
+    monkeypatch.setattr(network, "acknowledged", lambda *written: known.append(written))
+    network.share = 0.03
+    processes = two(there)
+    wait_until(lambda: announced(known), processes)
     processes[1].send_signal(signal.SIGKILL)
-    processes[0].communicate(timeout=120)
-    end(two(bucket), 0)
-    assert rows(bucket) == rows(here)
-    assert files.saved_steps(bucket) == files.saved_steps(here)
-    written = bucket / f"checkpoint_{files.saved_steps(bucket)[-1]}" / "params"
+    processes[0].communicate(timeout=200)
+    before = announced(known)
+    assert files.saved_steps(there) == before[-1:]
+    began = end(two(there), 0)[0]
+    network.share = 0.0
+    assert f"checkpoint_{before[-1]}, step {before[-1]}, to 12" in began
+    print(network.kinds)
+    assert sum(network.kinds.values()) >= 20
+    assert len(network.kinds) == len(networks.KINDS), network.kinds
+    assert rows(there) == rows(here)
+    assert hashes(there) == hashes(here)
+    assert files.saved_steps(there) == files.saved_steps(here)
+    uploads = [upload for name, upload in known if name == "run/metrics.jsonl"]
+    kept = [json.dumps(each) for each in rows(there)]
+    lines = [line for each in uploads for line in each.splitlines() if b'"step": ' in line]
+    assert len(lines) > len(kept)
+    for line in lines:
+        assert json.dumps(metrics.reproducible(json.loads(line))) in kept
+    written = there / f"checkpoint_{files.saved_steps(there)[-1]}" / "params"
     assert {each.name for each in written.iterdir()} >= {"ocdbt.process_0", "ocdbt.process_1"}
+
+
+def announced(known):
+    """Return the steps whose checkpoints are known to be complete."""
+    found = [re.fullmatch(r"run/checkpoint_(\d+)/commit_success.txt", name) for name, _ in known]
+    return [int(each[1]) for each in found if each]
+
+
+@pytest.mark.parametrize("gone", ["refused", "silent"])
+@pytest.mark.parametrize("moment", ["in a save", "in a row", "in a restore"])
+def test_a_bucket_that_is_gone_for_good(moment, gone, network, monkeypatch):
+    """Programs end in the time that the page of buckets states."""
+    part = {"in a save": "checkpoint_8/params", "in a row": "metrics.jsonl"}
+    arguments = [*TRAIN, "--gin.MODEL_DIR='gs://bucket/run'"]
+    if moment == "in a restore":
+        finish("train", *arguments, "--gin.TRAIN_STEPS=4")
+    since = []
+
+    def asked(command, path):
+        name = urllib.parse.unquote(path)
+        is_read = command == "GET" and "checkpoint_4/params/d/" in name
+        of_4 = is_read if moment == "in a restore" else part[moment] in name and announced(known)
+        if of_4 and not since:
+            since.append(time.monotonic())
+            network.gone = gone
+
+    known = []
+    monkeypatch.setattr(network, "acknowledged", lambda *written: known.append(written))
+    monkeypatch.setattr(network, "asked", asked)
+    process = start("train", *arguments)
+    output = process.communicate(timeout=400)[0].decode()
+    took = time.monotonic() - since[0]
+    assert process.returncode == checks.EXIT_BAD_INPUT, output
+    assert "Traceback" not in output, output
+    which = "No checkpoint is" if moment == "in a restore" else "checkpoint_4 of gs://bucket/run is"
+    assert f"{which} known to be complete. Run the same command again when" in output, output
+    print(took, output[-600:])
+    assert took < SECONDS[gone]
 
 
 def two(folder):
@@ -120,6 +181,12 @@ def two(folder):
 def end(processes, code):
     outputs = [each.communicate(timeout=400)[0].decode() for each in processes]
     assert [each.returncode for each in processes] == [code] * 2, "\n".join(outputs)
+    return outputs
+
+
+def hashes(folder):
+    summary = json.loads((folder / "summary.json").read_text())
+    return {name: summary[name] for name in ("bpd", "params_sha256", "ema_sha256")}
 
 
 def rows(folder, name="metrics.jsonl"):
