@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ from idode_gin import checks
 from idode_gin.configs import building
 from idode_gin.configs.loading import ConfigError
 from idode_gin.processes import failures
+from idode_gin.reports import paths
 
 EXIT_DEFECT = 1
 EXIT_BROKEN_PIPE = 141
@@ -18,6 +20,8 @@ _CODES = {
     checks.NonFiniteError: checks.EXIT_NON_FINITE,
     **dict.fromkeys((ValueError, SyntaxError, OSError), checks.EXIT_BAD_INPUT),
 }
+is_store_lost = threading.Event()
+"""Set once a program has ended because a bucket refuses or does not answer."""
 _IN_CALL = re.compile(r"\n  In call to configurable '([^']*)' \([^\n]*\)( in scope '[^']*')?")
 _ARGUMENT = re.compile(r"`(?:(\w+)\.)?(\w+)`")
 
@@ -52,6 +56,8 @@ def of(program: Callable[[], None], function: str, *, print_traceback: bool) -> 
                 failures.fail(EXIT_DEFECT, f"{type(error).__name__}: {error}")
             raise
         code, text, hint = found, message(error, function), ""
+        if isinstance(error, paths.StoreError):
+            is_store_lost.set()
         if print_traceback:
             traceback.print_exc()
         elif isinstance(error, ValueError) and not isinstance(error, ConfigError):

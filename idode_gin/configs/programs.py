@@ -7,11 +7,9 @@ a request to stop is handled while it is imported.
 import contextlib
 import os
 import sys
-import threading
 from collections.abc import Sequence
 from typing import NoReturn
 
-from idode_gin import checks
 from idode_gin.processes import failures, output, preemption
 
 
@@ -27,12 +25,10 @@ def main(program: str, function: str, about: str) -> NoReturn:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit, but wait for no thread of orbax if the program failed.
+    """Exit; if a bucket was lost, without waiting for the threads that still write to it."""
+    from idode_gin.configs import exit_codes
 
-    One that writes to a bucket which does not answer would hold it up for minutes.
-    """
-    others = set(threading.enumerate()) - {threading.current_thread()}
-    if code == checks.EXIT_BAD_INPUT and not all(each.daemon for each in others):
+    if exit_codes.is_store_lost.is_set():
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
