@@ -20,10 +20,10 @@ LOOK = 15.0
 PATIENCE = 90.0
 """Seconds that a look may take; a refused one ends after about 40."""
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
-def while_answering(folder: pathlib.Path, act: Callable[[], Result]) -> Result:
+def while_answering(folder: pathlib.Path, act: Callable[[], T]) -> T:
     """Return `act()`; for a folder in a bucket, give up when the bucket does not answer.
 
     What `act` does is not ended then: it goes on in a thread.
@@ -42,9 +42,9 @@ def while_answering(folder: pathlib.Path, act: Callable[[], Result]) -> Result:
     return found.result()
 
 
-def _begun(act: Callable[[], Result]) -> "concurrent.futures.Future[Result]":
+def _begun(act: Callable[[], T]) -> "concurrent.futures.Future[T]":
     """Call `act` in a thread that does not hold up the end of the program."""
-    future: concurrent.futures.Future[Result] = concurrent.futures.Future()
+    future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
     def run() -> None:
         try:
@@ -56,5 +56,5 @@ def _begun(act: Callable[[], Result]) -> "concurrent.futures.Future[Result]":
     return future
 
 
-def _is_done(future: "concurrent.futures.Future[Result]", seconds: float) -> bool:
+def _is_done(future: "concurrent.futures.Future[T]", seconds: float) -> bool:
     return not concurrent.futures.wait([future], seconds).not_done
