@@ -1,5 +1,6 @@
 """The steps of a program between its flags and its function."""
 
+import contextlib
 import importlib
 import re
 import sys
@@ -19,7 +20,7 @@ from idode_gin.configs import (
 )
 from idode_gin.configs.loading import MACRO, ConfigError
 from idode_gin.feed import tasks_package
-from idode_gin.processes import joining, output, places, preemption
+from idode_gin.processes import garbage, joining, output, places, preemption
 from idode_gin.reports import progress
 
 _WIDTH, _LONGEST = 96, 60
@@ -47,10 +48,11 @@ def execute(program: str, function: str, about: str, arguments: Sequence[str]) -
 def _execute(program: str, function: str, options: FlagValues) -> None:
     quiet.silence_tensorflow()
     tasks_package.reserve()
-    root = getattr(importlib.import_module(program), function)
     paths = options.gin_search_paths
     try:
-        building.load_and_check(root, options.gin_file, options.gin_bindings, paths)
+        with garbage.paused():
+            root = getattr(importlib.import_module(program), function)
+            building.load_and_check(root, options.gin_file, options.gin_bindings, paths)
     except from_training.NoRunError as error:
         if not options.dry_run:
             raise
@@ -87,7 +89,8 @@ def _execute(program: str, function: str, options: FlagValues) -> None:
         print(first_screen(program, files, devices), flush=True)
     if options.dry_run == "full":
         print(f"\n{_MACROS.sub('', config.config_str())}", flush=True)
-    folder = config.get_configurable(root)(dry_run=options.dry_run)
+    with garbage.paused() if options.dry_run else contextlib.nullcontext():
+        folder = config.get_configurable(root)(dry_run=options.dry_run)
     if folder is not None:
         data_dirs = {
             "tfds_data_dir": options.tfds_data_dir or "",

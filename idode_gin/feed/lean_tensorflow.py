@@ -11,6 +11,8 @@ import threading
 from collections.abc import Collection
 from typing import Any
 
+from idode_gin.processes import garbage
+
 OPTIONAL = ("IPython", "matplotlib", "pandas", "sklearn")
 """Packages that Keras imports if they are installed, and does without if they are not."""
 
@@ -25,7 +27,8 @@ def load() -> None:
     hidden = _Hidden([each for each in OPTIONAL if each not in sys.modules])
     sys.meta_path.insert(0, hidden)
     try:
-        importlib.import_module("tensorflow")
+        with garbage.paused():
+            importlib.import_module("tensorflow")
     finally:
         sys.meta_path.remove(hidden)
 

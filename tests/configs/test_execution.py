@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import os
 import pathlib
 import re
@@ -71,6 +72,12 @@ def test_dry_run_is_passed_on(run) -> None:
     code, _, errors = run("--gin.main.dry_run=True")
     assert code == 2
     assert errors == "error: main.dry_run has no effect: use the flag --dry_run.\n"
+
+
+def test_a_dry_run_collects_no_garbage_and_a_run_does(run) -> None:
+    assert run("--dry_run")[0] == run()[0] == 0
+    assert [call["collects_garbage"] for call in toy_program.CALLS] == [False, True]
+    assert gc.isenabled()
 
 
 def test_dry_run_has_a_short_and_a_full_form(run) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -82,7 +83,7 @@ def main(
     dry_run: bool | str = False,
 ) -> None:
     CALLS.append({"steps": steps, "folder": folder, "wheel": wheel, "engine": engine})
-    CALLS[-1]["dry_run"] = dry_run
+    CALLS[-1] |= {"dry_run": dry_run, "collects_garbage": gc.isenabled()}
     CALLS[-1] |= {"spare": spare, "loud": loud, "parts": parts}
     if isinstance(engine, Engine) and engine.governor is not None:
         CALLS[-1]["governed"] = engine.governor(engine.power)

@@ -1,0 +1,21 @@
+"""Python's garbage collector, paused where all it does is take time."""
+
+import contextlib
+import gc
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def paused() -> Iterator[None]:
+    """Collect no garbage meanwhile.
+
+    Imports and the tracing of a large network make millions of objects that stay. The collector
+    goes through all of them again and again, a fifth of the time, and frees nothing.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
