@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import importlib
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ from idode_gin.feed.data import DatasetConfig, ImageSplit
 from idode_gin.feed.gathering import Gathered, narrowed
 from idode_gin.feed.image_fingerprints import ImageFingerprint
 from idode_gin.feed.task_images import TaskSplit
-from idode_gin.reports import progress
+from idode_gin.reports import paths, progress
 
 DEFAULT_MODULE = tasks_package.NAME
 
@@ -104,6 +105,21 @@ def check_there(config: DatasetConfig, num_classes: int) -> None:
             f"{config.data_path} has {labels_lib.among(len(names), names)}, but the model is "
             f"conditioned on one of {num_classes}. Set NUM_CLASSES = {len(names)}."
         )
+
+
+def nothing_there(config: DatasetConfig, num_classes: int) -> str:
+    """Return what `load_split` will say if nothing is at `data_path` yet; "" if all is there.
+
+    Raises:
+      ValueError: as `check_there`, if there is something.
+    """
+    try:
+        check_there(config, num_classes)
+    except ValueError as error:
+        if config.data_path is None or os.path.exists(paths.local(config.data_path, "DATA_PATH")):
+            raise
+        return str(error)
+    return ""
 
 
 def class_names(config: DatasetConfig) -> tuple[str, ...]:

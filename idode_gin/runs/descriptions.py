@@ -96,7 +96,7 @@ def describe_use(
     """Describe what a program would do with a checkpoint, without devices, images or parameters.
 
     `use` completes "Would {use} <checkpoint>"; `batch_size` is over all devices; the files of a
-    `dataset` of the user's own must be there; `full` lists all parameters.
+    `dataset` of the user's own must be at their path, if anything is; `full` lists all parameters.
 
     Raises:
         ValueError: if the batch size does not fit the mesh, the model declares no image shape,
@@ -105,8 +105,8 @@ def describe_use(
     partitioner = loop.partitioner.without_devices()
     partitioner.check_batch_size("batch_size", batch_size, per_device=True)
     shape = shape_for_dry_run(model)
-    if dataset is not None:
-        loading.check_there(dataset, model.num_classes)
+    absent = "" if dataset is None else loading.nothing_there(dataset, model.num_classes)
+    warning = f"WARNING: {absent}\n" if absent else ""
     params = run_inputs.param_shapes(model, shape, partitioner.replicated)
     batch = run_inputs.blank_batch(model, shape, 1)
     z = jax.ShapeDtypeStruct(batch["image"].shape, np.float32)
@@ -133,5 +133,5 @@ def describe_use(
         f"FLOPs of one network evaluation, per image: {operations:.4g}.\n"
         f"{cost(operations, found, facts)}"
         f"Output: {loop.output_dir}\n"
-        f"{plan}"
+        f"{warning}{plan}"
     )

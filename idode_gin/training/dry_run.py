@@ -84,10 +84,12 @@ def goal(
     """Return the data, steps and run directory as text.
 
     Raises:
-        ValueError: if the images are the user's own, and their files are missing.
+        ValueError: if the images are the user's own, and not all that is read is at their path. A
+            path where there is nothing yet is a warning.
     """
-    for each in filter(None, (train, held_out)):
-        loading.check_there(each, num_classes)
+    given = filter(None, (train, held_out))
+    absent = dict.fromkeys(loading.nothing_there(each, num_classes) for each in given)
+    warnings = "".join(f"WARNING: {each}\n" for each in absent if each)
     evaluated = "no evaluation"
     if held_out is not None:
         often = "at the end" if eval_period is None else f"every {eval_period:,} steps"
@@ -100,6 +102,7 @@ def goal(
         f"Data: {train.mixture_or_task_name} / {train.split}; {evaluated}.\n"
         f"Steps: {steps:,},{until} saved {saved}.\n"
         f"Output: {directory}\n"
+        f"{warnings}"
     )
 
 

@@ -87,6 +87,19 @@ def test_images_of_one_s_own_must_be_there(name, monkeypatch, tmp_path):
         dry_run.goal(train, None, num_classes=3, **given)
 
 
+@pytest.mark.parametrize("program", ["train", "eval"])
+def test_a_path_without_images_yet_is_a_warning(program, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = {"train": "image_npz", "eval": "image_npz_eval"}[program]
+    function = {"train": "train", "eval": "evaluate"}[program]
+    given = [f"--gin_file=gin_configs/experiments/{file}.gin", "--gin.DATA_PATH='none.npz'"]
+    given += ["--gin_file=gin_configs/models/unet_tiny.gin", "--gin.IMAGE_SHAPE=(8, 8, 1)"]
+    assert programs.run(f"idode_gin.{program}", function, "", [*given, "--dry_run"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("WARNING: 'image_npz' found nothing at none.npz (DATA_PATH).") == 1
+    assert ("FLOPs of a step" in text) == (program == "train")
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_experiment(name, monkeypatch, tmp_path, capsys):

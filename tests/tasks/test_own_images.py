@@ -126,11 +126,18 @@ def test_what_is_missing_is_told_before_images_are_read(labelled, tmp_path, monk
         with pytest.raises(ValueError) as by_dry_run:  # noqa: PT011
             loading.check_there(config, 0)
         assert str(by_dry_run.value) == str(by_run.value)
+        if config.data_path.endswith("none"):  # the files may come later
+            assert loading.nothing_there(config, 0) == str(by_run.value)
+        else:
+            with pytest.raises(ValueError) as by_plan:  # noqa: PT011
+                loading.nothing_there(config, 0)
+            assert str(by_plan.value) == str(by_run.value)
     there = data.DatasetConfig(**given, split="train")
     with pytest.raises(ValueError, match=r"3 classes \(0 ant, 1 cat, 2 dog\).* NUM_CLASSES = 3"):
         loading.check_there(there, 10)
     monkeypatch.setattr(loading, "load_split", None)
     loading.check_there(there, 3)
+    assert loading.nothing_there(there, 3) == ""
     loading.check_there(data.DatasetConfig(**in_npz, split="train"), 0)
 
 
