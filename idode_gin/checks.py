@@ -72,13 +72,23 @@ def check_pixels(images: np.ndarray, levels: int) -> None:
     if images.ndim != 4 or images.dtype.kind not in "iu" or images.size == 0:
         raise ValueError(
             "Images must be integers [N, H, W, C] with N of one or more, got "
-            f"{images.dtype} {list(images.shape)}.{integers_hint(images, levels)}"
+            f"{images.dtype} {list(images.shape)}.{axes_hint(images.shape)}"
+            f"{integers_hint(images, levels)}"
         )
     if images.min() < 0 or images.max() >= levels:
         raise ValueError(
             f"Pixels must be in 0..{levels - 1}, because levels={levels}, got values from "
             f"{images.min()} to {images.max()}. Set the levels to the dataset's own."
         )
+
+
+def axes_hint(shape: tuple[int, ...]) -> str:
+    """Return how to add the axis that three axes lack of `[N, H, W, C]`; "" for other numbers."""
+    if len(shape) != 3:
+        return ""
+    if shape[-1] in (1, 3):
+        return " One image needs a first axis of 1: images[None]."
+    return " Grey images need a last axis of 1: images[..., None]."
 
 
 def integers_hint(images: np.ndarray, levels: int = 256) -> str:

@@ -68,6 +68,9 @@ def write(
         ValueError: if the evaluations cannot be compared.
         OSError: if a file cannot be written.
     """
+    from idode_gin.configs import quiet
+
+    quiet.silence_tensorflow()  # before jax is imported, which sets TensorFlow's log level
     if len(evaluations) < 2:
         raise ValueError(f"A comparison needs two evaluations or more, got {len(evaluations)}.")
     folders = [_evaluation(each) for each in evaluations]
@@ -147,10 +150,8 @@ def _images(
     folder: pathlib.Path, wanted: dict[str, Any], tfds_data_dir: str | None
 ) -> tuple[np.ndarray | None, str]:
     """Return the images that an evaluation scored; or None, and why they cannot be read."""
-    from idode_gin.configs import quiet
     from idode_gin.feed import data, loading
 
-    quiet.silence_tensorflow()
     try:
         bound = differences.bindings((folder / "operative_config.gin").read_text(encoding="utf-8"))
         fields = {

@@ -33,10 +33,9 @@ def read_array(path: pathlib.Path, name: str) -> np.ndarray:
         raise _unreadable(path, error) from error
     shape = list(images.shape)
     if images.dtype not in (np.uint8, np.uint16) or images.ndim != 4 or images.size == 0:
-        hint = "" if images.ndim != 3 else " Grey images need a last axis of 1: images[..., None]."
         raise ValueError(
             f"{name!r} in {path} must be uint8 or uint16 [N, H, W, C] and not empty, got "
-            f"{images.dtype} {shape}.{hint}{checks.integers_hint(images)}"
+            f"{images.dtype} {shape}.{checks.axes_hint(images.shape)}{checks.integers_hint(images)}"
         )
     if shape[1] in (1, 3, 4) and shape[2] == shape[3] > 4:
         raise ValueError(

@@ -1,7 +1,10 @@
 """The program `compare`, on two evaluations of a network before and after a change."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -85,6 +88,18 @@ def change_summary(folder, **changes):
             inner = inner[each]
         inner[last] = value
     (folder / "summary.json").write_text(json.dumps(found))
+
+
+def test_tensorflow_is_silenced_before_jax_sets_its_log_level(tmp_path):
+    code = (
+        "import sys; from idode_gin import compare; compare.main(['a', 'b']); "
+        "print('jax' in sys.modules, [type(each).__module__ for each in sys.meta_path])"
+    )
+    environment = {name: each for name, each in os.environ.items() if name[:6] != "TF_CPP"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("False ['idode_gin.configs.quiet', ")
 
 
 def test_two_evaluations_are_compared_image_by_image(both, capsys, monkeypatch):

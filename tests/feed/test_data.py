@@ -103,3 +103,15 @@ def test_images_of_floating_point_come_with_the_way_back(images, levels, way):
     if way:
         with pytest.raises(ValueError, match=r"must be integers \[N, H, W, C\].*integer levels"):
             checks.check_pixels(images[:, None, None, None], levels)
+
+
+@pytest.mark.parametrize(
+    ("shape", "way"),
+    [((5, 8, 8), "images[..., None]"), ((8, 8, 3), "images[None]"), ((8, 8), None)],
+)
+def test_images_that_lack_an_axis_come_with_it(shape, way):
+    with pytest.raises(ValueError, match=r"must be integers \[N, H, W, C\]") as caught:
+        checks.check_pixels(np.zeros(shape, np.uint8), 256)
+    hint = str(caught.value).partition(f"{list(shape)}.")[2]
+    assert hint.endswith(f"axis of 1: {way}." if way else "")
+    assert bool(hint) == bool(way)
