@@ -12,7 +12,7 @@ from typing import Any
 ODE_EVALUATIONS = 50
 """Network evaluations of a solve where they are unknown: a pilot mostly chooses 25 to 60."""
 _PILOT_EVALUATIONS = 512
-"""Those of all grids that a pilot tries on one image."""
+"""Those of all grids that a pilot tries on one image: of one draw, however many are scored."""
 _WITH_TRACE = 2
 """A network evaluation with its trace costs no more than two without."""
 _TRAINING = 3
@@ -42,8 +42,7 @@ def in_words(
     """
     of_bounds = {**times, **{name: _of_solve(each) for name, each in likelihoods.items()}}
     total = sum(of_bounds.values())
-    draws = sum(each.num_repeats * each.num_importance for each in likelihoods.values())
-    pilots = pilot_images * _PILOT_EVALUATIONS * _WITH_TRACE * draws
+    pilots = pilot_images * _PILOT_EVALUATIONS * _WITH_TRACE * len(likelihoods)
     listed = ", ".join(f"{name} {count:,}" for name, count in of_bounds.items())
     more = "; with its trace, an evaluation counts twice" if likelihoods else ""
     lines = [

@@ -2,6 +2,8 @@
 
 import collections
 import dataclasses
+import os
+import pathlib
 import re
 import shutil
 import threading
@@ -115,6 +117,28 @@ def test_nothing_is_deleted_before_its_successor_is_whole(tmp_path, monkeypatch)
         saved.save(state_of(4))
     assert checkpoints.saved_steps(tmp_path) == [3]
     assert whole == {1: 1, 2: 1}
+
+
+def test_nothing_is_deleted_before_its_successor_is_flushed(tmp_path, monkeypatch):
+    """Every file of it, and the folders that name them: a power cut then loses neither."""
+    flushed, delete, fsync = set(), files.delete, os.fsync
+
+    def flushing(number):
+        flushed.add(pathlib.Path(os.readlink(f"/proc/self/fd/{number}")))
+        fsync(number)
+
+    def deleting(directory, steps):
+        for step in steps:
+            newest = tmp_path / f"checkpoint_{step + 1}"
+            assert {tmp_path, newest, *newest.rglob("*")} <= flushed
+        delete(directory, steps)
+
+    monkeypatch.setattr(os, "fsync", flushing)
+    monkeypatch.setattr(files, "delete", deleting)
+    with saving(tmp_path, period=1, keep=1) as saved:
+        for step in (1, 2, 3):
+            saved.save(state_of(step))
+    assert checkpoints.saved_steps(tmp_path) == [3]
 
 
 def test_training_goes_on_while_files_are_written(tmp_path, monkeypatch):

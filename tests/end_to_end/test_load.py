@@ -13,16 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 import idode_gin
 from idode_gin import likelihood
+from idode_gin import trained as trained_lib
 from idode_gin.checkpoints import meta as checkpoint_meta
 from idode_gin.checkpoints.meta import DamagedError
+from idode_gin.checkpoints.saving import RestoredParams
 from idode_gin.configs import programs
 from idode_gin.feed import loading
 from idode_gin.feed.data import DatasetConfig
 from idode_gin.networks.unet import UNet
 from idode_gin.samplers.ode import ODESampler
+from idode_gin.schedules.time.learned_linear import LearnedLinear
 from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.fixed_grid import FixedGrid
 
@@ -243,6 +247,23 @@ def test_a_plain_function_for_log_prob(model, images):
 def test_wrong_arguments(model, images, options, message):
     with pytest.raises(ValueError, match=message):
         model.bits_per_dim(images, **options)
+
+
+def test_a_gamma_of_t_is_loaded_as_it_was_learned(monkeypatch, tmp_path):
+    """With the ends of the checkpoint, in whose range a field is to be integrated."""
+    time = LearnedLinear(gamma_min=-5.0, gamma_max=3.0)
+    model = tiny.model(time=time, image_shape=tiny.SHAPE)
+    params = model.init(jax.random.key(0), tiny.SHAPE)
+    moved = {"gamma_min": jnp.asarray(-7.0), "gamma_max": jnp.asarray(4.0)}
+    restored = RestoredParams({**params, "time_schedule": {"ends": moved}}, 3, tmp_path, {})
+    config = tmp_path / "config.gin"
+    config.touch()
+    monkeypatch.setattr(trained_lib.from_training, "config_of", lambda path: config)
+    monkeypatch.setattr(trained_lib.saving, "find", lambda path: path)
+    monkeypatch.setattr(trained_lib, "_built", lambda source: model)
+    monkeypatch.setattr(trained_lib.run_inputs, "load_params", lambda *_: restored)
+    options = idode_gin.load(tmp_path).field_options
+    assert (options["gamma_min"], options["gamma_max"]) == (-7.0, 4.0)
 
 
 def test_what_cannot_be_loaded(trained, tmp_path):

@@ -148,6 +148,21 @@ def test_rows_in_another_order_give_the_same(both, tmp_path):
     assert figures[:2] == figures[2:]
 
 
+@pytest.mark.parametrize(("share", "notes"), [(0.6, 1), (0.4, 0)])
+def test_the_solver_errors_of_both_add_up(both, share, notes):
+    """Each below the difference, but together above it, they leave nothing to be said."""
+    a, b = (np.load(each / "results.npz")["tn/bpd"] for each in both)
+    error = share * abs(float(np.mean(b - a)))
+    for each in both:
+        change_summary(each, tn__solver_error={"error": error, "is_within": True})
+    assert run(*both) == 0
+    found = json.loads((both[0].with_name("a_compared") / "compare.json").read_text())
+    errors = {each["bound"]: each["solver_error"] for each in found["differences"]}
+    assert errors == {"variational_bound": None, "tn": pytest.approx(2 * error)}
+    assert len(found["notes"]) == notes
+    assert all("smaller than the solvers' errors together" in each for each in found["notes"])
+
+
 def test_an_evaluation_and_itself_and_images_that_cannot_be_read(both, capsys):
     (both[0] / "operative_config.gin").unlink()
     assert run(both[0], both[0]) == 0

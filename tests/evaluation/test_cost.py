@@ -46,6 +46,9 @@ def test_time_is_that_of_the_training(tmp_path):
     text = cost.in_words({"bound": 8}, {"own": PILOTED}, 16, speed / 80, place, facts)
     assert "Pilots, once: 16,384 network evaluations." in text
     assert "22 min for 1,000 images, and 3.4 min for the pilots." in text
+    draws = ODELikelihood(dequantizer=Uniform(), num_importance=2, num_repeats=3)
+    text = cost.in_words({"bound": 8}, {"own": draws}, 16, speed / 80, place, facts)
+    assert "Pilots, once: 16,384 network evaluations." in text  # of the first draw alone
     assert "Time" not in cost.in_words({"bound": 8}, {}, 16, 1e6, place, {})
     assert "Time" not in cost.in_words({"bound": 8}, {}, 16, 1e6, tmp_path / "a/b", facts)
 

@@ -18,7 +18,7 @@ from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.evaluation import evaluator
 from idode_gin.evaluation import results as eval_results
 from idode_gin.evaluation import summary as summary_lib
-from idode_gin.feed import data
+from idode_gin.feed import data, loading
 from idode_gin.generation import sampler
 from idode_gin.interop import t5x
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
@@ -227,6 +227,16 @@ def test_the_table_in_the_readme_is_of_these_pixels():
     readme = pathlib.Path(__file__).parents[2].joinpath("README.md").read_text()
     facts = {**split.facts(), "levels": 17, "step": 1500}
     assert f"\n{summary_lib.table(facts).splitlines()[0]}\n" in readme
+
+
+def test_the_histogram_may_be_of_other_images(monkeypatch):
+    """A fingerprint of the images that are scored is none of those that it is fitted on."""
+    asked = []
+    monkeypatch.setattr(loading, "load_split", lambda config: asked.append(config) or tiny.split())
+    dataset = tiny.config(split="test", fingerprint="0" * 16)
+    made = evaluator.Evaluator(output_dir="unread", checkpoint_path="unread", likelihoods={})
+    made._prepared(tiny.model(), dataset, tiny.split(), None)
+    assert [(each.split, each.fingerprint) for each in asked] == [("train", None)]
 
 
 @pytest.mark.parametrize("lanes", [4, 5])

@@ -9,7 +9,7 @@ import made
 import numpy as np
 import pytest
 
-from idode_gin.feed import augmentation, loading
+from idode_gin.feed import augmentation, image_fingerprints, loading
 from idode_gin.feed.sources import ImageSource, KnownSplit
 
 # Reading seqio tasks.
@@ -365,6 +365,15 @@ def test_a_mixture_of_cached_and_other_tasks_is_read_whole(knowing, register, tm
     register.mixture("made_both", dict(list(rates.items())[::order]))
     split = load("made_both", cache_dir=str(tmp_path))
     np.testing.assert_array_equal(split.images, np.concatenate([first, second]))
+
+
+def test_a_mixture_has_the_fingerprint_of_all_its_images(knowing, register, tmp_path):
+    knowing("made_a", random_images(4))
+    knowing("made_b", random_images(12, seed=1))
+    register.mixture("made_both", {"made_a": 1.0, "made_b": 3.0})
+    for cache_dir in ("", str(tmp_path)):
+        split = load("made_both", cache_dir=cache_dir)
+        assert split.fingerprint == image_fingerprints.fingerprint(split.images)
 
 
 def test_a_fingerprint_can_be_insisted_on(knowing):

@@ -21,6 +21,7 @@ from idode_gin.generation.encoder import Encoder
 from idode_gin.generation.interpolator import Interpolator
 from idode_gin.generation.sampler import Sampler
 from idode_gin.models import DiffusionODE
+from idode_gin.reports import plots
 from idode_gin.samplers.base import Samples
 from idode_gin.samplers.latents import RoundTrip
 from idode_gin.samplers.ode import ODESampler
@@ -202,6 +203,28 @@ def test_figures_of_samples(solves, tmp_path):
     assert summary["trained_on"] == interrupted.TRAINED_ON
     assert summary["image_shape"] == list(tiny.SHAPE)
     assert_figures(summary["log_p"], mean_of(-1.5 * index))
+
+
+def test_pictures_have_the_original_images_first(solves, tmp_path, monkeypatch):
+    """Those of a pair at the ends of its row; those that are encoded above their round trips."""
+    shown, encode = [], DiffusionODE.encode_fn
+
+    def inverted(*arguments):
+        found = encode(*arguments)
+        return found._replace(pixels=tiny.LEVELS - 1 - found.pixels.astype(int))
+
+    monkeypatch.setattr(plots, "image_grid", lambda images, *_: shown.append(images))
+    monkeypatch.setattr(DiffusionODE, "encode_fn", inverted)
+    images, pairs = tiny.split(number=interrupted.NUMBER).images, ((3, 9), (16, 1))
+    run(Interpolator, tmp_path / "a", pairs=pairs, num_points=POINTS)
+    rows = shown[0].reshape(2, POINTS + 2, *tiny.SHAPE)
+    np.testing.assert_array_equal(rows[:, [0, -1]], images[np.asarray(pairs)])
+    found = arrays_of(tmp_path / "a", "interpolation.npz")
+    np.testing.assert_array_equal(rows[:, 1:-1], found["levels"])
+    run(Encoder, tmp_path / "b", indices=(5, 2, 8), grid_images=2)
+    originals = images[[5, 2]]
+    expected = np.concatenate([originals, tiny.LEVELS - 1 - originals])
+    np.testing.assert_array_equal(shown[1], expected)
 
 
 def test_there_must_be_pairs():

@@ -92,7 +92,7 @@ def test_a_given_solver_is_kept_and_measured():
 
 
 def test_the_bias_is_the_figures_minus_the_exact_ones():
-    """With its sign: a coarse grid's figures are too low or too high on average."""
+    """With its sign: a coarse grid's figures are too low or too high on average. And rounding."""
     model, batch, key, estimator, exact = problem(VariancePreserving(), Noise())
     estimator = dataclasses.replace(estimator, solver=Adams(steps=4))
     found = jax.jit(lambda batch: model.likelihood_fn({}, batch, key, estimator))(batch)
@@ -100,6 +100,13 @@ def test_the_bias_is_the_figures_minus_the_exact_ones():
     _, report = Pilot(tolerance=1e-3).run(model, {}, batch, key, estimator)
     assert abs(bias) > 10 * report.reference_error
     assert report.bias == pytest.approx(bias, abs=report.reference_error)
+    # One unit in the last place of log(kappa_1 / kappa_0), kappa = sigma / alpha, bits per dim.
+    sigma, alpha = (
+        each(jnp.asarray([model.end.gamma_number, model.gamma_max]))
+        for each in (model.schedule.sigma, model.schedule.alpha)
+    )
+    largest = float(jnp.log2(sigma[1] / alpha[1]) - jnp.log2(sigma[0] / alpha[0]))
+    assert report.rounding == pytest.approx(np.finfo(float).eps * largest, rel=1e-6, abs=0)
 
 
 def test_an_error_against_a_reference_that_is_not_known_is_not_within():

@@ -7,6 +7,7 @@ import pytest
 
 from idode_gin import likelihood, numerics, ode
 from idode_gin.integration_variables.base import AbstractIntegrationVariable
+from idode_gin.integration_variables.kappa import Kappa
 from idode_gin.parameterizations.base import AbstractParameterization
 from idode_gin.parameterizations.velocity import Velocity
 from idode_gin.samplers.ancestral import Ancestral
@@ -175,6 +176,20 @@ def test_the_density_of_samples_is_what_scoring_them_finds(schedule, divergence)
     assert alone.log_p is None
     np.testing.assert_allclose(found.latent, alone.latent, atol=1e-6)
     np.testing.assert_array_equal(found.pixels, alone.pixels)
+
+
+def test_samples_with_their_density_take_the_same_steps():
+    """A coarse grid's error depends on variable and solver, and is the same with the density."""
+    schedule, keys = VariancePreserving(), toys.keys_of(4, 5)
+    end, field = toys.clean_end(schedule, LEVELS, TAU), toys.mixture(schedule).field(Velocity())
+    sampler = ODESampler(solver=FixedGrid(steps=2), variable=Kappa(), lanes=2)
+    dense = sampler.with_log_prob(Exact())
+    alone, both = (
+        jax.jit(lambda keys, each=each: each(field, end, NOISY, SHAPE, keys).latent)(keys)
+        for each in (sampler, dense)
+    )
+    np.testing.assert_allclose(both, alone, rtol=1e-12)
+    assert dense.lanes == 2
 
 
 def test_the_density_of_gaussian_samples_is_exact():
