@@ -1,5 +1,6 @@
 """The last lines of a program: where its output is, and what can be typed next."""
 
+import contextlib
 import pathlib
 import re
 import shlex
@@ -28,13 +29,16 @@ def after(program: str, folder: str, data_dirs: Mapping[str, str] | None = None)
         data_dirs: values of the flags that say where data are, "" for those not given.
     """
     flags = [f"--{name}={shlex.quote(value)}" for name, value in (data_dirs or {}).items() if value]
-    run = _run_of(paths.of(folder)) or folder
+    run, costs = folder, ""
+    with contextlib.suppress(paths.StoreError):  # what is printed last does not undo what was done
+        run = _run_of(paths.of(folder)) or folder
+        costs = cost.compared_with_training(paths.of(folder)) if program == "train" else ""
     report = _command("report", shlex.quote(run))
     holds = _HOLDS[program].format(folder)
     if program == "train":
         where = _bound("CHECKPOINT_PATH", folder)
         commands = [_command("eval", where, *flags), _command("sample", where), report]
-        if costs := cost.compared_with_training(paths.of(folder)):
+        if costs:
             output = _bound("EVAL_OUTPUT_DIR", str(paths.of(folder) / "eval" / "quick"))
             file = f"--gin_file={cost.QUICK_FILE}"
             commands.insert(0, _command("eval", file, where, output, *flags))
@@ -58,6 +62,7 @@ def _bound(macro: str, path: str) -> str:
 
 def _run_of(folder: pathlib.Path) -> str | None:
     """Return the run directory that a folder lies in, None if it lies in none."""
-    outer = (each for each in folder.parents[:3] if output_folders.owner(each) == "train")
+    levels = min(3, len(folder.parents) - (3 if paths.in_bucket(folder) else 0))
+    outer = (each for each in folder.parents[:levels] if output_folders.owner(each) == "train")
     found = next(outer, None)
     return None if found is None else str(found)

@@ -12,6 +12,7 @@ from idode_gin import train as train_program
 from idode_gin.configs import building, next_steps, outputs, programs
 from idode_gin.devices import backends
 from idode_gin.feed import loading
+from idode_gin.reports import buckets
 from idode_gin.training.trainer import Trainer
 
 DIGITS = "gin_configs/experiments/digits.gin"
@@ -112,3 +113,15 @@ def test_after_other_programs_the_run_is_reported(
 def test_an_output_folder_outside_a_run_is_reported_itself(tmp_path: pathlib.Path) -> None:
     found = commands(next_steps.after("sample", str(tmp_path / "drawn")))
     assert found == {"idode_gin.report": [str(tmp_path / "drawn")]}
+
+
+def test_a_bucket_that_does_not_answer_ends_no_program_that_is_done(monkeypatch):
+    class Broken:
+        def __getattr__(self, _):
+            raise ConnectionError("no route")
+
+    monkeypatch.setattr(buckets, "filesystem", Broken)
+    for program in ("train", "eval"):
+        text = next_steps.after(program, "gs://bucket/a/run")
+        assert " is in gs://bucket/a/run: " in text
+        assert "python -m idode_gin.report gs://bucket/a/run" in text
