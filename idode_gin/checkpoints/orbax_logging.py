@@ -11,6 +11,8 @@ from typing import Any
 
 from absl import logging
 
+from idode_gin.reports import paths
+
 
 def silence_orbax() -> None:
     """Drop tracebacks that orbax logs: it raises the same errors."""
@@ -73,6 +75,8 @@ def reason(error: BaseException) -> str:
     """Describe an error in words that fit in a sentence, without its internal details."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, paths.StoreError):
+        return str(error).removesuffix(".")
     if "No space left on device" in str(error):
         return "No space left on device"
     first, *details = _DETAILS.split(str(error), maxsplit=1)

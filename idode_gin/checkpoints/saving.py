@@ -265,7 +265,6 @@ class Checkpoints:
         new = Fresh(state=fresh, optimizer=new_optimizer)
         own = self._restore_own(abstract_state, new)
         if own is not None:
-            self._whole = int(own.path.name.rpartition("_")[2])
             return own.state, own
         config = self._config.restore
         if not config.path:
@@ -303,6 +302,7 @@ class Checkpoints:
         own = files.newest_first(self._directory)
         message = self._all_damaged("were")
         for path in own:
+            self._whole = int(path.name.rpartition("_")[2])
             try:
                 return restoring.resume(path, abstract_state, fresh, self._facts)
             except checkpoint_meta.DamagedError as error:

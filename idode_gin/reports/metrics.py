@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -158,12 +159,13 @@ class TensorBoard:
             self._upload()
 
     def close(self) -> None:
-        """Close the event files."""
+        """Close the event files; while an error of the bucket is raised, without an upload."""
         for writer in self._writers.values():
             writer.close()
         if self._local is not None:
             try:
-                self._upload()
+                if not isinstance(sys.exc_info()[1], paths.StoreError):  # it would fail as late
+                    self._upload()
             finally:
                 self._local.cleanup()
 
