@@ -221,6 +221,26 @@ def test_backwards_undoes_forwards(solver):
 
 
 @EACH
+def test_a_known_factor_of_a_slope_changes_no_solution(solver):
+    """One leaf without a factor, one whose slope has it already: its integral is exact."""
+
+    def factor(t):
+        return jnp.exp(-2 * t)
+
+    def field(t, state):
+        moved, _ = state
+        return logistic(t, moved), factor(t)
+
+    def solved(state):
+        return solver.solve(field, state, 0.0, 2.0, weight_fns=(None, factor))
+
+    moved, total = jax.jit(solved)((jnp.asarray(STARTS), jnp.zeros(len(STARTS)))).state
+    expected = [reference(logistic, start, 0.0, 2.0) for start in STARTS]
+    np.testing.assert_allclose(moved, expected, atol=1e-4)
+    np.testing.assert_allclose(total, -np.expm1(-4.0) / 2, atol=1e-4)
+
+
+@EACH
 def test_a_state_may_be_a_tree(solver):
     """Images and one number per image: the shape of a likelihood's state."""
 
