@@ -10,7 +10,7 @@ from typing import Any
 
 from gin import config_parser
 
-from idode_gin.configs import gin_internals, value_types
+from idode_gin.configs import gin_internals, t5x_names, value_types
 
 _OPERATORS: Mapping[type, Callable[..., Any]] = {
     ast.Add: operator.add,
@@ -47,6 +47,8 @@ def about_value(name: str, value: str, message: str, current: Any) -> str:
     if isinstance(current, int | float) and not isinstance(current, bool):
         return f"{value!r} is no number, and {name} is one: {current} in the files."
     called = _CALL.fullmatch(value)
+    if called and "." in called[1] and (about_t5x := t5x_names.about_symbol(called[1])):
+        return f"{value!r} is no Python literal. {about_t5x}"
     if called and gin_internals.registry.matching_selectors(called[1]):
         return f"{value!r} is no Python literal. Write --gin.{name}=@{called[1]}()"
     quoted = value.strip("'\"")

@@ -17,7 +17,7 @@ from typing import Any
 from gin import config
 
 from idode_gin import checks
-from idode_gin.configs import gin_internals, readers, t5x_names, value_types
+from idode_gin.configs import gin_internals, readers, t5x_names, t5x_values, value_types
 from idode_gin.configs.loading import MACRO, Binding, ConfigError, Key, modules_that_define
 from idode_gin.configs.reach import CONSTANT, Reach, macro_name, needs_value, reachable
 
@@ -166,7 +166,7 @@ class _Unused:
             return f"{near} {instead}" if f"_{name}'?" in near else instead
         if files := self._readers(name):
             return f"{files[0].name} reads it, for something that is not built here."
-        return near
+        return near if parameters else t5x_names.about_bare(name) or near
 
     def _instead(self, macro: str) -> str | None:
         """Return the files that read a macro, if the program could use them, and what it uses now.
@@ -188,9 +188,9 @@ class _Unused:
 
     def _hint(self, key: Key) -> str:
         is_idle = key.selector not in self.reach.selectors
-        if is_idle and (advice := t5x_names.about_symbol(key.selector.rpartition(".")[2])):
+        if advice := t5x_names.about_idle(key.selector if is_idle else "", key.scope):
             return advice
-        if key.selector not in self.reach.selectors:
+        if is_idle:
             files = readers.builders(key.selector, self.files)
             if files and {each.named for each in self.bindings}.isdisjoint(files):
                 return readers.none_uses(key.selector.rpartition(".")[2], files)
@@ -228,7 +228,8 @@ def _missing(reach: Reach, bindings: Sequence[Binding]) -> tuple[list[str], list
     for call, keys in reach.calls.items():
         scope = "/".join(call.scope)
         if call.selector == MACRO and not keys:
-            macros.append(f"%{scope} is used but has no value. {checks.nearest(scope, known)}")
+            near = t5x_names.about_macro(scope) or checks.nearest(scope, known)
+            macros.append(f"%{scope} is used but has no value. {near}")
             continue
         needed = [final[key] for key in keys.values() if needs_value(final[key].value)]
         parameters += [f"{each.key} [{each.where}]" for each in needed]
@@ -270,7 +271,12 @@ def _wrong_type(binding: Binding, annotation: Any, macros: Mapping[str, Binding]
     wanted, got = value_types.describe(annotation), value_types.describe_value(value)
     where = "" if macro_name(binding.value) else f" [{binding.where}]"
     where += "".join(f", through {each.key} [{each.where}]" for each in through)
-    hint = value_types.hint(value, annotation) or _namesake(value, annotation)
+    is_ours = binding.key.selector.startswith("idode_gin.")
+    hint = (
+        (is_ours and t5x_values.about(binding.key.parameter, value))
+        or value_types.hint(value, annotation)
+        or _namesake(value, annotation)
+    )
     yield f"{binding.key} must be {wanted}, got {got}{where}.{hint and ' '}{hint}"
 
 

@@ -38,13 +38,16 @@ class ConfigError(ValueError):
 class _UnknownError(ConfigError):
     """A name that no gin file has mentioned."""
 
-    def __init__(self, selector: str) -> None:
+    def __init__(self, selector: str, parameter: str) -> None:
         names = (name for name, _ in gin_internals.registry.items() if name[:4] != "gin.")
-        near = t5x_names.about_symbol(selector) or checks.nearest(
+        self.selector = selector
+        self.about_t5x = t5x_names.about_idle(
+            t5x_names.without_module(selector)
+        ) or t5x_names.about_symbol(selector, parameter)
+        near = self.about_t5x or checks.nearest(
             selector, map(gin_internals.registry.minimal_selector, names)
         )
         super().__init__(f"No gin file uses a function or class named {selector!r}. {near}")
-        self.selector = selector
 
 
 class Key(NamedTuple):
@@ -129,7 +132,9 @@ def find_file(name: str, search_paths: Sequence[str | pathlib.Path]) -> pathlib.
             )
     resolved = (str(pathlib.Path(each).resolve()) for each in search_paths)
     folders = ", ".join(dict.fromkeys(resolved))
-    near = checks.nearest(name, _gin_files_near(name, search_paths))
+    near = t5x_names.about_missing(name) or checks.nearest(
+        name, _gin_files_near(name, search_paths)
+    )
     raise ConfigError(f"There is no gin file {name!r}. Searched: {folders}. {near}")
 
 
@@ -220,7 +225,7 @@ class _Loader:
     def _advice(self, error: Exception, name: str, value: str) -> str:
         if isinstance(error, SyntaxError):
             return advice.about_value(name, value, error.msg, self._current(name))
-        if isinstance(error, _UnknownError):
+        if isinstance(error, _UnknownError) and not error.about_t5x:
             selector = error.selector
             is_reference = re.search(rf"@([\w/]+/)?{re.escape(selector)}\b", value)
             if is_reference and (modules := modules_that_define(selector)):
@@ -286,15 +291,18 @@ class _Delegate(config.ParserDelegate):
         self._context = context
 
     def configurable_reference(self, scoped_selector: str, evaluate: bool) -> Any:
-        _selector(scoped_selector.rsplit("/", 1)[-1], self._context)
-        return super().configurable_reference(scoped_selector, evaluate)
+        scopes, slash, written = scoped_selector.rpartition("/")
+        _selector(written, self._context)
+        if gin_internals.imported(self._context) is None:
+            written = _spelled_here(written)
+        return super().configurable_reference(f"{scopes}{slash}{written}", evaluate)
 
 
 def _key(statement: config_parser.BindingStatement, context: Any) -> Key:
     scope, written, parameter = statement.scope, statement.selector, statement.arg_name
     if not parameter:
         return Key(f"{scope}/{written}" if scope else written, MACRO, "value")
-    selector = _selector(written, context)
+    selector = _selector(written, context, parameter)
     target = gin_internals.registry[selector].wrapped
     known = value_types.parameters(target)
     if parameter not in known and not value_types.takes_any_keyword(target):
@@ -313,10 +321,11 @@ def _synonym(owner: str, parameter: str) -> tuple[str, str] | None:
     return (found[0], name) if found else None
 
 
-def _selector(written: str, context: Any) -> str:
+def _selector(written: str, context: Any, parameter: str = "") -> str:
     """Return the whole name of the function or class that `written` means here.
 
     In files that is what the file imports; on the command line, whatever the files have mentioned.
+    `parameter` is the one that is bound, which the error may be about.
 
     Raises:
         ConfigError: if there is none, with the nearest name.
@@ -324,26 +333,34 @@ def _selector(written: str, context: Any) -> str:
     imports = gin_internals.imported(context)
     if imports is not None:
         first, *rest = written.split(".")
+        about_t5x = t5x_names.about_symbol(written, parameter)
         if first not in imports:
-            near = t5x_names.about_symbol(written) or checks.nearest(first, set(imports) - {"gin"})
+            near = about_t5x or checks.nearest(first, set(imports) - {"gin"})
             raise ConfigError(f"{first!r} in {written!r} is not imported in this file. {near}")
-        _check_attributes(imports[first], first, rest)
+        is_ours = getattr(imports[first], "__name__", "").startswith("idode_gin.")
+        _check_attributes(imports[first], first, rest, about_t5x if is_ours else "")
         return context.get_configurable(written).selector
-    written = t5x_names.without_module(written)
-    matches = gin_internals.registry.matching_selectors(written)
+    matches = gin_internals.registry.matching_selectors(_spelled_here(written))
     if len(matches) > 1:
         names = " or ".join(sorted(map(gin_internals.registry.minimal_selector, matches)))
         raise ConfigError(f"{written!r} means more than one thing. Write {names}.")
     if not matches:
-        raise _UnknownError(written)
+        raise _UnknownError(written, parameter)
     return matches[0]
 
 
-def _check_attributes(value: Any, name: str, attributes: Sequence[str]) -> None:
+def _spelled_here(written: str) -> str:
+    """Return our name for a class of t5x that we have too, unless the files know `written`."""
+    is_known = gin_internals.registry.matching_selectors(written)
+    return written if is_known else t5x_names.without_module(written)
+
+
+def _check_attributes(value: Any, name: str, attributes: Sequence[str], about_t5x: str) -> None:
     for attribute in attributes:
         if not hasattr(value, attribute):
             public = [each for each in dir(value) if not each.startswith("_")]
-            raise ConfigError(f"{name!r} has no {attribute!r}. {checks.nearest(attribute, public)}")
+            near = about_t5x or checks.nearest(attribute, public)
+            raise ConfigError(f"{name!r} has no {attribute!r}. {near}")
         value, name = getattr(value, attribute), attribute
     if not callable(value):
         raise ConfigError(f"{name!r} is a {type(value).__name__}, not a function or class.")
@@ -356,6 +373,8 @@ def _import(statement: config_parser.ImportStatement, context: Any) -> None:
         context.process_import(statement)
     except ModuleNotFoundError as error:
         package, _, missing = statement.module.rpartition(".")
+        if about_t5x := t5x_names.about_missing(statement.module):
+            raise ConfigError(f"Cannot import {statement.module!r}. {about_t5x}") from error
         if error.name != statement.module:
             raise ConfigError(f"Cannot import {statement.module!r}: {error}.") from error
         if statement.is_from and "is not a package" in str(error):

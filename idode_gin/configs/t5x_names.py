@@ -7,6 +7,8 @@ import re
 import sys
 from collections.abc import Mapping
 
+from idode_gin.configs import t5x_values
+
 SYNONYMS: Mapping[str, str] = {
     "train.stats_period": "Trainer.log_period",
     "evaluate.output_dir": "Evaluator.output_dir",
@@ -15,6 +17,14 @@ SYNONYMS: Mapping[str, str] = {
 """Parameters of t5x that are accepted, and the parameter of ours that each one sets."""
 
 _UTILS = ("DatasetConfig", "CheckpointConfig", "SaveCheckpointConfig", "RestoreCheckpointConfig")
+_SHARED = (
+    *(f"utils.{name}" for name in _UTILS),
+    "partitioning.PjitPartitioner",
+    "trainer.Trainer",
+    "train.train",
+    "eval.evaluate",
+)
+"""Classes and functions of both, by their module in t5x."""
 _CHECKPOINTS = "`from idode_gin.checkpoints import config as checkpoints` and `checkpoints.{}`"
 _PROGRAMS = {
     "train": "idode_gin.train",
@@ -75,6 +85,30 @@ _INFER = (
     "results.parquet, as t5x's infer does in mode='score', and idode_gin.sample draws them, as in "
     "mode='predict'. Both resume after an interruption."
 )
+_SAVES_NONE = "this program saves no checkpoints. Leave it out."
+_BEST = (
+    "SaveCheckpointConfig.keep_best keeps the checkpoints with the lowest bits per dim, and "
+    "SaveCheckpointConfig.keep_period those of every so many steps."
+)
+_DIVERGES = "Trainer.non_finite and Trainer.loss_spike stop a run that diverges."
+_MODEL = "include gin_configs/model.gin, which builds MODEL of a network, a task and an objective."
+_ADAFACTOR = "bind OPTIMIZER to optax.adafactor, or another optax transformation."
+_OPTIMIZER = (
+    "bind OPTIMIZER to AdamW of idode_gin.training.optimizers, or to any optax transformation."
+)
+_NETWORK = (
+    "it is a network for text. Networks for images are files of gin_configs/models, such as "
+    "gin_configs/models/unet_small.gin."
+)
+_TASKS = (
+    "images come from seqio tasks: DatasetConfig.module is the module that registers them, so that "
+    "no gin file imports it."
+)
+_OTHER = (
+    "whole runs are files of gin_configs/experiments, such as gin_configs/experiments/digits.gin "
+    "for training and gin_configs/experiments/digits_eval.gin for evaluation; their parts are in "
+    "the other folders of gin_configs."
+)
 _EARLY = (
     "Trainer.early_stopping, or --gin_file=gin_configs/guards/early_stopping.gin, ends a run whose "
     "evaluations no longer improve: EarlyStopping.patience and EarlyStopping.min_improvement."
@@ -87,9 +121,11 @@ _MODULES: Mapping[str, str] = {
     "t5x.partitioning": "write `from idode_gin.devices import partitioning`.",
     "t5x.trainer": "write `from idode_gin.training import trainer`.",
     "t5x.gin_utils": _CONFIG_FILES,
-    "t5x.models": "include gin_configs/model.gin, which builds MODEL.",
-    "t5x.adafactor": "bind OPTIMIZER to optax.adafactor, or another optax transformation.",
-    "t5x.optimizers": "bind OPTIMIZER to AdamW of idode_gin.training.optimizers, or to optax's.",
+    "t5x.models": _MODEL,
+    "t5x.adafactor": _ADAFACTOR,
+    "t5x.optimizers": _OPTIMIZER,
+    "t5x.checkpoints": f"{_ORBAX} {_BEST}",
+    "t5x.examples.t5.network": _NETWORK,
 }
 _PARAMETERS: Mapping[str, Mapping[str, str]] = {
     "train": {
@@ -101,8 +137,8 @@ _PARAMETERS: Mapping[str, Mapping[str, str]] = {
         "train_eval_get_dataset_fn": _NO_READER,
         "concurrent_metrics": "metrics are always read while later steps run. Leave it out.",
         "actions": (
-            f"{_EARLY} Trainer.non_finite and Trainer.loss_spike stop a run that diverges, and "
-            "SaveCheckpointConfig.keep_best keeps the checkpoints with the lowest bits per dim."
+            f"{_EARLY} {_DIVERGES} SaveCheckpointConfig.keep_best keeps the checkpoints with the "
+            "lowest bits per dim."
         ),
         "train_state_initializer_cls": (
             "RestoreCheckpointConfig.params, ema, optimizer, step and rules decide what a run "
@@ -129,8 +165,11 @@ _PARAMETERS: Mapping[str, Mapping[str, str]] = {
         "num_prefetch_threads": _PREFETCH,
         "num_workers": _PREFETCH,
     },
+    "CheckpointConfig": {},
+    "Checkpointer": {"save_dtype": _DTYPE, "restore_dtype": _DTYPE},
     "SaveCheckpointConfig": {
         "dtype": _DTYPE,
+        "save_dtype": _DTYPE,
         "keep_dataset_checkpoints": _EXACT_DATA,
         "save_dataset": _EXACT_DATA,
         "checkpointer_cls": _ORBAX,
@@ -142,6 +181,7 @@ _PARAMETERS: Mapping[str, Mapping[str, str]] = {
         "strict": _RULES,
         "fallback_to_scratch": _RULES,
         "dtype": _DTYPE,
+        "restore_dtype": _DTYPE,
         "restore_dataset": _EXACT_DATA,
         "checkpointer_cls": _ORBAX,
         "checkpoint_manager_cls": _ORBAX,
@@ -156,6 +196,7 @@ _PARAMETERS: Mapping[str, Mapping[str, str]] = {
     "evaluate": {
         "restore_checkpoint_cfg": _RESTORE,
         "training_evaluator_cls": _SCORING,
+        "inference_evaluator_cls": _RESULTS,
         "fallback_init_rng": "every parameter must be in the checkpoint. Leave it out.",
     },
 }
@@ -163,6 +204,9 @@ _SYMBOLS: Mapping[str, str] = {
     "utils.DatasetConfig": "write `from idode_gin.feed import data` and `data.DatasetConfig`.",
     **{f"utils.{name}": f"write {_CHECKPOINTS.format(name)}." for name in _UTILS[1:]},
     "utils.create_learning_rate_scheduler": _LEARNING_RATE,
+    "partitioning.PjitPartitioner": (
+        "write `from idode_gin.devices import partitioning` and `partitioning.PjitPartitioner`."
+    ),
     "partitioning.standard_logical_axis_rules": (
         "the rules are pairs in PjitPartitioner.logical_axis_rules, which has a default for our "
         "networks. Leave it out."
@@ -170,11 +214,41 @@ _SYMBOLS: Mapping[str, str] = {
     "gin_utils.summarize_gin_config": _CONFIG_FILES,
     "seqio.Evaluator": _RESULTS,
     "seqio.JSONLogger": _RESULTS,
-    "RestoreCheckpointConfig": _RESTORE,
+    "seqio.PyLoggingLogger": _RESULTS,
+    "seqio.TensorBoardLogger": _RESULTS,
+    "trainer.Trainer": "write `from idode_gin.training import trainer` and `trainer.Trainer`.",
     "trainer.EarlyStoppingAction": _EARLY,
-    "EarlyStoppingAction": _EARLY,
+    "trainer.TerminateOnNanAction": _DIVERGES,
+    "trainer.WeightMetricsComputer": _PARAMETERS["Trainer"]["weight_metrics_computer"],
+    "checkpoints.Checkpointer": _ORBAX,
+    "checkpoints.OrbaxCheckpointManagerInterface": _ORBAX,
+    "checkpoints.SaveBestCheckpointer": _BEST,
+    "adafactor.Adafactor": _ADAFACTOR,
+    "adafactor.standard_logical_factor_rules": _ADAFACTOR,
+    "optimizers.MultiOptimizer": _OPTIMIZER,
+    "optimizers.adamw": _OPTIMIZER,
+    "models.BaseModel": _MODEL,
+    "models.EncoderDecoderModel": _MODEL,
+    "models.DecoderOnlyModel": _MODEL,
+    "network.Transformer": _NETWORK,
+    "network.T5Config": _NETWORK,
     "infer": _INFER,
 }
+"""By their module in t5x's gin files."""
+_BARE: Mapping[str, str] = {
+    name.rpartition(".")[2]: name
+    for name in _SYMBOLS
+    if name not in (*_SHARED, "seqio.Evaluator", "models.BaseModel")
+}
+"""Those whose name is none of ours, and the whole name."""
+_OF_TRAINING: Mapping[str, str] = {
+    "RestoreCheckpointConfig": _RESTORE,
+    "CheckpointConfig": _SAVES_NONE,
+    "SaveCheckpointConfig": _SAVES_NONE,
+    "Trainer": "this program does not train. Leave it out.",
+}
+"""Classes that t5x's evaluation may read, and ours does not."""
+_SCOPES: Mapping[str, str] = {"infer_eval": _SCORING}
 _MACROS: Mapping[str, str] = {
     "TASK_FEATURE_LENGTHS": _SHAPE,
     "MIXTURE_OR_TASK_MODULE": "DatasetConfig.module is the module that registers the task.",
@@ -191,32 +265,66 @@ _MACROS: Mapping[str, str] = {
 }
 TABLE: Mapping[str, str] = {
     **{name: f"accepted; the same as {ours}" for name, ours in SYNONYMS.items()},
+    **{name: f"accepted; the same as {name.rpartition('.')[2]}" for name in _SHARED},
     **{
         f"{each}.{name}": text
         for each, names in _PARAMETERS.items()
         for name, text in names.items()
     },
-    **_SYMBOLS,
+    **{name: text for name, text in _SYMBOLS.items() if name not in _SHARED},
+    **{f"{name} (in evaluation)": text for name, text in _OF_TRAINING.items()},
+    **{f"{name}/…": text for name, text in _SCOPES.items()},
+    **t5x_values.TABLE,
     **_MACROS,
     **_MODULES,
+    "other modules and gin files of t5x": _OTHER,
+    "modules of tasks": _TASKS,
 }
 """Every name of t5x that differs here, and what to write instead."""
 
 
 def about_macro(name: str) -> str:
     """Return what to write instead of a macro of t5x; "" if t5x has none of this name."""
-    return _about(name, _MACROS)
+    return _about(name.rpartition("/")[2], _MACROS)
 
 
-def about_symbol(selector: str) -> str:
-    """Return the like for a function or class, with or without its module."""
-    first, *rest = selector.split(".")
-    return _about(".".join((first, *rest[:1])), _SYMBOLS)
+def about_bare(name: str) -> str:
+    """Return the like for a parameter of t5x that is written without its function or class."""
+    for parameter in SYNONYMS:
+        owner, _, own = parameter.rpartition(".")
+        if own == name:
+            return about_parameter(owner, name)
+    return _about(name, _every_parameter())
+
+
+def about_symbol(selector: str, parameter: str = "") -> str:
+    """Return the like for a function or class, with or without its module, or a parameter of it."""
+    name = _without_t5x(selector)
+    bare = name.rpartition(".")[2]
+    whole = _BARE.get(name, name)
+    if whole in _SYMBOLS and parameter in _PARAMETERS.get(bare, {}):
+        return about_parameter(bare, parameter)
+    return _about(whole, _SYMBOLS) or (_of_t5x(selector) if name != selector else "")
+
+
+def about_idle(selector: str, scope: str = "") -> str:
+    """Return the like for a class or a scope that this program does not read."""
+    scopes = scope.split("/")
+    found = next((_about(each, _SCOPES) for each in scopes if each in _SCOPES), "")
+    return found or _about(selector.rpartition(".")[2], _OF_TRAINING)
 
 
 def about_module(name: str) -> str:
     """Return the like for a module."""
     return _about(name, _MODULES)
+
+
+def about_missing(name: str) -> str:
+    """Return the like for a module that is not installed, or a gin file that is not there."""
+    first = re.split(r"[./]", name)[0]
+    if first == "t5x":
+        return _of_t5x(name)
+    return f"For {name} of t5x: {_TASKS}" if first == "t5" else ""
 
 
 def about_parameter(owner: str, parameter: str) -> str:
@@ -225,17 +333,40 @@ def about_parameter(owner: str, parameter: str) -> str:
         return f"For t5x's {parameter}: write {ours}."
     if owner not in _PARAMETERS:
         return ""
-    return _about(parameter, {k: v for each in _PARAMETERS.values() for k, v in each.items()})
+    return _about(parameter, {**_every_parameter(), **_PARAMETERS[owner]})
+
+
+def _every_parameter() -> dict[str, str]:
+    return {name: text for each in _PARAMETERS.values() for name, text in each.items()}
 
 
 def _about(name: str, texts: Mapping[str, str]) -> str:
     return f"For t5x's {name}: {texts[name]}" if name in texts else ""
 
 
+def _of_t5x(name: str) -> str:
+    """Return the answer of the innermost module of t5x that a name is in."""
+    parts = name.split(".")
+    modules = (".".join(parts[:end]) for end in range(len(parts), 1, -1))
+    return next(filter(None, map(about_module, modules)), f"For t5x's {name}: {_OTHER}")
+
+
+def _without_t5x(selector: str) -> str:
+    """Return `utils.DatasetConfig` for `t5x.utils.DatasetConfig`, `network.T5Config` likewise."""
+    first, *rest = selector.split(".")
+    return ".".join(rest[-2:]) if first == "t5x" and rest else selector
+
+
 def without_module(selector: str) -> str:
     """Return `DatasetConfig` for t5x's `utils.DatasetConfig`; other names as they are."""
-    module, _, name = selector.rpartition(".")
-    return name if module == "utils" and name in _UTILS else selector
+    name = _without_t5x(selector)
+    return name.rpartition(".")[2] if name in _SHARED else selector
+
+
+def is_config(text: str) -> bool:
+    """Return True for a gin file of t5x: it imports modules that have another name here."""
+    imports = re.findall(r"^(?:from +([\w.]+) +)?import +([\w.]+)", text, re.MULTILINE)
+    return any(".".join(filter(None, each)) in _MODULES for each in imports)
 
 
 def program(alias: str, text: str) -> str | None:

@@ -37,9 +37,15 @@ EXPLAINED = {
     "RestoreCheckpointConfig.assignment_map=()": "RestoreCheckpointConfig.rules decides",
     "RestoreCheckpointConfig.fallback_to_scratch=True": "RestoreCheckpointConfig.rules decides",
     "PjitPartitioner.model_parallel_submesh=(1, 1, 2, 1)": "PjitPartitioner.mesh_shape, or the",
+    "infer_eval/utils.DatasetConfig.split='test'": "the program idode_gin.eval scores every image",
+    "train.infer_eval_dataset_cfg=@infer_eval/utils.DatasetConfig()": "idode_gin.eval scores every",
     "PjitPartitioner.ici_mesh_shape=(1, 2)": "PjitPartitioner.mesh_shape, or the macro",
 }
 EXPLAINED_IN_EVAL = {
+    "CheckpointConfig.save=None": "this program saves no checkpoints",
+    "Trainer.num_microbatches=None": "this program does not train",
+    "evaluate.inference_evaluator_cls=@seqio.Evaluator": "scores every image of the split",
+    "t5x.eval.evaluate.fallback_init_rng=0": "every parameter must be in the checkpoint",
     "RestoreCheckpointConfig.mode='all'": "add --gin_file=gin_configs/checkpoints/all.gin",
     "utils.RestoreCheckpointConfig.path='a'": "CHECKPOINT_PATH names what to score",
     "evaluate.restore_checkpoint_cfg=None": "CHECKPOINT_PATH names what to score",
@@ -54,6 +60,19 @@ ACCEPTED = {
     "train/utils.DatasetConfig.seed=7": "train/data.DatasetConfig.seed = 7",
     "utils.SaveCheckpointConfig.keep=7": "checkpoints.SaveCheckpointConfig.keep = 7",
     "partitioning.PjitPartitioner.num_partitions=1": "PjitPartitioner.num_partitions = 1",
+}
+NONES = {
+    "RANDOM_SEED=None": "it draws a new seed at every start. Here a seed makes a run repeatable",
+    "train.random_seed=None": "write a number, such as 0",
+    "train/utils.DatasetConfig.seed=None": "write a number, such as 0",
+    "Trainer.num_microbatches=None": "it does not split the batch. Write 1.",
+    "PjitPartitioner.num_partitions=None": "Write 1, or bind MESH_SHAPE",
+    "PjitPartitioner.logical_axis_rules=None": "its standard rules. Leave the line out",
+    "SaveCheckpointConfig.checkpoint_steps=None": "it saves no other steps. Write ()",
+    "CheckpointConfig.save=None": "SaveCheckpointConfig.period = None saves only that",
+    "CheckpointConfig.restore=None": "Write INITIAL_CHECKPOINT_PATH = None",
+    "train.stats_period=None": "it logs at every evaluation. Write %EVAL_PERIOD",
+    "RestoreCheckpointConfig.path=[]": "Write one path as text, or INITIAL_CHECKPOINT_PATH",
 }
 IDIOM = """
 from __gin__ import dynamic_registration
@@ -83,6 +102,116 @@ def message(program: tuple[str, str, str], binding: str, capsys: pytest.CaptureF
 @pytest.mark.parametrize("binding", EXPLAINED)
 def test_name_of_t5x_is_explained(binding: str, capsys: pytest.CaptureFixture) -> None:
     assert EXPLAINED[binding] in message(TRAIN, binding, capsys)
+
+
+def answer(*bindings: str, file: str = TRAIN[2].partition("=")[2]) -> str:
+    """Return the error that bindings of training lead to, "" if they are accepted."""
+    from idode_gin import train
+
+    config.clear_config()
+    try:
+        building.load_and_check(train.train, [file], bindings)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("binding", NONES)
+def test_value_of_t5x_is_explained(binding: str) -> None:
+    assert NONES[binding] in answer(binding)
+
+
+def check_answers(written: dict[str, str]) -> None:
+    """Check the answer to each binding: the text beside it, or, for "", that its name is known."""
+    answer()
+    for binding, text in written.items():
+        try:
+            loading.load((), [binding])
+            found = answer(binding) if text else ""
+        except ConfigError as error:
+            found = str(error)
+        assert text in found, binding
+        if not text:
+            assert "a function or class" not in found, f"{binding}: {found}"
+
+
+def scoped(*names: str) -> list[str]:
+    return [f"{scope}{name}" for name in names for scope in ("", "some/")]
+
+
+def test_every_macro_of_t5x_gets_its_answer_left_and_right() -> None:
+    names = {name: text for name, text in t5x_names.TABLE.items() if re.fullmatch("[A-Z_]+", name)}
+    assert len(names) == 12
+    left = {f"{each} = 1": text for name, text in names.items() for each in scoped(name)}
+    right = {
+        f"train.total_steps = %{each}": text
+        for name, text in names.items()
+        for each in scoped(name)
+    }
+    check_answers(left | right)
+
+
+MODULES = {"train": "train", "Trainer": "trainer", "PjitPartitioner": "partitioning"} | {
+    "Checkpointer": "checkpoints"
+}
+
+
+def test_every_parameter_of_t5x_gets_its_answer_with_and_without_module() -> None:
+    bound()
+    ours = {
+        name
+        for _, each in gin_internals.registry.items()
+        for name in value_types.parameters(each.wrapped)
+    }
+    written = {}
+    for name, text in t5x_names.TABLE.items():
+        owner, _, parameter = name.partition(".")
+        if owner == "evaluate" or not re.fullmatch(r"(train|[A-Z]\w+)\.[a-z]\w*", name):
+            continue
+        module = MODULES.get(owner, "utils")
+        whole = (f"t5x.{module}.{name}", *([f"{module}.{name}"] if owner != "train" else []))
+        if (accepted := text.startswith("accepted")) and name not in t5x_names.SYNONYMS:
+            continue
+        for each in scoped(name, *whole):
+            written[f"{each} = None"] = "" if accepted else text
+        if parameter not in ours:
+            written[f"{parameter} = None"] = "For t5x's"
+    assert len(written) > 200
+    check_answers(written)
+
+
+def test_every_function_and_class_of_t5x_gets_its_answer_left_and_right() -> None:
+    written = {"OPTIMIZER = adafactor.Adafactor()": "bind OPTIMIZER to optax.adafactor"}
+    for name, text in t5x_names.TABLE.items():
+        module, _, own = name.rpartition(".")
+        if not re.fullmatch(r"infer|[a-z_]+\.\w+", name) or name in t5x_names.SYNONYMS:
+            continue
+        if module in ("train", "evaluate", "eval", "t5x"):
+            continue
+        text = "" if text.startswith("accepted") else text
+        names = [name]
+        if module not in ("", "seqio", "network"):
+            names.append(f"t5x.{name}")
+        if text and own not in ("Evaluator", "BaseModel"):
+            names.append(own)
+        for each in scoped(*names):
+            written |= {f"{each}.x = 1": text, f"train.model = @{each}()": text}
+            written |= {f"train.model = [@{each}]": text}
+    assert len(written) > 300
+    check_answers(written)
+
+
+def test_classes_of_both_are_the_same_right_of_the_sign() -> None:
+    written = bound(
+        "train.train_dataset_cfg = @train/utils.DatasetConfig()",
+        "train.checkpoint_cfg = @t5x.utils.CheckpointConfig()",
+        "train.partitioner = @t5x.partitioning.PjitPartitioner()",
+        "t5x.train.train.eval_period = 7",
+    )
+    assert "train_dataset_cfg = @train/data.DatasetConfig()" in written
+    assert "checkpoint_cfg = @checkpoints.CheckpointConfig()" in written
+    assert "partitioner = @partitioning.PjitPartitioner()" in written
+    assert "eval_period = 7" in written
 
 
 @pytest.mark.parametrize("binding", EXPLAINED_IN_EVAL)
@@ -158,6 +287,18 @@ def test_answers_name_what_there_is() -> None:
         ("from t5x import trainer", "`from idode_gin.training import trainer`"),
         ("utils.SaveCheckpointConfig.keep = 3", "`checkpoints.SaveCheckpointConfig`"),
         ("A = @utils.create_learning_rate_scheduler()", "LEARNING_RATE, AdamW.warmup_steps"),
+        ("A = @a/utils.DatasetConfig()", "`from idode_gin.feed import data`"),
+        ("train/utils.DatasetConfig.pack = True", "images have none of it"),
+        ("A = @adafactor.Adafactor()", "bind OPTIMIZER to optax.adafactor"),
+        ("from t5x import adafactor", "bind OPTIMIZER to optax.adafactor"),
+        ("from t5x.examples.t5 import network", "gin_configs/models/unet_small.gin"),
+        ("import t5.data.mixtures", "DatasetConfig.module is the module that registers them"),
+        ("include 't5x/configs/runs/pretrain.gin'", "gin_configs/experiments/digits.gin for"),
+        (
+            "from idode_gin.checkpoints import config as checkpoints\n"
+            "checkpoints.Checkpointer.save_dtype = 'bfloat16'",
+            "idode_gin.interop.convert --dtype=bfloat16",
+        ),
     ],
 )
 def test_modules_of_t5x_are_explained(tmp_path: pathlib.Path, line: str, expected: str) -> None:
