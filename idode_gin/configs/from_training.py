@@ -15,7 +15,7 @@ from typing import Any
 
 from gin import config
 
-from idode_gin.configs import gin_internals, loading, value_types
+from idode_gin.configs import gin_internals, loading, t5x_names, value_types
 from idode_gin.configs.loading import MACRO, Binding, ConfigError, Key
 from idode_gin.configs.reach import macro_name, reachable
 from idode_gin.reports import paths as paths_lib
@@ -57,20 +57,31 @@ def config_of(path: str | pathlib.Path) -> pathlib.Path:
         ValueError: if there is no run, or no configuration in it.
     """
     run, _ = _run_and_step(paths_lib.stored(path, "The path of a run"))
-    for name in CONFIGS:
-        if (run / name).is_file():
-            return run / name
-    from idode_gin.checkpoints import files  # imports jax, which --help does not need
+    there = [run / name for name in CONFIGS if (run / name).is_file()]
+    of_t5x = [each.name for each in there if t5x_names.is_config(_text(each))]
+    if ours := [each for each in there if each.name not in of_t5x]:
+        return ours[0]
+    from idode_gin.checkpoints import files, meta  # import jax, which --help does not need
 
     try:
-        files.find(path)
+        found = files.find(path)
     except ValueError as error:
         raise NoRunError(str(error)) from error
+    if meta.is_of_t5x(found):
+        meta.read(found)  # raises: it must be converted
+    theirs = f" ({of_t5x[0]} there is t5x's)" if of_t5x else ""
     raise ConfigError(
-        f"{run} holds checkpoints, but neither {' nor '.join(CONFIGS)}, from which the model is "
-        "built. Copy one from where it was trained, or name gin files of the network, task and "
-        "objective: --gin_file=…"
+        f"{run} holds checkpoints, but neither {' nor '.join(CONFIGS)} of idode_gin.train{theirs}, "
+        "from which the model is built. Copy one from where it was trained. A converted checkpoint "
+        "has none: name gin files of its network, task and objective, such as "
+        "--gin_file=gin_configs/experiments/digits_eval.gin for the digits; or write "
+        f"{run / CONFIGS[0]} with a line that includes the file for training, such as "
+        "include 'gin_configs/experiments/digits.gin'."
     )
+
+
+def _text(file: pathlib.Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace")
 
 
 def configs_read(gin_files: Sequence[str]) -> list[str]:

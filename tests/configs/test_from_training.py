@@ -11,6 +11,7 @@ from idode_gin import eval as eval_program
 from idode_gin import interpolate as interpolate_program
 from idode_gin import sample as sample_program
 from idode_gin import train as train_program
+from idode_gin import trained as trained_model
 from idode_gin.configs import building, from_training, loading, outputs, programs
 from idode_gin.configs.loading import ConfigError
 from idode_gin.networks.unet import UNet
@@ -226,6 +227,29 @@ def test_a_folder_without_configuration(
     assert (code, "there is no such directory" in errors) == (2, True)
     code, errors = execute("train", capsys, named)
     assert (code, errors.startswith("error: No --gin_file. For example:")) == (2, True)
+
+
+def test_a_configuration_of_t5x_is_none(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither its own run nor a converted one is built from it; a line that includes ours is."""
+    (tmp_path / "config.gin").write_text(
+        "from __gin__ import dynamic_registration\nfrom t5x import utils\n"
+    )
+    (tmp_path / "checkpoint_3" / "state").mkdir(parents=True)
+    named = f"--gin.CHECKPOINT_PATH={str(tmp_path)!r}"
+    code, errors = execute("eval", capsys, named)
+    assert (code, "Convert it: python -m idode_gin.interop.convert" in errors) == (2, True)
+    (tmp_path / "checkpoint_3" / "state").rename(tmp_path / "checkpoint_3" / "meta")
+    code, errors = execute("eval", capsys, named)
+    assert code == 2
+    assert "(config.gin there is t5x's)" in errors
+    assert "--gin_file=gin_configs/experiments/digits_eval.gin" in errors
+    with pytest.raises(ValueError, match=r"config\.gin there is t5x's"):
+        trained_model.load(tmp_path)
+    (tmp_path / "operative_config.gin").write_text(f"include {DIGITS!r}\n")
+    assert from_training.config_of(tmp_path) == tmp_path / "operative_config.gin"
+    assert built("eval", tmp_path)["model"].image_shape == (8, 8, 1)
 
 
 def test_the_screen_names_the_configuration_of_the_run(
