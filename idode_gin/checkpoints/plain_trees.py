@@ -46,8 +46,16 @@ def write(directory: pathlib.Path, step: int, name: str, tree: Any) -> pathlib.P
             manager.save(step, args=saved, force=True)
     except Exception as error:  # orbax and tensorstore raise errors of many types
         reason = orbax_logging.reason(error)
-        raise OSError(f"{directory} cannot be written to ({reason}).") from error
+        raise OSError(not_written(directory, reason)) from error
     return files.checkpoint_path(directory, step)
+
+
+def not_written(directory: str | pathlib.Path, reason: str) -> str:
+    """Return the message about a converted checkpoint that cannot be written."""
+    return (
+        f"{directory} must have room for the converted checkpoint, and cannot be written to "
+        f"({reason}). Free space there and run the same command again, or give another --output."
+    )
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:

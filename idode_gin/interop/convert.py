@@ -20,7 +20,7 @@ import optax
 
 import idode_gin
 from idode_gin import checks
-from idode_gin.checkpoints import files, restoring, saving
+from idode_gin.checkpoints import files, orbax_logging, plain_trees, restoring, saving
 from idode_gin.checkpoints import meta as checkpoint_meta
 from idode_gin.devices import backends
 from idode_gin.interop import official, rounding, t5x_checkpoints
@@ -104,8 +104,12 @@ def convert(
         params, ema = (rounding.rounded(each, dtype) for each in (state.params, state.ema))
         state = rounding.state_of(int(state.step), params, ema)
         facts[checkpoint_meta.ROUNDED] = dtype
-    with saving.Checkpoints(output, saving.CheckpointConfig(), facts) as saved:
-        saved.save(state)
+    try:
+        with saving.Checkpoints(output, saving.CheckpointConfig(), facts) as saved:
+            saved.save(state)
+    except OSError as error:  # in words of a run, which has a MODEL_DIR
+        reason = orbax_logging.reason(error.__cause__ or error)
+        raise OSError(plain_trees.not_written(output, reason)) from error
     return saving.find(output)
 
 

@@ -34,6 +34,8 @@ _TREES = ("params", "ema_params")
 _MOMENTS = ("mu", "nu")
 _LARGEST_STEP = 2**31 - 1
 _SHOWN = 5
+_LOOKED_AT = 80
+_ANOTHER = "Download it again, or take another checkpoint."
 _OUTSIDE_BLOCKS = {
     "dense_0": "dense0",
     "dense_1": "dense1",
@@ -151,7 +153,10 @@ def load_official_checkpoint(path: str | pathlib.Path) -> dict[str, Any]:
     state = _restore(file)
     adam = _find_adam(state["opt_state"])
     if adam is None:
-        raise ValueError(f"{file} holds no Adam moments (`mu`, `nu`) in its optimizer state.")
+        raise ValueError(
+            "A published checkpoint must have Adam's moments (`mu`, `nu`) in its optimizer state, "
+            f"and {file} has none. {_ANOTHER}"
+        )
     step, count = _count(file, "step", state["step"]), _count(file, "count", adam["count"])
     for names, trees in ((_TREES, state), (_MOMENTS, adam)):
         for name in names:
@@ -264,12 +269,32 @@ def _restore(file: pathlib.Path) -> Mapping[str, Any]:
     try:
         state = serialization.msgpack_restore(file.read_bytes())
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-        raise ValueError(f"{file} is damaged, or no flax checkpoint: {error}") from error
+        raise ValueError(
+            f"{file} is not a published checkpoint, a file that flax writes as ckpt-<n>.flax: "
+            f"{_described(file)}. {_ANOTHER}"
+        ) from error
     names = ("step", "params", "ema_params", "opt_state")
     missing = [name for name in names if not isinstance(state, Mapping) or name not in state]
     if missing:
-        raise ValueError(f"{file} is not a published checkpoint: it has no {missing}.")
+        has = ", ".join(map(str, state))[:80] if isinstance(state, Mapping) else repr(state)[:80]
+        raise ValueError(
+            f"{file} is not a published checkpoint, which has {', '.join(names)}: it has no "
+            f"{missing}, and holds {has or 'nothing'}. {_ANOTHER}"
+        )
     return state
+
+
+def _described(file: pathlib.Path) -> str:
+    """Return what a file holds that flax cannot read."""
+    with file.open("rb") as opened:
+        start = opened.read(_LOOKED_AT)
+    try:
+        text = start.decode("utf-8")
+    except UnicodeDecodeError:
+        text = "\0"
+    if start and text.replace("\n", "").replace("\t", "").replace("\r", "").isprintable():
+        return f"it is text that begins with {text[:40]!r}"
+    return f"its {file.stat().st_size} bytes cannot be read, so it is damaged or incomplete"
 
 
 def _count(file: pathlib.Path, name: str, value: Any) -> int:
@@ -307,9 +332,9 @@ def _fault(leaf: Any) -> str | None:
         return f"holds {leaf.dtype} numbers"
     if leaf.ndim == 0:
         return "is a scalar"
-    if not (np.abs(np.asarray(leaf, np.float64)) <= np.finfo(np.float32).max).all():
-        return "holds a NaN or an infinity in single precision"
-    return None
+    with np.errstate(invalid="ignore"):  # damaged files may hold signaling NaNs
+        is_finite = np.abs(np.asarray(leaf, np.float64)) <= np.finfo(np.float32).max
+    return None if is_finite.all() else "holds a NaN or an infinity in single precision"
 
 
 def _find_adam(state: Any) -> Mapping[str, Any] | None:

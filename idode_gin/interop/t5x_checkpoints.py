@@ -63,6 +63,7 @@ def load(path: str | pathlib.Path) -> types.TrainState:
     _check_numbers({"target": params, "ema": ema}, checkpoint, floats=True)
     _check_numbers({"param_states": opt_state}, checkpoint)
     opt_state = jax.tree_util.tree_map_with_path(_with_integer, opt_state)
+    _check_counters(opt_state, checkpoint)
     params, ema, opt_state = jax.tree.map(jnp.asarray, (params, ema, opt_state))
     fresh = train_state.create(params, optax.identity(), [])
     return types.TrainState(
@@ -151,13 +152,29 @@ def _step(value: Any, checkpoint: pathlib.Path) -> int:
 def _integer(value: Any) -> np.ndarray:
     """Return a counter as integers if its numbers are whole, else as it is."""
     number = np.asarray(value)
-    is_whole = number.dtype.kind == "f" and (number == np.trunc(number)).all()
+    is_whole = False
+    if number.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):  # damaged files may hold signaling NaNs
+            is_whole = ((number == np.trunc(number)) & (np.abs(number) <= _LARGEST_STEP)).all()
     return number.astype(np.int32) if is_whole else number
 
 
 def _with_integer(path: Any, leaf: Any) -> Any:
     is_counter = fingerprints.path_name(path[-1:]) in _COUNTERS
     return _integer(leaf) if is_counter else leaf
+
+
+def _check_counters(opt_state: Any, checkpoint: pathlib.Path) -> None:
+    wrong = [
+        name
+        for name, leaf in _named(opt_state)
+        if name.rpartition("/")[2] in _COUNTERS and np.asarray(leaf).dtype.kind not in "iu"
+    ]
+    if wrong:
+        raise ValueError(
+            f"{checkpoint} must hold whole numbers of at most {_LARGEST_STEP} as counters. These "
+            f"are not: {_shown(wrong)}."
+        )
 
 
 def _check_same(params: Any, ema: Any, checkpoint: pathlib.Path) -> None:
@@ -200,8 +217,9 @@ def _check_numbers(
         is_kept = array.dtype.kind in "iub" and not floats
         if is_float:
             is_kept = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype
-        if not is_kept or not np.isfinite(array.astype(np.float64)).all():
-            wrong.append(name)
+        with np.errstate(invalid="ignore"):  # damaged files may hold signaling NaNs
+            if not is_kept or not np.isfinite(array.astype(np.float64)).all():
+                wrong.append(name)
     if wrong:
         kind = "floating-point numbers" if floats else "numbers"
         raise ValueError(

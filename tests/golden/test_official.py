@@ -140,6 +140,28 @@ def test_damaged_checkpoint(name, tmp_path):
             official.load_official_checkpoint(file)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n",
+            "text that begins with 'v",
+        ),
+        (b"<!DOCTYPE html>\n", "text that begins with '<!DOCTYPE html>"),
+        (b"", "its 0 bytes cannot be read, so it is damaged"),
+        (b"\x80\x02}q\x00", "its 5 bytes cannot be read, so it is damaged"),
+        (b"7", "opt_state'], and holds 55"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_described(tmp_path, content, said):
+    file = tmp_path / "ckpt-1.flax"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"is not a published checkpoint, .* Download") as caught:
+        official.load_official_checkpoint(file)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_another_msgpack_file(tmp_path):
     file = tmp_path / "ckpt-1.flax"
     file.write_bytes(serialization.msgpack_serialize({"step": np.zeros(()), "weights": {}}))

@@ -97,6 +97,29 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path, capsys, name):
     assert_refused(convert.main(command), tmp_path, capsys, expected)
 
 
+SIGNALING_NAN = np.full(8, 0x7FA00000, np.uint32).view(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (BIAS, SIGNALING_NAN),
+        (("state", "step"), np.float32(3e38)),
+        (("state", "step"), np.float32(np.inf)),
+        (("state", "step"), SIGNALING_NAN[0]),
+        (("state", "param_states", "0", "0", "count"), np.float32(3e38)),
+    ],
+)
+def test_flipped_bytes_are_one_error_without_warnings(tmp_path, recwarn, path, value):
+    tree = copy.deepcopy(jax.tree.map(np.asarray, upstream_tree()))
+    with_value(value, *path)(tree)
+    folder = write(tmp_path, tree)
+    recwarn.clear()
+    with pytest.raises(ValueError, match=path[-1]):
+        t5x_checkpoints.load(folder)
+    assert not recwarn.list
+
+
 def edited_tree(generator):
     """Return a checkpoint's tree with one random leaf removed, added or replaced; and its name."""
     tree = copy.deepcopy(jax.tree.map(np.asarray, upstream_tree()))

@@ -1,9 +1,12 @@
 """Checkpoints of upstream t5x: round trips keep every bit, and what does not fit is refused."""
 
+import errno
+import os
 import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import states
 from flax import serialization, traverse_util
@@ -75,6 +78,28 @@ def test_counters_of_a_resumed_run_become_integers_again(tmp_path):
     wanted = states.state_of(STEP)
     assert state.step == wanted.step
     assert names_and_bits(state.opt_state) == names_and_bits(wanted.opt_state)
+
+
+@pytest.mark.parametrize("to", ["idode_gin", "t5x"])
+def test_a_full_disk_names_the_output(tmp_path, monkeypatch, capsys, to):
+    states.save(tmp_path / "ours", STEP)
+    source = tmp_path / "ours"
+    if to == "idode_gin":
+        source = write(tmp_path / "theirs", upstream_tree())
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    command = [f"--to={to}", f"--source={source}", f"--output={tmp_path / 'new'}"]
+    with monkeypatch.context() as full:
+        full.setattr(ocp.CheckpointManager, "save", refuse)
+        assert convert.main(command) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path / 'new'} must have room for the converted checkpoint, and cannot be "
+        "written to (No space left on device). Free space there and run the same command again, "
+        "or give another --output.\n"
+    )
+    assert convert.main(command) == 0
 
 
 def test_average_alone_for_scoring(tmp_path):
