@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wrong = 0
     for each in findings(data, options.coordinator_address, options.compilation_cache_dir):
         wrong += bool(each.fix)
-        print(f"{'FIX' if each.fix else 'ok':<4}{each.name:<22}{each.text}", flush=True)
+        print(f"{'FIX' if each.fix else 'ok':<4}{each.name:<21} {each.text}", flush=True)
         if each.fix:
             print(f"{'':<26}-> {each.fix}", flush=True)
     print(f"{wrong} to fix." if wrong else "Nothing to fix.")
@@ -180,13 +180,17 @@ def datasets(folder: str | None, default: pathlib.Path) -> Iterator[Finding]:
             continue
         try:
             splits = json.loads(record.read_bytes())
+            notes = (image_fingerprints.RESIZING, image_fingerprints.SPLITTING)
+            changes = "".join(f"; {splits.pop(each)}" for each in notes if each in splits)
             known = {k: image_fingerprints.ImageFingerprint.from_dict(v) for k, v in splits.items()}
         except (OSError, ValueError, TypeError, AttributeError) as error:
             yield Finding(name, f"{record} is damaged: {error}", f"remove {path} and prepare it")
             continue
         for split, each in known.items():
             shape = "x".join(map(str, each.image_shape))
-            text = f"{split}: {each.num_images} images of {shape}, sha256 {each.sha256[:12]}"
+            text = (
+                f"{split}: {each.num_images} images of {shape}, sha256 {each.sha256[:12]}{changes}"
+            )
             yield Finding(name, text)
 
 

@@ -51,6 +51,12 @@ def about_value(name: str, value: str, message: str, current: Any) -> str:
         return f"{value!r} is no Python literal. {about_t5x}"
     if called and gin_internals.registry.matching_selectors(called[1]):
         return f"{value!r} is no Python literal. Write --gin.{name}=@{called[1]}()"
+    if called and hasattr(current, "configurable"):
+        return (
+            f"{value!r} is no function or class that the gin files import, and {name} is one: "
+            f"{current} in the files. Write --gin.{name}=@NAME() for one that they import, or bind "
+            "it in a gin file that imports it: docs/guides/extend.md"
+        )
     quoted = value.strip("'\"")
     return (
         f"{value!r} is no Python literal. Text needs Python's quotes inside the shell's: "

@@ -1,14 +1,17 @@
 """TensorFlow and TFDS, imported when something is read or written: that takes 5 to 10 s."""
 
 import functools
-import os
 from typing import Any
+
+from idode_gin.configs import quiet
+from idode_gin.feed import lean_tensorflow
 
 
 @functools.cache
 def tensorflow() -> Any:
     """Return TensorFlow without its log lines about devices, and without GPUs."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    quiet.silence_tensorflow()
+    lean_tensorflow.load()
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")

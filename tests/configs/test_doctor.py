@@ -83,6 +83,17 @@ def test_a_wrong_version_and_a_missing_package_are_found(monkeypatch):
     assert fixes["flax"].startswith("pip install 'flax>=")
 
 
+def test_what_preparing_did_is_shown_and_is_no_damage(tmp_path, capsys):
+    folder, _ = prepared(tmp_path / "a_long_name_of_a_folder")
+    record = json.loads((folder / "fingerprint.json").read_text())
+    changes = {image_fingerprints.RESIZING: "reduced", image_fingerprints.SPLITTING: "by hash"}
+    (folder / "fingerprint.json").write_text(json.dumps(record | changes))
+    assert doctor.main([f"--tfds_data_dir={tmp_path}"]) == 0, capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "a_long_name_of_a_folder/cifar10/3.0.2 train: 2 images of 4x4x3, sha256 " in shown
+    assert shown.count("; reduced; by hash\n") == 1
+
+
 def test_a_damaged_fingerprint_and_data_without_one(tmp_path):
     folder, _ = prepared(tmp_path)
     (folder / "fingerprint.json").write_text('{"train": {"num_images"')

@@ -246,6 +246,12 @@ MISUSE = {
         "  import optax\n  OPTIMIZER = @optax.lion()\n"
         "  optax.lion.learning_rate = %LEARNING_RATE\n",
     ),
+    "an optimizer by a name that nothing has": (
+        "train",
+        [DRY, "OPTIMIZER=Adam"],
+        "error: --gin.OPTIMIZER=Adam: 'Adam' is no function or class that the gin files import, "
+        "and OPTIMIZER is one: @optimizers.AdamW() in the files. Write --gin.OPTIMIZER=@NAME()",
+    ),
     "arithmetic": ("train", [DRY, "LEARNING_RATE=2*1e-4"], "Write --gin.LEARNING_RATE=0.0002\n"),
     "a number in words": (
         "train",
