@@ -203,6 +203,15 @@ TOLD = {
 }
 
 
+def test_every_name_that_differs_is_told(both, capsys):
+    changes = {"parameters": "raw", "solve_size": 7, "num_classes": 3, "variant": "other"}
+    change_summary(both[1], **changes)
+    assert run(*both) == 0
+    printed = capsys.readouterr().out
+    for name, before in zip(changes, ("ema", 32, None, ""), strict=True):
+        assert f"{name} is {before} in A and {changes[name]} in B." in printed
+
+
 @pytest.mark.parametrize("name", TOLD)
 def test_what_differs_without_harm_is_told(name, both, capsys):
     changes, said = TOLD[name]

@@ -15,7 +15,7 @@ from coarse import Coarse
 from idode_gin import eval as eval_script
 from idode_gin.checkpoints import saving
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
-from idode_gin.evaluation import evaluator
+from idode_gin.evaluation import evaluator, histogram
 from idode_gin.evaluation import results as eval_results
 from idode_gin.evaluation import summary as summary_lib
 from idode_gin.feed import data, loading
@@ -232,10 +232,13 @@ def test_the_table_in_the_readme_is_of_these_pixels():
 def test_the_histogram_may_be_of_other_images(monkeypatch):
     """A fingerprint of the images that are scored is none of those that it is fitted on."""
     asked = []
-    monkeypatch.setattr(loading, "load_split", lambda config: asked.append(config) or tiny.split())
+    fitted, scored = tiny.split(number=30, seed=1), tiny.split()
+    monkeypatch.setattr(loading, "load_split", lambda config: asked.append(config) or fitted)
     dataset = tiny.config(split="test", fingerprint="0" * 16)
     made = evaluator.Evaluator(output_dir="unread", checkpoint_path="unread", likelihoods={})
-    made._prepared(tiny.model(), dataset, tiny.split(), None)
+    found = made._prepared(tiny.model(), dataset, scored, None).histogram
+    expected = histogram.bits_per_dim(fitted.images, scored.images, tiny.LEVELS)
+    np.testing.assert_array_equal(found, expected)
     assert [(each.split, each.fingerprint) for each in asked] == [("train", None)]
 
 

@@ -14,6 +14,7 @@ from idode_gin.losses.base import AbstractBound, AbstractLoss
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.losses.first_order import FirstOrder
 from idode_gin.models import DiffusionODE
+from idode_gin.networks.base import AbstractNetwork
 from idode_gin.parameterizations.velocity import Velocity
 from idode_gin.samplers.ode import ODESampler
 from idode_gin.schedules.time.learned_linear import LearnedLinear
@@ -21,6 +22,7 @@ from idode_gin.schedules.time.linear import Linear
 from idode_gin.schedules.time.monotone import Monotone
 from idode_gin.schedules.time.tabulated import Tabulated
 from idode_gin.schedules.variance_preserving import VariancePreserving
+from idode_gin.solvers import tableaus
 from idode_gin.solvers.fixed_grid import FixedGrid
 from idode_gin.time_samplers.base import AbstractTimeSampler
 from idode_gin.time_samplers.importance import Importance
@@ -290,6 +292,54 @@ def test_the_ends_of_gamma_are_trained_by_the_bound(change):
     slope = (loss(value + step) - loss(value - step)) / (2 * step)
     assert abs(slope) > 1e-3
     np.testing.assert_allclose(jax.grad(loss)(value), slope, rtol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnInitialRange(AbstractNetwork):
+    """A network whose time input is a fraction of [-5, 3], in a model of [-6, 4]."""
+
+    network: AbstractNetwork
+
+    def init(self, key, image_shape):
+        return self.network.init(key, image_shape)
+
+    def __call__(self, params, z, time, conditioning, key=None):
+        return self.network(params, z, (-6 + 10 * time + 5) / 8, conditioning, key)
+
+
+def test_every_figure_is_of_the_ends_that_were_learned():
+    """As of a model that has them from the start: bounds, densities, samples, latents, losses."""
+    learned = build(time=LearnedLinear(gamma_min=-5.0, gamma_max=3.0), time_sampler=Uniform())
+    fixed = dataclasses.replace(
+        learned, time=Linear(gamma_min=-6.0, gamma_max=4.0), network=OnInitialRange(learned.network)
+    )
+    ends = {"gamma_min": jnp.asarray(-6.0), "gamma_max": jnp.asarray(4.0)}
+    params, batch = params_of(fixed), batch_of()
+    noise = jax.random.normal(jax.random.key(5), (BATCH, *SHAPE))
+    step = FixedGrid(steps=1, tableau=tableaus.euler())
+    sampler = ODESampler(solver=step)
+    likelihood = ODELikelihood(dequantizer=TruncatedNormal(), solver=step)
+
+    def figures(model, params):
+        def found(batch):
+            return {
+                "loss": model.loss_fn(params, batch, KEY)[1],
+                "bound": model.bound_fn(params, batch, KEY, VariationalBound(num_times=2)),
+                "monitored": model.eval_fn(params, batch, KEY),
+                "likelihood": model.likelihood_fn(params, batch, KEY, likelihood).log_p,
+                "sample": model.sample_fn(params, batch, KEY, sampler).latent,
+                "encode": model.encode_fn(params, batch, KEY, sampler)[:3],
+                "decode": model.decode_fn(params, {**batch, "noise": noise}, sampler)[:2],
+            }
+
+        return jax.jit(found)(batch)
+
+    expected = figures(fixed, params)
+    moved = figures(learned, {**params, "time_schedule": {"ends": ends}})
+    for name, each in expected.items():
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), moved[name], each
+        )
 
 
 @pytest.mark.parametrize("loss", [each for each in LOSSES if not each.trains_time], ids=repr)

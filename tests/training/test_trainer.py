@@ -223,8 +223,10 @@ def test_without_an_evaluation_split(tmp_path):
 
 
 def test_a_few_batches_of_evaluation(tmp_path):
-    run(tmp_path / "run", 3, eval_steps=2)
+    trainer = tiny.trainer(tmp_path / "run", 3, eval_steps=2)
+    summary = trainer.run(tiny.model(), tiny.config(), tiny.config(8, name="other"))
     assert rows(tmp_path / "run")[0]["eval/images"] == 16
+    assert [summary[name]["dataset"] for name in ("data", "eval_data")] == ["tiny", "other"]
 
 
 def test_evaluation_at_the_end_only(tmp_path):
