@@ -6,18 +6,18 @@ import os
 import pytest
 from gin import config
 
-from idode_gin.configs import building, flags, from_training
+from idode_gin.configs import building, flags, from_training, gin_internals, loading
 from idode_gin.configs.loading import ConfigError
 
 TRAIN = "gin_configs/experiments/digits.gin"
 IN_BUCKETS = {
     "train": ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "COMPILATION_CACHE_DIR"),
-    "eval": ("CHECKPOINT_PATH", "EVAL_OUTPUT_DIR"),
-    "sample": ("CHECKPOINT_PATH", "SAMPLE_OUTPUT_DIR"),
-    "encode": ("CHECKPOINT_PATH", "ENCODE_OUTPUT_DIR"),
-    "interpolate": ("CHECKPOINT_PATH", "INTERPOLATE_OUTPUT_DIR"),
+    "eval": ("CHECKPOINT_PATH", "EVAL_OUTPUT_DIR", "COMPILATION_CACHE_DIR"),
+    "sample": ("CHECKPOINT_PATH", "SAMPLE_OUTPUT_DIR", "COMPILATION_CACHE_DIR"),
+    "encode": ("CHECKPOINT_PATH", "ENCODE_OUTPUT_DIR", "COMPILATION_CACHE_DIR"),
+    "interpolate": ("CHECKPOINT_PATH", "INTERPOLATE_OUTPUT_DIR", "COMPILATION_CACHE_DIR"),
 }
-HERE_ONLY = {"train": ("DATA_PATH",)}
+HERE_ONLY = {each: () if each == "sample" else ("DATA_PATH",) for each in IN_BUCKETS}
 FORMS = {
     "~/runs/a": "HOME/runs/a",
     "runs/a": "runs/a",
@@ -39,11 +39,20 @@ def installed(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "gcsfs" or find(name))
 
 
-def values(program, macros, path):
+def values(program, macros, path, **others):
     """Return what the macros are once the configuration is checked."""
     root = getattr(importlib.import_module(f"idode_gin.{program}"), ROOTS[program])
-    building.load_and_check(root, [TRAIN], [f"{each} = {path!r}" for each in macros])
+    bound = {**dict.fromkeys(macros, path), **others}
+    building.load_and_check(root, [TRAIN], [f"{each} = {path!r}" for each, path in bound.items()])
     return {each: config.query_parameter(f"{each}/macro.value") for each in macros}
+
+
+@pytest.mark.parametrize("program", IN_BUCKETS)
+def test_every_macro_of_a_program_is_listed(program):
+    values(program, IN_BUCKETS[program], "runs/a")
+    macros = {scope for scope, selector in gin_internals.bindings if selector == loading.MACRO}
+    found = {each for each in macros if each.endswith(("_DIR", "_PATH"))}
+    assert found == {*IN_BUCKETS[program], *HERE_ONLY[program]}
 
 
 ROOTS = {each.rpartition(".")[2]: each.rpartition(".")[2] for each in from_training.PROGRAMS}
@@ -61,7 +70,7 @@ def test_macros_of_a_program(program):
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("program", IN_BUCKETS)
 def test_addresses_that_are_refused(program):
-    stored, local = IN_BUCKETS[program], HERE_ONLY.get(program, ())
+    stored, local = IN_BUCKETS[program], HERE_ONLY[program]
     for path in REFUSED:
         with pytest.raises(ConfigError) as caught:
             values(program, stored, path)
@@ -69,7 +78,7 @@ def test_addresses_that_are_refused(program):
             assert f"{each} must be a path on this machine or in a bucket" in str(caught.value)
     for path in (*REFUSED, "gs://bucket/a") if local else ():
         with pytest.raises(ConfigError, match=r"DATA_PATH must be a path on this machine, got"):
-            values(program, local, path)
+            values(program, local, path, **dict.fromkeys(stored, "runs/a"))
 
 
 def test_without_the_package(monkeypatch):
