@@ -91,6 +91,14 @@ def is_of_t5x(checkpoint: pathlib.Path) -> bool:
     return (checkpoint / STATE_OF_T5X).is_dir() and not (checkpoint / "meta").exists()
 
 
+def must_be_converted(checkpoint: pathlib.Path) -> str:
+    """Return the message about a checkpoint of t5x that a program was given."""
+    return (
+        f"{checkpoint} is a checkpoint of t5x, which is neither read nor changed here. Convert it: "
+        f"python -m idode_gin.interop.convert --source {checkpoint} --output …"
+    )
+
+
 def read(checkpoint: pathlib.Path) -> dict[str, Any]:
     """Read a description, whatever the name of the checkpoint's folder.
 
@@ -98,10 +106,7 @@ def read(checkpoint: pathlib.Path) -> dict[str, Any]:
         DamagedError, ValueError: as `read_meta`.
     """
     if is_of_t5x(checkpoint):
-        raise ValueError(
-            f"{checkpoint} is a checkpoint of t5x, which is neither read nor changed here. Convert "
-            f"it: python -m idode_gin.interop.convert --source {checkpoint} --output …"
-        )
+        raise ValueError(must_be_converted(checkpoint))
     path = checkpoint / "meta" / "metadata"
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))

@@ -68,7 +68,7 @@ def config_of(path: str | pathlib.Path) -> pathlib.Path:
     except ValueError as error:
         raise NoRunError(str(error)) from error
     if meta.is_of_t5x(found):
-        meta.read(found)  # raises: it must be converted
+        raise ConfigError(meta.must_be_converted(found))
     theirs = f" ({of_t5x[0]} there is t5x's)" if of_t5x else ""
     raise ConfigError(
         f"{run} holds checkpoints, but neither {' nor '.join(CONFIGS)} of idode_gin.train{theirs}, "

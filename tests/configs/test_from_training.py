@@ -240,6 +240,7 @@ def test_a_configuration_of_t5x_is_none(
     named = f"--gin.CHECKPOINT_PATH={str(tmp_path)!r}"
     code, errors = execute("eval", capsys, named)
     assert (code, "Convert it: python -m idode_gin.interop.convert" in errors) == (2, True)
+    assert "--debug" not in errors
     (tmp_path / "checkpoint_3" / "state").rename(tmp_path / "checkpoint_3" / "meta")
     code, errors = execute("eval", capsys, named)
     assert code == 2
