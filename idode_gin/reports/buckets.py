@@ -29,6 +29,8 @@ _BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]$")
 _MISREAD = re.compile(r"[\x00-\x1f\x7f?#*\[\]{}%\\]")
 _REFUSED = (401, "401", 403, "403")
 _INSTALL = "pip install gcsfs"
+ANSWER = 40.0
+"""Seconds that one of the six tries of gcsfs waits for an answer."""
 
 
 def checked(address: str, name: str) -> str:
@@ -64,16 +66,20 @@ def checked(address: str, name: str) -> str:
 
 @functools.cache
 def _prepare() -> None:
-    """Let every look at a bucket see what others have written, through orbax's instances too.
+    """Let every look at a bucket see what others have written, and wait for no answer for ever.
 
-    gcsfs logs tracebacks of the errors that it raises; they are left out.
+    That goes for orbax's instances, too. The time for an answer begins when the request is sent, so
+    that it limits no upload. gcsfs logs tracebacks of the errors that it raises; they are left out.
     """
+    import aiohttp
     import fsspec
 
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-
+    limits = aiohttp.ClientTimeout(total=None, sock_connect=ANSWER, sock_read=ANSWER)
     for protocol in ("gs", "gcs"):
-        fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
+        settings = fsspec.config.conf.setdefault(protocol, {})
+        settings.setdefault("use_listings_cache", False)
+        settings.setdefault("requests_timeout", limits)
 
 
 def filesystem() -> Any:
