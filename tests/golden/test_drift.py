@@ -53,10 +53,11 @@ def check(name, dtype):
 
 def rounding_of_outputs(case, model):
     """Rounding of drift and divergence by that of parameters, latents and gammas."""
-    conditioning, probes = case.inputs["conditioning"][:, None], case.inputs["epsilon"][None]
+    conditioning, epsilon = case.inputs["conditioning"][:, None], case.inputs["epsilon"][None]
 
     def outputs(params, x, gammas):
         field = model.field(params, jnp.asarray(conditioning, x.dtype))
+        probes = jnp.asarray(epsilon, x.dtype)
 
         def at(gamma):
             each = jnp.full(x.shape[0], gamma)
