@@ -174,8 +174,8 @@ def test_a_bucket_that_is_gone_for_good(gone, moment, network, monkeypatch):
     assert "Traceback" not in output, output
     error = output[output.index("error: ") :]
     print(f"{moment}, {gone}: {took:.0f} s\n{error}")
-    known = r"(No checkpoint|checkpoint_\d+ of gs://bucket/run) is known to be complete"
-    assert re.search(named, error), output
+    good = r"(No checkpoint|checkpoint_\d+ of gs://bucket/run) is known to be complete"
+    assert re.search(good, error), output
     assert moment != "a save" or "checkpoint_4 of" in error
     assert took < SECONDS[gone]
 
