@@ -16,6 +16,9 @@ from idode_gin.feed.sources import ImageSource, KeepsImages
 
 _READ_CHUNK = 256  # images per TensorFlow call: reading them one by one is ten times slower
 
+_IN_CACHES = ("int32", "int64", "float32", "bool")
+"""Types of numbers that seqio can read from its TFRecord files."""
+
 Chunk = dict[str, np.ndarray]
 """Some examples, `[n, ...]` by feature."""
 
@@ -143,6 +146,13 @@ def _dataset_of(part: TaskSplit) -> Any:
             f"Task {task.name!r} cannot be cached by seqio, but use_cached=True. Leave it at "
             "False: images are kept in a cache of their own, see DatasetConfig.cache_dir."
         )
+    image = task.output_features.get("image")
+    if part.use_cached and image is not None and (dtype := _name(image.dtype)) not in _IN_CACHES:
+        raise ValueError(
+            f"seqio's offline cache holds numbers of {', '.join(_IN_CACHES)}, and those of the "
+            f"task {task.name!r} are {dtype}, but use_cached=True. Leave it at False: images are "
+            "kept in a cache of their own, see DatasetConfig.cache_dir."
+        )
     if part.use_cached and not task.cache_dir:
         raise ValueError(
             f"Task {task.name!r} is in none of the seqio cache folders that were given, but "
@@ -156,6 +166,13 @@ def _dataset_of(part: TaskSplit) -> Any:
         num_epochs=1,
         try_in_mem_cache=False,
     )
+
+
+def _name(dtype: Any) -> str:
+    """Return the name of a type of TensorFlow, or of one that it knows by another name."""
+    import tensorflow as tf
+
+    return str(tf.as_dtype(dtype).name)
 
 
 def _chunks(dataset: Any, keys: Sequence[str]) -> Iterator[Chunk]:

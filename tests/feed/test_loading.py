@@ -259,6 +259,21 @@ def test_a_seqio_cache_is_read_where_asked_for(register, tmp_path):
     np.testing.assert_array_equal(load("made_cached", use_cached=True).images, cached)
 
 
+def test_a_seqio_cache_of_bytes_is_refused(register):
+    """TensorFlow itself would fail on reading it: "'dense_defaults' has DataType uint8"."""
+    import seqio
+
+    register(
+        "made_bytes",
+        {"image": random_images(3)},
+        preprocessors=[seqio.CacheDatasetPlaceholder()],
+    )
+    with pytest.raises(
+        ValueError, match="those of the task 'made_bytes' are uint8.*DatasetConfig.cache_dir"
+    ):
+        load("made_bytes", use_cached=True)
+
+
 def test_gpus_are_hidden_from_tensorflow(monkeypatch):
     import tensorflow as tf
 
