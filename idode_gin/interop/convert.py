@@ -2,9 +2,9 @@
 
 Reads a published checkpoint of i-DODE or VDM, or one of upstream t5x, and writes
 `checkpoint_<step>` in the format of this library with parameters, EMA and the optimizer's state,
-for scoring, sampling or warm starts (CHECKPOINT_PATH, INITIAL_CHECKPOINT_PATH). With `--to=t5x` it
-reads ours and writes t5x's, and with `--dtype=bfloat16` it writes a smaller copy. Exit codes: 0
-done, 2 refused.
+for scoring, sampling or warm starts (CHECKPOINT_PATH, INITIAL_CHECKPOINT_PATH). With `--to=t5x` or
+`--to=published` it reads ours and writes theirs, and with `--dtype=bfloat16` it writes a smaller
+copy. Exit codes: 0 done, 2 refused.
 """
 
 import argparse
@@ -23,20 +23,20 @@ from idode_gin import checks
 from idode_gin.checkpoints import files, orbax_logging, plain_trees, restoring, saving
 from idode_gin.checkpoints import meta as checkpoint_meta
 from idode_gin.devices import backends
-from idode_gin.interop import official, rounding, t5x_checkpoints
+from idode_gin.interop import official, rounding, t5x_checkpoints, to_published
 from idode_gin.processes import output
 from idode_gin.reports import paths
 from idode_gin.training import optimizers, train_state
 from idode_gin.types import TrainState
 
-OURS, T5X, T5X_EMA = "idode_gin", "t5x", "t5x-ema"
+OURS, T5X, T5X_EMA, PUBLISHED = "idode_gin", "t5x", "t5x-ema", "published"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m idode_gin.interop.convert",
-        description="Convert a published checkpoint, or one of t5x, to our format; or ours to t5x.",
+        description="Convert a checkpoint that is published, or of t5x, to our format; or back.",
     )
     parser.add_argument(
         "--source",
@@ -46,9 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, help="new run directory, without checkpoints")
     parser.add_argument(
         "--to",
-        choices=(OURS, T5X, T5X_EMA),
+        choices=(OURS, T5X, T5X_EMA, PUBLISHED),
         default=OURS,
-        help="format to write; t5x-ema holds the moving average alone, for t5x.eval and t5x.infer",
+        help="format to write; t5x-ema holds the moving average alone, for t5x.eval and t5x.infer; "
+        "published is a ckpt-<n>.flax of i-DODE's program",
     )
     parser.add_argument(
         "--dtype",
@@ -85,7 +86,7 @@ def convert(
         source: a `ckpt-<n>.flax` file, or the folder that holds them (the newest is read); a
             checkpoint of t5x or ours, or the folder that holds them.
         output: the run directory to create.
-        to: format to write: 'idode_gin', 't5x' or 't5x-ema'.
+        to: format to write: 'idode_gin', 't5x', 't5x-ema' or 'published'.
         dtype: dtype to round the parameters to; None keeps every bit.
 
     Raises:
@@ -96,6 +97,12 @@ def convert(
         raise ValueError(
             f"{output} already contains checkpoints (steps {steps}). Use another folder."
         )
+    if to == PUBLISHED:
+        if dtype is not None:
+            raise ValueError(
+                "--dtype is for our format and t5x's; the published program has float32."
+            )
+        return to_published.save(source, output)
     if to != OURS:
         return t5x_checkpoints.save(source, output, ema_as_params=to == T5X_EMA, dtype=dtype)
     state, facts = _loaded(source, dtype)

@@ -98,6 +98,28 @@ def to_official(params: types.Params) -> dict[str, Any]:
     return traverse_util.unflatten_dict({_official_path(path): leaves[path] for path in leaves})
 
 
+def serialized(
+    *, step: int, params: types.Params, ema: types.Params, count: Any, mu: Any, nu: Any
+) -> bytes:
+    """Return the content of a published checkpoint, from our trees.
+
+    The published optimizer is a chain of three: Adam's scaling, a masked weight decay and the
+    learning rate. The last two have no state.
+
+    Raises:
+        ValueError: if a leaf has no published counterpart, or another shape.
+    """
+    from_official(to_official(params))  # checks the shapes
+    adam = {"count": np.asarray(count, np.int32), "mu": to_official(mu), "nu": to_official(nu)}
+    content = {
+        "step": np.asarray(step, np.int32),
+        "params": to_official(params),
+        "ema_params": to_official(ema),
+        "opt_state": {"0": adam, "1": {"inner_state": {}}, "2": {}},
+    }
+    return serialization.msgpack_serialize(jax.tree.map(np.asarray, content))
+
+
 def network_of(tree: Mapping[Any, Any]) -> UNet:
     """Return the network of a published tree, with sizes inferred from the leaves.
 
@@ -151,7 +173,7 @@ def load_official_checkpoint(path: str | pathlib.Path) -> dict[str, Any]:
     """
     file = _checkpoint_file(pathlib.Path(path))
     state = _restore(file)
-    adam = _find_adam(state["opt_state"])
+    adam = find_adam(state["opt_state"])
     if adam is None:
         raise ValueError(
             "A published checkpoint must have Adam's moments (`mu`, `nu`) in its optimizer state, "
@@ -337,10 +359,10 @@ def _fault(leaf: Any) -> str | None:
     return None if is_finite.all() else "holds a NaN or an infinity in single precision"
 
 
-def _find_adam(state: Any) -> Mapping[str, Any] | None:
+def find_adam(state: Any) -> Mapping[str, Any] | None:
     """Return the part of an optimizer state with Adam's moments, at any depth."""
     if not isinstance(state, Mapping):
         return None
     if {"count", "mu", "nu"} <= set(state):
         return state
-    return next((adam for value in state.values() if (adam := _find_adam(value))), None)
+    return next((adam for value in state.values() if (adam := find_adam(value))), None)

@@ -48,6 +48,24 @@ def test_a_run_starts_from_a_published_checkpoint(name, tmp_path, capsys):
     assert int(adam.count) == int(schedule.count) == expected["count"]
 
 
+@pytest.mark.parametrize("name", cases.of_kind("ckpt")[:1])
+def test_a_published_checkpoint_returns_unchanged(name, tmp_path):
+    """The file that the published program wrote: the same tree, dtypes and bits."""
+    folder = cases.unpack_checkpoint(cases.load(name), tmp_path)
+    convert.convert(folder, tmp_path / "ours")
+    written = convert.convert(tmp_path / "ours", tmp_path / "back", to="published")
+    (original,) = folder.glob("ckpt-*.flax")
+    here, there = (serialization.msgpack_restore(each.read_bytes()) for each in (written, original))
+    assert jax.tree.structure(here) == jax.tree.structure(there)
+    assert len(jax.tree.leaves(here)) > 4 * 30
+    jax.tree.map(assert_same_bits, here, there)
+
+
+def assert_same_bits(found, expected):
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    assert found.tobytes() == expected.tobytes()
+
+
 def test_what_cannot_be_converted(tmp_path, capsys):
     command = ["--source", str(tmp_path), "--output", str(tmp_path / "ours")]
     assert convert.main(command) == 2

@@ -14,6 +14,7 @@ from idode_gin import checks
 from idode_gin.checkpoints import meta, plain_trees, reading, restoring, saving
 from idode_gin.checkpoints.config import RestoreCheckpointConfig
 from idode_gin.interop import convert, official, rounding
+from idode_gin.networks import stacking
 from idode_gin.networks.unet import UNet
 from idode_gin.reports import fingerprints
 from idode_gin.runs import facts, run_inputs
@@ -99,6 +100,43 @@ def test_published_to_ours_to_t5x_to_ours(tmp_path):
     assert len(ours(tmp_path / "first")) > 4 * 30
     expected = official.load_official_checkpoint(tmp_path / "published")
     assert bits({"ema": expected["ema_params"]}).items() <= ours(tmp_path / "second").items()
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_ours_to_published_to_ours(tmp_path, scan):
+    state = save_ours(tmp_path / "ours", dataclasses.replace(NETWORK, levels=2, scan=scan))
+    convert.convert(tmp_path / "ours", tmp_path / "published", to="published")
+    convert.convert(tmp_path / "published", tmp_path / "back")
+    found = official.load_official_checkpoint(tmp_path / "published")
+    (adam, *_), moments = state.opt_state, found["opt_state"]
+    for tree, theirs in (
+        (state.params, found["params"]),
+        (state.ema, found["ema_params"]),
+        (adam.mu, moments["mu"]),
+        (adam.nu, moments["nu"]),
+    ):
+        assert bits(stacking.unrolled(tree) if scan else tree) == bits(theirs)
+    assert found["step"] == STEP
+    assert bits({"ema": found["ema_params"]}).items() <= ours(tmp_path / "back").items()
+
+
+def test_what_the_published_program_has_no_place_for(tmp_path, capsys):
+    def assert_refused(source, words, *more):
+        command = ["--source", str(tmp_path / source), "--output", str(tmp_path / "new"), *more]
+        assert convert.main([*command, "--to=published"]) == checks.EXIT_BAD_INPUT
+        assert words in capsys.readouterr().err
+        assert not (tmp_path / "new").exists()
+
+    save_ours(tmp_path / "ours")
+    convert.convert(tmp_path / "ours", tmp_path / "small", dtype="bfloat16")
+    assert_refused("small", "the state of the optimizer in")
+    assert_refused("ours", "published program has float32", "--dtype=bfloat16")
+    assert_refused("nowhere", "nowhere")
+    save_ours(tmp_path / "classes", dataclasses.replace(NETWORK, num_classes=3))
+    assert_refused("classes", "do not fit the network: `score_model/dense0/kernel` of shape")
+    convert.convert(tmp_path / "ours", tmp_path / "theirs", to="published")
+    with pytest.raises(ValueError, match=r"already contains ckpt-1\.flax. Use another folder"):
+        convert.convert(tmp_path / "ours", tmp_path / "theirs", to="published")
 
 
 def test_without_an_average(tmp_path):

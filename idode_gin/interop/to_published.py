@@ -1,0 +1,66 @@
+"""Checkpoints of ours as files of the published i-DODE program, the way back of `official`."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from idode_gin import types
+from idode_gin.checkpoints import files, plain_trees, reading
+from idode_gin.checkpoints import meta as checkpoint_meta
+from idode_gin.interop import official
+from idode_gin.networks import stacking
+from idode_gin.reports import files as report_files
+
+NAME = "ckpt-1.flax"
+
+
+def save(source: str | pathlib.Path, output: str | pathlib.Path) -> pathlib.Path:
+    """Write a checkpoint of ours as one of the published program, and return the file's path.
+
+    It holds the step, the parameters, their moving average and Adam's moments, bit for bit.
+
+    Args:
+        source: a run directory (its newest intact checkpoint) or a `checkpoint_<step>` in one.
+        output: folder for `ckpt-1.flax`.
+
+    Raises:
+        ValueError: if the source holds no checkpoint of ours, it is damaged, or the published
+            program has no place for a part of it; or if `output` holds such files.
+        OSError: if the output cannot be written.
+    """
+    folder = pathlib.Path(output)
+    if found := sorted(folder.glob("ckpt-*.flax")):
+        raise ValueError(f"{folder} already contains {found[0].name}. Use another folder.")
+
+    def read(checkpoint: pathlib.Path) -> tuple[int, dict[str, Any]]:
+        meta = checkpoint_meta.read_meta(checkpoint)
+        parts = ("params", "ema", "training")
+        leaves = {each: reading.read_leaves(checkpoint, meta, each, {}) for each in parts}
+        return int(meta["step"]), {each: plain_trees.nested(leaves[each]) for each in parts}
+
+    step, parts = files.first_whole(source, None, read)
+    adam = official.find_adam(parts["training"].get("opt_state"))
+    if adam is None or set(adam) != {"count", "mu", "nu"}:
+        raise ValueError(
+            "The published program resumes from Adam's moments, and the state of the optimizer in "
+            f"{source} has none, or more. Convert a checkpoint that was trained with AdamW."
+        )
+    content = official.serialized(
+        step=step,
+        params=_unrolled(parts["params"]),
+        ema=_unrolled(parts["ema"]),
+        count=adam["count"],
+        mu=_unrolled(adam["mu"]),
+        nu=_unrolled(adam["nu"]),
+    )
+    try:
+        report_files.write_atomically(folder / NAME, content)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(plain_trees.not_written(folder, reason)) from error
+    return folder / NAME
+
+
+def _unrolled(params: Mapping[str, Any]) -> types.Params:
+    """Return the parameters with numbered blocks, which those of `UNet.scan` are not."""
+    return stacking.unrolled(dict(params)) if "up" in params else dict(params)
