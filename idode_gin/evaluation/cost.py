@@ -93,7 +93,8 @@ def compared_with_training(run: pathlib.Path) -> str:
         return ""
     return (
         f"All bounds of {images:,} images take about {roughly(full)}, longer than the training; "
-        f"the variational bound alone {roughly(quick)}, by the first command."
+        f"the variational bound alone {roughly(quick)}, by the first command. Start, compilation "
+        "and plots take up to a minute more."
     )
 
 

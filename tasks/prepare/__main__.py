@@ -201,6 +201,8 @@ def _report(
         f"\nRead it:\n  seqio.TfdsDataSource({name!r}, tfds_data_dir={str(data_dir)!r}, "
         f"read_only=True)\nor train on it, on a CPU (base.gin: on a GPU):\n  {train} {own}"
     )
+    if num_classes:
+        print("Without NUM_CLASSES the model is not conditioned on the classes.")
 
 
 def _evaluated(splits: Mapping[str, object]) -> list[str]:
