@@ -109,11 +109,12 @@ def serialized(
     Raises:
         ValueError: if a leaf has no published counterpart, or another shape.
     """
-    from_official(to_official(params))  # checks the shapes
+    published = to_official(params)
+    from_official(published)  # checks the shapes
     adam = {"count": np.asarray(count, np.int32), "mu": to_official(mu), "nu": to_official(nu)}
     content = {
         "step": np.asarray(step, np.int32),
-        "params": to_official(params),
+        "params": published,
         "ema_params": to_official(ema),
         "opt_state": {"0": adam, "1": {"inner_state": {}}, "2": {}},
     }

@@ -4,6 +4,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from idode_gin import types
 from idode_gin.checkpoints import files, plain_trees, reading
 from idode_gin.checkpoints import meta as checkpoint_meta
@@ -39,7 +41,13 @@ def save(source: str | pathlib.Path, output: str | pathlib.Path) -> pathlib.Path
         return int(meta["step"]), {each: plain_trees.nested(leaves[each]) for each in parts}
 
     step, parts = files.first_whole(source, None, read)
-    adam = official.find_adam(parts["training"].get("opt_state"))
+    optimizer = parts["training"].get("opt_state", {})
+    if np.any(optimizer.get("mini_step", 0)):
+        raise ValueError(
+            f"{source} must not stand between two updates: it holds an accumulated gradient, which "
+            "the published program has no place for. Convert a checkpoint of another step."
+        )
+    adam = official.find_adam(optimizer)
     if adam is None or set(adam) != {"count", "mu", "nu"}:
         raise ValueError(
             "The published program resumes from Adam's moments, and the state of the optimizer in "

@@ -116,7 +116,6 @@ def test_two_processes_and_a_bad_network(network, tmp_path, monkeypatch):
     began = end(two(there), 0)[0]
     network.share = 0.0
     assert f"checkpoint_{before[-1]}, step {before[-1]}, to step 12" in began
-    print(network.kinds)
     assert sum(network.kinds.values()) >= 20
     assert len(network.kinds) == len(networks.KINDS), network.kinds
     assert rows(there) == rows(here)

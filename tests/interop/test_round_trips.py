@@ -35,6 +35,15 @@ def params_of(network, seed=0):
     return random_like(shapes, seed)
 
 
+def save_between_updates(folder, mini_step):
+    """Save a run that accumulates two gradients, after `mini_step` of them."""
+    optimizer = optimizers.AdamW(accumulation_steps=2).build()
+    state = train_state.create(params_of(NETWORK), optimizer, [])
+    waiting = state.opt_state._replace(mini_step=jnp.int32(mini_step))
+    with saving.Checkpoints(folder, saving.CheckpointConfig(), {}) as saved:
+        saved.save(dataclasses.replace(state, step=jnp.int32(STEP), opt_state=waiting))
+
+
 def save_ours(folder, network=NETWORK):
     """Save a checkpoint whose leaves are all different; return its state."""
     params = params_of(network)
@@ -134,6 +143,10 @@ def test_what_the_published_program_has_no_place_for(tmp_path, capsys):
     assert_refused("nowhere", "nowhere")
     save_ours(tmp_path / "classes", dataclasses.replace(NETWORK, num_classes=3))
     assert_refused("classes", "do not fit the network: `score_model/dense0/kernel` of shape")
+    save_between_updates(tmp_path / "between", 1)
+    assert_refused("between", "must not stand between two updates")
+    save_between_updates(tmp_path / "whole", 0)
+    convert.convert(tmp_path / "whole", tmp_path / "of whole", to="published")
     convert.convert(tmp_path / "ours", tmp_path / "theirs", to="published")
     with pytest.raises(ValueError, match=r"already contains ckpt-1\.flax. Use another folder"):
         convert.convert(tmp_path / "ours", tmp_path / "theirs", to="published")
