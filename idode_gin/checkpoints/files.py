@@ -167,6 +167,16 @@ def first_whole(
     found = candidates(path, mode)
     if found[0].name != paths.of(path).name:
         warn_of_misnamed(path)
+    return first_whole_of(found, load)
+
+
+def first_whole_of(found: Sequence[pathlib.Path], load: Callable[[pathlib.Path], Found]) -> Found:
+    """Return `load` of the first intact checkpoint; log a warning for each damaged one.
+
+    Raises:
+        ValueError: from `load`.
+        DamagedError: if all are damaged.
+    """
     for checkpoint, before in zip(found, [*found[1:], None], strict=True):
         try:
             return load(checkpoint)
@@ -174,7 +184,7 @@ def first_whole(
             if before is None:
                 raise DamagedError(f"{error} {_way_out(checkpoint, len(found))}") from error
             logging.warning("%s TAKING THE ONE BEFORE IT: %s.", error, before)
-    raise AssertionError("`candidates` returns at least one path or raises")
+    raise AssertionError("there is at least one path")
 
 
 def _way_out(checkpoint: pathlib.Path, tried: int) -> str:

@@ -6,7 +6,7 @@ import logging as python_logging
 import pathlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import logging
@@ -15,8 +15,14 @@ from idode_gin.reports import paths
 
 
 def silence_orbax() -> None:
-    """Drop tracebacks that orbax logs: it raises the same errors."""
+    """Drop tracebacks that orbax logs, and the reports of other writes when one fails.
+
+    orbax raises the same errors, for the writes that it waits for.
+    """
     logging.get_absl_logger().addFilter(_is_wanted)
+    python_logging.getLogger("asyncio").addFilter(_is_no_straggler)
+    if not isinstance(sys.unraisablehook, _UnlessStraggler):
+        sys.unraisablehook = _UnlessStraggler(sys.unraisablehook)
 
 
 def _is_wanted(record: python_logging.LogRecord) -> bool:
@@ -28,6 +34,18 @@ def _is_no_straggler(record: python_logging.LogRecord) -> bool:
     return "exception was never retrieved" not in record.getMessage()
 
 
+class _UnlessStraggler:
+    """A `sys.unraisablehook` that passes on what does not come from reads and writes given up."""
+
+    def __init__(self, hook: Callable[[Any], object]) -> None:
+        self._hook = hook
+
+    def __call__(self, unraisable: Any) -> None:
+        is_closed = "Event loop is closed" in str(unraisable.exc_value)
+        if not is_closed and not _is_of_orbax(unraisable.object):
+            self._hook(unraisable)
+
+
 @contextlib.contextmanager
 def silent_stragglers() -> Iterator[None]:
     """Suppress the reports of other reads when one fails and raises.
@@ -35,21 +53,17 @@ def silent_stragglers() -> Iterator[None]:
     Reads still pending when the first one fails report to a closed event loop: a page per leaf.
     """
     log, hook = python_logging.getLogger("asyncio"), sys.unraisablehook
-
-    def unless_straggler(unraisable: Any) -> None:
-        is_closed = "Event loop is closed" in str(unraisable.exc_value)
-        if not is_closed and not _is_of_orbax(unraisable.object):
-            hook(unraisable)
-
+    is_new = _is_no_straggler not in log.filters
     log.addFilter(_is_no_straggler)
-    sys.unraisablehook = unless_straggler
+    sys.unraisablehook = _UnlessStraggler(hook)
     try:
         yield
     except Exception:
         # Some reports come even later, so the hook and the filter stay installed.
         gc.collect()
         raise
-    log.removeFilter(_is_no_straggler)
+    if is_new:
+        log.removeFilter(_is_no_straggler)
     sys.unraisablehook = hook
 
 

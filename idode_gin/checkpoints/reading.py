@@ -1,9 +1,10 @@
 """Read and verify leaves of a checkpoint, onto the devices and dtypes of a run."""
 
+import os
 import pathlib
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from idode_gin.processes import exchange
 from idode_gin.reports import fingerprints, paths
 
 Leaves = dict[str, jax.Array]
+Found = TypeVar("Found")
 _OUTAGE = re.compile(
     "UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|"
     "retry attempts|[Tt]imed? ?out|[Cc]onnect"
@@ -55,7 +57,47 @@ def restore_params(
         params = like(abstract_params, read_leaves(found, meta, part, shardings(abstract_params)))
         return RestoredParams(params, int(meta["step"]), found, dict(meta["facts"]))
 
-    return files.first_whole(path, None, load)
+    return first_whole(path, None, load)
+
+
+def first_whole(
+    path: str | pathlib.Path, mode: str | None, load: Callable[[pathlib.Path], Found]
+) -> Found:
+    """As `files.first_whole`, for a `load` that all processes call at the same checkpoint.
+
+    A run that is trained meanwhile adds and deletes checkpoints: process 0 lists them for all.
+    """
+    found = listed(lambda: files.candidates(path, mode))
+    if found[0].name != paths.of(path).name:
+        files.warn_of_misnamed(path)
+    return files.first_whole_of(found, together(load))
+
+
+def listed(find: Callable[[], Sequence[pathlib.Path]]) -> list[pathlib.Path]:
+    """Return on all processes the paths that `find` returns on process 0."""
+    text = exchange.from_first(lambda: "\0".join(map(os.fspath, find())).encode())
+    return [paths.of(each) for each in text.decode().split("\0") if each]
+
+
+def together(load: Callable[[pathlib.Path], Found]) -> Callable[[pathlib.Path], Found]:
+    """Return `load` for all processes: if one finds a damaged description, it is damaged for all.
+
+    Only then may a process rename the checkpoint: the others have read it.
+    """
+
+    def loaded(checkpoint: pathlib.Path) -> Found:
+        error = None
+        try:
+            checkpoint_meta.read_meta(checkpoint)
+        except checkpoint_meta.DamagedError as caught:
+            error = caught
+        if exchange.is_any(error is not None):
+            raise error or checkpoint_meta.DamagedError(
+                f"{checkpoint} is damaged: another process could not read its description."
+            )
+        return load(checkpoint)
+
+    return loaded
 
 
 def read_leaves(

@@ -14,6 +14,8 @@ and nothing is deleted before its successor is flushed to disk.
 import contextlib
 import functools
 import pathlib
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
@@ -23,7 +25,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from idode_gin import checks, types
-from idode_gin.checkpoints import files, orbax_logging, restoring, waiting
+from idode_gin.checkpoints import files, orbax_logging, reading, restoring, waiting
 from idode_gin.checkpoints import meta as checkpoint_meta
 from idode_gin.checkpoints.config import (
     CheckpointConfig,
@@ -60,6 +62,18 @@ __all__ = [
 
 _AGREED = (checks.Preempted, checks.NonFiniteError)
 """Errors that every process raises at the same step."""
+
+
+def _wait_for_others(*, key: str, timeout_ms: int) -> None:
+    """Wait at a barrier of orbax for all processes; a failed save does not.
+
+    orbax's thread that saves passes a last barrier after an error, too. The others wait at another
+    one, for what this process could not write: all would wait for 20 minutes before its error is
+    raised, which ends them.
+    """
+    has_failed = sys.exc_info()[0] is not None
+    if not has_failed or threading.current_thread() is threading.main_thread():
+        ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 class Checkpoints:
@@ -100,7 +114,10 @@ class Checkpoints:
             self._lazy_manager = ocp.CheckpointManager(
                 self._directory,
                 options=ocp.CheckpointManagerOptions(
-                    step_prefix=PREFIX, max_to_keep=None, cleanup_tmp_directories=True
+                    step_prefix=PREFIX,
+                    max_to_keep=None,
+                    cleanup_tmp_directories=True,
+                    async_options=ocp.AsyncOptions(barrier_sync_fn=_wait_for_others),
                 ),
             )
             self._identity = files.identity(self._directory)
@@ -273,7 +290,7 @@ class Checkpoints:
         def load(path: pathlib.Path) -> Restored:
             return restoring.start(path, abstract_state, config, new, self._facts)
 
-        given = files.first_whole(config.path, config.mode, load)
+        given = reading.first_whole(config.path, config.mode, load)
         return given.state, given
 
     def plan(self, abstract_state: TrainState) -> str:
@@ -299,12 +316,17 @@ class Checkpoints:
 
     def _restore_own(self, abstract_state: TrainState, fresh: Fresh) -> Restored | None:
         files.warn_of_misnamed(self._directory)
-        own = files.newest_first(self._directory)
+        own = reading.listed(lambda: files.newest_first(self._directory))
         message = self._all_damaged("were")
+
+        @reading.together
+        def resume(path: pathlib.Path) -> Restored:
+            return restoring.resume(path, abstract_state, fresh, self._facts)
+
         for path in own:
             self._whole = int(path.name.rpartition("_")[2])
             try:
-                return restoring.resume(path, abstract_state, fresh, self._facts)
+                return resume(path)
             except checkpoint_meta.DamagedError as error:
                 name = DAMAGED_PREFIX + path.name
                 logging.warning("%s Renamed to %s; trying the one before it.", error, name)

@@ -19,7 +19,7 @@ from states import FACTS, abstract_of, assert_same, config, restore, save, state
 
 from idode_gin import checks
 from idode_gin.checkpoints import meta as checkpoint_meta
-from idode_gin.checkpoints import orbax_logging, saving
+from idode_gin.checkpoints import orbax_logging, reading, saving
 
 
 def array_files(checkpoint, part):
@@ -157,6 +157,46 @@ def test_a_damaged_newest_is_passed_over_in_training(tmp_path, caplog, damage, p
     assert (tmp_path / "damaged_checkpoint_4").is_dir()
     save(tmp_path, 4)  # nothing is in the way of saving that step again
     assert_same(restore(tmp_path)[0], state_of(4))
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_slow_process_agrees_on_a_damaged_description(tmp_path, monkeypatch, is_own):
+    """It looks when the first process has renamed the checkpoint, or training has saved another."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    save(first, 2, 4)
+    (first / "checkpoint_4" / "meta" / "metadata").write_text("{}")
+    shutil.copytree(first, second)
+    asked = []
+
+    def from_first(make):
+        asked.append(make() or b"")
+        return asked[-1]
+
+    def is_any(flag):
+        asked.append(flag)
+        return flag
+
+    def replay(_):
+        answer = next(answers)
+        return answer.replace(b"/first", b"/second") if isinstance(answer, bytes) else answer
+
+    def found(folder):
+        if is_own:
+            return int(restore(folder)[0].step)
+        return saving.restore_params(folder, state_of(0).params, ema=False).step
+
+    monkeypatch.setattr(reading.exchange, "from_first", from_first)
+    monkeypatch.setattr(reading.exchange, "is_any", is_any)
+    assert found(first) == 2
+    answers = iter(list(asked))
+    if is_own:
+        (second / "checkpoint_4").rename(second / "damaged_checkpoint_4")
+    else:
+        save(second, 6)
+    monkeypatch.setattr(reading.exchange, "from_first", replay)
+    monkeypatch.setattr(reading.exchange, "is_any", replay)
+    assert found(second) == 2
+    assert next(answers, None) is None  # it has taken part in every exchange
 
 
 def test_files_that_vanished_are_damage_too(tmp_path, caplog):

@@ -1,5 +1,6 @@
 """Damage is told in a sentence, and nothing is printed beside it."""
 
+import logging
 import sys
 import types
 
@@ -57,7 +58,30 @@ def test_reads_that_nobody_waits_for_are_not_printed(monkeypatch):
     monkeypatch.setattr(sys, "unraisablehook", lambda each: printed.append(each.object))
     with pytest.raises(OSError), orbax_logging.silent_stragglers():  # noqa: PT011
         raise OSError
+    check_hook(printed)
+
+
+def test_writes_that_nobody_waits_for_are_not_printed(monkeypatch):
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda each: printed.append(each.object))
+    for _ in range(2):
+        orbax_logging.silence_orbax()
+    with orbax_logging.silent_stragglers():  # takes nothing away
+        pass
+    log = logging.getLogger("asyncio")
+    message = "Task exception was never retrieved"
+    assert not log.filter(log.makeRecord("asyncio", logging.ERROR, "", 0, message, (), None))
+    check_hook(printed)
+
+
+def check_hook(printed):
     others = coroutine("/site-packages/other/reading.py")
-    for each in (coroutine("/site-packages/orbax/checkpoint/reading.py"), others, print):
-        sys.unraisablehook(types.SimpleNamespace(object=each, exc_value=Exception("…")))  # type: ignore[arg-type]
+    given = [
+        (coroutine("/site-packages/orbax/checkpoint/reading.py"), Exception("…")),
+        (None, RuntimeError("Event loop is closed")),
+        (others, Exception("…")),
+        (print, RuntimeError("…")),
+    ]
+    for thing, error in given:
+        sys.unraisablehook(types.SimpleNamespace(object=thing, exc_value=error))  # type: ignore[arg-type]
     assert printed == [others, print]

@@ -216,5 +216,5 @@ def at_work(folder: pathlib.Path, count: int, devices: int, *settings: str) -> I
     """A training run that has its first checkpoint."""
     command = train(folder, *settings)
     with Processes(folder.parent / f"{folder.name}_logs", command, count, devices) as started:
-        started.wait_until(lambda: any(folder.glob("checkpoint_[0-9]*/meta/metadata")))
+        started.wait_until(lambda: bool(saving.saved_steps(folder)))
         yield started

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import pytest
 import several
 
+from idode_gin.checkpoints import saving
+
 MPIRUN = shutil.which("mpirun")
 pytestmark = [
     pytest.mark.full,
@@ -64,7 +66,7 @@ class Run:
 
     def until_saved(self) -> None:
         deadline = time.monotonic() + 600
-        while not any(self.folder.glob("checkpoint_[0-9]*/meta/metadata")):
+        while not saving.saved_steps(self.folder):
             assert time.monotonic() < deadline, self.log
             assert self.mpirun.poll() is None, self.log
             time.sleep(0.05)

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import signal
 
 import numpy as np
@@ -207,6 +208,21 @@ def test_killed_before_jax_connects_one_ends_the_others(tmp_path, victim):
         output = started.outputs()[1 - victim]
     assert code == failures.EXIT_LOST, output
     assert f"stopped: process {victim} failed: it ended without a message" in output
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_that_cannot_write_its_part_ends_the_others(tmp_path, victim):
+    folder, limit = tmp_path / "run", (64 << 10, 64 << 10)  # its log is shorter, its part longer
+    settings = "--gin.TRAIN_STEPS=50000", "--gin.UNet.channels=64"
+    with several.at_work(folder, 2, 1, *settings) as started:
+        resource.prlimit(started.all[victim].pid, resource.RLIMIT_FSIZE, limit)
+        started.expect(checks.EXIT_BAD_INPUT, timeout=120)
+        output = started.outputs()[victim]
+    step = re.search(r"The checkpoint of step (\d+) could not be", output)
+    assert step is not None, output
+    assert saving.saved_steps(folder)[-1] < int(step[1])
+    assert "Traceback" not in output
 
 
 @pytest.mark.full

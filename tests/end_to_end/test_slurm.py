@@ -11,6 +11,8 @@ import pytest
 import several
 import slurm
 
+from idode_gin.checkpoints import saving
+
 NOT_INSTALLED = ", ".join(slurm.missing())
 pytestmark = [
     pytest.mark.full,
@@ -63,7 +65,7 @@ class Job:
         return self._log.read_text() if self._log.exists() else ""
 
     def until_saved(self) -> None:
-        self._cluster.until(lambda: any(self.folder.glob("checkpoint_[0-9]*/meta/metadata")))
+        self._cluster.until(lambda: bool(saving.saved_steps(self.folder)))
 
     def until_resumed(self) -> None:
         self._cluster.until(lambda: f"Training from {self.folder}/checkpoint_" in self.log)
