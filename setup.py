@@ -40,21 +40,26 @@ EXTRAS = {
     "cuda13": ["jax[cuda13]>=0.7"],
     "tpu": ["jax[tpu]>=0.6"],
     "gcs": ["gcsfs>=2025.7"],
+    "s3": ["orbax-checkpoint>=0.12.8,<0.13", "s3fs>=2025.7"],
     "docs": [
         "furo>=2025.7",
         "myst-nb>=1.3",
         "sphinx>=8.2",
     ],
     "test": [
+        "flask>=3",
+        "flask-cors>=5",
         "gcp-storage-emulator>=2026.7",
         "gcsfs>=2025.7",
         "hypothesis>=6.100",
         "import-linter>=2.1",
+        "moto[s3]>=5.1",
         "mypy>=1.11",
         "pytest>=8",
         "pytest-xdist>=3.6",
         "pyyaml>=6",
         "ruff>=0.9",
+        "s3fs>=2025.7",
     ],
 }
 

@@ -158,7 +158,7 @@ def _images(
             name: ast.literal_eval(_value(bound, f"data.DatasetConfig.{name}")) for name in _DATA
         }
         if tfds_data_dir:
-            loading.set_data_dirs(tfds_data_dir=paths.local(tfds_data_dir, "--tfds_data_dir"))
+            loading.set_data_dirs(tfds_data_dir=paths.stored(tfds_data_dir, "--tfds_data_dir"))
         config = data.DatasetConfig(**fields, batch_size=1, fingerprint=wanted["sha256"])
         return loading.load_split(config).images, ""
     except Exception as error:  # of the dataset's own code, of any type

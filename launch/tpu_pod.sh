@@ -2,10 +2,11 @@
 # A Cloud TPU pod slice: the same command on every worker, which detect each other.
 #
 #   TPU=my-pod ZONE=us-central2-b launch/tpu_pod.sh train \
-#       --gin_file=gin_configs/experiments/imagenet32_new.gin --gin.MODEL_DIR="'gs://bucket/runs/a'"
+#       --gin_file=gin_configs/experiments/imagenet32_new.gin --gin.MODEL_DIR="'gs://bucket/runs/a'" \
+#       --tfds_data_dir=gs://bucket/tfds
 #
-# Every worker has the clone in FOLDER, set up with `make setup EXTRAS=tpu,gcs`, and its own copy of the
-# data. MODEL_DIR is in a bucket, or on a disk that all workers have mounted.
+# Every worker has the clone in FOLDER, set up with `make setup EXTRAS=tpu,gcs`. MODEL_DIR is in a bucket,
+# or on a disk that all workers have mounted; what is in a bucket of the data, each worker copies first.
 # gcloud does not distinguish 75 from other failures: see `exit_reason` in MODEL_DIR/summary.json.
 set -euo pipefail
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from idode_gin import types
-from idode_gin.checkpoints import files, orbax_logging, waiting
+from idode_gin.checkpoints import files, orbax_internals, orbax_logging, waiting
 from idode_gin.checkpoints import meta as checkpoint_meta
 from idode_gin.devices import partitioning
 from idode_gin.processes import exchange
@@ -132,6 +132,7 @@ def read_leaves(
         target = jax.tree_util.tree_map_with_path(abstract, getattr(found, "tree", found))
         return handler.restore(checkpoint / part, args=ocp.args.StandardRestore(target))
 
+    orbax_internals.accept(checkpoint)
     error, leaves = None, {}
     handler = ocp.StandardCheckpointHandler()
     try:

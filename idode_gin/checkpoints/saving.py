@@ -25,7 +25,14 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from idode_gin import checks, types
-from idode_gin.checkpoints import files, orbax_logging, reading, restoring, waiting
+from idode_gin.checkpoints import (
+    files,
+    orbax_internals,
+    orbax_logging,
+    reading,
+    restoring,
+    waiting,
+)
 from idode_gin.checkpoints import meta as checkpoint_meta
 from idode_gin.checkpoints.config import (
     CheckpointConfig,
@@ -95,6 +102,7 @@ class Checkpoints:
         bpd: Callable[[int], float | None] = lambda _: None,
     ) -> None:
         self._directory = paths.of(directory).absolute()
+        orbax_internals.accept(self._directory)
         self._config = config
         self._facts = dict(facts)
         self._bpd = bpd

@@ -59,6 +59,7 @@ _FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
 }
 _SWITCHES = (_BOOL, _dry_run)
 _PATHS = ("gin_file", "gin_search_paths", "tfds_data_dir", "seqio_additional_cache_dirs")
+_STORED = ("gin_file", "tfds_data_dir")
 _GIN_HELP = (
     "Bind a macro or parameter after all files. Text needs Python's quotes inside the shell's."
 )
@@ -108,7 +109,7 @@ def _is_macro(name: str) -> bool:
 
 def _checked(given: Any, name: str) -> Any:
     """Return the path or paths that a flag gives, with the home folder in place of `~`."""
-    read = paths.stored if name == "gin_file" else paths.local
+    read = paths.stored if name in _STORED else paths.local
     try:
         if isinstance(given, list):
             return [read(each, f"--{name}") for each in given]

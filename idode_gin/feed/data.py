@@ -14,7 +14,7 @@ from idode_gin import checks
 from idode_gin.feed import image_fingerprints, labels
 from idode_gin.feed.augmentation import Augmentation
 from idode_gin.feed.image_fingerprints import ImageFingerprint
-from idode_gin.reports.paths import LocalPath
+from idode_gin.reports.paths import LocalPath, StoredPath
 
 Batch = dict[str, np.ndarray]
 
@@ -35,7 +35,8 @@ class DatasetConfig:
       seed: of the permutations and augmentations.
       use_cached: read seqio's offline cache of the task, from a folder given to `set_data_dirs`.
       module: module that registers the task when imported; None is this repository's `tasks`.
-      data_path: path of the user's own images, for tasks that read them (`image_folder`).
+      data_path: path of the user's own images, for tasks that read them (`image_folder`); what is
+        in a bucket is copied to this machine first.
       augmentation: of training batches; None uses the task's own.
       cache_dir: folder for decoded images; None is `image_cache.default_directory()`, "" keeps
         them in memory only.
@@ -56,7 +57,7 @@ class DatasetConfig:
     seed: int = 0
     use_cached: bool = False
     module: str | None = None
-    data_path: LocalPath | None = None
+    data_path: StoredPath | None = None
     augmentation: Augmentation | None = None
     cache_dir: LocalPath | None = None
     memory_map: bool = True

@@ -86,11 +86,11 @@ def load(
     stem = f"{re.sub(r'[^A-Za-z0-9_.]+', '_', name)}-{key}"
     found = _find(folder, stem)  # without the lock: a complete cache may be read-only
     if found is None:
-        with _explained(folder), _only_one(folder, stem):
+        with _explained(folder), only_one(folder, stem):
             found = _find(folder, stem)  # another process may have decoded it
             if found is None:
                 _remove(folder, stem)
-                _check_space(folder, expected_bytes)
+                check_space(folder, expected_bytes)
                 found = _decode(folder, stem, decode())
     path, known = found
     images = np.load(path, mmap_mode="r" if memory_map else None)
@@ -233,7 +233,7 @@ def _header(chunk: np.ndarray, num_images: int) -> bytes:
 
 
 @contextlib.contextmanager
-def _only_one(folder: pathlib.Path, stem: str) -> Iterator[None]:
+def only_one(folder: pathlib.Path, stem: str) -> Iterator[None]:
     """Let in one process at a time, of all that share the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for partial in folder.glob(".*.partial"):  # left behind by killed processes
@@ -245,7 +245,8 @@ def _only_one(folder: pathlib.Path, stem: str) -> Iterator[None]:
         yield
 
 
-def _check_space(folder: pathlib.Path, expected_bytes: int) -> None:
+def check_space(folder: pathlib.Path, expected_bytes: int) -> None:
+    """Raise OSError if the disk of a folder has no room for so many bytes."""
     free = shutil.disk_usage(folder).free
     if expected_bytes > free:
         raise OSError(f"it needs {expected_bytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free")

@@ -116,7 +116,8 @@ def nothing_there(config: DatasetConfig, num_classes: int) -> str:
     try:
         check_there(config, num_classes)
     except ValueError as error:
-        if config.data_path is None or os.path.exists(paths.local(config.data_path, "DATA_PATH")):
+        path = config.data_path and paths.stored(config.data_path, "DATA_PATH")
+        if not path or paths.in_bucket(path) or os.path.exists(path):
             raise
         return str(error)
     return ""

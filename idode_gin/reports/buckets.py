@@ -1,36 +1,90 @@
-"""Folders in a bucket of Google Cloud Storage, with the methods of pathlib.
+"""Folders in a bucket, with the methods of pathlib.
 
 A bucket has no folders: a "folder" is the common start of names, is there once an object is, and is
-neither made nor renamed. An object is written in one request, and readers see the old or the new
-one. `etils.epath` parses the addresses (orbax uses it, too), `gcsfs` speaks to the store. What they
-lack here: answers that distinguish "it is not there" from "the store does not answer", without
-which an outage would be taken for an empty run directory; and listings that are never cached.
+neither made nor renamed. An object is written at once: readers see the old or the new one.
+`etils.epath` parses the addresses (orbax uses it, too), and a file system of fsspec speaks to the
+store. What they lack here: answers that distinguish "it is not there" from "the store does not
+answer", without which an outage would be taken for an empty run directory; and listings that are
+never cached.
 
-The libraries retry what may succeed (connections that break, 408, 429, 5xx) six times, with growing
-pauses. What then fails is a `paths.StoreError`.
+The libraries retry what may succeed (connections that break, 408, 429, 5xx), with growing pauses.
+What then fails is a `paths.StoreError`.
 """
 
 import contextlib
 import functools
 import importlib.util
-import logging
 import os
 import pathlib
+import posixpath
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
 
-from idode_gin.reports import paths
+from idode_gin.reports import google_storage, paths, s3
 
 os.environ.setdefault("EPATH_USE_TF", "false")  # TensorFlow has no Google Cloud Storage built in
 from etils.epath import backend, gpath  # noqa: E402
 
-_BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]$")
 _MISREAD = re.compile(r"[\x00-\x1f\x7f?#*\[\]{}%\\]")
-_REFUSED = (401, "401", 403, "403")
-_INSTALL = "pip install gcsfs"
-ANSWER = 40.0
-"""Seconds that one of the six tries of gcsfs waits for an answer."""
+
+
+@runtime_checkable
+class Store(Protocol):
+    """What a service that holds buckets does in its own way. Versions are its strings."""
+
+    package: str
+    """Name of the package with its file system."""
+    bucket: str
+    """Regular expression of a bucket's name."""
+    rule: str
+    """The same in words."""
+    way_out: str
+    """How a user names another identity."""
+
+    def filesystem(self) -> Any:
+        """Return the file system of fsspec: with no cached listing, and no endless wait."""
+
+    def identity(self) -> str:
+        """Return in whose name the store is asked, as far as the libraries say."""
+
+    def is_refusal(self, error: Exception) -> bool:
+        """Return True if the error says that this identity may not do what it asked for."""
+
+    def version(self, info: dict[str, Any]) -> str:
+        """Return the version of an object that fsspec describes."""
+
+    def changed(self, info: dict[str, Any]) -> str:
+        """Return the time of its last change."""
+
+    def write(self, bucket: str, key: str, data: bytes, expected: str) -> str:
+        """Write an object if its version is `expected`, `NO_VERSION` for none; return the new one.
+
+        Raises:
+            FileExistsError: if it is another.
+        """
+
+    def delete(self, bucket: str, key: str, expected: str) -> None:
+        """Delete an object if its version is `expected`.
+
+        Raises:
+            FileExistsError, FileNotFoundError: if it is another, or there is no object.
+        """
+
+
+NO_VERSION = "0"
+"""Version of an object that does not exist."""
+_STORES: dict[str, Store] = {"gs://": google_storage.GoogleStorage(), "s3://": s3.S3()}
+
+
+def store_of(path: str | os.PathLike[str]) -> Store:
+    """Return the service that holds an address."""
+    return _STORES[os.fspath(path)[:5]]
+
+
+def filesystem(path: str | os.PathLike[str]) -> Any:
+    """Return the file system of fsspec for an address."""
+    return store_of(path).filesystem()
 
 
 def checked(address: str, name: str) -> str:
@@ -43,13 +97,12 @@ def checked(address: str, name: str) -> str:
     Raises:
         ValueError: if it is no such address, or the libraries are not installed.
     """
-    bucket, *parts = [each for each in address.removeprefix(paths.BUCKET).split("/") if each] or [
-        ""
-    ]
-    if not _BUCKET.match(f"{paths.BUCKET}{bucket}") or not parts:
+    store, scheme = store_of(address), address[:5]
+    bucket, *parts = [each for each in address[5:].split("/") if each] or [""]
+    if not re.fullmatch(store.bucket, bucket) or not parts:
         raise ValueError(
-            f"{name} must be a folder in a bucket, gs://bucket/folder, got {address!r}. A bucket's "
-            "name has 3 or more lower-case letters, digits, '-', '_' and '.'."
+            f"{name} must be a folder in a bucket, {scheme}bucket/folder, got {address!r}. A "
+            f"bucket's name has {store.rule}."
         )
     if (found := _MISREAD.search(address)) or {".", ".."} & set(parts):
         raise ValueError(
@@ -57,37 +110,12 @@ def checked(address: str, name: str) -> str:
             f"brackets, which are read as patterns or marks, got {address!r}"
             + (f" with {found[0]!r}." if found else ".")
         )
-    if importlib.util.find_spec("gcsfs") is None:
+    if importlib.util.find_spec(store.package) is None:
         raise ValueError(
-            f"{name} = {address!r} needs the package gcsfs, which is not installed. Run {_INSTALL}."
+            f"{name} = {address!r} needs the package {store.package}, which is not installed. Run "
+            f"pip install {store.package}."
         )
-    return f"{paths.BUCKET}{'/'.join([bucket, *parts])}"
-
-
-@functools.cache
-def _prepare() -> None:
-    """Let every look at a bucket see what others have written, and wait for no answer for ever.
-
-    That goes for orbax's instances, too. The time for an answer begins when the request is sent, so
-    that it limits no upload. gcsfs logs tracebacks of the errors that it raises; they are left out.
-    """
-    import aiohttp
-    import fsspec
-
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-    limits = aiohttp.ClientTimeout(total=None, sock_connect=ANSWER, sock_read=ANSWER)
-    for protocol in ("gs", "gcs"):
-        settings = fsspec.config.conf.setdefault(protocol, {})
-        settings.setdefault("use_listings_cache", False)
-        settings.setdefault("requests_timeout", limits)
-
-
-def filesystem() -> Any:
-    """Return the file system of fsspec."""
-    _prepare()
-    import fsspec
-
-    return fsspec.filesystem("gcs")
+    return f"{scheme}{'/'.join([bucket, *parts])}"
 
 
 @contextlib.contextmanager
@@ -102,33 +130,15 @@ def explained(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
     except paths.StoreError:
         raise
-    except Exception as error:  # of aiohttp, gcsfs, google.auth, google.api_core, …
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        if _is_refusal(error):
+    except Exception as error:  # of aiohttp, gcsfs, google.auth, s3fs, botocore, …
+        reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        store = store_of(path)
+        if store.is_refusal(error):
             raise paths.StoreError(
-                f"{os.fspath(path)} was refused to {identity()}: {reason} Give that identity "
-                "access to the bucket, or name another in GOOGLE_APPLICATION_CREDENTIALS."
+                f"{os.fspath(path)} was refused to {store.identity()}: {reason}. Give that "
+                f"identity access to the bucket, or name another {store.way_out}."
             ) from error
-        reason = reason.rstrip(".")
         raise paths.StoreError(f"{os.fspath(path)} cannot be reached: {reason}.") from error
-
-
-def _is_refusal(error: Exception) -> bool:
-    is_forbidden = str(error).startswith("Forbidden: ") or getattr(error, "code", None) in _REFUSED
-    return is_forbidden or type(error).__module__.startswith("google.auth")
-
-
-def identity() -> str:
-    """Return in whose name the store is asked, as far as the libraries say."""
-    with contextlib.suppress(Exception):  # google.auth's errors are of many types
-        found = filesystem().credentials.credentials
-        if found is None:
-            return "an anonymous user (no credentials were found)"
-        for name in ("service_account_email", "signer_email", "account"):
-            if email := getattr(found, name, None):
-                return str(email)
-    file = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
-    return f"the identity of {file}" if file else "the default identity of this machine"
 
 
 class _Backend:
@@ -153,13 +163,13 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):  # type: ignore[misc]
 
     @property
     def _backend(self) -> Any:
-        _prepare()
+        filesystem(self)  # its settings hold for the instances that epath makes
         return _Backend()
 
     def _info(self) -> dict[str, Any] | None:
         """Return fsspec's description, None if there is nothing at the path."""
         with explained(self), contextlib.suppress(FileNotFoundError):
-            return dict(filesystem().info(os.fspath(self)))
+            return dict(filesystem(self).info(os.fspath(self)))
         return None
 
     def exists(self) -> bool:
@@ -196,7 +206,7 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):  # type: ignore[misc]
     def read_bytes(self) -> bytes:
         """Return the content of an object."""
         with explained(self):
-            return bytes(filesystem().cat_file(os.fspath(self)))
+            return bytes(filesystem(self).cat_file(os.fspath(self)))
 
     def read_text(self, encoding: str | None = None, errors: str | None = None) -> str:
         """Return the content of an object as text, UTF-8 unless `encoding` is given."""
@@ -205,14 +215,41 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):  # type: ignore[misc]
     def write_bytes(self, data: Any) -> int:
         """Write an object in one request; readers see the old content or the new."""
         with explained(self), self._bucket_there():
-            filesystem().pipe_file(os.fspath(self), data)
+            filesystem(self).pipe_file(os.fspath(self), data)
         return len(data)
+
+    def objects(self) -> dict[str, tuple[int, str]]:
+        """Return size and version of the objects below the path, by the rest of their name.
+
+        Of an object itself, that rest is ".".
+        """
+        version = store_of(self).version
+        with explained(self):
+            found = filesystem(self).find(os.fspath(self), detail=True)
+        root = os.fspath(self)[5:]
+        return {
+            posixpath.relpath(name, root): (int(each["size"]), version(each))
+            for name, each in found.items()
+            if not name.endswith("/")  # the mark of an empty folder
+        }
+
+    def download(self, targets: Mapping[str, pathlib.Path]) -> None:
+        """Write the content of objects, by the rest of their name, to files on this machine."""
+        for path in targets.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        names = [posixpath.normpath(f"{os.fspath(self)[5:]}/{name}") for name in targets]
+        partial = [path.with_name(f".{path.name}.partial") for path in targets.values()]
+        with explained(self):
+            filesystem(self).get(names, list(map(str, partial)))
+        for here, path in zip(partial, targets.values(), strict=True):
+            here.replace(path)
 
     def stamp(self) -> tuple[int, str]:
         """Return the number of objects below the path and the time of the last change."""
         with explained(self):
-            found = filesystem().find(os.fspath(self), detail=True).values()
-        return len(found), max((str(each.get("updated")) for each in found), default="")
+            found = filesystem(self).find(os.fspath(self), detail=True).values()
+        times = map(store_of(self).changed, found)
+        return len(found), max(times, default="")
 
     def move_to(self, target: "BucketPath", first: str) -> None:
         """Copy all objects to another folder, then delete them here, the object `first` first.
@@ -220,7 +257,7 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):  # type: ignore[misc]
         Whoever takes a folder for complete when it holds `first` never takes half of one.
         """
         with explained(self):
-            store = filesystem()
+            store = filesystem(self)
             store.copy(os.fspath(self), os.fspath(target), recursive=True)
         self.delete(first)
 
@@ -230,45 +267,32 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):  # type: ignore[misc]
         self.rmtree(missing_ok=True)
 
     def read_version(self) -> tuple[str, bytes] | None:
-        """Return the generation and the content of an object, None without one."""
+        """Return the version and the content of an object, None without one."""
+        version = store_of(self).version
         while (found := self._info()) is not None and found["type"] == "file":
             with contextlib.suppress(FileNotFoundError):
-                content = self.read_bytes()
-                if (self._info() or {}).get("generation") == found["generation"]:
-                    return str(found["generation"]), content
+                content, after = self.read_bytes(), self._info()
+                if after is not None and version(after) == version(found):
+                    return version(found), content
         return None
 
     def write_version(self, data: bytes, expected: str) -> str:
-        """Write an object if its generation is `expected`, "0" for none; return the new one.
+        """Write an object if its version is `expected`, `NO_VERSION` for none; return the new one.
 
         Raises:
             FileExistsError: if it is another. A repeated request may meet what it wrote itself.
         """
-        bucket, key = self._bucket_and_key()
         with explained(self), self._bucket_there():
-            store = filesystem()
-            found = store.call(
-                "POST",
-                store.base.replace("/storage/v1/", "/upload/storage/v1/") + "b/{}/o",
-                bucket,
-                uploadType="media",
-                name=key,
-                ifGenerationMatch=expected,
-                data=data,
-                headers={"Content-Type": "application/octet-stream"},
-                json_out=True,
-            )
-        return str(found["generation"])
+            return store_of(self).write(*self._bucket_and_key(), data, expected)
 
     def delete_version(self, expected: str) -> None:
-        """Delete an object if its generation is `expected`.
+        """Delete an object if its version is `expected`.
 
         Raises:
             FileExistsError, FileNotFoundError: if it is another, or there is no object.
         """
-        bucket, key = self._bucket_and_key()
         with explained(self):
-            filesystem().call("DELETE", "b/{}/o/{}", bucket, key, ifGenerationMatch=expected)
+            store_of(self).delete(*self._bucket_and_key(), expected)
 
     @contextlib.contextmanager
     def _bucket_there(self) -> Iterator[None]:
@@ -277,10 +301,11 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):  # type: ignore[misc]
         except FileNotFoundError as error:
             bucket, _ = self._bucket_and_key()
             raise paths.StoreError(
-                f"{self} cannot be written: there is no bucket {bucket!r}, or {identity()} may not "
-                "see it. Make the bucket first; this program makes none."
+                f"{self} cannot be written: there is no bucket {bucket!r}, or "
+                f"{store_of(self).identity()} may not see it. Make the bucket first; this program "
+                "makes none."
             ) from error
 
     def _bucket_and_key(self) -> tuple[str, str]:
-        bucket, _, key = os.fspath(self).removeprefix(paths.BUCKET).partition("/")
+        bucket, _, key = os.fspath(self)[5:].partition("/")
         return bucket, key

@@ -1,4 +1,4 @@
-"""Paths that users write: on this machine, where `~` is the home folder, or in a bucket (gs://)."""
+"""Paths that users write: on this machine, where `~` is the home folder, or in a bucket."""
 
 import os
 import pathlib
@@ -11,7 +11,8 @@ LocalPath: TypeAlias = Annotated[str, _LOCAL]
 """Annotation of a parameter whose value in a gin file goes through `local`."""
 StoredPath: TypeAlias = Annotated[str, _STORED]
 """Annotation of a parameter whose value in a gin file goes through `stored`."""
-BUCKET = "gs://"
+BUCKETS = ("gs://", "s3://")
+"""How addresses in buckets begin."""
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # pathlib makes one slash of two
 
 
@@ -46,7 +47,7 @@ def local(path: str | os.PathLike[str], name: str) -> str:
 
 
 def stored(path: str | os.PathLike[str], name: str) -> str:
-    """Return a path as `local` does; gs://bucket/folder is accepted as well.
+    """Return a path as `local` does; gs:// and s3://bucket/folder are accepted as well.
 
     Raises:
         ValueError: as `local` for other addresses; for a bucket's address that is incomplete or
@@ -59,16 +60,16 @@ def stored(path: str | os.PathLike[str], name: str) -> str:
         return buckets.checked(text, name)
     if _ADDRESS.match(text):
         raise ValueError(
-            f"{name} must be a path on this machine or in a bucket of Google Cloud Storage "
-            f"(gs://bucket/folder), got {text!r}. Give such a path, or mount the other storage "
-            "and give the folder where it is mounted."
+            f"{name} must be a path on this machine or in a bucket (gs://bucket/folder or "
+            f"s3://bucket/folder), got {text!r}. Give such a path, or mount the other storage and "
+            "give the folder where it is mounted."
         )
     return local(text, name)
 
 
 def in_bucket(path: str | os.PathLike[str]) -> bool:
     """Return True for the address of a bucket."""
-    return os.fspath(path).startswith(BUCKET)
+    return os.fspath(path).startswith(BUCKETS)
 
 
 def of(path: str | os.PathLike[str]) -> pathlib.Path:

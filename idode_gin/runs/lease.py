@@ -1,9 +1,9 @@
 """The lock on an output folder in a bucket: an object that its owner renews.
 
 A bucket has no locks that end with a process. The object `run.lock` is made only where there is
-none, and replaced only as the version that was read (a precondition on its generation), so of
-several processes one succeeds. Its owner replaces it every `RENEW` seconds. A new run takes it over
-when it has not changed for `STALE` seconds on the new run's own clock (clocks of machines are not
+none, and replaced only as the version that was read (a precondition of the request), so of several
+processes one succeeds. Its owner replaces it every `RENEW` seconds. A new run takes it over when it
+has not changed for `STALE` seconds on the new run's own clock (clocks of machines are not
 compared), and at once if its owner was a process of this machine that is gone. An owner whose
 object was replaced, after a pause or an outage, ends before it writes again.
 """
@@ -28,8 +28,6 @@ from idode_gin.reports import buckets, paths
 RENEW, STALE = 15.0, 60.0
 """Seconds between two renewals; seconds without one after which a lease may be taken over."""
 _LOOK = 3.0
-_NONE = "0"
-"""Generation of an object that does not exist."""
 
 
 @contextlib.contextmanager
@@ -55,14 +53,14 @@ def held(path: buckets.BucketPath, macro: str) -> Iterator[None]:
         if answers:
             thread.join()
             with contextlib.suppress(OSError):
-                path.delete_version(lease.generation)
+                path.delete_version(lease.version)
 
 
 class _Lease:
-    """The object at `path`, and its generation once this process has it."""
+    """The object at `path`, and its version once this process has it."""
 
     def __init__(self, path: buckets.BucketPath) -> None:
-        self.path, self.generation, self.is_over = path, _NONE, threading.Event()
+        self.path, self.version, self.is_over = path, buckets.NO_VERSION, threading.Event()
         self._owner = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -72,36 +70,48 @@ class _Lease:
 
     def acquire(self, macro: str) -> None:
         """Make the object, or replace that of a run which has ended without removing it."""
-        expected = _NONE
+        expected = buckets.NO_VERSION
         while not self._replace(expected):
             if (found := self.path.read_version()) is None:  # removed meanwhile
-                expected = _NONE
+                expected = buckets.NO_VERSION
                 continue
-            generation, owner = found[0], _parsed(found[1])
+            version, owner = found[0], _parsed(found[1])
             who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
-            if expected not in (_NONE, generation):
+            if expected not in (buckets.NO_VERSION, version):
                 raise ValueError(
                     f"An output folder is for one run at a time, and {self.path.parent} is in use "
                     f"by {who}. Wait for its end, stop it, or choose another {macro}."
                 )
-            expected = generation
+            expected = version
             if not _is_gone(owner):
                 print(f"{self.path} names {who}. Waiting up to {STALE:g} s for a sign of it.")
-                self._watch(generation)
+                self._watch(version)
+        self._check_conditions()
 
-    def _watch(self, generation: str) -> None:
+    def _watch(self, version: str) -> None:
         """Return when the object has changed, or has not for `STALE` seconds."""
         deadline = time.monotonic() + STALE
         while time.monotonic() < deadline:
             time.sleep(min(_LOOK, STALE / 20))
-            if (found := self.path.read_version()) is None or found[0] != generation:
+            if (found := self.path.read_version()) is None or found[0] != version:
                 return
+
+    def _check_conditions(self) -> None:
+        """Raise `paths.StoreError` if the store writes though a condition is not met."""
+        with contextlib.suppress(FileExistsError):
+            self.path.write_version(b"", buckets.NO_VERSION)
+            self.path.unlink(missing_ok=True)
+            raise paths.StoreError(
+                f"{self.path.parent} cannot be locked: its store ignores conditions of a request "
+                "(If-None-Match), so two runs could write there at once. Use a store that keeps "
+                "them, as Google's and Amazon's do."
+            )
 
     def keep(self) -> None:
         """Renew the object until `is_over`; end the program if another run has replaced it."""
         while not self.is_over.wait(RENEW):
             try:
-                if self._replace(self.generation):
+                if self._replace(self.version):
                     continue
             except OSError as error:  # it is renewed when the store answers, if still ours
                 logging.warning("%s was not renewed: %s", self.path, error)
@@ -113,16 +123,16 @@ class _Lease:
                 os._exit(checks.EXIT_BAD_INPUT)
 
     def _replace(self, expected: str) -> bool:
-        """Write the object if its generation is `expected`; return True if it is this run's."""
+        """Write the object if its version is `expected`; return True if it is this run's."""
         content = json.dumps({**self._owner, "renewed": time.time()}).encode()
         with contextlib.suppress(FileExistsError):
-            self.generation = self.path.write_version(content, expected)
+            self.version = self.path.write_version(content, expected)
             return True
         # A request that was repeated after its answer got lost finds its own object.
         found = self.path.read_version()
         if found is None or _parsed(found[1]).get("token") != self._owner["token"]:
             return False
-        self.generation = found[0]
+        self.version = found[0]
         return True
 
 

@@ -7,8 +7,8 @@ from typing import Any, final
 import numpy as np
 import tensorflow as tf
 
+from idode_gin.feed import copies
 from idode_gin.feed.image_fingerprints import ImageFingerprint
-from idode_gin.reports import paths
 from tasks.formats.image_files import SPLITS, classes_of, files_below, image_shape, read_image
 from tasks.support import npz_arrays
 from tasks.support.sources import AbstractImages, digest, with_static_shape
@@ -81,7 +81,7 @@ class OwnImages(AbstractImages):
 
     def at(self, path: str) -> "OwnImages":
         """Return the same source, reading `path`."""
-        return OwnImages(self._reader, pathlib.Path(paths.local(path, "DATA_PATH")))
+        return OwnImages(self._reader, copies.local(path, "DATA_PATH"))
 
     @property
     def variant(self) -> str:  # type: ignore[override]  # depends on what is on disk

@@ -1,6 +1,5 @@
 """A source of images in published datasets in the format of TensorFlow Datasets."""
 
-import pathlib
 from collections.abc import Sequence
 from typing import final
 
@@ -9,10 +8,10 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from idode_gin.feed import copies
 from idode_gin.feed.augmentation import Augmentation
 from idode_gin.feed.image_fingerprints import ImageFingerprint
 from idode_gin.feed.sources import KnownSplit
-from idode_gin.reports import paths
 from tasks.formats.published import Variant
 from tasks.support.sources import AbstractImages, digest, with_static_shape
 from tasks.support.tfds_files import DESCRIPTION, TfdsFiles
@@ -89,7 +88,7 @@ class TfdsImages(AbstractImages):
     def _files(self, split: str) -> TfdsFiles:
         root = tfds_data_dir(self._published.tfds_name)
         return TfdsFiles(
-            folder=pathlib.Path(paths.local(root, "The TFDS data folder"), self._published.folder),
+            folder=copies.local(f"{root}/{self._published.folder}", "The TFDS data folder"),
             split=split,
             name=str(self._published),
             remedy=f"Prepare it again: python -m tasks.prepare {self.name} --overwrite ...",

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from idode_gin.reports import paths
 from idode_gin.runs import lease, run_lock
 
 
@@ -28,7 +29,9 @@ def test_a_second_run_is_refused_while_the_first_renews(bucket, capsys):
     path = bucket / run_lock.NAME
     with run_lock.held(bucket), run_lock.held(bucket):
         before = path.read_version()[0]
-        refusal = f"gs://.* is in use by process {os.getpid()} on .* choose another MODEL_DIR"
+        refusal = (
+            f"{bucket.parent}/.* is in use by process {os.getpid()} on .* choose another MODEL_DIR"
+        )
         with pytest.raises(ValueError, match=refusal), lease.held(path, "MODEL_DIR"):
             pass
         assert path.read_version()[0] != before  # renewed
@@ -108,3 +111,15 @@ def test_an_owner_whose_lease_was_replaced_ends(bucket, monkeypatch):
     with pytest.raises(SystemExit):
         mine.keep()
     assert ended.is_set()
+
+
+def test_a_store_that_ignores_conditions_is_refused(bucket, monkeypatch):
+    def write_version(path, data, _):
+        path.write_bytes(data)
+        return "1"
+
+    monkeypatch.setattr(type(bucket), "write_version", write_version)
+    refusal = "cannot be locked: its store ignores conditions"
+    with pytest.raises(paths.StoreError, match=refusal), run_lock.held(bucket):
+        pass
+    assert not bucket.exists()

@@ -79,7 +79,9 @@ def use(folder):
 def names(folder):
     """Return the names of all files of a run but checkpoints and compiled programs."""
     if paths.in_bucket(folder):
-        found = [f"gs://{each}" for each in buckets.filesystem().find(str(folder))]
+        found = [
+            f"{str(folder)[:5]}{each}" for each in buckets.filesystem(folder).find(str(folder))
+        ]
     else:
         found = [str(each) for each in folder.rglob("*") if each.is_file()]
     inside = {each.removeprefix(str(folder)).partition(".tfevents.")[0] for each in found}

@@ -9,9 +9,9 @@ from idode_gin.reports import buckets, paths
 
 
 @pytest.mark.full
-def test_a_run_ends_as_without_disturbances(network, tmp_path, monkeypatch):
+def test_a_run_ends_as_without_disturbances(network, root, tmp_path, monkeypatch):
     tiny.use_tiny_data(monkeypatch)
-    here, there = tmp_path / "run", paths.of("gs://bucket/run")
+    here, there = tmp_path / "run", paths.of(f"{root}/run")
     network.share = 0.04
     for folder in (here, there):
         tiny_runs.run(folder, 3)
@@ -26,28 +26,27 @@ def test_a_run_ends_as_without_disturbances(network, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        (401, "was refused to an anonymous user"),
-        (403, "was refused to an anonymous user"),
+        (401, "was refused to {}"),
+        (403, "was refused to {}"),
         (400, "cannot be reached"),
     ],
 )
-def test_a_refusal_names_the_identity(network, code, words, monkeypatch):
+def test_a_refusal_names_the_identity(network, store, root, code, words, monkeypatch):
     monkeypatch.setattr(network, "next", lambda: code)
-    path = paths.of("gs://bucket/run/a")
+    path, words = paths.of(f"{root}/run/a"), words.format(store.IDENTITY)
     for act in (path.exists, path.read_bytes, path.is_dir, lambda: path.write_bytes(b"")):
-        with pytest.raises(paths.StoreError, match=f"^gs://bucket/run/a {words}") as caught:
+        with pytest.raises(paths.StoreError, match=f"^{root}/run/a {words}") as caught:
             act()
         assert "\n" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("network")
-def test_a_bucket_that_is_not_there():
-    assert not paths.of("gs://missing/run").exists()
-    with pytest.raises(
-        paths.StoreError, match="there is no bucket 'missing', or an anonymous user"
-    ):
-        paths.of("gs://missing/run/a").write_bytes(b"")
-    with pytest.raises(
-        paths.StoreError, match="there is no bucket 'missing', or an anonymous user"
-    ):
-        buckets.BucketPath("gs://missing/run/a").write_version(b"", "0")
+def test_a_bucket_that_is_not_there(store):
+    path = paths.of(f"{store.SCHEME}missing/run/a")
+    assert not path.exists()
+    refusal = f"there is no bucket 'missing', or {store.IDENTITY}"
+    with pytest.raises(paths.StoreError, match=refusal):
+        path.write_bytes(b"")
+    for version in (buckets.NO_VERSION, "1"):
+        with pytest.raises(paths.StoreError, match=refusal):
+            path.write_version(b"", version)

@@ -101,9 +101,9 @@ def test_train_kill_resume_evaluate_sample_and_load(bucket, tmp_path):
     np.testing.assert_array_equal(first, second)
 
 
-def test_two_processes_and_a_bad_network(network, tmp_path, monkeypatch):
+def test_two_processes_and_a_bad_network(network, root, tmp_path, monkeypatch):
     """All write checkpoints, the first alone all else; one is killed, and both resume."""
-    here, there, known = tmp_path / "run", paths.of("gs://bucket/run"), []
+    here, there, known = tmp_path / "run", paths.of(f"{root}/run"), []
     end(two(here), 0)
     monkeypatch.setattr(network, "acknowledged", lambda *written: known.append(written))
     network.share = 0.03
@@ -139,7 +139,7 @@ def announced(known):
 
 @pytest.mark.parametrize("gone", ["refused", "silent"])
 @pytest.mark.parametrize("moment", ["a save", "a row", "a restore"])
-def test_a_bucket_that_is_gone_for_good(gone, moment, network, monkeypatch):
+def test_a_bucket_that_is_gone_for_good(gone, moment, network, root, monkeypatch):
     """A program ends in the time that the page of buckets states."""
     known, since, is_resumed = [], [], []
 
@@ -162,7 +162,7 @@ def test_a_bucket_that_is_gone_for_good(gone, moment, network, monkeypatch):
 
     monkeypatch.setattr(network, "acknowledged", acknowledged)
     monkeypatch.setattr(network, "asked", asked)
-    arguments = [*TRAIN, "--gin.MODEL_DIR='gs://bucket/run'"]
+    arguments = [*TRAIN, f"--gin.MODEL_DIR='{root}/run'"]
     if moment == "a restore":
         kill_when(lambda: announced(known), "train", *arguments)
         is_resumed.append(True)
@@ -173,7 +173,7 @@ def test_a_bucket_that_is_gone_for_good(gone, moment, network, monkeypatch):
     assert "Traceback" not in output, output
     error = output[output.index("error: ") :]
     print(f"{moment}, {gone}: {took:.0f} s\n{error}")
-    good = r"(No checkpoint|checkpoint_\d+ of gs://bucket/run) is known to be complete"
+    good = rf"(No checkpoint|checkpoint_\d+ of {root}/run) is known to be complete"
     assert re.search(good, error), output
     assert moment != "a save" or "checkpoint_4 of" in error
     assert took < SECONDS[gone]

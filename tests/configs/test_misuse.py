@@ -260,9 +260,9 @@ MISUSE = {
     ),
     "a run in a bucket": (
         "train",
-        ["MODEL_DIR='s3://bucket/run'"],
-        "error: MODEL_DIR must be a path on this machine or in a bucket of Google Cloud Storage "
-        "(gs://bucket/folder), got 's3://bucket/run'. Give such a path, or mount the other",
+        ["MODEL_DIR='az://bucket/run'"],
+        "error: MODEL_DIR must be a path on this machine or in a bucket (gs://bucket/folder or "
+        "s3://bucket/folder), got 'az://bucket/run'. Give such a path, or mount the other storage",
     ),
     "samples in a bucket": ("sample", [DRY, "SAMPLE_OUTPUT_DIR='hdfs://a/b'"], "got 'hdfs://a/b'"),
     "a file's address": ("eval", [DRY, "CHECKPOINT_PATH='file:///runs/a'"], "got 'file:///runs/a'"),
@@ -283,8 +283,8 @@ MISUSE = {
     ),
     "datasets in a bucket": (
         "train",
-        [DRY, "--tfds_data_dir=gs://b/c"],
-        "--tfds_data_dir must be a path on this machine, got 'gs://b/c'",
+        [DRY, "--tfds_data_dir=gs:/b/c"],
+        "--tfds_data_dir must be a path on this machine or in a bucket",
     ),
     "gin files in a bucket": (
         "train",

@@ -11,21 +11,24 @@ from idode_gin.configs.loading import ConfigError
 
 TRAIN = "gin_configs/experiments/digits.gin"
 IN_BUCKETS = {
-    "train": ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "COMPILATION_CACHE_DIR"),
-    "eval": ("CHECKPOINT_PATH", "EVAL_OUTPUT_DIR", "COMPILATION_CACHE_DIR"),
+    "train": ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "COMPILATION_CACHE_DIR", "DATA_PATH"),
+    "eval": ("CHECKPOINT_PATH", "EVAL_OUTPUT_DIR", "COMPILATION_CACHE_DIR", "DATA_PATH"),
     "sample": ("CHECKPOINT_PATH", "SAMPLE_OUTPUT_DIR", "COMPILATION_CACHE_DIR"),
-    "encode": ("CHECKPOINT_PATH", "ENCODE_OUTPUT_DIR", "COMPILATION_CACHE_DIR"),
-    "interpolate": ("CHECKPOINT_PATH", "INTERPOLATE_OUTPUT_DIR", "COMPILATION_CACHE_DIR"),
+    "encode": ("CHECKPOINT_PATH", "ENCODE_OUTPUT_DIR", "COMPILATION_CACHE_DIR", "DATA_PATH"),
+    "interpolate": (
+        *("CHECKPOINT_PATH", "INTERPOLATE_OUTPUT_DIR", "COMPILATION_CACHE_DIR", "DATA_PATH"),
+    ),
 }
-HERE_ONLY = {each: () if each == "sample" else ("DATA_PATH",) for each in IN_BUCKETS}
 FORMS = {
     "~/runs/a": "HOME/runs/a",
     "runs/a": "runs/a",
     "/runs/an a": "/runs/an a",
     "Läufe/Ω 1": "Läufe/Ω 1",
     "gs://bucket//Läufe/an a/": "gs://bucket/Läufe/an a",
+    "s3://bucket//Läufe/an a/": "s3://bucket/Läufe/an a",
 }
-REFUSED = ("s3://bucket/a", "hdfs://a/b", "https://host/a", "gs:/bucket/a", "file:///a")
+PACKAGES = {"gs://": "gcsfs", "s3://": "s3fs"}
+REFUSED = ("s3a://bucket/a", "hdfs://a/b", "https://host/a", "gs:/bucket/a", "file:///a")
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +39,9 @@ def _home(monkeypatch):
 @pytest.fixture
 def installed(monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "gcsfs" or find(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: name in PACKAGES.values() or find(name)
+    )
 
 
 def values(program, macros, path, **others):
@@ -52,7 +57,7 @@ def test_every_macro_of_a_program_is_listed(program):
     values(program, IN_BUCKETS[program], "runs/a")
     macros = {scope for scope, selector in gin_internals.bindings if selector == loading.MACRO}
     found = {each for each in macros if each.endswith(("_DIR", "_PATH"))}
-    assert found == {*IN_BUCKETS[program], *HERE_ONLY[program]}
+    assert found == {*IN_BUCKETS[program]}
 
 
 ROOTS = {each.rpartition(".")[2]: each.rpartition(".")[2] for each in from_training.PROGRAMS}
@@ -70,38 +75,40 @@ def test_macros_of_a_program(program):
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("program", IN_BUCKETS)
 def test_addresses_that_are_refused(program):
-    stored, local = IN_BUCKETS[program], HERE_ONLY[program]
     for path in REFUSED:
         with pytest.raises(ConfigError) as caught:
-            values(program, stored, path)
-        for each in stored:
+            values(program, IN_BUCKETS[program], path)
+        for each in IN_BUCKETS[program]:
             assert f"{each} must be a path on this machine or in a bucket" in str(caught.value)
-    for path in (*REFUSED, "gs://bucket/a") if local else ():
-        with pytest.raises(ConfigError, match=r"DATA_PATH must be a path on this machine, got"):
-            values(program, local, path, **dict.fromkeys(stored, "runs/a"))
 
 
-def test_without_the_package(monkeypatch):
-    find = importlib.util.find_spec
-    without = lambda name: None if name == "gcsfs" else find(name)  # noqa: E731
+@pytest.mark.parametrize("scheme", PACKAGES)
+def test_without_the_package(monkeypatch, scheme):
+    find, package = importlib.util.find_spec, PACKAGES[scheme]
+    without = lambda name: None if name == package else find(name)  # noqa: E731
     monkeypatch.setattr(importlib.util, "find_spec", without)
     for program, macros in IN_BUCKETS.items():
         with pytest.raises(ConfigError) as caught:
-            values(program, macros, "gs://bucket/a")
+            values(program, macros, f"{scheme}bucket/a")
         for each in macros:
-            assert f"{each} = 'gs://bucket/a' needs the package gcsfs" in str(caught.value)
-        assert "Run pip install gcsfs." in str(caught.value)
+            assert f"{each} = '{scheme}bucket/a' needs the package {package}" in str(caught.value)
+        assert f"Run pip install {package}." in str(caught.value)
 
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("flag", ["gin_file", "tfds_data_dir"])
 def test_flags(flag):
     for path, expected in FORMS.items():
-        if flag == "tfds_data_dir" and path.startswith("gs://"):
-            continue
         assert flags.parse([f"--{flag}={path}"])[flag].value in (expected, [expected])
-    local = ("gs://bucket/a",) if flag == "tfds_data_dir" else ()
-    for path in (*REFUSED, *local):
+    for path in REFUSED:
         with pytest.raises(ConfigError, match=f"--{flag} must be a path on this machine"):
             flags.parse([f"--{flag}={path}"])
     assert not os.path.exists("HOME")
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("flag", ["gin_search_paths", "seqio_additional_cache_dirs"])
+def test_flags_of_this_machine_alone(flag):
+    for path in (*REFUSED, "gs://bucket/a", "s3://bucket/a"):
+        with pytest.raises(ConfigError, match=f"--{flag} must be a path on this machine, got"):
+            flags.parse([f"--{flag}={path}"])

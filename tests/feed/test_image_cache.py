@@ -150,6 +150,6 @@ def test_where_it_is(monkeypatch, tmp_path):
 def test_a_whole_cache_is_used_without_writing(tmp_path, monkeypatch):
     """A shared folder may be read-only."""
     load(tmp_path)
-    monkeypatch.setattr(image_cache, "_only_one", never)
+    monkeypatch.setattr(image_cache, "only_one", never)
     monkeypatch.setattr(image_cache.files, "write_atomically", never)
     np.testing.assert_array_equal(load(tmp_path, never).images, IMAGES)

@@ -55,8 +55,8 @@ def test_marks_are_found_in_annotations():
 
 def test_python_functions_refuse_addresses():
     for call in (
-        lambda: checkpoint_files.find("s3://b/run"),
-        lambda: series.Watch().check("s3://b/run"),
+        lambda: checkpoint_files.find("az://b/run"),
+        lambda: series.Watch().check("az://b/run"),
         lambda: image_cache.load("gs://b", "name", "key", list, memory_map=False),
     ):
         with pytest.raises(ValueError, match="must be a path on this machine"):

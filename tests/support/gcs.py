@@ -18,7 +18,8 @@ from gcp_storage_emulator import storage as emulator_storage
 from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import buckets
 
-BUCKET = "bucket"
+SCHEME, PROTOCOL, BUCKET = "gs://", "gcs", "bucket"
+IDENTITY = "an anonymous user"
 
 
 class _Handler(emulator.RequestHandler):

@@ -10,6 +10,7 @@ import json
 import random
 import threading
 import time
+import urllib.parse
 
 KINDS = ("drop", "cut", "delay", "lose the answer", 429, 500, 503)
 
@@ -59,7 +60,7 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
         if not self._network.gone:
             self._pass_on(self._network.next())
 
-    do_PUT = do_POST = do_DELETE = do_PATCH = do_GET
+    do_HEAD = do_PUT = do_POST = do_DELETE = do_PATCH = do_GET
 
     def _pass_on(self, kind):
         length = int(self.headers.get("Content-Length", 0))
@@ -82,8 +83,14 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
         if kind == "lose the answer" and "upload_id=" not in self.path:
             return
         self._answer(answer, content)
-        if self.command in ("POST", "PUT") and answer.status == 200 and content[:1] == b"{":
-            self._network.acknowledged(json.loads(content).get("name", ""), body)
+        if self.command in ("POST", "PUT") and answer.status == 200:
+            self._network.acknowledged(self._written(content), body)
+
+    def _written(self, content):
+        """Return the name of the object: Google's answer holds it, S3's path is it."""
+        if content[:1] == b"{":
+            return json.loads(content).get("name", "")
+        return urllib.parse.unquote(self.path).partition("?")[0].split("/", 2)[-1]
 
     def _forward(self, body):
         connection = http.client.HTTPConnection(self._target, timeout=60)
@@ -95,10 +102,11 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, answer, content):
         self.send_response(answer.status)
+        length = answer.getheader("Content-Length") if self.command == "HEAD" else len(content)
         for name, value in answer.getheaders():
             if name.lower() not in ("content-length", "transfer-encoding", "server", "date"):
                 self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Length", str(length))
         with contextlib.suppress(OSError):  # whoever asked has been killed
             self.end_headers()
             self.wfile.write(content)
