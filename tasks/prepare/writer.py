@@ -5,7 +5,6 @@ import errno
 import io
 import json
 import pathlib
-import sys
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from idode_gin.feed.image_fingerprints import (
     Fingerprinter,
     ImageFingerprint,
 )
+from idode_gin.reports import progress
 from tasks.prepare import on_cpu, png
 from tasks.prepare.records import Source, check_size
 from tasks.prepare.refusals import SourceError, TargetError
@@ -26,7 +26,6 @@ from tasks.prepare.targets import explain
 
 METADATA = "metadata.json"
 _CHUNK = 1024  # images hashed or read back at one time
-_LINE_PERIOD = 10.0  # seconds between reports of progress, where there is no terminal
 
 
 def write(source: Source, data_dir: pathlib.Path) -> dict[str, ImageFingerprint]:
@@ -105,10 +104,10 @@ def record(
             decoders=tfds.decode.PartialDecoding({"image": True}),
         )
         dataset = dataset.map(lambda example: example["image"]).batch(_CHUNK).prefetch(2)
-        with _progress(f"reading back {split}", info.num_examples) as progress:
+        with progress.phase(f"reading back {split}", info.num_examples) as going_on:
             for images in dataset.as_numpy_iterator():
                 fingerprinter.add(images)
-                progress.update(len(images))
+                going_on.advance(len(images))
         written[split] = fingerprinter.result()
     content: dict[str, Any] = {split: each.as_dict() for split, each in written.items()}
     content |= {key: text for key, text in notes.items() if text}
@@ -122,7 +121,7 @@ def _examples(
 ) -> Iterator[tuple[int | str, dict[str, Any]]]:
     """Yield keys and features; take the fingerprint of the images on the way."""
     num_images, chunk = 0, []
-    with _progress(f"writing {split}", source.sizes.get(split)) as progress:
+    with progress.phase(f"writing {split}", source.sizes.get(split)) as going_on:
         for record in source.splits[split]():
             num_images += 1
             chunk.append(record.image)
@@ -131,18 +130,10 @@ def _examples(
                 chunk = []
             image = png.encode(record.image) if record.png is None else record.png
             yield record.key, {"image": image, **record.fields}
-            progress.update()
+            going_on.advance()
     if chunk:
         fingerprinter.add(np.stack(chunk))
     check_size(source.dataset, split, num_images, partial=source.partial)
-
-
-def _progress(what: str, total: int | None) -> Any:
-    """Return a bar on a terminal, a line now and then elsewhere; a context with `update`."""
-    import tqdm
-
-    period = 0.1 if sys.stderr.isatty() else _LINE_PERIOD
-    return tqdm.tqdm(desc=what, total=total, unit=" images", dynamic_ncols=True, mininterval=period)
 
 
 @contextlib.contextmanager
