@@ -21,9 +21,12 @@ Leaves = dict[str, jax.Array]
 Found = TypeVar("Found")
 _OUTAGE = re.compile(
     "UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|"
-    "retry attempts|[Tt]imed? ?out|[Cc]onnect"
+    "retry attempts|[Tt]imed? ?out|[Cc]onnect|http_response_code='(?!404|416)"
 )
-"""Words of tensorstore's errors that do not come from what a checkpoint holds."""
+"""Words of tensorstore's errors that do not come from what a checkpoint holds.
+
+S3 answers with a code and words of its own, such as 400 for a token that has expired.
+"""
 
 
 class RestoredParams(NamedTuple):
@@ -80,9 +83,12 @@ def listed(find: Callable[[], Sequence[pathlib.Path]]) -> list[pathlib.Path]:
 
 
 def together(load: Callable[[pathlib.Path], Found]) -> Callable[[pathlib.Path], Found]:
-    """Return `load` for all processes: if one finds a damaged description, it is damaged for all.
+    """Return `load` for all processes, which read the description first: damaged for all, or none.
 
     Only then may a process rename the checkpoint: the others have read it.
+
+    Raises:
+        OSError: by the function, if some processes can read the description and others cannot.
     """
 
     def loaded(checkpoint: pathlib.Path) -> Found:
@@ -91,11 +97,14 @@ def together(load: Callable[[pathlib.Path], Found]) -> Callable[[pathlib.Path], 
             checkpoint_meta.read_meta(checkpoint)
         except checkpoint_meta.DamagedError as caught:
             error = caught
-        if exchange.is_any(error is not None):
-            raise error or checkpoint_meta.DamagedError(
-                f"{checkpoint} is damaged: another process could not read its description."
+        if not exchange.is_any(error is not None):
+            return load(checkpoint)
+        if exchange.is_any(error is None) or error is None:
+            raise OSError(
+                f"Only some processes can read {checkpoint}: they must see the same files. Check "
+                "that its disk is mounted everywhere."
             )
-        return load(checkpoint)
+        raise error
 
     return loaded
 

@@ -251,15 +251,18 @@ class Checkpoints:
                     "deleted or replaced during the run. Put it back with its checkpoints and run "
                     "the same command again; without them it trains from the beginning."
                 ) from error
+            failed = (
+                f"The checkpoint of step {step} could not be saved in {self._directory} "
+                f"({orbax_logging.reason(error)})."
+            )
+            if paths.in_bucket(self._directory):  # threads of orbax would wait for it at the end
+                raise paths.StoreError(failed) from error
             steps = saved_steps(self._directory)
             good = f"{PREFIX}_{steps[-1]}" if steps else None
-            in_bucket = paths.in_bucket(self._directory)
             raise OSError(
-                f"The checkpoint of step {step} could not be saved in {self._directory} "
-                f"({orbax_logging.reason(error)}). "
-                + (f"The last good one is {good}. " if good else "There is no other checkpoint. ")
-                + ("When the bucket can be written again," if in_bucket else "Free space there and")
-                + " run the same command again, or bind another MODEL_DIR"
+                failed
+                + (f" The last good one is {good}." if good else " There is no other checkpoint.")
+                + " Free space there and run the same command again, or bind another MODEL_DIR"
                 + (f", with INITIAL_CHECKPOINT_PATH = '{self._directory / good}'." if good else ".")
             ) from error
 

@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 FOLDER, MANIFEST = "copies", "manifest.json"
 _TOGETHER = 64
 """Files that are requested at once."""
+_PERIOD = 30.0
+"""Seconds after which what is copied is noted, for a copy that is killed."""
 
 
 def local(address: str | os.PathLike[str], name: str) -> pathlib.Path:
@@ -39,18 +43,25 @@ def local(address: str | os.PathLike[str], name: str) -> pathlib.Path:
 
 @functools.cache
 def _copied(address: str, name: str) -> pathlib.Path:
-    """Copy what is at `address`; once in a process, so that all it reads is of one time."""
+    """Copy what is at `address`, once in a process."""
     source: Any = paths.of(address)
-    wanted = source.objects()
-    if not wanted:
-        raise ValueError(f"{name} = {address!r}: there is nothing in the bucket.")
     folder = image_cache.default_directory() / FOLDER / _digest(address)
     target = folder / source.name
     try:
         with image_cache.only_one(folder, FOLDER):
+            wanted = source.objects()
+            if not wanted:
+                raise ValueError(
+                    f"{name}: there is nothing at {address}. Check the address, and that you may "
+                    "list the bucket."
+                )
             _update(source, wanted, target, folder / MANIFEST)
     except paths.StoreError:
         raise
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{name}: {address} changed while it was copied ({error}). Run the same command again."
+        ) from error
     except OSError as error:
         raise ValueError(
             f"The data in {address} cannot be copied to {folder}: {error}. Name another folder by "
@@ -66,25 +77,47 @@ def _update(
     manifest: pathlib.Path,
 ) -> None:
     known = _read(manifest)
-    have = {each for each in wanted if _is_there(target / each, known.get(each), wanted[each])}
-    for each in known.keys() - wanted.keys():
-        (target / each).unlink(missing_ok=True)
-    missing = sorted(wanted.keys() - have)
-    done = {each: wanted[each] for each in have}
-    _write(manifest, done)
-    if not missing:
+    done = {
+        each: facts
+        for each, facts in wanted.items()
+        if known.get(each) == facts and _has_size(target / each, facts[0])
+    }
+    _remove_others(target, wanted)
+    missing = sorted(wanted.keys() - done.keys())
+    if not missing and done == known:
         return
     image_cache.check_space(target.parent, sum(wanted[each][0] for each in missing))
-    with progress.phase(f"copying {source} to {target}", len(missing), unit="files") as phase:
-        for some in _pieces(missing):
-            source.download({each: target / each for each in some})
-            done |= {each: wanted[each] for each in some}
-            _write(manifest, done)  # so that an interrupted copy is continued
-            phase.advance(len(some))
+    written = time.monotonic()
+    try:
+        with progress.phase(f"copying {source} to {target}", len(missing), unit="files") as phase:
+            for some in _pieces(missing):
+                source.download({each: target / each for each in some})
+                done |= {each: wanted[each] for each in some}
+                phase.advance(len(some))
+                if time.monotonic() - written > _PERIOD:
+                    _write(manifest, done)
+                    written = time.monotonic()
+    finally:
+        _write(manifest, done)  # so that an interrupted copy is continued
 
 
-def _is_there(path: pathlib.Path, known: tuple[int, str] | None, wanted: tuple[int, str]) -> bool:
-    return known == wanted and path.is_file() and path.stat().st_size == wanted[0]
+def _remove_others(target: pathlib.Path, wanted: Mapping[str, Any]) -> None:
+    """Remove files that are not wanted, and folders that hold none: they look like classes."""
+    if target.is_dir() and "." in wanted:  # a file has taken the folder's name
+        shutil.rmtree(target)
+    elif target.is_file() and "." not in wanted:
+        target.unlink()
+    for folder, _, names in os.walk(target, topdown=False):
+        here = pathlib.Path(folder)
+        for name in names:
+            if (here / name).relative_to(target).as_posix() not in wanted:
+                (here / name).unlink()
+        if not any(here.iterdir()):
+            here.rmdir()
+
+
+def _has_size(path: pathlib.Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
 
 
 def _read(manifest: pathlib.Path) -> dict[str, tuple[int, str]]:

@@ -6,7 +6,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-_ERRORS = (ValueError, OSError)
+from idode_gin.reports import paths
+
+_ERRORS = (ValueError, OSError, paths.StoreError)
 
 
 def from_first(make: Callable[[], bytes | None]) -> bytes:
@@ -15,7 +17,8 @@ def from_first(make: Callable[[], bytes | None]) -> bytes:
     None is returned as b"".
 
     Raises:
-        ValueError: if `make` raises one; so do all processes. Likewise for an OSError.
+        ValueError: if `make` raises one; so do all processes. Likewise for an OSError, and a
+            `paths.StoreError`.
     """
     if jax.process_count() == 1:
         return make() or b""
@@ -24,7 +27,7 @@ def from_first(make: Callable[[], bytes | None]) -> bytes:
         try:
             content = b"\0" + (make() or b"")
         except _ERRORS as error:
-            kind = 1 + isinstance(error, OSError)
+            kind = 1 + isinstance(error, OSError) + isinstance(error, paths.StoreError)
             content = bytes([kind]) + str(error).encode()
     # As bytes: numbers would be rounded to the width that jax is set to.
     size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(content), np.uint32)))

@@ -16,10 +16,9 @@ import functools
 import importlib.util
 import os
 import pathlib
-import posixpath
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from idode_gin.reports import google_storage, paths, s3
 
@@ -41,6 +40,8 @@ class Store(Protocol):
     """The same in words."""
     way_out: str
     """How a user names another identity."""
+    one_by_one: ClassVar[dict[str, Any]]
+    """Arguments of `get` with which a large object is read in order, which is tried again."""
 
     def filesystem(self) -> Any:
         """Return the file system of fsspec: with no cached listing, and no endless wait."""
@@ -221,26 +222,37 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):  # type: ignore[misc]
     def objects(self) -> dict[str, tuple[int, str]]:
         """Return size and version of the objects below the path, by the rest of their name.
 
-        Of an object itself, that rest is ".".
+        Of an object itself, that rest is "."; without objects, there is none.
+
+        Raises:
+            ValueError: if an object's name is not that of a file below a folder, as `a//b`, `a/..`.
         """
-        version = store_of(self).version
-        with explained(self):
+        found: dict[str, dict[str, Any]] = {}
+        with explained(self), contextlib.suppress(FileNotFoundError):
             found = filesystem(self).find(os.fspath(self), detail=True)
-        root = os.fspath(self)[5:]
-        return {
-            posixpath.relpath(name, root): (int(each["size"]), version(each))
-            for name, each in found.items()
-            if not name.endswith("/")  # the mark of an empty folder
-        }
+        root, version, sizes = os.fspath(self)[5:], store_of(self).version, {}
+        for name, each in found.items():
+            rest = "." if name == root else name.removeprefix(f"{root}/")
+            if rest.endswith("/"):  # the mark of an empty folder
+                continue
+            if rest != "." and {"", ".", ".."} & set(rest.split("/")):
+                raise ValueError(f"The object {name!r} has no place in a folder. Rename it.")
+            sizes[rest] = int(each["size"]), version(each)
+        return sizes
 
     def download(self, targets: Mapping[str, pathlib.Path]) -> None:
-        """Write the content of objects, by the rest of their name, to files on this machine."""
+        """Write the content of objects, by the rest of their name, to files on this machine.
+
+        Raises:
+            FileNotFoundError: if one is not there any more.
+        """
         for path in targets.values():
             path.parent.mkdir(parents=True, exist_ok=True)
-        names = [posixpath.normpath(f"{os.fspath(self)[5:]}/{name}") for name in targets]
+        root = os.fspath(self)[5:]
+        names = [root if name == "." else f"{root}/{name}" for name in targets]
         partial = [path.with_name(f".{path.name}.partial") for path in targets.values()]
         with explained(self):
-            filesystem(self).get(names, list(map(str, partial)))
+            filesystem(self).get(names, list(map(str, partial)), **store_of(self).one_by_one)
         for here, path in zip(partial, targets.values(), strict=True):
             here.replace(path)
 

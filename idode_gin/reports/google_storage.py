@@ -4,7 +4,7 @@ import contextlib
 import functools
 import logging
 import os
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 ANSWER = 40.0
 """Seconds that one try waits for an answer."""
@@ -19,6 +19,7 @@ class GoogleStorage:
     bucket = r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
     rule = "3 or more lower-case letters, digits, '-', '_' and '.'"
     way_out = "in GOOGLE_APPLICATION_CREDENTIALS"
+    one_by_one: ClassVar[dict[str, Any]] = {}
 
     def filesystem(self) -> Any:
         """Return the file system of fsspec."""

@@ -6,7 +6,7 @@ repeats that once, for answers that break off.
 
 import contextlib
 import functools
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 ANSWER = 30.0
 """Seconds that one try waits for an answer."""
@@ -22,6 +22,7 @@ class S3:
     bucket = r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
     rule = "3 to 63 lower-case letters, digits, '-' and '.'"
     way_out = "in AWS_PROFILE, or in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    one_by_one: ClassVar[dict[str, Any]] = {"max_concurrency": 1}
 
     def filesystem(self) -> Any:
         """Return the file system of fsspec."""
@@ -84,8 +85,8 @@ class S3:
         while True:
             try:
                 return store.call_s3(method, **request)
-            except FileNotFoundError:  # of the object, or of the bucket
-                if "IfMatch" not in request or not store.exists(request["Bucket"]):
+            except FileNotFoundError as error:
+                if "IfMatch" not in request or _code(error) == "NoSuchBucket":
                     raise
                 raise FileExistsError(f"{request['Key']} has been removed") from None
             except OSError as error:
@@ -99,7 +100,8 @@ def _code(error: BaseException) -> str:
     """Return the error code of an answer, "" without one."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
+    answer = getattr(error, "response", None) or {}  # None where a connection broke
+    return str(answer.get("Error", {}).get("Code", ""))
 
 
 @functools.cache
@@ -112,9 +114,18 @@ def _prepare() -> None:
     import s3fs
 
     class FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]
-        """s3fs without `Expect: 100-continue`, whose answer aiohttp waits for without a limit."""
+        """s3fs that waits for no `100-continue`, as aiohttp does without a limit, and that raises
+        the errors of a deletion.
+        """
 
         retries = 2
+
+        async def _call_s3(self, method: str, *args: Any, **kwargs: Any) -> Any:
+            found = await super()._call_s3(method, *args, **kwargs)
+            if method == "delete_objects" and (failed := found.get("Errors")):
+                kind = PermissionError if failed[0]["Code"] == "AccessDenied" else OSError
+                raise kind(f"{failed[0]['Key']}: {failed[0].get('Message', failed[0]['Code'])}")
+            return found
 
         async def set_session(self, *args: Any, **kwargs: Any) -> Any:
             client = await super().set_session(*args, **kwargs)

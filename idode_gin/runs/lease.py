@@ -98,14 +98,15 @@ class _Lease:
 
     def _check_conditions(self) -> None:
         """Raise `paths.StoreError` if the store writes though a condition is not met."""
-        with contextlib.suppress(FileExistsError):
-            self.path.write_version(b"", buckets.NO_VERSION)
-            self.path.unlink(missing_ok=True)
-            raise paths.StoreError(
-                f"{self.path.parent} cannot be locked: its store ignores conditions of a request "
-                "(If-None-Match), so two runs could write there at once. Use a store that keeps "
-                "them, as Google's and Amazon's do."
-            )
+        for wrong in (buckets.NO_VERSION, "1"):
+            with contextlib.suppress(FileExistsError):
+                self.path.write_version(b"", wrong)
+                self.path.unlink(missing_ok=True)
+                raise paths.StoreError(
+                    f"{self.path.parent} cannot be locked: its store ignores conditions of a "
+                    "request (If-None-Match, If-Match), so two runs could write there at once. Use "
+                    "a store that keeps them, as Google's and Amazon's do."
+                )
 
     def keep(self) -> None:
         """Renew the object until `is_over`; end the program if another run has replaced it."""

@@ -1,6 +1,7 @@
 """Data in a bucket is copied to this machine, and read there as from a disk."""
 
 import io
+import types
 
 import fake_tfds
 import numpy as np
@@ -119,16 +120,49 @@ def test_a_dataset_of_tfds(bucket, tmp_path, copied):
     assert set(copied) == {each.name for each in folder.iterdir()}
 
 
+def test_classes_that_are_renamed(bucket, cache):
+    for name in ("cat", "dog"):
+        (bucket / "train" / name / "0.png").write_bytes(png(fake_tfds.random_images(1, SHAPE)[0]))
+    folder = copies.local(bucket, "DATA_PATH")
+    (folder / "train" / "dog" / "left.png").write_bytes(b"of a copy that was killed")
+    (bucket / "train" / "zebra" / "0.png").write_bytes((bucket / "train/cat/0.png").read_bytes())
+    (bucket / "train" / "cat" / "0.png").unlink()
+    cache()
+    copies.local(bucket, "DATA_PATH")
+    found = sorted(each.relative_to(folder).as_posix() for each in folder.rglob("*"))
+    images = ["train/dog/0.png", "train/zebra/0.png"]
+    assert found == sorted(["train", "train/dog", "train/zebra", *images])
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "a//b", "./a"])
+def test_names_that_are_no_paths_are_refused(bucket, name, monkeypatch):
+    listing = {f"{bucket}"[5:] + f"/{name}": {"size": 1, "generation": "1", "ETag": "1"}}
+    store = types.SimpleNamespace(find=lambda *_, **__: listing)
+    monkeypatch.setattr(buckets, "filesystem", lambda _: store)
+    with pytest.raises(ValueError, match="has no place in a folder"):
+        copies.local(bucket, "DATA_PATH")
+
+
 def test_what_cannot_be_copied(bucket, monkeypatch):
-    with pytest.raises(ValueError, match=f"DATA_PATH = '{bucket}': there is nothing in the bucket"):
-        images_of("image_folder", bucket)
+    missing = paths.of(f"{str(bucket)[:5]}missing/pictures")
+    for path in (bucket, missing):
+        with pytest.raises(ValueError, match=f"DATA_PATH: there is nothing at {path}. Check the"):
+            images_of("image_folder", path)
     (bucket / "train" / "0.png").write_bytes(b"...")
 
     def full(*_):
         raise OSError("it needs 3.00 GB, and 1.00 GB are free")
 
+    with monkeypatch.context() as patch:
+        patch.setattr(buckets.BucketPath, "download", _gone)
+        with pytest.raises(ValueError, match=r"changed while it was copied .*Run the same command"):
+            images_of("image_folder", bucket)
     monkeypatch.setattr(image_cache, "check_space", full)
     with pytest.raises(
         ValueError, match=r"cannot be copied to .* needs 3\.00 GB.* IDODE_CACHE_DIR"
     ):
         images_of("image_folder", bucket)
+
+
+def _gone(_, targets):
+    raise FileNotFoundError(next(iter(targets)))

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from idode_gin.reports import paths
+from idode_gin.reports import buckets, paths
 from idode_gin.runs import lease, run_lock
 
 
@@ -113,8 +113,13 @@ def test_an_owner_whose_lease_was_replaced_ends(bucket, monkeypatch):
     assert ended.is_set()
 
 
-def test_a_store_that_ignores_conditions_is_refused(bucket, monkeypatch):
-    def write_version(path, data, _):
+@pytest.mark.parametrize("ignored", ["all", "of a version"])
+def test_a_store_that_ignores_conditions_is_refused(bucket, monkeypatch, ignored):
+    write = type(bucket).write_version
+
+    def write_version(path, data, expected):
+        if expected == buckets.NO_VERSION and ignored == "of a version":
+            return write(path, data, expected)
         path.write_bytes(data)
         return "1"
 
@@ -123,3 +128,12 @@ def test_a_store_that_ignores_conditions_is_refused(bucket, monkeypatch):
     with pytest.raises(paths.StoreError, match=refusal), run_lock.held(bucket):
         pass
     assert not bucket.exists()
+
+
+def test_a_lock_that_was_removed_is_not_made_again(bucket):
+    path = bucket / run_lock.NAME
+    mine = lease._Lease(path)
+    mine.acquire("MODEL_DIR")
+    path.unlink()
+    with pytest.raises(FileExistsError):
+        path.write_version(b"{}", mine.version)

@@ -1,10 +1,12 @@
 """A network that drops, delays and cuts requests, and a store that answers 429, 500 and 503."""
 
+from importlib.util import find_spec
+
 import pytest
 import tiny
 import tiny_runs
 
-from idode_gin.checkpoints import files
+from idode_gin.checkpoints import files, reading
 from idode_gin.reports import buckets, paths
 
 
@@ -50,3 +52,41 @@ def test_a_bucket_that_is_not_there(store):
     for version in (buckets.NO_VERSION, "1"):
         with pytest.raises(paths.StoreError, match=refusal):
             path.write_version(b"", version)
+
+
+@pytest.mark.skipif(find_spec("s3fs") is None, reason="not installed: s3fs")
+@pytest.mark.parametrize("store", ["moto_s3"], indirect=True)
+def test_a_deletion_that_is_refused_or_fails_is_raised(bucket, monkeypatch):
+    """S3 answers 200 to a request that deletes several objects, and lists those that it kept."""
+    import s3fs
+
+    (bucket / "a").write_bytes(b"")
+    call, errors = s3fs.S3FileSystem._call_s3, []
+
+    async def answer(store, method, *args, **request):
+        return (
+            errors[0] if method == "delete_objects" else await call(store, method, *args, **request)
+        )
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", answer)
+    for code, words in (("AccessDenied", "was refused to"), ("InternalError", "cannot be reached")):
+        errors[:] = [{"Errors": [{"Key": "a", "Code": code, "Message": "…"}]}]
+        with pytest.raises(paths.StoreError, match=words):
+            (bucket / "a").unlink()
+    assert (bucket / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "is_outage"),
+    [
+        ("ExpiredToken: The provided token has expired. [http_response_code='400']", True),
+        ("AccessDenied: Access Denied [http_response_code='403']", True),
+        ("UNAVAILABLE: [http_response_code='503']", True),
+        ("NOT_FOUND: The specified key does not exist. [http_response_code='404']", False),
+        ("DATA_LOSS: Error decoding the manifest", False),
+    ],
+)
+@pytest.mark.parametrize("place", ["gs://bucket/run", "s3://bucket/run"])
+def test_an_answer_of_the_store_is_no_damage(place, words, is_outage):
+    assert reading._is_outage(paths.of(place), ValueError(words)) == is_outage
+    assert not reading._is_outage(paths.of("run"), ValueError(words))

@@ -199,6 +199,14 @@ def test_a_slow_process_agrees_on_a_damaged_description(tmp_path, monkeypatch, i
     assert next(answers, None) is None  # it has taken part in every exchange
 
 
+def test_what_one_process_alone_cannot_read_is_left(tmp_path, monkeypatch):
+    save(tmp_path, 2, 4)
+    monkeypatch.setattr(reading.exchange, "is_any", lambda _: True)
+    with pytest.raises(OSError, match="Only some processes can read .*checkpoint_4"):
+        restore(tmp_path)
+    assert saving.saved_steps(tmp_path) == [2, 4]
+
+
 def test_files_that_vanished_are_damage_too(tmp_path, caplog):
     save(tmp_path, 2, 4, 6, 8)
     (tmp_path / "checkpoint_8" / "meta" / "metadata").unlink()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from idode_gin.processes import exchange
+from idode_gin.reports import paths
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_all_get_the_content_of_the_first(one_after_the_other, content):
     assert one_after_the_other(make) == 2 * [content or b""]
 
 
-@pytest.mark.parametrize("kind", [ValueError, OSError])
+@pytest.mark.parametrize("kind", [ValueError, OSError, paths.StoreError])
 def test_all_raise_the_error_of_the_first(one_after_the_other, kind):
     def refuse():
         raise kind("not here")
