@@ -130,6 +130,8 @@ def find_file(name: str, search_paths: Sequence[str | pathlib.Path]) -> pathlib.
                 f"{name!r} is a folder; --gin_file and include name a file. "
                 f"Gin files in it: {', '.join(found) or 'none'}."
             )
+    if paths.in_bucket(name):
+        raise ConfigError(f"There is no gin file {name!r}.")
     resolved = (str(pathlib.Path(each).resolve()) for each in search_paths)
     folders = ", ".join(dict.fromkeys(resolved))
     near = t5x_names.about_missing(name) or checks.nearest(

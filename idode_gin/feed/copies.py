@@ -99,6 +99,7 @@ def _update(
                     written = time.monotonic()
     finally:
         _write(manifest, done)  # so that an interrupted copy is continued
+    print(f"Copied {len(missing)} of {len(wanted)} files of {source} to {target}.", flush=True)
 
 
 def _remove_others(target: pathlib.Path, wanted: Mapping[str, Any]) -> None:

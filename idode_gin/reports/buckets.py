@@ -100,10 +100,10 @@ def checked(address: str, name: str) -> str:
     """
     store, scheme = store_of(address), address[:5]
     bucket, *parts = [each for each in address[5:].split("/") if each] or [""]
-    if not re.fullmatch(store.bucket, bucket) or not parts:
+    if not (is_name := re.fullmatch(store.bucket, bucket)) or not parts:
+        rule = "" if is_name else f" A bucket's name has {store.rule}."
         raise ValueError(
-            f"{name} must be a folder in a bucket, {scheme}bucket/folder, got {address!r}. A "
-            f"bucket's name has {store.rule}."
+            f"{name} must be a folder in a bucket, {scheme}bucket/folder, got {address!r}.{rule}"
         )
     if (found := _MISREAD.search(address)) or {".", ".."} & set(parts):
         raise ValueError(

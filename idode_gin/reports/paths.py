@@ -59,10 +59,13 @@ def stored(path: str | os.PathLike[str], name: str) -> str:
 
         return buckets.checked(text, name)
     if _ADDRESS.match(text):
+        scheme, _, rest = text.partition(":")
+        near = f"{scheme.lower()}://{rest.lstrip('/')}"
+        way_out = "mount the other storage and give the folder where it is mounted."
         raise ValueError(
             f"{name} must be a path on this machine or in a bucket (gs://bucket/folder or "
-            f"s3://bucket/folder), got {text!r}. Give such a path, or mount the other storage and "
-            "give the folder where it is mounted."
+            f"s3://bucket/folder), got {text!r}. "
+            + (f"Did you mean {near!r}?" if in_bucket(near) else f"Give such a path, or {way_out}")
         )
     return local(text, name)
 

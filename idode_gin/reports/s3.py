@@ -49,7 +49,7 @@ class S3:
             found = botocore.session.get_session().get_credentials()
             if found is not None:
                 return f"the access key {found.access_key} (found by {found.method})"
-        return "nobody (no credentials were found)"
+        return "an anonymous user (no credentials were found)"
 
     def is_refusal(self, error: Exception) -> bool:
         """Return True for 401, 403, and keys that are wrong or missing."""

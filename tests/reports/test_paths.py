@@ -31,6 +31,12 @@ def test_addresses_are_refused(path):
         paths.local(path, "M")
 
 
+@pytest.mark.parametrize("path", ["s3:/b/Run", "S3://b/Run"])
+def test_the_right_address_is_suggested(path):
+    with pytest.raises(ValueError, match=r"Did you mean 's3://b/Run'\?"):
+        paths.stored(path, "M")
+
+
 def test_without_a_home_folder(monkeypatch):
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("os.path.expanduser", lambda text: text)  # as for a user without an entry
