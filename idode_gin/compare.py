@@ -70,7 +70,7 @@ def write(
     """
     from idode_gin.configs import quiet
 
-    quiet.silence_tensorflow()  # before jax is imported, which sets TensorFlow's log level
+    quiet.silence_tensorflow()
     if len(evaluations) < 2:
         raise ValueError(f"A comparison needs two evaluations or more, got {len(evaluations)}.")
     folders = [_evaluation(each) for each in evaluations]

@@ -22,11 +22,11 @@ from jaxtyping import Array
 
 from idode_gin import checks, types
 from idode_gin.checkpoints import saving
-from idode_gin.configs import from_training, gin_internals
+from idode_gin.configs import from_training, gin_internals, quiet
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.evaluation import bits_per_dim
 from idode_gin.evaluation.bits_per_dim import BitsPerDim
-from idode_gin.feed import labels
+from idode_gin.feed import data, labels, loading
 from idode_gin.models import DiffusionODE
 from idode_gin.reports import differences, paths
 from idode_gin.runs import image_loop, in_memory, run_inputs
@@ -64,7 +64,7 @@ def load(path: str | pathlib.Path, step: int | None = None, ema: bool = True) ->
     source = from_training.config_of(path)
     saving.find(path)
     with gin_internals.isolated():
-        model = _built(source)
+        model, dataset = _built(source)
     if not isinstance(model, DiffusionODE) or model.image_shape is None:
         raise ValueError(f"{source} must declare a DiffusionODE with an image_shape, got {model}.")
     partitioner = PjitPartitioner()
@@ -79,12 +79,13 @@ def load(path: str | pathlib.Path, step: int | None = None, ema: bool = True) ->
         path=restored.path,
         partitioner=partitioner,
         class_names=tuple(restored.facts.get("class_names", ())),
+        dataset=data.DatasetConfig(**dataset, split="test", batch_size=1),
     )
 
 
-def _built(source: pathlib.Path) -> Any:
+def _built(source: pathlib.Path) -> tuple[Any, dict[str, Any]]:
     try:
-        return from_training.model_of(source)
+        return from_training.model_and_dataset_of(source)
     except (ValueError, TypeError, SyntaxError, ImportError, AttributeError) as error:
         raise ValueError(
             f"The model of {source.parent} cannot be built from {source.name}: {error} Modules of "
@@ -102,7 +103,7 @@ class TrainedModel:
     its `index` alone: its place in a split, 0 … N-1 if not given. `conditioning` is `[N, K]`, zeros
     if not given. A model that is conditioned on classes needs the `label` of each image, an integer
     in 0 … C-1; or a `conditioning` `[N, K + C]`, whose last numbers are weights of the classes.
-    Programs are compiled once for each method, bound and solver.
+    Each combination of method, bound and solver is compiled once.
 
     Args:
         model: network, path, meaning of the output, levels; gamma(t) as it was learned.
@@ -112,6 +113,7 @@ class TrainedModel:
         step: training step of the parameters; None for a function of the caller's.
         path: of the checkpoint; likewise.
         class_names: name of each class that the model is conditioned on; empty if they have none.
+        dataset: task of the run, its split `test`; None for a function of the caller's.
     """
 
     model: DiffusionODE
@@ -121,6 +123,7 @@ class TrainedModel:
     step: int | None = None
     path: pathlib.Path | None = None
     class_names: tuple[str, ...] = ()
+    dataset: data.DatasetConfig | None = None
 
     def __repr__(self) -> str:
         shape, source = " x ".join(map(str, self.image_shape)), self.path or "a function"
@@ -136,6 +139,22 @@ class TrainedModel:
         assert self.model.image_shape is not None  # `load` checks it
         height, width, channels = self.model.image_shape
         return height, width, channels
+
+    def images(self, split: str = "test", *, tfds_data_dir: str | None = None) -> np.ndarray:
+        """Return all images of a split of the run's task, integers `[N, H, W, C]`, in its order.
+
+        Args:
+            split: such as `train`.
+            tfds_data_dir: as the flag `--tfds_data_dir` of the programs.
+
+        Raises:
+            ValueError: for an unknown split, data that cannot be read, or no run.
+        """
+        if self.dataset is None:
+            raise ValueError("A function of your own has no dataset. Load its images yourself.")
+        quiet.silence_tensorflow()
+        loading.set_data_dirs(tfds_data_dir=tfds_data_dir)
+        return loading.load_split(dataclasses.replace(self.dataset, split=split)).images
 
     def log_prob(self, images: np.ndarray, **options: Any) -> np.ndarray:
         """Return a lower bound on log P(x), nats, `[N]`; arguments as in `bits_per_dim`."""
@@ -282,10 +301,8 @@ class TrainedModel:
         ) -> Mapping[str, Array]:
             return self._levels(self.model.decode_fn(given["network"], batch, method))
 
-        batch = {
-            "noise": noise,
-            "conditioning": self._conditioning(conditioning, len(noise), label),
-        }
+        given = self._conditioning(conditioning, len(noise), label)
+        batch = {"noise": noise, "conditioning": given}
         found = self._memory.run(f"decode {method}", decode, batch, in_memory.key_of(None))
         image_loop.check_solved(found["success"], "latents")
         return found["levels"]

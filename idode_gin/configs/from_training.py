@@ -108,10 +108,13 @@ def read(
     return _with_output(loading.load((), gin_bindings, paths, given))
 
 
-def model_of(file: pathlib.Path) -> Any:
+def model_and_dataset_of(file: pathlib.Path) -> tuple[Any, dict[str, Any]]:
     """Build the model of a training configuration, which replaces gin's.
 
     Functions that the model holds are plain ones, with their bindings, and need gin no longer.
+
+    Returns:
+        The model, and the arguments of `data.DatasetConfig` that name its dataset.
 
     Raises:
         ValueError: if the model cannot be built, or the file is not for training.
@@ -121,10 +124,10 @@ def model_of(file: pathlib.Path) -> Any:
     if not any(_target(each) == _TRAIN for each in given):
         raise ConfigError(f"{file} is no configuration of idode_gin.train.")
     config.clear_config()
-    _bound(_model_and_images(given, has_images=False))
+    _bound(_model_and_images(given, has_images=True))
     for bound in gin_internals.bindings.values():
         bound |= {name: _without_gin(value) for name, value in bound.items()}
-    return copy.deepcopy(config.parse_value("%MODEL"))
+    return copy.deepcopy((config.parse_value("%MODEL"), config.get_bindings(_DATASET)))
 
 
 def _completed(

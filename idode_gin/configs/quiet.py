@@ -22,10 +22,12 @@ _MESSAGE = re.compile(
 def silence_tensorflow() -> None:
     """Filter standard error during the first import of TensorFlow; call it before that.
 
-    If TF_CPP_MIN_LOG_LEVEL is set to another level than 3, nothing is dropped.
+    If TF_CPP_MIN_LOG_LEVEL is set to 0 or 2, nothing is dropped. 1 is what importing jax sets.
     """
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    is_wanted = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "3"
+    is_wanted = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3") in ("1", "3")
+    if is_wanted:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     is_installed = any(isinstance(each, _Finder) for each in sys.meta_path)
     if is_wanted and not is_installed and "tensorflow" not in sys.modules:
         sys.meta_path.insert(0, _Finder())

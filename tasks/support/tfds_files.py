@@ -126,10 +126,8 @@ class TfdsFiles:
                 num_input_pipelines=shard_info.num_shards, input_pipeline_id=shard_info.index
             ),
         )
-        image = tfds.decode.PartialDecoding({"image": builder.info.features["image"]})
-        return builder.as_dataset(
-            split=self.split, shuffle_files=shuffle, read_config=config, decoders=image
-        )
+        dataset = builder.as_dataset(split=self.split, shuffle_files=shuffle, read_config=config)
+        return dataset.map(lambda example: {"image": example["image"]})
 
     def labels(self, num_classes: int) -> np.ndarray | None:
         """Return the feature "label" of each image, integers `[N]` in order; None without one.
@@ -146,9 +144,9 @@ class TfdsFiles:
                 f"{self.name} has {labels.among(count, self.class_names())}, but the model is "
                 f"conditioned on one of {num_classes}. Set NUM_CLASSES = {count}."
             )
-        label = tfds.decode.PartialDecoding({"label": known})
+        encoded = {"image": tfds.decode.SkipDecoding()}
         config = tfds.ReadConfig(try_autocache=False, interleave_cycle_length=1)
-        dataset = builder.as_dataset(split=self.split, read_config=config, decoders=label)
+        dataset = builder.as_dataset(split=self.split, read_config=config, decoders=encoded)
         chunks = dataset.map(lambda example: example["label"]).batch(_LABELS)
         return np.concatenate(list(chunks.as_numpy_iterator()))
 

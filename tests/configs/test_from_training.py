@@ -187,7 +187,7 @@ def test_a_model_bound_without_its_macro(tmp_path: pathlib.Path) -> None:
     for program in ROOTS:
         found = built(program, tmp_path, [str(tmp_path / "my.gin")])
         assert found["model"].image_shape == (4, 4, 1)
-    with_config = from_training.model_of(tmp_path / "my.gin")
+    with_config, _ = from_training.model_and_dataset_of(tmp_path / "my.gin")
     assert with_config.image_shape == (4, 4, 1)
 
 
@@ -271,7 +271,7 @@ def test_functions_in_a_model_need_gin_no_longer(tmp_path: pathlib.Path) -> None
         "toy_network.Scaled.function = @toy_network.times\n"
         "toy_network.times.factor = 3.0\n"
     )
-    model = from_training.model_of(tmp_path / "my.gin")
+    model, _ = from_training.model_and_dataset_of(tmp_path / "my.gin")
     config.clear_config()
     before = config.operative_config_str()
     assert model.network.function(2.0) == 6.0

@@ -47,8 +47,9 @@ def start(tmp_path):
     return call
 
 
-def test_only_messages_of_the_import_are_dropped(start):
-    code, output, errors = start()
+@pytest.mark.parametrize("level", [{}, {"TF_CPP_MIN_LOG_LEVEL": "1"}], ids=["unset", "by jax"])
+def test_only_messages_of_the_import_are_dropped(start, level):
+    code, output, errors = start(**level)
     assert (code, output) == (0, "1\n")
     assert "InitializeLog" not in errors
     assert "cudart" not in errors

@@ -99,6 +99,15 @@ def test_figures_are_those_of_eval_bit_for_bit(trained, model, images, tmp_path,
     assert found.solver_error is None
 
 
+def test_the_images_are_those_of_the_run(model, images):
+    np.testing.assert_array_equal(model.images("validation"), images)
+    assert len(model.images()) == 300
+    with pytest.raises(ValueError, match="no split 'tset'"):
+        model.images("tset")
+    with pytest.raises(ValueError, match="no dataset"):
+        dataclasses.replace(model, dataset=None).images()
+
+
 def test_an_image_s_figure_depends_on_its_index_alone(model, images):
     whole = model.log_prob(images[:40], solver=GRID, tolerance=None)
     chosen = np.array([31, 2, 2])
@@ -260,7 +269,9 @@ def test_a_gamma_of_t_is_loaded_as_it_was_learned(monkeypatch, tmp_path):
     config.touch()
     monkeypatch.setattr(trained_lib.from_training, "config_of", lambda path: config)
     monkeypatch.setattr(trained_lib.saving, "find", lambda path: path)
-    monkeypatch.setattr(trained_lib, "_built", lambda source: model)
+    monkeypatch.setattr(
+        trained_lib, "_built", lambda source: (model, {"mixture_or_task_name": "digits"})
+    )
     monkeypatch.setattr(trained_lib.run_inputs, "load_params", lambda *_: restored)
     options = idode_gin.load(tmp_path).field_options
     assert (options["gamma_min"], options["gamma_max"]) == (-7.0, 4.0)
