@@ -5,6 +5,7 @@
 
 import atexit
 import contextlib
+import functools
 import os
 import pathlib
 import re
@@ -19,10 +20,13 @@ import pytest
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent
 
-QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-"""The same programs a third sooner, of which most of a test's time is made; not for the full run,
-which compiles as users do. Lower optimization is quicker still, but makes the last bit of a number
-depend on its place in an array."""
+QUICK_TO_COMPILE = (
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
+    "--xla_backend_optimization_level=0"
+)
+"""The same programs in a third of the time, of which most of a test is made. The last bit of a
+number may depend on its place in an array then: a test that fails by it alone is marked
+`compiled_as_users`. The full run compiles all as users do."""
 
 
 def _xla_knows(flags: str) -> bool:
@@ -91,6 +95,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     is_whole = [pathlib.Path(each).resolve() for each in config.args] == [HERE.resolve()]
     if is_whole and stale and "IDODE_GOLDENS" not in os.environ:
         raise pytest.UsageError(f"Patterns of `full_cases` that match no case: {stale}.")
+
+
+@functools.cache
+def _as_users(function: str) -> str:
+    """Run all cases of a test in a process that compiles as users do; return what failed, or ""."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-m", "not full", function]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return done.stdout + done.stderr if done.returncode else ""
+
+
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run the tests marked `compiled_as_users` where the flags are those of users."""
+    is_marked = pyfuncitem.get_closest_marker("compiled_as_users") is not None
+    if not is_marked or os.environ["XLA_FLAGS"] != QUICK_TO_COMPILE:
+        return None
+    if failed := _as_users(pyfuncitem.nodeid.partition("[")[0]):
+        pytest.fail(failed, pytrace=False)
+    return True
 
 
 @pytest.fixture(autouse=True)

@@ -201,6 +201,7 @@ def test_relative_tolerance_counts_for_large_states():
     assert int(tight.num_evaluations[0]) > 2 * int(loose.num_evaluations[0])
 
 
+@pytest.mark.compiled_as_users
 @EACH
 def test_an_example_is_alone_in_its_batch(solver):
     """State, cost and success do not depend on the batch."""

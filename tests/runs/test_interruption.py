@@ -242,6 +242,7 @@ def interrupt(kind, folder, batch_size, number, parts):
     return process.returncode != 0
 
 
+@pytest.mark.compiled_as_users
 def test_killed_and_resumed_with_another_batch_size(undisturbed, tmp_path, monkeypatch):
     assert interrupt("evaluate", tmp_path, 2, signal.SIGKILL, 25)  # in the second bound
     assert not (tmp_path / "results.npz").exists()
