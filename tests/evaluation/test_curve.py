@@ -347,7 +347,7 @@ def test_scores_that_are_not_finite_do_not_stop_the_others(score, add, monkeypat
     assert score(All()) == steps(2)  # tried again
 
 
-def test_a_curve_of_other_settings_raises(score, add, tmp_path):
+def test_a_curve_of_other_settings_raises(score, add, tmp_path, monkeypatch):
     add(2)
     score(All())
     with pytest.raises(ValueError, match=r"seed was 0 and is now 1.*another output"):
@@ -357,6 +357,9 @@ def test_a_curve_of_other_settings_raises(score, add, tmp_path):
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     with pytest.raises(ValueError, match=r"run was .*/run and is now .*/copy"):
         score(All(), path="copy")
+    tiny.use_tiny_data(monkeypatch, 21)
+    with pytest.raises(ValueError, match=r"(?s)dataset_sha256.* was .* and is now "):
+        score(All())
 
 
 @pytest.mark.parametrize("series", [All(), Watch(**SOON)])

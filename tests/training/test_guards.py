@@ -144,19 +144,20 @@ def running_mean(losses, rate):
     return mean
 
 
-def test_the_running_mean_is_over_steps_that_were_no_spike():
-    rules = Guards(loss_spike=LossSpike(factor=4.0, rate=0.5, warmup_steps=3, then=Skip()))
+@pytest.mark.parametrize("rate", [0.5, 0.99])
+def test_the_running_mean_is_over_steps_that_were_no_spike(rate):
+    rules = Guards(loss_spike=LossSpike(factor=4.0, rate=rate, warmup_steps=3, then=Skip()))
     state, found = guards.fresh(), []
     judge = jax.jit(lambda state, loss: guards.judge(rules, state, loss, jnp.ones(())))
     losses = [2.0, 40.0, 3.0, 70.0, 4.0, 17.0, 100.0, 3.0]
     for loss in losses:
         skip, state, health = judge(state, jnp.asarray(loss))
         found.append((bool(skip), float(health["loss_mean"])))
-    # 40 comes in the warm-up; 70 is more than 4 * 12, 17 less than 4 * 8, and 100 is above again.
+    # 40 comes in the warm-up; 70 and 100 are more than 4 means, 17 is less than 4 * 8.
     spikes = [each[0] for each in found]
     accepted: list[float] = []
     for loss, (is_spike, mean) in zip(losses, found, strict=True):
-        np.testing.assert_allclose(mean, running_mean(accepted, 0.5), rtol=1e-6)
+        np.testing.assert_allclose(mean, running_mean(accepted, rate), rtol=1e-6)
         assert is_spike == (len(accepted) >= 3 and loss > 4 * mean)
         if not is_spike:
             accepted.append(loss)

@@ -14,7 +14,8 @@ import tiny
 
 from idode_gin.devices import flops
 from idode_gin.losses import first_order
-from idode_gin.reports import metrics, wandb_writer
+from idode_gin.reports import metrics, plots, wandb_writer
+from idode_gin.runs import run_inputs
 from idode_gin.training import meters, profiling, setup, throughput
 from idode_gin.training.profiling import ProfileWindow
 
@@ -164,7 +165,7 @@ def test_every_second_belongs_to_one_phase(clock_at):
 
 
 def test_goodput_is_over_all_processes_and_counts_what_was_done_twice(clock_at):
-    earlier = [{"step": 1, "time/train_seconds": 6.0, "time/start_seconds": 2.0, "time/x": 9.0}]
+    earlier = [{"step": 1, "time/train_seconds": 6.0, "time/lost_seconds": 2.0, "time/x": 9.0}]
     dropped = [{"step": 2, "time/train_seconds": 3.0, "time/eval_seconds": 1.0}]
     clock = throughput.Clock(0.0, earlier, dropped)
     clock.enter("train")
@@ -322,3 +323,18 @@ def test_wandb_needs_a_project(monkeypatch):
 def test_numbers_out_of_range(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_the_integrand_is_that_of_the_first_images(tmp_path, monkeypatch):
+    """Whatever the order of the split in an evaluation."""
+    drawn = []
+    monkeypatch.setattr(plots, "plot_integrand", lambda *given: drawn.append(given))
+    model, split = tiny.model(), tiny.split()
+    tiny.trainer(tmp_path, 2).run(model, tiny.config(), tiny.config(8, shuffle=True, seed=3))
+    params = run_inputs.load_params(model, tiny.SHAPE, str(tmp_path), True).params
+    ((gammas, values, _, count),) = drawn
+    first = {"image": split.images[:8], "conditioning": split.conditioning[:8]}
+    first["index"] = np.arange(8, dtype=np.int32)
+    expected = jax.jit(model.integrand)(params, first, jax.random.key(0), gammas)
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    assert count == 8
