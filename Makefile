@@ -26,7 +26,7 @@ $(STAMP): setup.py
 	$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else 'idode_gin needs Python 3.11 to 3.13, this is %d.%d. Name another: make setup PYTHON=python3.12' % v)"
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet --editable '.[$(EXTRAS)]'
+	$(RUN) -m pip install --quiet --no-compile --editable '.[$(EXTRAS)]'
 	touch $@
 
 quickstart: export JAX_NUM_CPU_DEVICES ?= $(DEVICES)
