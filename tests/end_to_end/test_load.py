@@ -101,7 +101,7 @@ def test_figures_are_those_of_eval_bit_for_bit(trained, model, images, tmp_path,
 
 def test_the_images_are_those_of_the_run(model, images):
     np.testing.assert_array_equal(model.images("validation"), images)
-    assert len(model.images()) == 300
+    assert len(model.images()) == len(loading.load_labels(model.dataset, 10)) == 300
     with pytest.raises(ValueError, match="no split 'tset'"):
         model.images("tset")
     with pytest.raises(ValueError, match="no dataset"):
