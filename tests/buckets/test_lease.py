@@ -96,6 +96,31 @@ def test_of_two_at_once_one_gets_it(bucket):
     assert sorted(outcomes) == ["held", "refused", "refused", "refused"]
 
 
+@pytest.mark.usefixtures("elsewhere")
+def test_a_request_whose_answer_got_lost_is_this_runs(bucket, monkeypatch):
+    """The store has written, and refuses the request when it is repeated."""
+    path, write, lost = bucket / run_lock.NAME, type(bucket).write_version, []
+
+    def write_version(path, data, expected):
+        found = write(path, data, expected)
+        if data and len(lost) < 2:
+            lost.append(found)
+            raise FileExistsError
+        return found
+
+    monkeypatch.setattr(type(bucket), "write_version", write_version)
+    monkeypatch.setattr(lease, "RENEW", 60.0)
+    with run_lock.held(bucket):
+        assert path.read_version()[0] == lost[0]
+    assert not path.exists()
+    lost.clear()
+    monkeypatch.setattr(lease, "RENEW", 0.1)
+    with run_lock.held(bucket):  # also if it is that of a renewal
+        while len(lost) < 2:
+            time.sleep(0.02)
+    assert not path.exists()
+
+
 def test_an_owner_whose_lease_was_replaced_ends(bucket, monkeypatch):
     path, ended = bucket / run_lock.NAME, threading.Event()
 

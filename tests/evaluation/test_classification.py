@@ -204,6 +204,18 @@ def test_classes_are_scored_with_the_noise_of_the_evaluations_seed(tmp_path, mon
     assert np.all(np.abs(found / sums(0) - 1) > 1e-5)
 
 
+def test_noise_by_pixels_is_that_of_every_class(tmp_path, monkeypatch):
+    """The same image at two places of the split has the same scores."""
+    seen, split = {}, classes.unlabelled(NUMBER)
+    split.images[7] = split.images[4]
+    monkeypatch.setattr(loading, "load_split", lambda config: split)
+    monkeypatch.setattr(scores, "check_scores", lambda name, found: seen.update({name: found}))
+    evaluate(tmp_path, noise_by_pixels=True)
+    for name in ("classification by tn", "tn"):
+        assert seen[name]["bpd"][4] == pytest.approx(seen[name]["bpd"][7], rel=1e-6), name
+        assert seen[name]["bpd"][4] != pytest.approx(seen[name]["bpd"][5], rel=1e-6), name
+
+
 @pytest.mark.parametrize("size", [0, 1, 3])
 def test_every_class_keeps_the_conditioning_of_the_image(size):
     """Of any size, before the numbers of the classes; `success` is True where there is none."""

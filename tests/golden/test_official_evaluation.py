@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import types
+from itertools import permutations
 
 import jax
 import jax.numpy as jnp
@@ -190,6 +191,17 @@ def test_random_batches(count, sizes):
     for order in orders[:3]:
         times = np.bincount(order, minlength=count)
         assert np.ptp(times) <= 2
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(2, (1, 1, 0)), (3, (1, 2, 0)), (4, (2, 1, 1))])
+def test_the_deviation_is_that_over_all_orders(count, sizes):
+    """Of few images, every order can be tried."""
+    num_batches, batch_size, num_skipped = sizes
+    parity = OfficialParity(num_batches=num_batches, batch_size=batch_size, num_skipped=num_skipped)
+    values = np.array([1.0, 2.0, 4.0, 8.0])[:count]
+    first = num_skipped * batch_size
+    parts = [each[first : first + num_batches * batch_size] for each in permutations(values)]
+    assert parity.deviation(values) == pytest.approx(np.std(np.mean(parts, axis=1)), rel=1e-12)
 
 
 def test_summary_adds_up():

@@ -119,6 +119,7 @@ def test_the_report_on_a_whole_run_has_everything_and_needs_nothing_else(whole, 
         "275,745",
         "415",
         "3.0000",
+        "0.2887",  # its standard error, 0.5 / sqrt(3)
         "8 x NVIDIA H100",
     ):
         assert shown in page.text, shown

@@ -85,6 +85,17 @@ def test_seconds_add_up(folder, monkeypatch):
     assert 0 < before[1] == before[2] / 2
 
 
+def test_seconds_of_several_parts_are_those_until_the_last(folder, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(partial_results.time, "monotonic", lambda: now[0])
+    kept = opened(folder)
+    for number, seconds in enumerate((1.0, 4.0, 2.0)):
+        now[0] += seconds
+        fill(kept, "a", [number])
+    assert len(parts(folder)) == 3
+    assert opened(folder).seconds_before == 1 + 4 + 2
+
+
 def test_nothing_is_written_without_values(folder):
     kept = opened(folder)
     assert not kept.is_begun

@@ -133,7 +133,10 @@ def test_files_are_read_one_after_the_other(published, tfds_images, tmp_path):
             )
             for index in range(3)
         ]
+        found = source.labels("train", 10)
     np.testing.assert_array_equal(whole, np.concatenate(parts))
+    by_image = {image.tobytes(): place % 10 for place, image in enumerate(train)}
+    np.testing.assert_array_equal(found, [by_image[image.tobytes()] for image in whole])
 
 
 def test_a_dataset_prepared_from_a_part_is_not_held_to_what_is_known(
