@@ -1,5 +1,6 @@
 """A model of classes draws, encodes and scores images of the class that is named."""
 
+import dataclasses
 import pathlib
 
 import classes
@@ -115,6 +116,28 @@ def test_an_encoded_image_is_decoded_with_its_class(trained):
     np.testing.assert_array_equal(found, split.images)
     moved = trained.decode(noise, label=2, method=METHOD).astype(int) - split.images
     assert moved[0].mean() > moved[1].mean() > moved[2].mean() == 0
+
+
+@pytest.mark.parametrize("call", ["sample", "encode", "decode", "log_prob"])
+def test_a_solver_is_not_that_of_the_call_before(trained, call):
+    """Programs are kept in memory: each solver has its own."""
+    split = classes.split(6)
+    calls = {
+        "sample": lambda it, solver: it.sample(6, method=ODESampler(solver=solver)),
+        "encode": lambda it, solver: it.encode(
+            split.images, label=split.labels, method=ODESampler(solver=solver)
+        ),
+        "decode": lambda it, solver: it.decode(
+            np.ones(split.images.shape), label=split.labels, method=ODESampler(solver=solver)
+        ),
+        "log_prob": lambda it, solver: it.log_prob(
+            split.images, label=split.labels, **(SCORED | {"solver": solver})
+        ),
+    }
+    before, coarse = calls[call](trained, GRID), FixedGrid(steps=1)
+    found = calls[call](trained, coarse)
+    np.testing.assert_array_equal(found, calls[call](dataclasses.replace(trained), coarse))
+    assert not np.array_equal(found, before)
 
 
 def test_programs_encode_and_interpolate_with_the_classes_of_the_images(tmp_path, trained):
