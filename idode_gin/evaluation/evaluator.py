@@ -359,6 +359,7 @@ class Evaluator:
     def _series_facts(self, prepared: Prepared) -> dict[str, Any]:
         """Return everything that the scores of all checkpoints of a series depend on."""
         found = facts.result_facts(prepared.model, {}, self, prepared.split)
+        found |= facts.described("pilot", self.pilot)
         del found[facts.digest_name(self.use_ema)]
         run_dir = str(paths.of(self.checkpoint_path).absolute())
         return {**found, "run": run_dir, "parameters": "ema" if self.use_ema else "raw"}

@@ -354,6 +354,8 @@ def test_a_curve_of_other_settings_raises(score, add, tmp_path, monkeypatch):
         score(All(), seed=1)
     with pytest.raises(ValueError, match="parameters was ema and is now raw"):
         score(All(), use_ema=False)
+    with pytest.raises(ValueError, match="pilot was None and is now Pilot"):
+        score(All(), pilot=Pilot(tolerance=0.5))
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     with pytest.raises(ValueError, match=r"run was .*/run and is now .*/copy"):
         score(All(), path="copy")
