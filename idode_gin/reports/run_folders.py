@@ -61,7 +61,7 @@ def read(path: pathlib.Path, program: str) -> RunFolder:
         found.bindings = differences.bindings(found.config)
     if not is_series:
         found.summary = found.attempt("summary.json", lambda: _object(path / "summary.json"), {})
-    patterns = ["*.png"]
+    patterns, may_lack = ["*.png"], ""
     if program == "train":
         log = path / "metrics.jsonl"
         content = found.attempt(log.name, log.read_bytes, b"")
@@ -69,12 +69,14 @@ def read(path: pathlib.Path, program: str) -> RunFolder:
         if content and not content.endswith(b"\n"):
             found.notes.append("The last line of metrics.jsonl is incomplete and is left out.")
         patterns = ["train/integrand.png", "train/loss_by_gamma.png"]
+        if found.summary.get("exit_reason") == "preempted":  # drawn when a run is done
+            may_lack = patterns[0]
     elif program == "eval" and not is_series:
         found.bpd = found.attempt("results.npz", lambda: _bpd(path / "results.npz"), {})
         patterns = ["plots/bpd_*.png", "plots/nfe.png", "plots/integrand.png"]
     for pattern in patterns:
         names = sorted(each.relative_to(path).as_posix() for each in path.glob(pattern))
-        if not names:
+        if not names and pattern != may_lack:
             found.notes.append(f"{pattern} is missing.")
         pictures = {
             name: found.attempt(name, functools.partial(_png, path / name), b"") for name in names

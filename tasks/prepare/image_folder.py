@@ -52,9 +52,10 @@ def read(
     if problems:
         listed = "".join(f"\n  {each}" for each in problems[:_SHOWN])
         more = f"\n  and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
+        count = "1 file is" if len(problems) == 1 else f"{len(problems):,} files are"
         raise SourceError(
             f"{source} must hold readable 8-bit images of one shape, grey, RGB or RGBA. "
-            f"{len(problems):,} files are refused; repair or move them:{listed}{more}"
+            f"{count} refused; repair or move what is named:{listed}{more}"
         )
     classes_of = image_files.classes_of if shares is None else _classes
     names, labels = classes_of(source, files)

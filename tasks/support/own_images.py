@@ -146,9 +146,9 @@ class FolderReader(AbstractReader):
 
     name = "image_folder"
     layout = (
-        "It must hold a folder for each split that is used (train, validation, test) with image "
-        "files of one size and colour mode, 8 bits per channel; or be a folder that "
-        "`python -m tasks.prepare image_folder` has written."
+        "DATA_PATH must hold a folder for each split that is used (train, validation, test) with "
+        "image files of one size and colour mode, 8 bits per channel; or be a folder that "
+        "`python -m tasks.prepare image_folder` has written, which splits with --split 0.8,0.1,0.1."
     )
 
     def variant(self, path: pathlib.Path) -> str:

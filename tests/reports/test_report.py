@@ -210,6 +210,17 @@ def test_what_is_missing_or_damaged_is_said_in_the_page(name, whole):
     assert "ODESampler" in page.text  # the rest is there
 
 
+@pytest.mark.parametrize("reason", ["preempted", "done"])
+def test_a_run_that_was_stopped_has_no_integrand_yet(reason, whole):
+    """It is drawn when a run is done; its absence is no damage before."""
+    facts = json.loads((whole / "summary.json").read_text())
+    (whole / "summary.json").write_text(json.dumps({**facts, "exit_reason": reason}))
+    (whole / "train" / "integrand.png").unlink()
+    assert report.main([str(whole)]) == 0
+    is_said = "train/integrand.png is missing" in Page(whole / "report.html").text
+    assert is_said == (reason == "done")
+
+
 @pytest.mark.parametrize("name", ["absent", "empty", "of others", "a file"])
 def test_a_folder_of_another_kind_is_refused(name, tmp_path, capsys):
     path = tmp_path / name

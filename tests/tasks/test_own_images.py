@@ -423,7 +423,7 @@ def test_a_file_in_place_of_the_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "images.zip").touch()
     for path in (str(tmp_path / "images.zip"), "~/images.zip"):
-        with pytest.raises(ValueError, match=f"got the file {tmp_path}/images.zip. It must hold"):
+        with pytest.raises(ValueError, match=f"got the file {tmp_path}/images.zip. DATA_PATH must"):
             loading.load_split(
                 data.DatasetConfig(
                     mixture_or_task_name="image_folder", split="test", batch_size=1, data_path=path

@@ -79,5 +79,5 @@ def test_missing_splits_are_said_once_with_the_way_out(folders):
     with pytest.raises(SourceError, match=r"--split is for .* has train. Leave --split out"):
         image_folder.read(dataset, [folders], partial=False, shares=(0.8, 0.1, 0.1))
     (folders / "a" / "0000.png").rename(folders / "train" / "one.png")
-    with pytest.raises(SourceError, match=r"(?s)1 files are refused.* nor do 38 other images"):
+    with pytest.raises(SourceError, match=r"(?s)1 file is refused.* nor do 38 other images"):
         image_folder.read(dataset, [folders], partial=False)
