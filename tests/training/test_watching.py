@@ -165,7 +165,8 @@ def test_every_second_belongs_to_one_phase(clock_at):
 
 
 def test_goodput_is_over_all_processes_and_counts_what_was_done_twice(clock_at):
-    earlier = [{"step": 1, "time/train_seconds": 6.0, "time/lost_seconds": 2.0, "time/x": 9.0}]
+    spent = {"time/train_seconds": 6.0, "time/start_seconds": 0.5, "time/lost_seconds": 1.5}
+    earlier = [{"step": 1, **spent, "time/x": 9.0}]
     dropped = [{"step": 2, "time/train_seconds": 3.0, "time/eval_seconds": 1.0}]
     clock = throughput.Clock(0.0, earlier, dropped)
     clock.enter("train")
