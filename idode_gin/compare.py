@@ -24,8 +24,11 @@ from idode_gin.processes import output
 from idode_gin.reports import differences, files, paths
 from idode_gin.runs import output_folders
 
-_DATA = ("mixture_or_task_name", "split", "use_cached", "module", "data_path", "cache_dir")
-"""Fields of `DatasetConfig` that say where a split is."""
+_DATA = (
+    *("mixture_or_task_name", "split", "use_cached", "module", "data_path", "cache_dir"),
+    "num_images",
+)
+"""Fields of `DatasetConfig` that say which images an evaluation scored."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -155,7 +158,9 @@ def _images(
     try:
         bound = differences.bindings((folder / "operative_config.gin").read_text(encoding="utf-8"))
         fields = {
-            name: ast.literal_eval(_value(bound, f"data.DatasetConfig.{name}")) for name in _DATA
+            name: ast.literal_eval(_value(bound, f"data.DatasetConfig.{name}"))
+            for name in _DATA
+            if f"data.DatasetConfig.{name}" in bound
         }
         if tfds_data_dir:
             loading.set_data_dirs(tfds_data_dir=paths.stored(tfds_data_dir, "--tfds_data_dir"))

@@ -203,33 +203,33 @@ class PjitPartitioner:
             return tree
         return jax.jit(lambda each: each, out_shardings=self.replicated)(tree)
 
-    def check_batch_size(
-        self, name: str, batch_size: int, num_microbatches: int = 1, *, per_device: bool = False
-    ) -> None:
+    def check_batch_size(self, name: str, batch_size: int, num_microbatches: int = 1) -> None:
         """Check that a batch splits into equal parts.
 
         Args:
             name: name of the size in the error message.
             batch_size: size of the global batch.
             num_microbatches: number of microbatches.
-            per_device: True for `per_device`, in which devices along `model` have their own rows.
 
         Raises:
             ValueError: if it does not; names the next valid size.
         """
         checks.check_positive(name, batch_size)
         sizes = self.mesh.shape
-        axes = mesh_lib.AXES if per_device else BATCH_AXES
-        parts = {axis: sizes[axis] for axis in axes if sizes[axis] > 1 or axis == mesh_lib.DATA}
+        used = (axis for axis in BATCH_AXES if sizes[axis] > 1 or axis == mesh_lib.DATA)
+        parts = {axis: sizes[axis] for axis in used}
         if num_microbatches > 1:
             parts["num_microbatches"] = num_microbatches
         unit = math.prod(parts.values())
         checks.check_multiple(name, batch_size, " * ".join(parts), unit)
 
-    def rounded_up(self, batch_size: int) -> int:
-        """Return the smallest size from `batch_size` that splits into equal parts `per_device`."""
-        devices = math.prod(self.mesh.shape.values())
-        return -(-batch_size // devices) * devices
+    def rounded_up(self, batch_size: int, solve_size: int) -> int:
+        """Return the smallest size from `batch_size` that gives all devices whole solves.
+
+        A smaller batch takes as long: a solve of fewer than `solve_size` images is padded.
+        """
+        unit = math.prod(self.mesh.shape.values()) * solve_size
+        return -(-batch_size // unit) * unit
 
     def local_rows(self, batch_size: int) -> np.ndarray:
         """Return the rows of the global batch on this process: integers `[n]`, ascending."""

@@ -14,6 +14,7 @@ from idode_gin.dequantizers.uniform import Uniform
 from idode_gin.dequantizers.variational import Variational
 from idode_gin.evaluation import scores
 from idode_gin.evaluation.summary import VARIATIONAL_BOUND
+from idode_gin.feed import data
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.likelihood.pilot import Pilot, Report
 from idode_gin.losses.bound import VariationalBound
@@ -88,8 +89,8 @@ def _piloted(
     key: types.PRNGKey,
 ) -> tuple[ODELikelihood, Report]:
     """Return the likelihood with a solver, and the solver's error; see `pilot_run.runner`."""
-    pilot, count = Pilot(tolerance=tolerance), len(batch["index"])
-    places = np.linspace(0, count - 1, min(pilot.num_images, count)).round().astype(np.int64)
+    pilot = Pilot(tolerance=tolerance)
+    places = data.spread(pilot.num_images, len(batch["index"]))
     chosen = {name: jnp.asarray(each[places]) for name, each in batch.items()}
     found, report = pilot.run(model, jax.device_get(memory.params), chosen, key, estimator)
     pilot.check_precision(model, report)

@@ -73,8 +73,7 @@ class Classification:
 
     def images(self, split: data.ImageSplit) -> np.ndarray:
         """Return places in the split of the images to classify, rising, integers `[M]`."""
-        last, count = split.num_images - 1, self.num_images or split.num_images
-        return np.linspace(0, last, min(count, last + 1)).round().astype(np.int64)
+        return data.spread(self.num_images or split.num_images, split.num_images)
 
     def posterior(self, log_p: np.ndarray) -> np.ndarray:
         """Return log p(y) + log p(x | y), of which the largest is the class: `[M, C] -> [M, C]`."""

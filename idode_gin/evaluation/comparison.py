@@ -21,7 +21,10 @@ SHOWN = 6
 """Images with the largest differences that are named, on either side."""
 _IMAGES = ("image_shape", "num_images", "levels", "sha256")
 """Entries of a summary that must agree: the same pixels, with the same number of levels."""
-_NAMES = ("dataset", "variant", "split", "num_classes", "seed", "solve_size", "parameters")
+_NAMES = (
+    *("dataset", "variant", "split", "whole_split"),
+    *("num_classes", "seed", "solve_size", "parameters"),
+)
 """Entries of a summary that are mentioned if they differ."""
 _MEANING = ("bound", "bound.dequantizer")
 """Settings of a bound, with their parts: the bound is another one if they differ."""
@@ -121,7 +124,7 @@ def compare(evaluations: Sequence[Evaluation], names: Sequence[str] = ()) -> dic
         for each in found
         if each["difference"] and abs(each["difference"]) < (each["solver_error"] or 0)
     ]
-    described = ("dataset", "variant", "split", *_IMAGES)
+    described = ("dataset", "variant", "split", "whole_split", *_IMAGES)
     return {
         "images": {name: first.summary.get(name) for name in described},
         "evaluations": {each.label: _identity(each) for each in evaluations},
@@ -264,7 +267,7 @@ def table(found: Mapping[str, Any]) -> str:
     """Return `compare.json` as text: what is compared, a line per difference, and notes."""
     images = found["images"]
     lines = [
-        f"{images['dataset']} / {images['split']}: the same {images['num_images']} images of "
+        f"{images['dataset']} / {images['split']}: the same {summary.how_many(images)} images of "
         f"{'x'.join(map(str, images['image_shape']))}, {images['levels']} levels, sha256 "
         f"{images['sha256'][:12]}",
         *(f"{label}: {e['path']}, step {e['step']}" for label, e in found["evaluations"].items()),

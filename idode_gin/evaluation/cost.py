@@ -17,7 +17,7 @@ _WITH_TRACE = 2
 """A network evaluation with its trace costs no more than two without."""
 _TRAINING = 3
 """A training step costs about three network evaluations for each image of its batch."""
-QUICK_FILE = "gin_configs/evaluations/quick.gin"
+QUICK_FILE, QUICK_IMAGES = "gin_configs/evaluations/quick.gin", 1000
 QUICK, FULL = 8, 64 + 3 * _WITH_TRACE * ODE_EVALUATIONS
 """Evaluations for an image, in units of one without trace: of `QUICK_FILE`, and by default."""
 
@@ -56,7 +56,9 @@ def in_words(
         more = f", and {roughly(seconds[1])} for the pilots" if pilots else ""
         lines.append(f"Time as fast as in training: {roughly(seconds[0])} for 1,000 images{more}.")
     if total > QUICK and likelihoods:
-        lines.append(f"For the variational bound alone: --gin_file={QUICK_FILE}.")
+        lines.append(
+            f"For the variational bound alone, of {QUICK_IMAGES:,} images: --gin_file={QUICK_FILE}."
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -86,15 +88,16 @@ def compared_with_training(run: pathlib.Path) -> str:
     found = _summary(run)
     try:
         images, speed = found["eval_data"]["num_images"], found["images_per_second"]
-        quick, full = (images * each / (_TRAINING * speed) for each in (QUICK, FULL))
+        few, cost = min(images, QUICK_IMAGES), _TRAINING * speed
+        quick, full = few * QUICK / cost, images * FULL / cost
         if full <= found["seconds"]["train"]:
             return ""
     except (LookupError, TypeError, ZeroDivisionError):
         return ""
     return (
         f"All bounds of {images:,} images take about {roughly(full)}, longer than the training; "
-        f"the variational bound alone {roughly(quick)}, by the first command. Start, compilation "
-        "and plots take up to a minute more."
+        f"the variational bound alone of {few:,} {roughly(quick)}, by the first command. Start, "
+        "compilation and plots take up to a minute more."
     )
 
 

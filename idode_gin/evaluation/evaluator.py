@@ -177,7 +177,6 @@ class Evaluator:
             checks.NonFiniteError: if a score is not finite or a solve failed.
             checks.Preempted: when asked to stop; the next `run` resumes.
         """
-        self.partitioner.check_batch_size("batch_size", dataset.batch_size, per_device=True)
         self.check_path()  # before images are read
         self.check_output(model, dataset)
         split = run_inputs.load(dataset, model)
@@ -213,7 +212,9 @@ class Evaluator:
         if self.histogram_split is not None:
             with progress.phase(f"fitting a histogram to {self.histogram_split}"):
                 fitted_on = loading.load_split(
-                    dataclasses.replace(dataset, split=self.histogram_split, fingerprint=None)
+                    dataclasses.replace(
+                        dataset, split=self.histogram_split, num_images=None, fingerprint=None
+                    )
                 )
                 histogram = histogram_lib.bits_per_dim(
                     fitted_on.images, split.images, model.encoding.levels
@@ -245,7 +246,7 @@ class Evaluator:
         return Prepared(
             model=model,
             split=split,
-            batch_size=dataset.batch_size,
+            batch_size=self.partitioner.rounded_up(dataset.batch_size, self.solve_size),
             config_sha256=config_sha256,
             settings=self._settings(model, dataset),
             histogram=histogram,
@@ -264,7 +265,7 @@ class Evaluator:
         began, split, params = time.monotonic(), prepared.split, restored.params
         used = facts.checkpoint_used(restored, self.use_ema)
         print(
-            f"Scoring {split.num_images} images of {split.name} / {split.split} with "
+            f"Scoring {split.how_many} images of {split.name} / {split.split} with "
             f"{restored.path}, step {restored.step}, {used['parameters']} parameters."
             f"{split.classes and chr(10)}{split.classes}",
             flush=True,
@@ -352,6 +353,7 @@ class Evaluator:
             **found,
             "likelihoods": sorted(self.likelihoods),
             "data": f"{dataset.mixture_or_task_name} / {dataset.split}",
+            "num_images": dataset.num_images,
             "run": str(checkpoint.parent if is_step else checkpoint),
             "parameters": "ema" if self.use_ema else "raw",
         }

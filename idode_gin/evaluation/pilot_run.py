@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from idode_gin import types
 from idode_gin.feed import batches as batch_lib
@@ -96,7 +95,7 @@ def runner(
     Raises:
         ValueError: if the network's arithmetic is too coarse: see `Pilot.check_precision`.
     """
-    count = min(pilot.num_images, split.num_images)
+    index = data.spread(pilot.num_images, split.num_images)
     prepared: dict[str, Callable[[types.Params], tuple[ODELikelihood, Report]]] = {}
 
     def run(
@@ -118,8 +117,7 @@ def runner(
         known = f"{name} {estimator}"
         with progress.phase(f"pilot of {name}"):
             if known not in prepared:
-                index = np.linspace(0, split.num_images - 1, count).round().astype(np.int64)
-                batch = next(batch_lib.eval_batches(split, count, index=index))
+                batch = next(batch_lib.eval_batches(split, len(index), index=index))
                 batch = jax.device_put(batch)
                 key = jax.jit(lambda: key_of(name))()  # one program, not one for each operation
                 prepared[known] = pilot.prepared(model, batch, key, estimator, _watched(name))

@@ -20,7 +20,7 @@ from idode_gin.reports import files, plots, progress
 Integrand = Callable[[], tuple[np.ndarray, np.ndarray, int]]
 """Gives gammas, bits per dim per nat of gamma at them, `[G]` each, and of how many images."""
 PLOTS = "plots"
-TAKEN = (summary.VARIATIONAL_BOUND, summary.CLASSIFICATION, "histogram", "index")
+TAKEN = (summary.VARIATIONAL_BOUND, summary.CLASSIFICATION, "histogram", "index", "place")
 """Names of columns that no likelihood can have."""
 
 
@@ -51,6 +51,8 @@ def write(
     are those of a classification by name, `[N]`, if there is one.
     """
     rows = {"index": np.arange(split.num_images)}
+    if split.whole is not None:
+        rows["place"] = split.place_of(rows["index"])
     rows |= {f"{name}/{key}": v for name, each in scores.items() for key, v in each.items()}
     rows |= {f"{summary.CLASSIFICATION}/{name}": each for name, each in classes.items()}
     with progress.phase(f"writing results to {directory}"):

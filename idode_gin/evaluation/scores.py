@@ -44,7 +44,7 @@ from idode_gin.solvers.base import AbstractSolver
 
 Scored: TypeAlias = ODELikelihood | AbstractBound | None
 """Estimator of a bound; None for the variational bound of the evaluation."""
-INTEGRAND_IMAGES, INTEGRAND_POINTS = 64, 41
+INTEGRAND_IMAGES, INTEGRAND_POINTS = 32, 41
 GRID = 64
 """Grids of Adams methods are padded to a multiple of it, so that they share a program."""
 

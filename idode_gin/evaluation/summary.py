@@ -106,7 +106,7 @@ def table(summary: Mapping[str, Any], histogram: np.ndarray | None = None) -> st
     """Return the results as text: a line that identifies the pixels, then one line per bound."""
     variant = f", {summary['variant']}" if summary["variant"] else ""
     lines = [
-        f"{summary['dataset']}{variant} / {summary['split']}: {summary['num_images']} images of "
+        f"{summary['dataset']}{variant} / {summary['split']}: {how_many(summary)} images of "
         f"{'x'.join(str(each) for each in summary['image_shape'])}, {summary['levels']} levels, "
         f"sha256 {summary['sha256'][:_SHOWN_DIGITS]}, step {summary['step']}",
         f"{'bound':<20}{'bpd':>10}{'std. error':>12}{'solver error':>14}{'NFE':>8}",
@@ -133,6 +133,11 @@ def table(summary: Mapping[str, Any], histogram: np.ndarray | None = None) -> st
             f"on {classified['num_images']} images, {classified['num_classes']} classes"
         )
     return "\n".join(lines + missed)
+
+
+def how_many(summary: Mapping[str, Any]) -> str:
+    """Return the number of images scored; with that of the split, such as `100 of 300`, if more."""
+    return " of ".join(str(summary[k]) for k in ("num_images", "whole_split") if summary.get(k))
 
 
 def bounds(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

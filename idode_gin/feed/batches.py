@@ -9,7 +9,7 @@ A batch is a dict, with the batch axis `B` first:
     image         integers `[B, H, W, C]` in `0..V-1`
     conditioning  float32 `[B, K]`, zeros `[B, 1]` without any; then a number for each class
     position      int32 `[B]`, place in the global batch
-    index         int32 `[B]`, the image's place in the split
+    index         int32 `[B]`, the image's place in the whole split
     mask          float32 `[B]`, 1 for an image, 0 for padding
 
 Each function returns only the requested `rows` of the global batch, so that a process reads the
@@ -138,7 +138,7 @@ def _gather(split: ImageSplit, index: np.ndarray, rows: np.ndarray, *, num_real:
         "image": np.take(split.images, index, axis=0),
         "conditioning": split.conditioning_of(index),
         "position": rows.astype(np.int32),
-        "index": index.astype(np.int32),
+        "index": split.place_of(index).astype(np.int32),
         "mask": (rows < num_real).astype(np.float32),
     }
 

@@ -42,12 +42,14 @@ class DatasetConfig:
         them in memory only.
       memory_map: page cached images in from disk as they are used, shared by all processes of a
         machine. False reads them whole at the start, which suits slow network disks.
-      fingerprint: required `sha256` or `content_sha256` of the split, as in any result, or at least
-        its first 16 digits; None accepts any.
+      num_images: how many images of the split to use, spread evenly over it; None, or more than it
+        has, uses all.
+      fingerprint: required `sha256` or `content_sha256` of the images used, as in any result, or at
+        least its first 16 digits; None accepts any.
 
     Raises:
-      ValueError: for a batch size below one, a negative seed, a value of either that is not an
-        integer, or a malformed fingerprint.
+      ValueError: for a batch size or number of images below one, a negative seed, a value of one of
+        them that is not an integer, or a malformed fingerprint.
     """
 
     mixture_or_task_name: str
@@ -61,10 +63,13 @@ class DatasetConfig:
     augmentation: Augmentation | None = None
     cache_dir: LocalPath | None = None
     memory_map: bool = True
+    num_images: int | None = None
     fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         checks.check_integer("batch_size", self.batch_size, at_least=1)
+        if self.num_images is not None:
+            checks.check_integer("num_images", self.num_images, at_least=1)
         checks.check_integer("seed", self.seed, at_least=0)
         given = self.fingerprint
         if given is not None and (len(given) < DIGITS or set(given) - set("0123456789abcdef")):
@@ -77,7 +82,7 @@ class DatasetConfig:
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ImageSplit:
-    """One split of one dataset, in its own order, in memory or mapped into it.
+    """One split of one dataset, or some of its images, in its own order, in memory or mapped.
 
     Attributes:
       images: integers `[N, H, W, C]`.
@@ -90,6 +95,7 @@ class ImageSplit:
       labels: class of each image, integers `[N]`, if the network is conditioned on it.
       num_classes: C; 0 without labels.
       class_names: name of each class, C of them; empty if they have none.
+      whole: number of images of the whole split, if these are only some of them (see `some`).
 
     Raises:
       ValueError: if there are no images, they are not integers of rank 4, the conditioning is not
@@ -106,6 +112,7 @@ class ImageSplit:
     labels: np.ndarray | None = None
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
+    whole: int | None = None
 
     def __post_init__(self) -> None:
         images, rows = self.images, self.conditioning
@@ -136,10 +143,36 @@ class ImageSplit:
         return len(self.images)
 
     @property
+    def how_many(self) -> str:
+        """N, and of how many if these are only some, such as `100 of 300`."""
+        return f"{self.num_images}" if self.whole is None else f"{self.num_images} of {self.whole}"
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C)."""
         height, width, channels = self.images.shape[1:]
         return height, width, channels
+
+    def place_of(self, index: np.ndarray) -> np.ndarray:
+        """Return the places in the whole split of the images at `index`, integers `[...]`."""
+        return index if self.whole is None else spread(self.num_images, self.whole)[index]
+
+    def some(self, num_images: int) -> "ImageSplit":
+        """Return so many of the images, spread evenly, or all if there are no more.
+
+        Each keeps its place, and so its noise: it scores as it does among all.
+        """
+        if num_images >= self.num_images:
+            return self
+        chosen = spread(num_images, self.num_images)
+        return dataclasses.replace(
+            self,
+            images=self.images[chosen],
+            conditioning=self.conditioning[chosen],
+            labels=None if self.labels is None else self.labels[chosen],
+            known_fingerprint=None,
+            whole=self.num_images,
+        )
 
     @functools.cached_property
     def fingerprint(self) -> ImageFingerprint:
@@ -170,15 +203,28 @@ class ImageSplit:
         found = {"num_classes": self.num_classes, "labels_sha256": digest}
         return found | ({"class_names": list(self.class_names)} if self.class_names else {})
 
+    def part_facts(self) -> dict[str, Any]:
+        """Return the number of images of the whole split if these are only some of them."""
+        return {} if self.whole is None else {"whole_split": self.whole}
+
     def facts(self) -> dict[str, Any]:
         """Return dataset, variant, split and fingerprint for result files, as JSON values."""
         return {
             "dataset": self.name,
             "variant": self.variant,
             "split": self.split,
+            **self.part_facts(),
             **self.fingerprint.as_dict(),
             **self.label_facts(),
         }
+
+
+def spread(num_images: int, total: int) -> np.ndarray:
+    """Return places of `num_images` of `total` images, spread evenly, rising, integers `[n]`.
+
+    The first and the last are among them; all of them if there are no more.
+    """
+    return np.linspace(0, total - 1, min(num_images, total)).round().astype(np.int64)
 
 
 def check_images(split: ImageSplit, levels: int) -> None:

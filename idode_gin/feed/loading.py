@@ -19,6 +19,7 @@ import numpy as np
 
 from idode_gin import checks
 from idode_gin.feed import (
+    data,
     image_cache,
     image_fingerprints,
     lean_tensorflow,
@@ -49,9 +50,10 @@ def set_data_dirs(
 
 
 def load_split(config: DatasetConfig) -> ImageSplit:
-    """Return a whole split: every image once, uncropped, in the dataset's own order.
+    """Return a split: every image once, uncropped, in the dataset's own order.
 
-    Decodes it into the cache if it is not there yet. Random preprocessing by a user's own task
+    Decodes it into the cache if it is not there yet. With `config.num_images`, returns some of it.
+    Random preprocessing by a user's own task
     therefore happens once, not once per epoch. A mixture is its tasks one after the other, which is
     right only if its rates make every image equally likely.
 
@@ -69,12 +71,13 @@ def load_split(config: DatasetConfig) -> ImageSplit:
         known = parts[0].facts.known(config.split)
         if known is not None:
             known.check(str(split), split.fingerprint)
+    split = split.some(config.num_images or split.num_images)
     _check_fingerprint(split, config.fingerprint)
     return split
 
 
 def load_labels(config: DatasetConfig, num_classes: int) -> np.ndarray | None:
-    """Return the class of each image of a split, `[N]`, in its order; None if a task has none.
+    """Return the class of each image of `load_split`, `[N]`; None if a task has none.
 
     A task of the user's own gives them as a feature "label".
 
@@ -83,7 +86,10 @@ def load_labels(config: DatasetConfig, num_classes: int) -> np.ndarray | None:
     """
     labels = [part.labels(num_classes) for part in _opened(config)[1]]
     found = [each for each in labels if each is not None]
-    return np.concatenate(found) if len(found) == len(labels) else None
+    if len(found) < len(labels):
+        return None
+    of_all = np.concatenate(found)
+    return of_all[data.spread(config.num_images or len(of_all), len(of_all))]
 
 
 def check_there(config: DatasetConfig, num_classes: int) -> None:

@@ -93,8 +93,9 @@ class Encoder:
             flush=True,
         )
         known = facts.result_facts(model, restored.params, self, split)
+        size = self.partitioner.rounded_up(dataset.batch_size, self.solve_size)
         with image_loop.opened(
-            self.output_dir, known, len(chosen), self.partitioner, dataset.batch_size, "encoding"
+            self.output_dir, known, len(chosen), self.partitioner, size, "encoding"
         ) as loop:
             compute, images = (
                 self._compiled(model.at(restored.params)),

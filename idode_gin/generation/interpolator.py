@@ -72,8 +72,9 @@ class Interpolator:
     ) -> str:
         """Describe what `run` would do: see `descriptions.describe_use`."""
         use = f"interpolate {dataset.mixture_or_task_name} / {dataset.split} with"
-        size = self.partitioner.without_devices().rounded_up(dataset.batch_size)
-        return descriptions.describe_use(self, model, size, use, dataset=dataset, full=full)
+        return descriptions.describe_use(
+            self, model, dataset.batch_size, use, dataset=dataset, full=full
+        )
 
     def run(self, model: DiffusionODE, dataset: data.DatasetConfig) -> dict[str, Any]:
         """Interpolate, and return the contents of `summary.json`.
@@ -85,8 +86,6 @@ class Interpolator:
             checks.Preempted: when asked to stop; the next `run` resumes.
         """
         began = time.monotonic()
-        batch_size = self.partitioner.rounded_up(dataset.batch_size)
-        dataset = dataclasses.replace(dataset, batch_size=batch_size)
         split, restored = run_inputs.load_both(
             model, dataset, self.checkpoint_path, self.use_ema, self.partitioner
         )
@@ -103,7 +102,7 @@ class Interpolator:
             known,
             len(self.pairs),
             self.partitioner,
-            dataset.batch_size,
+            batch_size := self.partitioner.rounded_up(dataset.batch_size, self.solve_size),
             verb="interpolating",
             unit="pairs",
         ) as loop:
@@ -111,7 +110,7 @@ class Interpolator:
                 "strips",
                 self._compiled(model.at(restored.params)),
                 restored.params,
-                lambda index, rows: self._batches(split, index, rows, dataset.batch_size),
+                lambda index, rows: self._batches(split, index, rows, batch_size),
             )
             image_loop.check_solved(found.pop("success"), "pairs")
         summary = {

@@ -43,7 +43,7 @@ class Sampler:
         checkpoint_path: a run directory (its newest checkpoint) or one `checkpoint_<step>` in it.
         method: takes noise to images.
         num_samples: images to draw.
-        batch_size: images at a time.
+        batch_size: images at a time, rounded up to whole solves on every device.
         grid_images: images in the grid, at most `num_samples`.
         png_files: write each image as a PNG, too. Needs 1 or 3 channels.
         conditioning: the values the network is conditioned on beside a class, K numbers.
@@ -98,7 +98,6 @@ class Sampler:
         """
         if model.image_shape is None:
             raise ValueError("Sampling needs `DiffusionODE.image_shape`; bind IMAGE_SHAPE.")
-        self.partitioner.check_batch_size("batch_size", self.batch_size, per_device=True)
         if self.png_files:
             outputs.check_pngs(self.output_dir)
         began = time.monotonic()
@@ -112,11 +111,12 @@ class Sampler:
             said += f"\nClasses: {labels.listed(model.num_classes, names)}."
         print(said, flush=True)
         known = facts.result_facts(model, restored.params, self)
+        size = self.partitioner.rounded_up(self.batch_size, self.solve_size)
         with image_loop.opened(
-            self.output_dir, known, self.num_samples, self.partitioner, self.batch_size, "drawing"
+            self.output_dir, known, self.num_samples, self.partitioner, size, "drawing"
         ) as loop:
             compute, params = self._compiled(model.at(restored.params)), restored.params
-            batches = functools.partial(self._batches, classes, model.num_classes)
+            batches = functools.partial(self._batches, classes, model.num_classes, size)
             drawn = loop.run("samples", compute, params, batches)
             image_loop.check_solved(drawn.pop("success"), "samples")
         summary = {
@@ -167,10 +167,15 @@ class Sampler:
         return image_loop.compiled(sample, self.partitioner, self.solve_size)
 
     def _batches(
-        self, classes: np.ndarray | None, num_classes: int, index: np.ndarray, rows: np.ndarray
+        self,
+        classes: np.ndarray | None,
+        num_classes: int,
+        size: int,
+        index: np.ndarray,
+        rows: np.ndarray,
     ) -> Iterator[types.Batch]:
         bits = np.tile(np.asarray(self.conditioning, np.float32), (len(rows), 1))
-        for chosen, _ in batch_lib.index_batches(index, self.batch_size, rows):
+        for chosen, _ in batch_lib.index_batches(index, size, rows):
             conditioning = bits
             if classes is not None:
                 conditioning = labels.joined(bits, classes[chosen], num_classes)

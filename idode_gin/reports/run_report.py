@@ -172,9 +172,11 @@ def _score_table(folder: RunFolder) -> Markup:
         spread = _shown(bpd.std(ddof=1) / math.sqrt(len(bpd)) if len(bpd) > 1 else None, ".4f")
         rows.append(("histogram", _shown(bpd.mean(), ".4f"), spread, _ABSENT, _ABSENT))
     shape = "×".join(map(str, summary.get("image_shape", "?")))
+    known = (summary.get(name) for name in ("num_images", "whole_split"))
+    count = " of ".join(str(each) for each in known if each)
     caption = (
         f"{folder.path}: {summary.get('dataset')} {summary.get('variant') or ''} / "
-        f"{summary.get('split')}, {summary.get('num_images')} images of {shape}, "
+        f"{summary.get('split')}, {count} images of {shape}, "
         f"{summary.get('levels')} levels, sha256 {str(summary.get('sha256'))[:12]}, "
         f"step {summary.get('step')}, {summary.get('parameters')} parameters"
     )

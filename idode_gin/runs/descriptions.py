@@ -70,6 +70,10 @@ class Loop(Protocol):
         """Devices."""
 
     @property
+    def solve_size(self) -> int:
+        """Images, or pairs of them, per solve on a device."""
+
+    @property
     def checkpoint_path(self) -> str:
         """A run directory, or a checkpoint in one."""
 
@@ -95,15 +99,15 @@ def describe_use(
 ) -> str:
     """Describe what a program would do with a checkpoint, without devices, images or parameters.
 
-    `use` completes "Would {use} <checkpoint>"; `batch_size` is over all devices; the files of a
-    `dataset` of the user's own must be at their path, if anything is; `full` lists all parameters.
+    `use` completes "Would {use} <checkpoint>"; `batch_size` is over all devices, before it is
+    rounded up to whole solves; the files of a `dataset` of the user's own must be at their path, if
+    anything is; `full` lists all parameters.
 
     Raises:
-        ValueError: if the batch size does not fit the mesh, the model declares no image shape,
-            every checkpoint is damaged, or files of the dataset are missing.
+        ValueError: if the model declares no image shape, every checkpoint is damaged, or files of
+            the dataset are missing.
     """
     partitioner = loop.partitioner.without_devices()
-    partitioner.check_batch_size("batch_size", batch_size, per_device=True)
     shape = shape_for_dry_run(model)
     absent = "" if dataset is None else loading.nothing_there(dataset, model.num_classes)
     warning = f"WARNING: {absent}\n" if absent else ""
@@ -128,7 +132,7 @@ def describe_use(
     return (
         f"{head}\n"
         f"Mesh: {partitioner.shown}.\n"
-        f"Images: {shape}; batch size {batch_size}.\n"
+        f"Images: {shape}; {partitioner.rounded_up(batch_size, loop.solve_size)} at a time.\n"
         f"Parameters on each device (replicated): {size:,.1f} MiB.\n"
         f"FLOPs of one network evaluation, per image: {operations:.4g}.\n"
         f"{cost(operations, found, facts)}"

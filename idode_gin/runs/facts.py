@@ -55,6 +55,7 @@ def image_facts(
         "dataset": str(split),
         "dataset_sha256": split.fingerprint.sha256,
         "eval_dataset_sha256": None if eval_split is None else eval_split.fingerprint.sha256,
+        **split.part_facts(),
         "augmentation": shortened(split.augmentation),
         **split.label_facts(),
         **{f"eval_{name}": each for name, each in labels_of_eval.items()},
@@ -99,7 +100,7 @@ def result_facts(
         found["dataset"] = str(split)
         found["dataset_sha256"] = split.fingerprint.sha256
         found["conditioning_sha256"] = fingerprints.sha256(split.conditioning)
-        found |= split.label_facts()
+        found |= split.label_facts() | split.part_facts()
     for name, value in {"model": model, **vars(settings), **replaced}.items():
         for key, each in value.items() if isinstance(value, dict) else [("", value)]:
             full = f"{name}.{key}".rstrip(".")

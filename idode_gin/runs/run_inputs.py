@@ -123,9 +123,8 @@ def load_both(
     """Load a split and the parameters for it; a missing checkpoint is found before images are read.
 
     Raises:
-        ValueError: see `load` and `load_params`; or if the batch size does not fit the mesh.
+        ValueError: see `load` and `load_params`.
     """
-    partitioner.check_batch_size("batch_size", dataset.batch_size, per_device=True)
     saving.find(path)
     split = load(dataset, model)
     restored = load_params(model, split.image_shape, path, use_ema, partitioner.replicated)

@@ -225,7 +225,6 @@ def test_batch_size_must_suit_the_devices():
         ({"data": 2, "fsdp": 4}, {}, r"`data \* fsdp`, got rows=12 and data \* fsdp=8.*is 16"),
         ({"data": 2}, {"num_microbatches": 8}, r"`data \* num_microbatches`.*=16"),
         ({"data": 4, "model": 2}, {}, None),
-        ({"data": 4, "model": 2}, {"per_device": True}, r"`data \* model`.*is 16"),
     ],
 )
 def test_batch_size_must_suit_the_mesh(mesh_shape, arguments, message):
@@ -235,6 +234,21 @@ def test_batch_size_must_suit_the_mesh(mesh_shape, arguments, message):
         return
     with pytest.raises(ValueError, match=message):
         partitioner.check_batch_size("rows", 12, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("mesh_shape", "batch_size", "solve_size", "rounded"),
+    [
+        ({"data": 2}, 16, 32, 64),  # 8 images on a device would be padded to 32
+        ({"data": 2}, 64, 32, 64),
+        ({"data": 2}, 65, 32, 128),
+        ({"data": 1, "model": 3}, 1, 1, 3),
+        ({"data": 2, "fsdp": 2, "model": 2}, 9, 4, 32),
+    ],
+)
+def test_a_batch_of_solves_is_rounded_up(mesh_shape, batch_size, solve_size, rounded):
+    partitioner = partitioning.PjitPartitioner(mesh_shape=mesh_shape).without_devices()
+    assert partitioner.rounded_up(batch_size, solve_size) == rounded
 
 
 def test_a_mesh_that_the_devices_do_not_fill():

@@ -81,7 +81,11 @@ def score(monkeypatch, tmp_path):
 
     def score(series, output="out", path="run", **changes):
         scored.clear()
-        fields = {"likelihoods": {}, "variational_bound": VariationalBound(num_times=2)}
+        fields = {
+            "likelihoods": {},
+            "variational_bound": VariationalBound(num_times=2),
+            "solve_size": 8,
+        }
         made = Evaluator(
             output_dir=str(tmp_path / output),
             checkpoint_path=str(tmp_path / path),

@@ -43,7 +43,7 @@ LOOSE = DormandPrince(rtol=1e-3, atol=1e-3)
 def evaluate(monkeypatch, tmp_path):
     """Evaluate a random network; return the summary and the values per image."""
 
-    def run(number, batch_size, model, solver, solve_size=4, **changes):
+    def run(number, batch_size, model, solver, solve_size=4, num_images=None, **changes):
         tiny.use_tiny_data(monkeypatch, number)
         params = model.init(jax.random.key(0), tiny.SHAPE)
         noise = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
@@ -66,7 +66,7 @@ def evaluate(monkeypatch, tmp_path):
             solve_size=solve_size,
             **changes,
         )
-        summary = made.run(model, tiny.config(batch_size))
+        summary = made.run(model, tiny.config(batch_size, num_images=num_images))
         assert json.loads((tmp_path / "summary.json").read_text()) == summary
         with np.load(tmp_path / "results.npz") as found:
             return summary, dict(found)
@@ -84,6 +84,28 @@ def test_every_image_once_for_every_batch_size(evaluate):
         assert summary["num_images"] == number == len(found["tn/bpd"])
         for name in ("tn", "variational_bound"):
             assert summary[name]["mean"] == pytest.approx(summaries[0][name]["mean"], abs=1e-6)
+
+
+def test_some_images_score_as_they_do_among_all(evaluate, tmp_path):
+    """Bit for bit, the integrand's apart; and an evaluation of another number is another one."""
+    solver, model = FixedGrid(steps=2), tiny.model()
+    whole, among_all = evaluate(9, 4, model, solver)
+    assert "place" not in among_all
+    assert "whole_split" not in whole
+    with pytest.raises(ValueError, match="num_images was None and is now 4"):
+        evaluate(9, 4, model, solver, num_images=4)
+    (tmp_path / "summary.json").unlink()
+    summary, found = evaluate(9, 3, model, solver, num_images=4)
+    places = found.pop("place")
+    assert places.tolist() == [0, 3, 5, 8]
+    assert found.pop("index").tolist() == [0, 1, 2, 3]
+    assert found.keys() == among_all.keys() - {"index"}
+    for name, each in found.items():
+        np.testing.assert_array_equal(each, among_all[name][places], err_msg=name)
+    assert (summary["num_images"], summary["whole_split"]) == (4, 9)
+    assert summary["sha256"] != whole["sha256"]
+    assert "train: 4 of 9 images of 4x4x1" in summary_lib.table(summary)
+    assert summary["tn"]["mean"] == among_all["tn/bpd"][places].mean()
 
 
 def test_noise_by_pixels_is_that_of_the_programs_of_t5x(evaluate):

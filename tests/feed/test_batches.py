@@ -228,6 +228,17 @@ def test_evaluation_sees_every_image_exactly_once_in_order(batch_size):
     assert len(real) < 7 + batch_size
 
 
+def test_some_images_of_a_split_keep_their_places():
+    split = made.split()
+    some = split.some(3)
+    for index in (None, np.asarray([0, 1, 2])):
+        (batch,) = batches.eval_batches(some, 3, index=index)
+        assert batch["index"].tolist() == [0, 3, 6]
+        np.testing.assert_array_equal(batch["image"], split.images[[0, 3, 6]])
+    trained = batches.train_batch(some, made.config(batch_size=3), 0)
+    np.testing.assert_array_equal(trained["image"], split.images[trained["index"]])
+
+
 def test_evaluation_of_the_images_that_are_left():
     split, rows = made.split(), np.asarray([0, 2])
     left = np.asarray([1, 4, 5, 6])

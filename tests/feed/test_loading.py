@@ -75,6 +75,29 @@ def test_a_split_is_loaded_whole_and_in_order(register):
     assert not split.images.flags.writeable
 
 
+def test_some_images_of_a_split_are_spread_evenly_with_their_labels(register):
+    images, rows = random_images(10), np.arange(20.0).reshape(10, 2)
+    register("made", {"image": images, "conditioning": rows, "label": np.arange(10) % 3})
+    whole, some = load("made"), load("made", num_images=4)
+    places = [0, 3, 6, 9]
+    np.testing.assert_array_equal(some.images, images[places])
+    np.testing.assert_array_equal(some.conditioning, rows[places])
+    config = made.config(mixture_or_task_name="made", num_images=4)
+    assert loading.load_labels(config, 3).tolist() == [0, 0, 0, 0]
+    config = made.config(mixture_or_task_name="made", num_images=3)
+    assert loading.load_labels(config, 3).tolist() == [0, 1, 0]  # of 0, 4 and 9: 4.5 rounds to 4
+    assert some.facts()["whole_split"] == 10
+    assert some.facts()["num_images"] == 4
+    assert some.fingerprint == image_fingerprints.fingerprint(images[places])
+    load("made", num_images=4, fingerprint=some.fingerprint.sha256)
+    with pytest.raises(ValueError, match="must have fingerprint="):
+        load("made", num_images=4, fingerprint=whole.fingerprint.sha256)
+    for enough in (10, 11):
+        assert load("made", num_images=enough).facts() == whole.facts()
+    with pytest.raises(ValueError, match="`num_images` must be"):
+        load("made", num_images=0)
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint16])
 def test_wider_integers_become_int32(register, dtype):
     images = random_images(5, dtype=dtype) * 100

@@ -110,7 +110,9 @@ def trainer(model_dir, train_steps=6, *, period=2, keep=3, restore=None, **chang
 
 
 def use_tiny_data(monkeypatch, number=20):
-    """Make `loading.load_split` return a tiny split without seqio."""
-    monkeypatch.setattr(
-        loading, "load_split", lambda config: split(config.mixture_or_task_name, number)
-    )
+    """Make `loading.load_split` return a tiny split, or some of it, without seqio."""
+
+    def load(config):
+        return split(config.mixture_or_task_name, number).some(config.num_images or number)
+
+    monkeypatch.setattr(loading, "load_split", load)
