@@ -291,6 +291,7 @@ CASES = {
             "augmentation": Augmentation(),
             "cache_dir": "",
             "memory_map": False,
+            "num_images": 2,
             "fingerprint": Refused("0" * 16, "must have fingerprint="),
         },
     ),

@@ -46,16 +46,6 @@ MISUSE = {
         [DRY, EIGHT, "train_eval/DatasetConfig.batch_size=60"],
         "`batch_size of evaluation` must be a multiple of `data`",
     ),
-    "batch not divisible in eval": (
-        "eval",
-        [DRY, "MESH_SHAPE={'data': 4, 'model': 2}", "BATCH_SIZE=60"],
-        "`batch_size` must be a multiple of `data * model`",
-    ),
-    "batch not divisible in sample": (
-        "sample",
-        [DRY, EIGHT, "BATCH_SIZE=60"],
-        "`batch_size` must be a multiple of `data`",
-    ),
     "mesh larger than the devices": (
         "train",
         ["MESH_SHAPE={'data': 2, 'fsdp': 512}"],
