@@ -1,5 +1,6 @@
 """Reading seqio tasks: every image of a split, or an error that says what to do."""
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -88,7 +89,9 @@ def test_some_images_of_a_split_are_spread_evenly_with_their_labels(register):
     assert loading.load_labels(config, 3).tolist() == [0, 1, 0]  # of 0, 4 and 9: 4.5 rounds to 4
     assert some.facts()["whole_split"] == 10
     assert some.facts()["num_images"] == 4
-    assert some.fingerprint == image_fingerprints.fingerprint(images[places])
+    known = dataclasses.replace(whole, known_fingerprint=whole.fingerprint).some(4)
+    for each in (some, known):
+        assert each.fingerprint == image_fingerprints.fingerprint(images[places])
     load("made", num_images=4, fingerprint=some.fingerprint.sha256)
     with pytest.raises(ValueError, match="must have fingerprint="):
         load("made", num_images=4, fingerprint=whole.fingerprint.sha256)

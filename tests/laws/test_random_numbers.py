@@ -34,7 +34,7 @@ from idode_gin.solvers.fixed_grid import FixedGrid
 from idode_gin.time_samplers.quantiles.independent import Independent
 from idode_gin.time_samplers.quantiles.low_discrepancy import LowDiscrepancy
 from idode_gin.time_samplers.uniform import Uniform as UniformTime
-from idode_gin.training import train_state, train_step
+from idode_gin.training import programs, train_state, train_step
 
 from .discovery import each
 
@@ -84,7 +84,10 @@ def test_draws_of_a_training_step(ledger, quantiles, loss, probes):
     drawn, dropout = ledger.keys(), words(draws.dropout)
     assert len(drawn) == times + size * (2 + probes)
     assert len({*dropout}) == size
-    assert not drawn & {*dropout}
+    stages = [
+        jax.vmap(lambda key, n=n: jax.random.fold_in(key, n))(draws.dropout) for n in range(9)
+    ]
+    assert not drawn & {*dropout, *(each for keys in stages for each in words(keys))}
     noises = [draws.loss.noise, draws.reconstruction, *draws.loss.probes]
     assert_uncorrelated(noises)
     assert len({float(u) for u in draws.u}) == size
@@ -106,14 +109,17 @@ def test_every_dropout_of_a_network_has_its_own_key(ledger):
     assert len(ledger.keys()) == size * (down + middle + up)
 
 
-def test_steps_and_microbatches_share_no_key(ledger):
+@pytest.mark.parametrize("update_period", [1, 2])
+def test_steps_and_microbatches_share_no_key(ledger, update_period):
     # The offset of low-discrepancy quantiles is shared by microbatches: they are one batch.
     model, params = with_params(
         loss=SecondOrder(), time_sampler=UniformTime(quantiles=Independent())
     )
     transformation = tiny.trainer("unused").optimizer.build()
     size, steps = 4, 3
-    config = train_step.UpdateConfig(ema_rate=0.5, log_period=1, num_microbatches=2)
+    config = train_step.UpdateConfig(
+        ema_rate=0.5, log_period=1, num_microbatches=2, update_period=update_period
+    )
     batch = {
         "image": jnp.asarray(tiny.split(number=size).images),
         "conditioning": jnp.zeros((size, 1)),
@@ -219,6 +225,11 @@ def test_initialization_training_and_evaluation_share_no_key(ledger, monkeypatch
     program.evaluate(state.ema, batch)
     # Two kernels; an offset and two noises per example; an offset, a noise and eight per image.
     assert len(ledger.keys()) == 2 + steps * (1 + 2 * size) + size * (2 + 8)
+
+
+def test_the_keys_of_a_run_are_three_and_other_ones_for_each_seed():
+    found = [word for seed in range(50) for word in words(jnp.stack(programs.keys(seed)))]
+    assert len({*found}) == len(found) == 3 * 50
 
 
 FIGURES = {

@@ -111,3 +111,13 @@ def test_an_image_succeeds_if_all_of_its_solves_do():
     together = density.success.reshape(-1, IMAGES)
     assert np.any(together.any(axis=0) & ~together.all(axis=0))
     np.testing.assert_array_equal(found.success, together.all(axis=0))
+
+
+def test_network_evaluations_are_the_mean_over_solves_of_different_length():
+    estimator = ODELikelihood(
+        dequantizer=TruncatedNormal(), solver=DormandPrince(), num_importance=2, num_repeats=3
+    )
+    (_, density, _, _), found = each_draw(estimator)
+    counts = density.num_evaluations.reshape(-1, IMAGES)
+    assert np.any(np.ptp(counts, axis=0) > 0)
+    np.testing.assert_allclose(found.num_evaluations, counts.mean(axis=0))

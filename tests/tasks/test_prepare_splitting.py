@@ -26,6 +26,12 @@ def test_shares_are_kept_and_files_stay_where_they_are():
     for name, files in fewer.items():
         assert {places[each.relative_to("/elsewhere")] for each in files} == {name}
     assert set(splitting.split(pathlib.Path("/own"), FILES, (0.5, 0.0, 0.5))) == {"train", "test"}
+    # Files of one name in two folders fall apart as any two: p = 1 - 0.8^2 - 0.1^2 - 0.1^2 = 0.34.
+    apart = [
+        places[FILES[n].relative_to("/own")] != places[FILES[n + 1000].relative_to("/own")]
+        for n in range(1000)
+    ]
+    assert abs(sum(apart) / 1000 - 0.34) < 4 * (0.34 * 0.66 / 1000) ** 0.5
 
 
 @pytest.mark.parametrize(
