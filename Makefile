@@ -14,6 +14,8 @@ DEVICES ?= 2
 
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export TF_CPP_MIN_LOG_LEVEL ?= 3
+# Compiled modules are kept: tests start dozens of processes, which import the same ones.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup quickstart test test-full lint mutants docs clean
 
