@@ -26,6 +26,7 @@ REPORT = Report("Adams(steps=24)", 1e-3, 4e-4, -2e-4, 1e-5, 65, 5, 3e-4, TABLE, 
 FACTS = {"seed": 0, "dataset_sha256": "ab", "pilot.tolerance": "0.001"}
 UNDECIDED = ODELikelihood(dequantizer=TruncatedNormal())
 DECIDED = ODELikelihood(dequantizer=Uniform(), solver=FixedGrid(steps=2))
+GIVEN_GRID = ODELikelihood(dequantizer=Uniform(), solver=Adams(steps=7, history=5))
 
 
 @pytest.fixture
@@ -67,13 +68,14 @@ def test_images_are_spread_over_the_split_and_have_the_key_of_the_evaluation(
     np.testing.assert_array_equal(key, jax.random.key_data(scores.key_of(3, "tn")))
 
 
-def test_every_likelihood_has_its_own_solver_and_error(measured, tmp_path):
-    found = chosen(tmp_path, likelihoods={"tn": UNDECIDED, "u": DECIDED})
+@pytest.mark.parametrize("given", [DECIDED, GIVEN_GRID])
+def test_every_likelihood_has_its_own_solver_and_error(measured, tmp_path, given):
+    found = chosen(tmp_path, likelihoods={"tn": UNDECIDED, "u": given})
     assert found["tn"].estimator.solver == Adams(steps=24, spacing=Tabulated(table=TABLE))
     assert found["tn"].error == {**REPORT._asdict(), "is_within": True}
-    assert found["u"].estimator == DECIDED
+    assert found["u"].estimator == given
     assert found["u"].error == {**REPORT._asdict(), "spacing": None, "is_within": True}
-    assert [each[2] for each in measured] == [UNDECIDED, DECIDED]
+    assert [each[2] for each in measured] == [UNDECIDED, given]
     assert not np.array_equal(measured[0][1], measured[1][1])
 
 
@@ -89,7 +91,7 @@ def test_without_a_pilot_nothing_is_measured(tmp_path):
     assert pilot_run.choose(None, {}, {"u": DECIDED}, kept) == {"u": (DECIDED, None)}
 
 
-@pytest.mark.parametrize("likelihoods", [{"tn": UNDECIDED}, {"tn": DECIDED}])
+@pytest.mark.parametrize("likelihoods", [{"tn": UNDECIDED}, {"tn": DECIDED}, {"tn": GIVEN_GRID}])
 def test_an_outcome_is_kept_for_the_evaluation_that_resumes(
     measured, tmp_path, likelihoods, capsys
 ):

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.sharding import PartitionSpec
+from scipy import special
 
 from idode_gin.networks import base, blocks, embeddings, layers, stacking, unet
 from idode_gin.networks.unet import UNet
@@ -190,6 +192,32 @@ def test_bias_of_the_keys_of_attention_changes_nothing():
     before = apply(params, *arguments)
     place["bias"] = place["bias"] + jnp.arange(place["bias"].size, dtype=jnp.float32)
     np.testing.assert_allclose(apply(params, *arguments), before, atol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_attention_weighs_the_pixels_of_each_head_by_its_own_scaled_products(heads):
+    channels = 6
+    block = blocks.AttentionBlock(heads=heads, groups=2, dtype=None)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 2, channels)), jnp.float32)
+    params = nn.unbox(block.init(jax.random.key(0), x))["params"]
+    random = np.random.default_rng(1)
+    params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype("float32"), params)
+    found = block.apply({"params": params}, x) - x
+
+    groups = np.asarray(x, float).reshape(2, 6, 2, channels // 2)
+    mean, variance = (fn(groups, axis=(1, 3), keepdims=True) for fn in (np.mean, np.var))
+    normed = ((groups - mean) / np.sqrt(variance + 1e-6)).reshape(2, 6, channels)
+    normed = normed * params["norm"]["scale"] + params["norm"]["bias"]
+    query, key, value = (
+        normed @ params[name]["kernel"] + params[name]["bias"] for name in ("query", "key", "value")
+    )
+    size = channels // heads
+    attended = np.zeros_like(value)
+    for part in (slice(head * size, (head + 1) * size) for head in range(heads)):
+        products = query[..., part] @ key[..., part].swapaxes(1, 2) / np.sqrt(size)
+        attended[..., part] = special.softmax(products, axis=2) @ value[..., part]
+    expected = attended @ params["out"]["kernel"] + params["out"]["bias"]
+    np.testing.assert_allclose(found.reshape(2, 6, channels), expected, rtol=1e-4, atol=1e-4)
 
 
 class TestDropout:
