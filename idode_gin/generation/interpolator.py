@@ -97,12 +97,13 @@ class Interpolator:
             flush=True,
         )
         known = facts.result_facts(model, restored.params, self, split)
+        size = self.partitioner.rounded_up(dataset.batch_size, self.solve_size)
         with image_loop.opened(
             self.output_dir,
             known,
             len(self.pairs),
             self.partitioner,
-            batch_size := self.partitioner.rounded_up(dataset.batch_size, self.solve_size),
+            size,
             verb="interpolating",
             unit="pairs",
         ) as loop:
@@ -110,7 +111,7 @@ class Interpolator:
                 "strips",
                 self._compiled(model.at(restored.params)),
                 restored.params,
-                lambda index, rows: self._batches(split, index, rows, batch_size),
+                lambda index, rows: self._batches(split, index, rows, size),
             )
             image_loop.check_solved(found.pop("success"), "pairs")
         summary = {
