@@ -77,7 +77,8 @@ class Evaluator:
         seed: of dequantization noise and probes.
         noise_by_pixels: draw the noise of an image by a hash of its pixels instead of its place in
             the split. Its score then is the same in every split, and in t5x's programs.
-        solve_size: images per solve, whatever the batch size. A float32 network rounds slightly
+        solve_size: images per solve. Every device solves so many at a time, whatever the batch size
+            of the dataset. A float32 network rounds slightly
             differently for each number of images, and adaptive steps can amplify that to the
             solver's own error.
         partitioner: devices. Each one solves its own images with a copy of all parameters, whatever
@@ -155,7 +156,7 @@ class Evaluator:
         which = "" if self.checkpoints is None else f" {self.checkpoints.words}"
         use = f"score {dataset.mixture_or_task_name} / {dataset.split} with{which}"
         return descriptions.describe_use(
-            self, model, dataset.batch_size, use, dataset=dataset, full=full, cost=self._cost
+            self, model, 1, use, dataset=dataset, full=full, cost=self._cost
         )
 
     def _cost(self, operations: float, *checkpoint: Any) -> str:
@@ -246,7 +247,8 @@ class Evaluator:
         return Prepared(
             model=model,
             split=split,
-            batch_size=self.partitioner.rounded_up(dataset.batch_size, self.solve_size),
+            # One solve a device, as in Python: XLA may round otherwise in a loop of several.
+            batch_size=self.partitioner.rounded_up(1, self.solve_size),
             config_sha256=config_sha256,
             settings=self._settings(model, dataset),
             histogram=histogram,
