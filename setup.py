@@ -74,6 +74,7 @@ setuptools.setup(
     packages=setuptools.find_packages(
         include=["idode_gin", "idode_gin.*", "gin_configs", "gin_configs.*", "tasks", "tasks.*"]
     ),
+    package_dir={"": "."},  # tests/feed/test_tasks_package.py
     package_data={"": ["*.gin"]},
     entry_points={"console_scripts": ["idode-gin = idode_gin.__main__:main"]},
     install_requires=REQUIREMENTS,

@@ -31,7 +31,6 @@ _TRAIN = "idode_gin.train.train"
 _DATASET = "idode_gin.feed.data.DatasetConfig"
 _OF_IMAGES = ("mixture_or_task_name", "module", "data_path", "augmentation", "use_cached")
 """Parameters of a dataset that training shares with other programs."""
-_BATCH_SIZE = Key("BATCH_SIZE", MACRO, "value")
 _OUTPUTS = {
     "EVAL_OUTPUT_DIR": "eval/{images}",
     "SAMPLE_OUTPUT_DIR": "samples",
@@ -158,8 +157,6 @@ def _completed(
     if not is_bound:
         program = root.__module__.rpartition(".")[2]
         found = loading.load([f"gin_configs/runs/{program}.gin"], (), paths)
-        if isinstance(_macros(found)["BATCH_SIZE"].value, config.ConfigurableReference):
-            more += [each for each in trained if each.key == _BATCH_SIZE]  # it was gin.REQUIRED
         found += _bound(more)
     for name in dict.fromkeys(each.named for each in given):
         here = [each for each in given if each.named == name]

@@ -12,13 +12,14 @@ from idode_gin import checks, types
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.dequantizers.uniform import Uniform
 from idode_gin.dequantizers.variational import Variational
-from idode_gin.evaluation import scores
+from idode_gin.evaluation import pilot_run, scores
 from idode_gin.evaluation.summary import VARIATIONAL_BOUND
 from idode_gin.feed import data
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.likelihood.pilot import Pilot, Report
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.models import DiffusionODE
+from idode_gin.reports import progress
 from idode_gin.runs import means
 from idode_gin.runs.in_memory import InMemory
 from idode_gin.solvers.adams import Adams
@@ -74,7 +75,7 @@ def score(
     estimator, report = ODELikelihood(dequantizer=LIKELIHOODS[bound](), solver=solver), None
     if tolerance is not None:
         key_pilot = scores.key_of(key, bound)
-        estimator, report = _piloted(model, memory, estimator, tolerance, batch, key_pilot)
+        estimator, report = _piloted(model, memory, bound, estimator, tolerance, batch, key_pilot)
     elif solver is None:
         raise ValueError("Give a `tolerance`, or a `solver` such as Adams(steps=64); got neither.")
     return _scored(bound, _of_likelihood(model, memory, bound, estimator, key, batch), report)
@@ -83,6 +84,7 @@ def score(
 def _piloted(
     model: DiffusionODE,
     memory: InMemory,
+    bound: str,
     estimator: ODELikelihood,
     tolerance: float,
     batch: types.Batch,
@@ -92,7 +94,9 @@ def _piloted(
     pilot = Pilot(tolerance=tolerance)
     places = data.spread(pilot.num_images, len(batch["index"]))
     chosen = {name: jnp.asarray(each[places]) for name, each in batch.items()}
-    found, report = pilot.run(model, jax.device_get(memory.params), chosen, key, estimator)
+    with progress.phase(f"pilot of {bound}"):
+        run = pilot.prepared(model, chosen, key, estimator, pilot_run.watched(bound))
+        found, report = run(jax.device_get(memory.params))
     pilot.check_precision(model, report)
     return found, report
 
@@ -119,7 +123,7 @@ def _of_likelihood(
 
     more = {} if shared is None else {"solver": shared}
     room = jax.tree.map(np.shape, shared)
-    return memory.run(f"{name} {estimator} {room}", score, batch, key, **more)
+    return memory.run(f"scoring {name}", f"{estimator} {room}", score, batch, key, **more)
 
 
 def _of_bound(
@@ -132,7 +136,8 @@ def _of_bound(
     ) -> Mapping[str, jax.Array]:
         return scores.of_bound(model, bound, key)(given["network"], batch)
 
-    return _scored(VARIATIONAL_BOUND, memory.run(VARIATIONAL_BOUND, score, batch, key), None)
+    found = memory.run(f"scoring {VARIATIONAL_BOUND}", "", score, batch, key)
+    return _scored(VARIATIONAL_BOUND, found, None)
 
 
 def _scored(name: str, found: Mapping[str, np.ndarray], report: Report | None) -> BitsPerDim:

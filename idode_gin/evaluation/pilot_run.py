@@ -120,7 +120,7 @@ def runner(
                 batch = next(batch_lib.eval_batches(split, len(index), index=index))
                 batch = jax.device_put(batch)
                 key = jax.jit(lambda: key_of(name))()  # one program, not one for each operation
-                prepared[known] = pilot.prepared(model, batch, key, estimator, _watched(name))
+                prepared[known] = pilot.prepared(model, batch, key, estimator, watched(name))
             found, report = prepared[known](jax.device_get(params))
         # Of process 0: rounding may lead the others to a different one.
         return exchange.from_first(lambda: _packed(found, report, estimator.solver is None))
@@ -128,7 +128,7 @@ def runner(
     return run
 
 
-def _watched(name: str) -> Callable[[str], contextlib.AbstractContextManager[Any]]:
+def watched(name: str) -> Callable[[str], contextlib.AbstractContextManager[Any]]:
     """Return a function that makes a phase of the pilot; the first one also compiles."""
     more = iter([" (compiling first)"])
     return lambda what: progress.phase(f"pilot of {name}, {what}{next(more, '')}")

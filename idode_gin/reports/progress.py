@@ -6,12 +6,13 @@ C++, such as a compilation, reports nothing itself. Only process 0 prints.
 
 import contextlib
 import functools
+import io
 import math
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TextIO
 
 LINE_PERIOD = 10.0
 """Seconds between lines, if no bar is shown."""
@@ -27,6 +28,7 @@ class _Heart:
         self._changed = threading.Condition()  # its lock is reentrant
         self._phases: list[Phase | Progress] = []
         self._last_line = -math.inf
+        self.output: TextIO | None = None  # None: standard output
         self._thread: threading.Thread | None = None
 
     def enter(self, entered: "Phase | Progress") -> None:
@@ -57,7 +59,7 @@ class _Heart:
 
                 tqdm.tqdm.write(text)
             else:
-                print(text, flush=True)
+                print(text, flush=True, file=self.output)
 
     def beat(self) -> None:
         """Print the line of the innermost phase, or refresh its bar, if a line is due."""
@@ -162,25 +164,37 @@ class Phase:
 
 @contextlib.contextmanager
 def phase(
-    what: str, total: int | None = None, *, done: int = 0, unit: str = "images"
+    what: str, total: int | None = None, *, done: int = 0, unit: str = "images", bar: bool = True
 ) -> Iterator[Phase]:
     """A context that is reported while it goes on, unless another one is entered inside it.
 
-    With a `total`, of which some may be `done`, a terminal shows a bar; other output shows how many
-    are done and the time left, from the mean so far.
+    With a `total`, of which some may be `done`, a terminal shows a bar; without one (`bar`), and
+    elsewhere, lines show how many are done and the time left, from the mean so far.
     """
     entered = Phase(what, total, done, unit)
     if not _is_first_process():
         yield entered
         return
     try:
-        entered.show_bar()
+        if bar:
+            entered.show_bar()
         _heart.enter(entered)
         yield entered
     finally:
         _heart.leave(entered)
         if entered.bar is not None:
             entered.bar.close()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """A context in which the lines of phases are the only ones on standard output."""
+    _heart.output = sys.stdout
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        _heart.output = None
 
 
 def first_call(function: Callable[..., Any], what: str) -> Callable[..., Any]:

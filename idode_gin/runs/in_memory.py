@@ -11,6 +11,7 @@ import numpy as np
 from idode_gin import types
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.feed import batches as batch_lib
+from idode_gin.reports import progress
 from idode_gin.runs import image_loop, means
 
 SOLVE_SIZE = 32
@@ -24,7 +25,7 @@ Keyed = Callable[[types.Params, types.Batch, types.PRNGKey], Mapping[str, jax.Ar
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class InMemory:
-    """Functions of images, compiled once for each name.
+    """Functions of images, compiled once for each.
 
     Args:
         params: of the network, replicated over the devices.
@@ -36,24 +37,32 @@ class InMemory:
     _compiled: dict[str, image_loop.Compute] = dataclasses.field(default_factory=dict, init=False)
 
     def run(
-        self, name: str, compute: Keyed, batch: types.Batch, key: types.PRNGKey, **more: Any
+        self,
+        what: str,
+        method: str,
+        compute: Keyed,
+        batch: types.Batch,
+        key: Seed,
+        **more: Any,
     ) -> dict[str, np.ndarray]:
         """Return the values `[N, ...]` of all images.
 
         Args:
-            name: of the function; calls with the same name must have the same one.
+            what: what is done, for lines that show progress.
+            method: how; calls with the same `what` and `method` must have the same function.
             compute: the function.
             batch: of all N images.
-            key: passed on.
+            key: passed on as a key.
             more: further arrays of `given`.
         """
+        key = key_of(key)
         implementation = str(jax.random.key_impl(key))
 
         def with_key(given: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
             key = jax.random.wrap_key_data(given["key"], impl=implementation)
             return compute(given, batch, key)
 
-        known, size = f"{name} {implementation}", SOLVE_SIZE * self.partitioner.mesh.size
+        known, size = f"{what} {method} {implementation}", SOLVE_SIZE * self.partitioner.mesh.size
         if known not in self._compiled:
             compiled = image_loop.compiled(with_key, self.partitioner, SOLVE_SIZE)
             self._compiled[known] = compiled
@@ -63,9 +72,12 @@ class InMemory:
             self.partitioner.put_batch({k: each[index] for k, each in batch.items()}, size)
             for index, _ in batch_lib.index_batches(np.arange(count), size, rows)
         )
-        found = list(
-            means.landed(lambda part: self._compiled[known](given, part), parts, lambda: False)
-        )
+        landed = means.landed(lambda part: self._compiled[known](given, part), parts, lambda: False)
+        found = []
+        with progress.phase(what, count, bar=False) as going_on:
+            for part in landed:
+                found.append(part)
+                going_on.advance(min(size, count - going_on.done))
         return {k: np.concatenate([each[k] for each in found])[:count] for k in found[0]}
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import idode_gin
 from idode_gin import checks
 from idode_gin.processes import output, preemption
-from idode_gin.reports import paths
+from idode_gin.reports import paths, progress
 from tasks.prepare import datasets, splitting, targets
 from tasks.prepare.datasets import Dataset
 from tasks.prepare.refusals import SourceError, TargetError
@@ -133,12 +133,13 @@ def _run(options: argparse.Namespace) -> None:
         )
     options.source = [_local(each, "source") for each in options.source]
     own = {"size": options.size, "shares": shares}
-    source = _open(dataset, options.source, partial=options.allow_partial, own=own)
-    targets.check_free(data_dir, source.bytes_needed())
-    with targets.staged(data_dir, dataset.folder, overwrite=options.overwrite) as aside:
-        from tasks.prepare import writer
+    with progress.phase(f"preparing {dataset.name}"):
+        source = _open(dataset, options.source, partial=options.allow_partial, own=own)
+        targets.check_free(data_dir, source.bytes_needed())
+        with targets.staged(data_dir, dataset.folder, overwrite=options.overwrite) as aside:
+            from tasks.prepare import writer
 
-        fingerprints = writer.write(source, aside)
+            fingerprints = writer.write(source, aside)
     _report(options, data_dir, dataset, fingerprints, len(source.label_names))
 
 

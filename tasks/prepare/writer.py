@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import io
 import json
 import pathlib
 import types
@@ -51,7 +50,7 @@ def write(source: Source, data_dir: pathlib.Path) -> dict[str, ImageFingerprint]
         url_infos = None  # nothing is downloaded; TFDS would look for a list of checksums
 
     # TFDS prints that it downloads to the temporary folder.
-    with _disk_explained(data_dir), contextlib.redirect_stdout(io.StringIO()):
+    with _disk_explained(data_dir), progress.alone():
         builder = Builder(
             name=dataset.name,
             config=dataset.config,

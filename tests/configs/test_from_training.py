@@ -74,8 +74,6 @@ def test_a_run_directory_is_enough(program: str, run: pathlib.Path) -> None:
     if program != "sample":
         dataset = found["dataset_cfg"]
         assert (dataset.mixture_or_task_name, dataset.split) == ("digits", "test")
-    if program == "eval":
-        assert found["dataset_cfg"].batch_size == 48
 
 
 @pytest.mark.parametrize("name", ["config.gin", "operative_config.gin"])
@@ -160,7 +158,6 @@ def test_what_describes_images_comes_along(tmp_path: pathlib.Path) -> None:
     found = built("eval", tmp_path, [str(tmp_path / "my.gin")])
     dataset = found["dataset_cfg"]
     assert (dataset.module, dataset.use_cached, dataset.shuffle) == ("toy_program", True, True)
-    assert dataset.batch_size == 64
     assert found["evaluator"].output_dir == str(tmp_path / "eval/mine_1.0_test")
     assert "import toy_program" in config.config_str()
 

@@ -61,7 +61,7 @@ SETTINGS = {
     "train": "MODEL_DIR = 'm'\nTRAIN_STEPS = 10\nBATCH_SIZE = 8\n",
     "finetune": "MODEL_DIR = 'm'\nTRAIN_STEPS = 10\nBATCH_SIZE = 8\n"
     "INITIAL_CHECKPOINT_PATH = 'c'\n",
-    "eval": "CHECKPOINT_PATH = 'c'\nEVAL_OUTPUT_DIR = 'o'\nBATCH_SIZE = 8\n",
+    "eval": "CHECKPOINT_PATH = 'c'\nEVAL_OUTPUT_DIR = 'o'\n",
     "sample": "CHECKPOINT_PATH = 'c'\nSAMPLE_OUTPUT_DIR = 'o'\n",
     "encode": "CHECKPOINT_PATH = 'c'\nENCODE_OUTPUT_DIR = 'o'\n",
     "interpolate": "CHECKPOINT_PATH = 'c'\nINTERPOLATE_OUTPUT_DIR = 'o'\n",

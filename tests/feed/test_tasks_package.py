@@ -1,4 +1,4 @@
-"""This project's tasks are read whatever else is called `tasks`."""
+"""This project and its tasks are imported whatever else has their names."""
 
 import os
 import subprocess
@@ -44,6 +44,17 @@ def test_a_module_of_the_users_does_not_stand_in(name, tmp_path):
     assert len(messages) == 2
     for each in messages:
         assert each.endswith(f"{own} is not imported: rename it and bind DatasetConfig.module.")
+
+
+def test_a_clone_beside_a_script_does_not_hide_the_package(tmp_path):
+    for name in ("idode_gin", "tasks", "gin_configs"):
+        (tmp_path / name).mkdir()
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import idode_gin, tasks, gin_configs as g\nidode_gin.load, tasks.__file__, g.__file__"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, timeout=200, check=True)
 
 
 def test_one_that_is_imported_already_is_named(monkeypatch):

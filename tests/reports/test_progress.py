@@ -6,12 +6,14 @@ import sys
 import threading
 
 import jax
+import numpy as np
 import pytest
 import tiny
 
 from idode_gin import numerics
 from idode_gin.checkpoints import saving
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
+from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.evaluation.evaluator import Evaluator
 from idode_gin.evaluation.summary import VARIATIONAL_BOUND
 from idode_gin.feed import loading
@@ -27,6 +29,7 @@ from idode_gin.reports import files, plots, progress
 from idode_gin.runs import image_loop
 from idode_gin.samplers.ode import ODESampler
 from idode_gin.solvers.fixed_grid import FixedGrid
+from idode_gin.trained import TrainedModel
 
 
 class Clock:
@@ -44,7 +47,7 @@ class Clock:
             self.now += 1
             progress.beat()
 
-    def print(self, text, flush=False):
+    def print(self, text, flush=False, file=None):
         self.lines += [(self.now, line) for line in text.split("\n")]
 
     def said(self):
@@ -138,6 +141,16 @@ def interpolate():
     interpolator.run(tiny.model(), tiny.config(1))
 
 
+def in_python():
+    model = tiny.model(image_shape=tiny.SHAPE)
+    params = model.init(jax.random.key(0), tiny.SHAPE)
+    trained = TrainedModel(model=model, params=params, partitioner=PjitPartitioner())
+    images = tiny.split().images
+    trained.bits_per_dim(np.concatenate([images] * 8), tolerance=10.0)
+    trained.sample(3, method=BY_GRID)
+    trained.decode(trained.encode(images[:3], method=BY_GRID), method=BY_GRID)
+
+
 def train():
     trainer = tiny.trainer("run", 30)
     trainer.run(tiny.model(), tiny.config(), tiny.config(8))
@@ -162,6 +175,16 @@ def train():
         (sample, [r"drawing samples: 4/12 images, 0:\d\d:\d\d left", r"writing samples.npz and"]),
         (encode, [r"encoding latents: 8/20 images", r"encoding latents, compiling: "]),
         (interpolate, [r"interpolating strips: 1/2 pairs", r"writing interpolation.npz"]),
+        (
+            in_python,
+            [
+                r"pilot of truncated_normal, grid of 8 steps \(compiling first\): ",
+                r"scoring truncated_normal: 64/160 images, 0:00:\d\d left",
+                r"drawing samples, compiling: ",
+                r"encoding images, compiling: ",
+                r"decoding latents: ",
+            ],
+        ),
         (
             train,
             [

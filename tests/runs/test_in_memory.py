@@ -20,7 +20,7 @@ def test_keys_of_every_implementation_are_taken_as_they_are():
     seen = set()
     for implementation in ("threefry2x32", "rbg", "unsafe_rbg"):
         key = jax.random.key(5, impl=implementation)
-        (found,) = set(memory.run("draw", draw, batch, key)["drawn"].tolist())
+        (found,) = set(memory.run("drawing", "", draw, batch, key)["drawn"].tolist())
         assert found == float(jax.random.uniform(jax.random.fold_in(key, 1)))
         seen.add(found)
     assert len(seen) == 3

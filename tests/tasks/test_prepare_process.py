@@ -3,6 +3,7 @@
 import errno
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,8 @@ import archives
 import pytest
 from test_prepare import prepare, read, same_images
 
-from tasks.prepare import targets, writer
+from idode_gin.reports import progress
+from tasks.prepare import png, targets, writer
 from tasks.prepare.refusals import TargetError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -36,6 +38,16 @@ def tree(folder):
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+class Clock:
+    """Stands for the `time` module; eleven seconds pass between two looks."""
+
+    now = 0
+
+    def monotonic(self):
+        self.now += 11
+        return self.now
 
 
 @pytest.fixture
@@ -297,3 +309,22 @@ def test_stopped_half_way(number, tmp_path, capfd):
         folder = prepare("cifar10", [tmp_path / "c.tar.gz"], data, "--allow_partial")
         assert same_images(read(folder, "train"), images["train"])
         assert [each.name for each in data.iterdir()] == ["cifar10"]
+
+
+# What it says
+
+
+def test_lines_tell_how_far_it_is_and_are_the_only_ones(cifar, tmp_path, monkeypatch, capsys):
+    encode = png.encode
+
+    def slowly(image):
+        progress.beat()
+        return encode(image)
+
+    monkeypatch.setattr(progress, "time", Clock())
+    monkeypatch.setattr(png, "encode", slowly)
+    prepare("cifar10", cifar[1], tmp_path / "data", "--allow_partial")
+    printed = capsys.readouterr().out
+    for split, number in (("train", 53), ("test", 12)):
+        assert len(re.findall(rf"^writing {split}: ", printed, re.M)) >= number
+    assert "Downloading" not in printed
