@@ -353,8 +353,8 @@ def test_narrower_numbers(source, tmp_path):
 
 
 def blocks_of(step, form):
-    """A state like `state_of`, of a network with three blocks, in the form asked for."""
-    blocks = [{"kernel": jax.random.normal(jax.random.key(n), (2, 4))} for n in range(3)]
+    """A state like `state_of`, of a network with 12 blocks, in the form asked for."""
+    blocks = [{"kernel": jax.random.normal(jax.random.key(n), (2, 4))} for n in range(12)]
     params = {
         "out": {"bias": jnp.arange(2.0)},
         **{f"up_{n}": each for n, each in enumerate(blocks)},

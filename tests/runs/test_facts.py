@@ -14,6 +14,9 @@ from idode_gin.dequantizers.variational import Variational
 from idode_gin.encoding import Encoding
 from idode_gin.evaluation.evaluator import Evaluator
 from idode_gin.feed import augmentation, loading
+from idode_gin.generation.encoder import Encoder
+from idode_gin.generation.interpolator import Interpolator
+from idode_gin.generation.sampler import Sampler
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.networks.unet import UNet
@@ -121,6 +124,22 @@ def test_what_decides_random_numbers_beside_a_seed_is_a_fact(setting, other):
 def test_settings_without_effect_are_no_facts():
     same = evaluator(output_dir="o", checkpoint_path="i")
     assert facts_of(settings=same) == facts_of()
+
+
+FOLDERS = {"output_dir": "out", "checkpoint_path": "in"}
+DEPENDS_ON = (
+    (evaluator(), "likelihoods variational_bound discrete_steps noise_by_pixels parity"),
+    (Sampler(**FOLDERS), "method num_samples conditioning label return_log_prob divergence"),
+    (Encoder(**FOLDERS), "method indices"),
+    (Interpolator(**FOLDERS), "method pairs num_points"),
+)
+
+
+@pytest.mark.parametrize(("program", "own"), DEPENDS_ON, ids=lambda each: type(each).__name__)
+def test_settings_with_effect_are_facts_of_every_program(program, own):
+    known = {name.partition(".")[0] for name in facts_of(settings=program)}
+    settings = known & {each.name for each in dataclasses.fields(program)}
+    assert settings == {*own.split(), "seed", "solve_size"}
 
 
 def test_every_fact_is_compared(tmp_path):
