@@ -95,8 +95,8 @@ def _piloted(
     places = data.spread(pilot.num_images, len(batch["index"]))
     chosen = {name: jnp.asarray(each[places]) for name, each in batch.items()}
     with progress.phase(f"pilot of {bound}"):
-        run = pilot.prepared(model, chosen, key, estimator, pilot_run.watched(bound))
-        found, report = run(jax.device_get(memory.params))
+        params, watch = jax.device_get(memory.params), pilot_run.watched(bound)
+        found, report = pilot.run(model, params, chosen, key, estimator, watch)
     pilot.check_precision(model, report)
     return found, report
 

@@ -109,6 +109,7 @@ class Pilot:
         batch: types.Batch,
         key: types.PRNGKey,
         estimator: ODELikelihood,
+        watch: pilot_grids.Watch = pilot_grids.unwatched,
     ) -> tuple[ODELikelihood, Report]:
         """Return the likelihood with a solver, and a report on the error of that solver.
 
@@ -118,8 +119,9 @@ class Pilot:
             batch: `num_images` images with `index` and `conditioning`.
             key: key of the evaluation, so that the noise is that of the first draw to be scored.
             estimator: the likelihood; its solver, if any, is kept.
+            watch: makes a context for each grid, from its name.
         """
-        return self.prepared(model, batch, key, estimator)(params)
+        return self.prepared(model, batch, key, estimator, watch)(params)
 
     def prepared(
         self,
