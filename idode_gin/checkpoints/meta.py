@@ -4,9 +4,11 @@ It identifies, leaf by leaf, a checkpoint of another architecture or a damaged o
 the version of the library that wrote the arrays.
 """
 
+import errno
 import hashlib
 import json
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -86,6 +88,34 @@ def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
     return meta
 
 
+_OF_MACHINE = {
+    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE),
+    errno.ETIMEDOUT,
+}
+_OF_MACHINE_IN_WORDS = re.compile(
+    "RESOURCE_EXHAUSTED|PERMISSION_DENIED|DEADLINE_EXCEEDED|[Oo]ut of memory|Cannot allocate memory"
+)
+"""As XLA and tensorstore say it."""
+
+
+def is_no_damage(error: BaseException) -> bool:
+    """Return True for a failed read that says nothing about the files.
+
+    Memory or file handles have run out, the files may not be read, or their disk has not answered.
+    """
+    in_words = _OF_MACHINE_IN_WORDS.search(str(error)) is not None
+    return isinstance(error, MemoryError) or getattr(error, "errno", 0) in _OF_MACHINE or in_words
+
+
+def kept(checkpoint: pathlib.Path, what: str, reason: str) -> str:
+    """Return the message about a part that cannot be read, for a reason outside the checkpoint."""
+    return (
+        f"Cannot read {what} of {checkpoint} now ({reason}). That is no sign of damage, and the "
+        "checkpoint was left as it is. Free memory or correct permissions, and run the same "
+        "command again."
+    )
+
+
 def is_of_t5x(checkpoint: pathlib.Path) -> bool:
     """Return True for a checkpoint that upstream t5x wrote."""
     return (checkpoint / STATE_OF_T5X).is_dir() and not (checkpoint / "meta").exists()
@@ -118,9 +148,11 @@ def read(checkpoint: pathlib.Path) -> dict[str, Any]:
             _check_form(meta, is_sealed)
         elif isinstance(version, bool) or not isinstance(version, int):
             raise ValueError(f"its format is {version!r}")
-    except paths.StoreError:  # an outage is no damage
-        raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, paths.StoreError):  # an outage is no damage
+            raise
+        if is_no_damage(error):
+            raise OSError(kept(checkpoint, "meta/metadata", str(error))) from error
         raise DamagedError(
             f"{checkpoint} is not a complete checkpoint of this library: cannot read "
             f"meta/metadata ({error})."

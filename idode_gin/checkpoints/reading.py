@@ -125,6 +125,7 @@ def read_leaves(
 
     Raises:
         DamagedError: if the part cannot be read or its checksums do not match.
+        OSError: if it cannot be read for another reason, such as lack of memory.
         ValueError: if it holds float64 numbers and JAX is in its 32-bit mode.
     """
     saved = checkpoint_meta.saved_leaves(checkpoint, meta, part)
@@ -157,6 +158,9 @@ def read_leaves(
             f"The {part} of {checkpoint} cannot be read now: "
             f"{'another process could not' if error is None else orbax_logging.reason(error)}."
         ) from error
+    if exchange.is_any(error is not None and checkpoint_meta.is_no_damage(error)):
+        why = "another process could not" if error is None else orbax_logging.reason(error)
+        raise OSError(checkpoint_meta.kept(checkpoint, part, why)) from error
     if exchange.is_any(error is not None):
         why = "another process could not" if error is None else orbax_logging.reason(error)
         raise checkpoint_meta.DamagedError(
