@@ -159,13 +159,14 @@ def start(
     follows = not is_continued or chosen.resets("optimizer") or _is_switched(meta, abstract, facts)
     if every is not None and follows:
         opt_state = _schedules_at(opt_state, step // int(every))
+    goes_on = is_continued and not chosen.resets("optimizer")
     state = TrainState(
         step=reading.like(abstract.step, {"": step}),
         params=params,
         ema=ema,
         opt_state=opt_state,
-        window=_counters("window", abstract.window, leaves, is_continued, checkpoint),
-        guard=_counters("guard", abstract.guard, leaves, is_continued, checkpoint),
+        window=_counters("window", abstract.window, leaves, goes_on, checkpoint),
+        guard=_counters("guard", abstract.guard, leaves, goes_on, checkpoint),
     )
     report = f"{chosen.summary()}\n  step {step}\n\n{chosen.report()}\n"
     return Restored(state=state, path=checkpoint, facts=meta["facts"], report=report)
@@ -242,17 +243,17 @@ def _counters(
     part: str,
     abstract: Mapping[str, Any],
     leaves: Mapping[str, jax.Array],
-    is_continued: bool,
+    goes_on: bool,
     checkpoint: pathlib.Path,
 ) -> dict[str, jax.Array]:
-    """Return the saved metrics window or guard state of the same step and shapes, else zeros."""
+    """Return the saved metrics window or guard state if it `goes_on` and fits, else zeros."""
     prefix = f"training/{part}/"
     saved = {name[len(prefix) :]: leaf for name, leaf in leaves.items() if name.startswith(prefix)}
     shapes = {name: leaf.shape for name, leaf in abstract.items()}
     fits = {name: leaf.shape for name, leaf in saved.items()} == shapes
-    if is_continued and not fits:
+    if goes_on and not fits:
         logging.warning("%s keeps another %s than this run; it restarts at zero.", checkpoint, part)
-    if not (is_continued and fits):
+    if not (goes_on and fits):
         saved = {name: jnp.zeros(shape) for name, shape in shapes.items()}
     return reading.like(abstract, saved)
 

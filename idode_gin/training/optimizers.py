@@ -98,10 +98,21 @@ class AdamW:
             mask=decayed,
         )
         if self.clip_norm is not None:
-            adamw = optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw)
+            adamw = _clipped(adamw, self.clip_norm)
         if every == 1:
             return adamw
         return optax.MultiSteps(adamw, every).gradient_transformation()
+
+
+def _clipped(optimizer: optax.GradientTransformation, norm: float) -> optax.GradientTransformation:
+    """Clip the gradient first. The state is the optimizer's own, so a run may begin to clip."""
+    clip = optax.clip_by_global_norm(norm)
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        grads, _ = clip.update(grads, optax.EmptyState())
+        return optimizer.update(grads, state, params)
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def decayed(params: Any) -> Any:

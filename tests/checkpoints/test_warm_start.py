@@ -214,6 +214,13 @@ def test_the_optimizer_is_reset_and_steps_are_counted_from_zero(source, tmp_path
     assert float(state.window["count"]) == 0
 
 
+def test_counters_of_a_reset_optimizer_start_at_zero_without_a_warning(source, tmp_path, caplog):
+    state, _ = restore(tmp_path, state_of(0), path=str(source), optimizer="reset")
+    assert int(state.step) == 6
+    assert float(state.window["count"]) == 0
+    assert "another window" not in caplog.text
+
+
 def test_an_average_that_is_reset_starts_from_the_parameters(source, tmp_path):
     state, _ = restore(tmp_path, state_of(0), path=str(source), ema="reset")
     assert_same(state.ema, state_of(6).params)
