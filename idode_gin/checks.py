@@ -14,7 +14,12 @@ EXIT_PREEMPTED = 75
 
 
 class NonFiniteError(RuntimeError):
-    """A loss, gradient or log-density became NaN or infinite. Programs exit with 3."""
+    """A loss, gradient or log-density became NaN or infinite. Programs exit with 3.
+
+    `batch` is set if the batch of a training step caused it: the path of its file.
+    """
+
+    batch: str
 
 
 class LossSpikeError(NonFiniteError):

@@ -10,6 +10,7 @@ from absl.flags import FlagValues
 from gin import config
 
 import idode_gin
+from idode_gin import checks
 from idode_gin.configs import (
     building,
     flags,
@@ -89,13 +90,19 @@ def _execute(program: str, function: str, options: FlagValues) -> None:
         print(first_screen(program, files, devices), flush=True)
     if options.dry_run == "full":
         print(f"\n{_MACROS.sub('', config.config_str())}", flush=True)
-    with garbage.paused() if options.dry_run else contextlib.nullcontext():
-        folder = config.get_configurable(root)(dry_run=options.dry_run)
+    data_dirs = {
+        "tfds_data_dir": options.tfds_data_dir or "",
+        "seqio_additional_cache_dirs": ",".join(options.seqio_additional_cache_dirs),
+    }
+    try:
+        with garbage.paused() if options.dry_run else contextlib.nullcontext():
+            folder = config.get_configurable(root)(dry_run=options.dry_run)
+    except checks.NonFiniteError as error:
+        if not hasattr(error, "batch"):
+            raise
+        command = next_steps.to_replay(error.batch, data_dirs)
+        raise checks.NonFiniteError(f"{error} To examine it:\n  {command}") from error
     if folder is not None:
-        data_dirs = {
-            "tfds_data_dir": options.tfds_data_dir or "",
-            "seqio_additional_cache_dirs": ",".join(options.seqio_additional_cache_dirs),
-        }
         print(next_steps.after(program.rpartition(".")[2], folder, data_dirs), flush=True)
 
 

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Mapping
 
+from idode_gin.configs import loading
 from idode_gin.evaluation import cost
 from idode_gin.reports import paths
 from idode_gin.runs import output_folders
@@ -17,6 +18,7 @@ _HOLDS = {
     "encode": "The latents are in {}: grid.png, latents.npz.",
     "interpolate": "The images are in {}: strip.png, interpolation.npz.",
 }
+_SERIES = "The curve is in {}: curve.csv, curve.png, an evaluation in each step_<step>/."
 _PLAIN = re.compile(r"[\w./+:@%=,-]+").fullmatch  # needs no quotes in a shell, nor escapes in gin
 
 
@@ -28,13 +30,15 @@ def after(program: str, folder: str, data_dirs: Mapping[str, str] | None = None)
         folder: its output folder.
         data_dirs: values of the flags that say where data are, "" for those not given.
     """
-    flags = [f"--{name}={shlex.quote(value)}" for name, value in (data_dirs or {}).items() if value]
+    flags = _flags(data_dirs or {})
     run, costs = folder, ""
     with contextlib.suppress(paths.StoreError):  # what is printed last does not undo what was done
         run = _run_of(paths.of(folder)) or folder
         costs = cost.compared_with_training(paths.of(folder)) if program == "train" else ""
     report = _command("report", shlex.quote(run))
-    holds = _HOLDS[program].format(folder)
+    holds, compared = _HOLDS[program].format(folder), folder
+    if steps := _steps(paths.of(folder)):
+        holds, compared = _SERIES.format(folder), f"{folder}/{steps[-1]}"
     if program == "train":
         where = _bound("CHECKPOINT_PATH", folder)
         commands = [_command("eval", where, *flags), _command("sample", where), report]
@@ -44,10 +48,29 @@ def after(program: str, folder: str, data_dirs: Mapping[str, str] | None = None)
             commands.insert(0, _command("eval", file, where, output, *flags))
             holds += f"\n{costs}"
     elif program == "eval":
-        commands = [report, _command("compare", shlex.quote(folder), "OTHER_RUN")]
+        commands = [report, _command("compare", shlex.quote(compared), "OTHER_RUN")]
     else:
         commands = [report]
     return "\n  ".join([f"{holds} Next:", *commands])
+
+
+def to_replay(batch: str, data_dirs: Mapping[str, str]) -> str:
+    """Return the command that examines the batch of a failed training step.
+
+    Args:
+        batch: its file, in `train/` of the run directory.
+        data_dirs: as for `after`.
+    """
+    run = paths.of(batch).parent.parent
+    files = [run / name for name in ("config.gin", "operative_config.gin")]
+    # One that was read may lack bindings of the command line: `outputs.write_configs` left it.
+    new = [each for each in files if each.resolve() not in loading.files_read]
+    file = f"--gin_file={shlex.quote(str((new or files)[0]))}"
+    return _command("train", file, _bound("Trainer.replay", batch), *_flags(data_dirs))
+
+
+def _flags(data_dirs: Mapping[str, str]) -> list[str]:
+    return [f"--{name}={shlex.quote(value)}" for name, value in data_dirs.items() if value]
 
 
 def _command(program: str, *arguments: str) -> str:
@@ -58,6 +81,15 @@ def _bound(macro: str, path: str) -> str:
     if _PLAIN(path):
         return f"--gin.{macro}=\"'{path}'\""
     return shlex.quote(f"--gin.{macro}={path!r}")
+
+
+def _steps(folder: pathlib.Path) -> list[str]:
+    """Return the folders of the scored checkpoints of a series, by step; none for no series."""
+    with contextlib.suppress(paths.StoreError):
+        if (folder / "series.json").exists():
+            found = (each.parent.name for each in folder.glob("step_*/summary.json"))
+            return sorted(found, key=lambda name: (len(name), name))
+    return []
 
 
 def _run_of(folder: pathlib.Path) -> str | None:

@@ -23,6 +23,10 @@ from idode_gin.training.setup import Setup
 from idode_gin.types import TrainState
 
 _MOST_SHOWN = 8
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError),
+    zipfile.BadZipFile,
+)
 _SEEN = {
     "loss": "loss",
     "grad_norm": "norm of the gradient",
@@ -72,7 +76,7 @@ def read(path: str | os.PathLike[str]) -> BadStep:
             batch=_part(arrays, "batch/"),
             health={name: float(each) for name, each in _part(arrays, "health/").items()},
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise ValueError(
             "`replay` must be the path of a bad_step_<step>.npz that a stopped run wrote to "
             f"MODEL_DIR/train, got {path} ({error})."
@@ -80,17 +84,14 @@ def read(path: str | os.PathLike[str]) -> BadStep:
 
 
 def save_bad_step(setup: Setup, seed: int, watch: Watch) -> str:
-    """Write the batch of the step that stopped the run; return the command that replays it."""
+    """Write the batch of the step that stopped the run; return the path of its file."""
     assert watch.bad_step is not None
     path = setup.directory / "train" / f"bad_step_{watch.bad_step}.npz"
     if jax.process_index() == 0:
         step = watch.bad_step - 1
         batch = batch_lib.train_batch(setup.train.split, setup.train.config, step)
         BadStep(step=step, seed=seed, batch=batch, health=watch.health).write(path)
-    config = setup.directory / "config.gin"
-    if not config.exists():
-        return f"Trainer(replay={str(path)!r})"
-    return f"python -m idode_gin.train --gin_file={config} --gin.Trainer.replay=\"'{path}'\""
+    return str(path)
 
 
 def replay(

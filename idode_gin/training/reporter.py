@@ -165,14 +165,17 @@ class Reporter:
         found = f"The last good checkpoint is {good}" if good else "No checkpoint had been saved"
         source = f" from INITIAL_CHECKPOINT_PATH = {good!r}" if good else ""
         text = (
-            f"{error} {found}. Lower the learning rate, lengthen its warm-up or set clip_norm, and "
-            f"start again in a new MODEL_DIR{source}."
+            f"{error} {found}. Lower the learning rate or set AdamW.clip_norm, and run the same "
+            "command again, which resumes. To warm up anew, start in a new MODEL_DIR"
+            f"{source}, with --gin_file=gin_configs/runs/finetune.gin first."
         )
         if watch.would_skip:
             text += " Or skip such steps: --gin_file=gin_configs/guards/skip.gin"
+        new = type(error)(text)
         if watch.bad_step is not None:  # else it was an evaluation
-            text += f" To examine its batch: {replays.save_bad_step(self.setup, seed, watch)}"
-        raise type(error)(text) from error
+            new.batch = replays.save_bad_step(self.setup, seed, watch)
+            new.args = (f"{text} The batch is in {new.batch}, for Trainer.replay.",)
+        raise new from error
 
     def summarize(self, exit_reason: str, error: str | None = None) -> dict[str, Any]:
         """Write summary.json and return it: see `Trainer.run`. All processes must call it."""

@@ -4,10 +4,12 @@ import json
 import pathlib
 import re
 import shlex
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from idode_gin import compare, report
+from idode_gin import checks, compare, report
 from idode_gin import train as train_program
 from idode_gin.configs import building, next_steps, outputs, programs
 from idode_gin.devices import backends
@@ -94,6 +96,40 @@ def test_a_replay_ends_without_next_steps(
     assert "Next:" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("read", [None, "config.gin", "operative_config.gin"])
+def test_a_failed_step_is_replayed_as_it_was_trained(
+    read: str | None,
+    folder: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run that was resumed from its own configuration, with another learning rate."""
+    batch = str(folder / "train" / "bad_step_3.npz")
+
+    def run(self: Trainer, *_: object, begin: Callable[[], Any]) -> dict[str, object]:
+        if self.replay is not None:
+            assert self.replay == batch
+            rates.append(self.optimizer.learning_rate)
+            return {}
+        error = checks.NonFiniteError("Step 3 is not finite.")
+        error.batch = batch
+        with begin():  # the configuration is written
+            raise error
+
+    rates: list[float] = []
+    monkeypatch.setattr(Trainer, "run", run)
+    monkeypatch.setattr(loading, "set_data_dirs", lambda **_: None)
+    monkeypatch.chdir(pathlib.Path(__file__).parents[2])
+    file, data = DIGITS if read is None else str(folder / read), folder.parent / "data of tfds"
+    given = [f"--gin_file={file}", f"--gin.MODEL_DIR={str(folder)!r}", f"--tfds_data_dir={data}"]
+    given.append("--gin.LEARNING_RATE=0.125")
+    assert programs.run("idode_gin.train", "train", "", given) == checks.EXIT_NON_FINITE
+    found = commands(capsys.readouterr().err)["idode_gin.train"]
+    assert f"--tfds_data_dir={data}" in found
+    assert programs.run("idode_gin.train", "train", "", found) == 0
+    assert rates == [0.125]
+
+
 @pytest.mark.parametrize("program", ["eval", "sample", "encode", "interpolate"])
 def test_after_other_programs_the_run_is_reported(
     program: str, folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
@@ -108,6 +144,17 @@ def test_after_other_programs_the_run_is_reported(
         assert repr(str(output)) in capsys.readouterr().err  # where no evaluation is yet
     else:
         assert list(found) == ["idode_gin.report"]
+
+
+def test_of_a_series_of_checkpoints_its_last_evaluation_is_compared(folder: pathlib.Path) -> None:
+    output = folder / "eval" / "digits_test_curve"
+    for step in (900, 1000):
+        (output / f"step_{step}").mkdir(parents=True)
+        (output / f"step_{step}/summary.json").touch()
+    (output / "series.json").touch()
+    last = next_steps.after("eval", str(output))
+    assert last.startswith(f"The curve is in {output}: curve.csv, ")
+    assert commands(last)["idode_gin.compare"] == [str(output / "step_1000"), "OTHER_RUN"]
 
 
 def test_an_output_folder_outside_a_run_is_reported_itself(tmp_path: pathlib.Path) -> None:
