@@ -63,7 +63,8 @@ def train(
         partitioner: places arrays on devices.
         total_steps: step at which training ends.
         eval_period: steps between evaluations; None evaluates at the end only.
-        eval_steps: batches of one evaluation; None takes the whole split.
+        eval_steps: batches of one evaluation, of images spread evenly over the split; None takes
+            the whole split.
         random_seed: seed of initial parameters and noise.
         relative_steps: steps to train after the step that the run starts at, which a warm start
             takes from its checkpoint; `total_steps` is then ignored. A run that is resumed ends at

@@ -48,10 +48,9 @@ def over_batches(
     num_images: int,
     is_asked_to_stop: Callable[[], bool],
 ) -> dict[str, np.ndarray] | None:
-    """Return values of the images of a split, float64 `[N]` by name; None if asked to stop.
+    """Return values of all images, float64 `[N]` by name; None if asked to stop.
 
-    `batches` are in the order of the split, with padding at the end of the last one. Fewer than all
-    give values of the first images.
+    `batches` hold `num_images` images in all, with padding at the end of the last batch.
     """
     try:
         found = list(landed(evaluate, batches, is_asked_to_stop))

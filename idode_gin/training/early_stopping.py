@@ -18,14 +18,14 @@ _BPD = "eval/bpd"
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EarlyStopping:
-    """Ends training after `patience` evaluations in a row without a new lowest bits per dim.
+    """Ends training after `patience` evaluations in a row without a new best one.
 
     The count is a function of the rows of metrics.jsonl, so a resumed run continues it.
 
     Args:
         patience: evaluations.
-        min_improvement: bits per dim by which an evaluation must be below the lowest before it;
-            an evaluation counts against `patience` otherwise.
+        min_improvement: bits per dim by which an evaluation must be below the best one to be the
+            new best one; an evaluation counts against `patience` otherwise.
 
     Raises:
         ValueError: if a number is out of range.

@@ -43,9 +43,19 @@ class Images:
         """Return the batch of a training step, counted from 0, on the devices."""
         return self.put(batch_lib.train_batch(self.split, self.config, step, self.rows))
 
-    def eval_batches(self) -> Iterator[types.Batch]:
-        """Return every image once, in order: `rows` of each batch, on the host."""
-        return batch_lib.eval_batches(self.split, self.config.batch_size, self.rows)
+    def num_evaluated(self, batches: int | None) -> int:
+        """Return the number of images in so many batches of an evaluation; None for all."""
+        count = self.split.num_images
+        return count if batches is None else min(count, batches * self.config.batch_size)
+
+    def eval_batches(self, batches: int | None = None) -> Iterator[types.Batch]:
+        """Return every image once, in order: `rows` of each batch, on the host.
+
+        Images of so many `batches` only are spread evenly over the split, which may be sorted by
+        class.
+        """
+        index = data.spread(self.num_evaluated(batches), self.split.num_images)
+        return batch_lib.eval_batches(self.split, self.config.batch_size, self.rows, index)
 
 
 @final
@@ -68,12 +78,16 @@ class Setup:
 @final
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """The state that training starts from, and the checkpoint it was restored from, if any."""
+    """The state that training starts from, and the checkpoint it was restored from, if any.
+
+    A run stopped before its first update is resumed, but has not trained.
+    """
 
     state: TrainState
     step: int
     restored: Restored | None
     is_resumed: bool
+    has_trained: bool
 
 
 def images_of(
@@ -121,4 +135,5 @@ def resume_or_begin(setup: Setup, saved: Checkpoints) -> Start:
     elif restored is not None:  # may be another checkpoint than `Trainer.check_start` saw
         steps_left.check_step(restored.path, step, setup.train_steps)
         resuming.warn_of_meaning(restored.path, restored.facts, setup.facts)
-    return Start(state, step, restored, is_resumed)
+    has_trained = is_resumed and step not in (0, setup.facts[steps_left.FIRST_STEP])
+    return Start(state, step, restored, is_resumed, has_trained)

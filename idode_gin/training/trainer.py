@@ -64,7 +64,8 @@ class Trainer:
         partitioner: places arrays on devices.
         eval_period: steps between evaluations of the variational bound with the EMA parameters;
             None evaluates at the end only.
-        eval_steps: batches of one evaluation; None takes every image of the split once.
+        eval_steps: batches of one evaluation, of images spread evenly over the split; None takes
+            every image once.
         run_eval_before_training: evaluate what a run starts from, as a row of its own.
         early_stopping: rule that ends a run whose evaluations no longer improve; None for no rule.
         log_period: steps between logs, and the window of logged means.
@@ -194,7 +195,7 @@ class Trainer:
                 saver=saver,
                 validation=Validation(
                     setup=setup,
-                    first=None if start.is_resumed and start.step else start.step,
+                    first=None if start.has_trained else start.step,
                     period=self.eval_period,
                     batches=self.eval_steps,
                     early_stopping=self.early_stopping,
@@ -220,7 +221,7 @@ class Trainer:
     ) -> str:
         """Train from `start` to the last step, and return the reason of the end."""
         state, last, meters, watch = start.state, self.train_steps, reporter.meters, saver.watch
-        if start.is_resumed and start.step:
+        if start.has_trained:
             reporter.report(start.step)  # a row that the process before this one did not write
         elif self.run_eval_before_training:
             reporter.report(start.step, log_due=False)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Callable
 from typing import Any, final
 
@@ -23,7 +22,7 @@ class Validation:
 
     `period` is the number of steps between evaluations, None for one at the end only; `first` is
     the step that a run starts from, None if it has trained before; `batches` is the length of an
-    evaluation, None for the whole split.
+    evaluation, of images spread evenly over the split; None for the whole split.
     """
 
     setup: Setup
@@ -60,8 +59,7 @@ class Validation:
         """
         images = self.setup.eval
         assert images is not None
-        count, size = images.split.num_images, images.config.batch_size
-        total = count if self.batches is None else min(count, self.batches * size)
+        size, total = images.config.batch_size, images.num_evaluated(self.batches)
 
         def evaluate(batch: types.Batch) -> dict[str, Any]:
             is_first = going_on.done == 0
@@ -74,8 +72,8 @@ class Validation:
         with phase as going_on, self.stop.with_last_words(last_words):
             found = means.over_batches(
                 evaluate,
-                itertools.islice(images.eval_batches(), self.batches),
-                count,
+                images.eval_batches(self.batches),
+                total,
                 lambda: self.stop.requested,
             )
         if found is None:

@@ -220,6 +220,27 @@ def test_starting_from_another_run(undisturbed, tmp_path):
     assert "optimizer/" in report
 
 
+def test_a_warm_start_that_is_stopped_before_its_first_step(undisturbed, tmp_path, monkeypatch):
+    """An evaluation is due after step 4, which this run has not trained."""
+    source = RestoreCheckpointConfig(path=str(undisturbed[0] / "checkpoint_4"))
+    announce = Reporter.announce
+
+    def asked(self, start):
+        announce(self, start)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    for settings, expected in ({}, [6]), ({"run_eval_before_training": True}, [4, 6]):
+        folder = tmp_path / str(len(settings))
+        with monkeypatch.context() as patch:
+            patch.setattr(Reporter, "announce", asked)
+            with pytest.raises(checks.Preempted):
+                run(folder, restore=source, **settings)
+        assert saving.saved_steps(folder) == [4]
+        run(folder, restore=source, **settings)
+        assert [row["step"] for row in rows(folder)] == expected
+        assert "train/loss" not in rows(folder)[0] or expected == [6]
+
+
 @pytest.mark.full
 def test_accumulation_may_be_switched_on_in_mid_run(tmp_path, caplog):
     folder = tmp_path / "run"

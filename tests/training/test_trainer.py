@@ -28,7 +28,7 @@ from idode_gin.runs import means as evaluation
 from idode_gin.runs import resuming, run_inputs
 from idode_gin.schedules.time.base import AbstractTime
 from idode_gin.time_samplers.importance import Importance
-from idode_gin.training import optimizers
+from idode_gin.training import optimizers, setup
 
 
 def state_at(model_dir, step):
@@ -227,6 +227,16 @@ def test_a_few_batches_of_evaluation(tmp_path):
     summary = trainer.run(tiny.model(), tiny.config(), tiny.config(8, name="other"))
     assert rows(tmp_path / "run")[0]["eval/images"] == 16
     assert [summary[name]["dataset"] for name in ("data", "eval_data")] == ["tiny", "other"]
+
+
+def test_a_few_batches_are_spread_over_the_split():
+    """A folder of images is sorted by class."""
+    images = setup.Images(tiny.split(), tiny.config(4), partitioning.PjitPartitioner())
+    found = np.concatenate([each["index"] for each in images.eval_batches(2)])
+    np.testing.assert_array_equal(found, [0, 3, 5, 8, 11, 14, 16, 19])
+    for number in (7, None):
+        found = np.concatenate([each["index"] for each in images.eval_batches(number)])
+        np.testing.assert_array_equal(found, np.arange(20))
 
 
 def test_evaluation_at_the_end_only(tmp_path):

@@ -179,7 +179,7 @@ def test_goodput_is_over_all_processes_and_counts_what_was_done_twice(clock_at):
 
 def test_speed_leaves_out_compilation_and_evaluations(tmp_path, clock_at):
     prepared = tiny.trainer(tmp_path, 6)._setup(tiny.model(), tiny.config(10), None)
-    start = setup.Start(prepared.program.init(), 0, None, False)
+    start = setup.Start(prepared.program.init(), 0, None, is_resumed=False, has_trained=False)
     log = metrics.MetricsLog(None, keep_up_to=-1)
     with meters.Meters(prepared, start, log, 0.0, None, None) as measured:
         assert measured.summary()["images_per_second"] is None
