@@ -7,7 +7,7 @@ A run directory is enough: it holds the configuration of its model, task and obj
     python -m idode_gin.eval --gin.CHECKPOINT_PATH="'runs/a'"
 
 Files and bindings that are given replace parts of it. The output goes to `eval/<task>_<split>`
-in the run directory, or to --gin.EVAL_OUTPUT_DIR="'…'".
+in the run directory, of a series to `eval/<task>_<split>_curve`, or to --gin.EVAL_OUTPUT_DIR="'…'".
 
 Add --gin_file=gin_configs/checkpoints/all.gin for every checkpoint of the run, or
 --gin_file=gin_configs/checkpoints/watch.gin to wait for new ones too.
@@ -52,7 +52,7 @@ def evaluate(
         return None
     compilation_cache.use(compilation_cache_dir)
     evaluator.check_path()
-    evaluator.check_output(model, dataset_cfg)
+    evaluator.check_results(model, dataset_cfg)
     outputs.check_agreement()  # before anything is written
     with outputs.begun(evaluator.output_dir, "EVAL_OUTPUT_DIR") as digest:
         evaluator.run(model, dataset_cfg, digest)

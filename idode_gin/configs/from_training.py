@@ -212,7 +212,9 @@ def _with_output(bindings: list[Binding]) -> list[Binding]:
             images = "_".join(str(each.value) for each in of_images if each is not None)
             run, step = _run_and_step(path)
             folder = run / place.format(images=re.sub(r"[^\w.-]", "_", images))
-            bindings += _bound([macros[name]._replace(value=f"{folder}{step}")])
+            series = macros.get("CHECKPOINTS")
+            curve = "_curve" if series is not None and series.value is not None else ""
+            bindings += _bound([macros[name]._replace(value=f"{folder}{step}{curve}")])
     return bindings
 
 

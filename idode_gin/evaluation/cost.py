@@ -13,13 +13,15 @@ ODE_EVALUATIONS = 50
 """Network evaluations of a solve where they are unknown: a pilot mostly chooses 25 to 60."""
 _PILOT_EVALUATIONS = 512
 """Those of all grids that a pilot tries on one image: of one draw, however many are scored."""
-_WITH_TRACE = 2
-"""A network evaluation with its trace costs no more than two without."""
 _TRAINING = 3
 """A training step costs about three network evaluations for each image of its batch."""
 QUICK_FILE, QUICK_IMAGES = "gin_configs/evaluations/quick.gin", 1000
-QUICK, FULL = 8, 64 + 3 * _WITH_TRACE * ODE_EVALUATIONS
-"""Evaluations for an image, in units of one without trace: of `QUICK_FILE`, and by default."""
+QUICK, BOUND = 8, 64
+"""Evaluations for an image of the variational bound: of `QUICK_FILE`, and by default."""
+FULL = BOUND + 3 * 2 * ODE_EVALUATIONS
+"""Those of all bounds by default, in units of one without trace."""
+CLASSIFIED = 1000
+"""Largest number of images that are classified by default."""
 
 
 def in_words(
@@ -29,6 +31,9 @@ def in_words(
     operations: float,
     checkpoint: pathlib.Path | None,
     facts: Mapping[str, Any],
+    *,
+    dims: int,
+    classified: tuple[str, int] | None = None,
 ) -> str:
     """Return the cost of an evaluation as lines of text.
 
@@ -39,22 +44,32 @@ def in_words(
         operations: floating-point operations of one network evaluation, for an image.
         checkpoint: that is scored; None if it is not there yet.
         facts: of the run that it is of.
+        dims: values of an image.
+        classified: the bound that images are classified by, and the number of classes.
     """
-    of_bounds = {**times, **{name: _of_solve(each) for name, each in likelihoods.items()}}
+    solves = {name: _of_solve(each, dims) for name, each in likelihoods.items()}
+    of_bounds = {**times, **solves}
     total = sum(of_bounds.values())
-    pilots = pilot_images * _PILOT_EVALUATIONS * _WITH_TRACE * len(likelihoods)
+    weights = sum(_with_trace(each, dims) for each in likelihoods.values())
+    pilots = pilot_images * _PILOT_EVALUATIONS * weights
     listed = ", ".join(f"{name} {count:,}" for name, count in of_bounds.items())
-    more = "; with its trace, an evaluation counts twice" if likelihoods else ""
+    more = "; an evaluation counts again for each probe of its trace" if likelihoods else ""
     lines = [
         f"Estimated cost of an image: {total:,} network evaluations, "
         f"{total * operations:.2g} FLOPs.\n  {listed}{more}."
     ]
+    classes = 0
+    if classified is not None:
+        classes = classified[1] * of_bounds[classified[0]]
+        lines.append(f"Each image that is classified: {classes:,} more.")
     if pilots:
         lines.append(f"Pilots, once: {pilots:,} network evaluations.")
     if speed := checkpoint and _speed(checkpoint.parent, facts):
-        seconds = [each * operations / speed for each in (1000 * total, pilots)]
-        more = f", and {roughly(seconds[1])} for the pilots" if pilots else ""
-        lines.append(f"Time as fast as in training: {roughly(seconds[0])} for 1,000 images{more}.")
+        counts = {"for 1,000 images": 1000 * total}
+        counts |= {"to classify 1,000": 1000 * classes} if classes else {}
+        counts |= {"for the pilots": pilots} if pilots else {}
+        told = [f"{roughly(n * operations / speed)} {what}" for what, n in counts.items()]
+        lines.append(f"Time as fast as in training: {', and '.join(told)}.")
     if total > QUICK and likelihoods:
         lines.append(
             f"For the variational bound alone, of {QUICK_IMAGES:,} images: --gin_file={QUICK_FILE}."
@@ -62,13 +77,19 @@ def in_words(
     return "\n".join(lines) + "\n"
 
 
-def _of_solve(estimator: Any) -> int:
+def _with_trace(estimator: Any, dims: int) -> int:
+    """Return the cost of a network evaluation with its trace, in units of one without."""
+    return 1 + int(getattr(estimator.divergence, "num_probes", dims))
+
+
+def _of_solve(estimator: Any, dims: int) -> int:
     """Return the network evaluations of an `ODELikelihood` for an image."""
     solver = estimator.solver
     stages = getattr(getattr(solver, "tableau", None), "c", (1,))
     steps = getattr(solver, "steps", None)
     evaluations = ODE_EVALUATIONS if steps is None else steps * len(stages)
-    return int(evaluations * _WITH_TRACE * estimator.num_repeats * estimator.num_importance)
+    draws = estimator.num_repeats * estimator.num_importance
+    return int(evaluations * _with_trace(estimator, dims) * draws)
 
 
 def _speed(run: pathlib.Path, facts: Mapping[str, Any]) -> float | None:
@@ -89,10 +110,12 @@ def compared_with_training(run: pathlib.Path) -> str:
     try:
         images, speed = found["eval_data"]["num_images"], found["images_per_second"]
         few, cost = min(images, QUICK_IMAGES), _TRAINING * speed
-        quick, full = few * QUICK / cost, images * FULL / cost
+        classes, some = found["eval_data"].get("num_classes", 0), min(images, CLASSIFIED)
+        quick = few * QUICK * (1 + classes) / cost
+        full = (images * FULL + some * BOUND * classes) / cost
         if full <= found["seconds"]["train"]:
             return ""
-    except (LookupError, TypeError, ZeroDivisionError):
+    except (LookupError, TypeError, AttributeError, ZeroDivisionError):
         return ""
     return (
         f"All bounds of {images:,} images take about {roughly(full)}, longer than the training; "

@@ -12,15 +12,22 @@ SETTINGS = "settings.json"
 _STALE = ("summary.json", "table.txt", "plots/bpd_*.png", "plots/nfe.png", "plots/integrand.png")
 
 
-def check(directory: pathlib.Path, settings: Mapping[str, Any]) -> None:
-    """Check that finished results in `directory`, if any, have the same settings.
+def are_in(directory: pathlib.Path) -> bool:
+    """Return True if `directory` holds finished results."""
+    return _read(directory / "summary.json") is not None
 
-    Settings that one side lacks are ignored: other versions may have more.
+
+def check(directory: pathlib.Path, settings: Mapping[str, Any] | None) -> None:
+    """Check that results in `directory`, if any, may be replaced by those of these settings.
+
+    None are the settings of a series of checkpoints, which compares its own. Settings that one side
+    lacks are ignored: other versions may have more.
 
     Raises:
-        ValueError: if a setting differs.
+        ValueError: if a setting differs, or one side is a series and the other is not.
     """
-    if _read(directory / "summary.json") is None:
+    _check_kind(directory, is_series=settings is None)
+    if settings is None or not are_in(directory):
         return
     saved, current = _read(directory / SETTINGS) or {}, json.loads(json.dumps(settings))
     if changes := facts_lib.changed(saved, current):
@@ -29,6 +36,19 @@ def check(directory: pathlib.Path, settings: Mapping[str, Any]) -> None:
             f"{differences.listed(changes)}. Nothing was changed. Choose another output directory, "
             f"such as --gin.EVAL_OUTPUT_DIR=\"'{directory}_2'\", or remove {directory}."
         )
+
+
+def _check_kind(directory: pathlib.Path, *, is_series: bool) -> None:
+    found = "summary.json" if is_series else "series.json"
+    if not (directory / found).exists():
+        return
+    there, name = "a series of checkpoints", "single"
+    if is_series:
+        there, name = "the evaluation of one checkpoint", "series"
+    raise ValueError(
+        f"{directory} holds {there} ({found}). Nothing was changed. Choose another output "
+        f"directory, such as --gin.EVAL_OUTPUT_DIR=\"'{directory}_{name}'\"."
+    )
 
 
 def announce(directory: pathlib.Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import pathlib
 import time
 from collections.abc import Mapping
@@ -111,6 +112,12 @@ class Evaluator:
         checks.check_positive("solve_size", self.solve_size)
         for each in self.likelihoods.values():
             checks.check_lanes_fit(each.lanes, self.solve_size)
+        run = paths.of(self.checkpoint_path)
+        if self.checkpoints is not None and run.name.startswith("checkpoint_"):
+            raise ValueError(
+                f"A series of checkpoints requires a run directory, got `checkpoint_path` = {run}. "
+                f"Name {run.parent}, or score this checkpoint alone by `checkpoints` = None."
+            )
         undecided = [name for name, each in self.likelihoods.items() if each.solver is None]
         if undecided and self.pilot is None:
             raise ValueError(
@@ -139,14 +146,22 @@ class Evaluator:
         else:
             self.checkpoints.check(self.checkpoint_path)
 
-    def check_output(self, model: DiffusionODE, dataset: data.DatasetConfig) -> None:
+    def check_output(
+        self, model: DiffusionODE, dataset: data.DatasetConfig, split: data.ImageSplit | None = None
+    ) -> None:
         """Raise ValueError if `output_dir` holds finished results of another evaluation.
 
-        Those of the same one, and of other checkpoints of the same run, will be replaced.
+        Those of the same one, and of other checkpoints of the same run, will be replaced. With a
+        `split`, the images count too.
         """
-        if self.checkpoints is None:
-            settings = self._settings(model, dataset)
-            earlier_results.check(paths.of(self.output_dir), settings)
+        settings = None if self.checkpoints else self._settings(model, dataset, split)
+        earlier_results.check(paths.of(self.output_dir), settings)
+
+    def check_results(self, model: DiffusionODE, dataset: data.DatasetConfig) -> None:
+        """As `check_output`; where finished results are, the images are read, which count too."""
+        self.check_output(model, dataset)
+        if self.checkpoints is None and earlier_results.are_in(paths.of(self.output_dir)):
+            self.check_output(model, dataset, run_inputs.load(dataset, model))
 
     def dry_run(
         self, model: DiffusionODE, dataset: data.DatasetConfig, *, full: bool = False
@@ -155,15 +170,20 @@ class Evaluator:
         self.check_output(model, dataset)
         which = "" if self.checkpoints is None else f" {self.checkpoints.words}"
         use = f"score {dataset.mixture_or_task_name} / {dataset.split} with{which}"
+        cost_of = functools.partial(self._cost, model)
         return descriptions.describe_use(
-            self, model, 1, use, dataset=dataset, full=full, cost=self._cost
+            self, model, 1, use, dataset=dataset, full=full, cost=cost_of
         )
 
-    def _cost(self, operations: float, *checkpoint: Any) -> str:
+    def _cost(self, model: DiffusionODE, operations: float, *checkpoint: Any) -> str:
         bounds = {VARIATIONAL_BOUND: self.variational_bound, **self._discrete}
         times = {name: each.num_evaluations() for name, each in bounds.items()}
         count = 0 if self.pilot is None else self.pilot.num_images
-        return cost.in_words(times, self.likelihoods, count, operations, *checkpoint)
+        dims, by = math.prod(descriptions.shape_for_dry_run(model)), None
+        if self.classification is not None and model.num_classes:
+            by = (self.classification.by, model.num_classes)
+        given = times, self.likelihoods, count, operations, *checkpoint
+        return cost.in_words(*given, dims=dims, classified=by)
 
     def run(
         self, model: DiffusionODE, dataset: data.DatasetConfig, config_sha256: str | None = None
@@ -181,6 +201,7 @@ class Evaluator:
         self.check_path()  # before images are read
         self.check_output(model, dataset)
         split = run_inputs.load(dataset, model)
+        self.check_output(model, dataset, split)
 
         def load(path: str | pathlib.Path) -> RestoredParams:
             return run_inputs.load_params(
@@ -231,6 +252,7 @@ class Evaluator:
             bound, devices, size = self.variational_bound, self.partitioner, self.solve_size
             classifier, count = None, model.num_classes
             keyed = pixel_keys.by_pixels if self.noise_by_pixels else lambda compute: compute
+            indexed = pixel_keys.indexed if self.noise_by_pixels else None
 
             def of_classes(compute: image_loop.Compute) -> image_loop.Compute:
                 return keyed(classification_lib.of_all_classes(compute, num_classes=count))
@@ -238,7 +260,7 @@ class Evaluator:
             if self.classification is not None and count:
                 classifier = scores.scorers(model, bound, self.seed, devices, size, wrap=of_classes)
             return Functions(
-                pilot=self.pilot and pilot_run.runner(self.pilot, model, split, key_of),
+                pilot=self.pilot and pilot_run.runner(self.pilot, model, split, key_of, indexed),
                 scorer=scores.scorers(model, bound, self.seed, devices, size, self.parity, keyed),
                 classifier=classifier,
                 integrand=scores.integrand(model, split, self.seed, size),
@@ -250,7 +272,7 @@ class Evaluator:
             # One solve a device, as in Python: XLA may round otherwise in a loop of several.
             batch_size=self.partitioner.rounded_up(1, self.solve_size),
             config_sha256=config_sha256,
-            settings=self._settings(model, dataset),
+            settings=self._settings(model, dataset, split),
             histogram=histogram,
             make=make,
             functions=make(model),
@@ -274,8 +296,7 @@ class Evaluator:
         )
         run_inputs.warn_of_classes(split, restored)
         earlier_results.announce(directory)
-        asked = facts.result_facts(prepared.model, params, self, split)
-        known = asked | facts.described("pilot", self.pilot)
+        known = facts.result_facts(prepared.model, params, self, split)
         functions = prepared.functions_at(params)
         digest = facts.digest_name(self.use_ema)
         head = {
@@ -328,11 +349,13 @@ class Evaluator:
         ) as loop:
             bounds = {VARIATIONAL_BOUND: None, **self._discrete}
             found = {name: score(name, each, loop) for name, each in bounds.items()}
-        kept = pilot_run.Kept(directory / image_loop.FOLDER, known)
+        of_pilot = {**known, **facts.described("pilot", self.pilot)}
+        kept = pilot_run.Kept(directory / image_loop.FOLDER, of_pilot)
         chosen = pilot_run.choose(functions.pilot, params, self.likelihoods, kept)
         estimators = {name: each.estimator for name, each in chosen.items()}
         if functions.pilot is not None:
-            loop.kept.require({name: facts.shortened(each) for name, each in estimators.items()})
+            solvers = {name: facts.shortened(each) for name, each in estimators.items()}
+            loop.kept.require(solvers, unless_in=bounds)
         with image_loop.reopened(loop) as loop:
             found |= {name: score(name, each, loop) for name, each in estimators.items()}
             classified: dict[str, Any] = {}
@@ -345,9 +368,11 @@ class Evaluator:
                 )
         return Computed(found, chosen, classified, classes, loop)
 
-    def _settings(self, model: DiffusionODE, dataset: data.DatasetConfig) -> dict[str, Any]:
-        """Return what makes an evaluation another one, as far as no data or checkpoint is read."""
-        found = facts.result_facts(model, {}, self) | facts.described("pilot", self.pilot)
+    def _settings(
+        self, model: DiffusionODE, dataset: data.DatasetConfig, split: data.ImageSplit | None
+    ) -> dict[str, Any]:
+        """Return what makes an evaluation another one, beside the checkpoint in its run."""
+        found = facts.result_facts(model, {}, self, split) | facts.described("pilot", self.pilot)
         del found[facts.digest_name(self.use_ema)], found["code_sha256"]
         checkpoint = paths.of(self.checkpoint_path).absolute()
         is_step = checkpoint.name.startswith("checkpoint_")

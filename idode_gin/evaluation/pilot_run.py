@@ -85,12 +85,14 @@ def runner(
     model: DiffusionODE,
     split: data.ImageSplit,
     key_of: Callable[[str], types.PRNGKey],
+    indexed: Callable[[types.Batch], types.Batch] | None = None,
 ) -> Run:
     """Return a function that runs the pilot and prints its report; compiled once for all calls.
 
     The pilot's images are spread evenly over the split. It runs on one device of each process,
     whatever the mesh; all processes use the outcome of process 0.
-    `key_of` gives the evaluation's random key of a likelihood by its name.
+    `key_of` gives the evaluation's random key of a likelihood by its name, and `indexed` replaces
+    the `index` of a batch, which keys its noise, if the evaluation does.
 
     Raises:
         ValueError: if the network's arithmetic is too coarse: see `Pilot.check_precision`.
@@ -119,6 +121,7 @@ def runner(
             if known not in prepared:
                 batch = next(batch_lib.eval_batches(split, len(index), index=index))
                 batch = jax.device_put(batch)
+                batch = batch if indexed is None else jax.jit(indexed)(batch)
                 key = jax.jit(lambda: key_of(name))()  # one program, not one for each operation
                 prepared[known] = pilot.prepared(model, batch, key, estimator, watched(name))
             found, report = prepared[known](jax.device_get(params))

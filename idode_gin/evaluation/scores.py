@@ -94,12 +94,13 @@ def integrand(
 ) -> Callable[[types.Params], tuple[np.ndarray, np.ndarray, int]]:
     """Return a function of the parameters: gammas, the bound's integrand at them, number of images.
 
-    The integrand is the mean over the first images, in bits per dim per nat of gamma. It is
-    computed on one device of this process.
+    The integrand is the mean over images spread evenly over the split, in bits per dim per nat of
+    gamma. It is computed on one device of this process.
     """
     gammas = np.linspace(model.end.gamma_number, model.gamma_max, INTEGRAND_POINTS)
     size = min(solve_size, split.num_images)
-    index = np.arange(max(size, min(INTEGRAND_IMAGES, split.num_images) // size * size))
+    count = max(size, min(INTEGRAND_IMAGES, split.num_images) // size * size)
+    index = data.spread(count, split.num_images)
     compiled = jax.jit(model.integrand)  # whole batches only: the mean includes padding
 
     def values(params: types.Params) -> tuple[np.ndarray, np.ndarray, int]:

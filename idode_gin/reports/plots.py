@@ -72,8 +72,8 @@ def plot_integrand(
         values: `½ |eps - eps_hat|^2 / (d log 2)` at each, `[G]`, in bits per dimension per unit of
             gamma.
         path: the PNG to write.
-        num_images: number of images that `values` are means over, the first of a split; the title
-            states it.
+        num_images: number of images that `values` are means over, if these are not all of a split;
+            the title states it.
 
     Raises:
         ValueError: unless both are `[G]` with G of two or more, finite, and `gammas` increases.
@@ -92,7 +92,7 @@ def plot_integrand(
     axes.plot(gammas, values)
     title = f"area: {area:.3f} bits per dimension"
     if num_images is not None:
-        title += f", mean over the first {num_images} images only"
+        title += f", mean over {num_images} of the images only"
     axes.set_title(title, loc="left", fontsize="medium")
     axes.set_xlim(gammas[0], gammas[-1])
     axes.set_ylim(bottom=0)

@@ -9,6 +9,7 @@ A part is written atomically and never changed. Its name holds a digest of the f
 of two computations are never mixed, and a digest of its content, which detects damage.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -16,7 +17,7 @@ import json
 import pathlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -115,20 +116,26 @@ class PartialResults:
         found = dict(sorted(self._section(section).values.items()))
         return found if images is None else {name: each[images] for name, each in found.items()}
 
-    def require(self, facts: Mapping[str, Any]) -> None:
+    def require(self, facts: Mapping[str, Any], unless_in: Collection[str] = ()) -> None:
         """Check that facts known after the start are those of the run that is resumed, if any.
 
-        Values that are added from now on depend on them too.
+        Values that are added from now on depend on them too; those in the sections `unless_in`
+        do not.
 
         Raises:
-            ValueError: if they differ.
+            ValueError: if they differ, and values that depend on them are there.
         """
         path, current = self._folder / "more_facts.json", json.loads(json.dumps(facts))
+        is_new = not any(
+            each.done.any() for name, each in self._sections.items() if name not in unless_in
+        )
 
         def compare() -> None:
-            try:
-                saved = dict(json.loads(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError):
+            saved = None
+            if not is_new:
+                with contextlib.suppress(OSError, ValueError, TypeError):
+                    saved = dict(json.loads(path.read_text(encoding="utf-8")))
+            if saved is None:
                 files.write_json_atomically(path, current)
             else:
                 self._check_same(saved, current)

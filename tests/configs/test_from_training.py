@@ -95,6 +95,11 @@ def test_a_checkpoint_has_its_own_output_folder(run: pathlib.Path) -> None:
     assert found["sampler"].output_dir == str(run / "samples_20")
     found = built("eval", run / "checkpoint_20")
     assert found["evaluator"].output_dir == str(run / "eval/digits_test_20")
+    every = ["gin_configs/checkpoints/all.gin"]
+    found = built("eval", run, every)
+    assert found["evaluator"].output_dir == str(run / "eval/digits_test_curve")
+    with pytest.raises(ValueError, match=rf"requires a run directory.*Name {run}, or"):
+        built("eval", run / "checkpoint_20", every)
 
 
 def test_files_and_bindings_replace_parts(run: pathlib.Path) -> None:

@@ -1,5 +1,6 @@
 """The cost of an evaluation that dry runs and the end of training tell."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from idode_gin.dequantizers.uniform import Uniform
 from idode_gin.evaluation import cost
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
-from idode_gin.solvers import adams, fixed_grid
+from idode_gin.solvers import adams, divergence, fixed_grid
 
 PILOTED = ODELikelihood(dequantizer=Uniform())
 SUMMARY = {
@@ -25,12 +26,14 @@ SUMMARY = {
         (ODELikelihood(dequantizer=Uniform(), solver=adams.Adams(steps=20), num_repeats=3), 120),
         (ODELikelihood(dequantizer=Uniform(), solver=fixed_grid.FixedGrid(steps=10)), 80),
         (ODELikelihood(dequantizer=Uniform(), num_importance=2), 200),
+        (dataclasses.replace(PILOTED, divergence=divergence.Hutchinson(num_probes=3)), 200),
+        (dataclasses.replace(PILOTED, divergence=divergence.Exact()), 50 * 49),
     ],
 )
 def test_evaluations_of_each_bound_are_added(estimator, evaluations):
-    text = cost.in_words({"variational_bound": 64}, {"own": estimator}, 0, 1e6, None, {})
+    text = cost.in_words({"variational_bound": 64}, {"own": estimator}, 0, 1e6, None, {}, dims=48)
     assert f": {64 + evaluations:,} network evaluations, " in text
-    assert f"variational_bound 64, own {evaluations}; with its trace" in text
+    assert f"variational_bound 64, own {evaluations:,}; an evaluation counts again" in text
     assert "Pilots" not in text
     assert "Time" not in text
     assert cost.QUICK_FILE in text
@@ -40,16 +43,25 @@ def test_time_is_that_of_the_training(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
     place, facts = tmp_path / "checkpoint_3", {"batch_size": 16}
     speed = 6e9 * 60 / 16
-    text = cost.in_words({"bound": 8}, {}, 16, speed / 80, place, facts)
+    text = cost.in_words({"bound": 8}, {}, 16, speed / 80, place, facts, dims=48)
     assert text.endswith("Time as fast as in training: 1.7 min for 1,000 images.\n")  # 8,000 / 80
-    text = cost.in_words({"bound": 8}, {"own": PILOTED}, 16, speed / 80, place, facts)
+    text = cost.in_words({"bound": 8}, {"own": PILOTED}, 16, speed / 80, place, facts, dims=48)
     assert "Pilots, once: 16,384 network evaluations." in text
     assert "22 min for 1,000 images, and 3.4 min for the pilots." in text
     draws = ODELikelihood(dequantizer=Uniform(), num_importance=2, num_repeats=3)
-    text = cost.in_words({"bound": 8}, {"own": draws}, 16, speed / 80, place, facts)
+    text = cost.in_words({"bound": 8}, {"own": draws}, 16, speed / 80, place, facts, dims=48)
     assert "Pilots, once: 16,384 network evaluations." in text  # of the first draw alone
-    assert "Time" not in cost.in_words({"bound": 8}, {}, 16, 1e6, place, {})
-    assert "Time" not in cost.in_words({"bound": 8}, {}, 16, 1e6, tmp_path / "a/b", facts)
+    assert "Time" not in cost.in_words({"bound": 8}, {}, 16, 1e6, place, {}, dims=48)
+    assert "Time" not in cost.in_words({"bound": 8}, {}, 16, 1e6, tmp_path / "a/b", facts, dims=48)
+
+
+def test_images_that_are_classified_cost_a_score_for_every_class(tmp_path):
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
+    place, facts = tmp_path / "checkpoint_3", {"batch_size": 16}
+    speed, by = 6e9 * 60 / 16, {"dims": 48, "classified": ("bound", 10)}
+    text = cost.in_words({"bound": 8}, {}, 0, speed / 80, place, facts, **by)
+    assert "Each image that is classified: 80 more." in text
+    assert "training: 1.7 min for 1,000 images, and 17 min to classify 1,000." in text
 
 
 def test_an_evaluation_that_costs_more_than_the_training_is_told(tmp_path):
@@ -62,6 +74,10 @@ def test_an_evaluation_that_costs_more_than_the_training_is_told(tmp_path):
     assert "variational bound alone of 1,000 45 s, " in told()  # 1,000 x 8 / (3 x 60)
     assert "bound alone of 90 4 s, " in told(eval_data={"num_images": 90}, seconds={"train": 9})
     assert told(seconds={"train": full + 1}) == ""
+    classes = {"num_images": 10_000, "num_classes": 10}
+    full += 1000 * 64 * 10 / 3 / 60
+    assert f"All bounds of 10,000 images take about {full / 3600:.1f} h" in told(eval_data=classes)
+    assert "variational bound alone of 1,000 8.1 min, " in told(eval_data=classes)  # 88,000 / 180
     for lacking in ({"eval_data": None}, {"images_per_second": None}, {"images_per_second": 0}):
         assert told(**lacking) == ""
     (tmp_path / "summary.json").write_text("[]")

@@ -368,6 +368,20 @@ def test_a_curve_of_other_settings_raises(score, add, tmp_path, monkeypatch):
         score(All())
 
 
+def test_a_series_and_a_single_evaluation_share_no_folder(score, add, tmp_path):
+    add(2)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/series.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"a series of checkpoints \(series.json\).*out_single"):
+        score(None)
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/summary.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"of one checkpoint \(summary.json\).*out_series"):
+        score(All())
+    assert [each.name for each in (tmp_path / "out").iterdir()] == ["summary.json"]
+
+
 @pytest.mark.parametrize("series", [All(), Watch(**SOON)])
 def test_nothing_to_score(series, score, add, tmp_path):
     with pytest.raises(ValueError, match=r"No checkpoint in |no complete checkpoint"):

@@ -221,6 +221,11 @@ def test_the_error_of_bfloat16_is_in_the_summary_and_is_limited(network, monkeyp
 
     coarse = summary("coarse", network, tolerance=0.5)
     assert 1e-4 < coarse["precision_error"] < 0.5
+    before = {each: each.read_bytes() for each in (tmp_path / "coarse").rglob("*.*")}
+    tiny.use_tiny_data(monkeypatch, 4, seed=1)  # other images under the same name
+    with pytest.raises(ValueError, match=r"another evaluation.* dataset_sha256 was .*EVAL_OUTPUT"):
+        summary("coarse", network, tolerance=0.5)
+    assert before == {each: each.read_bytes() for each in (tmp_path / "coarse").rglob("*.*")}
     small = coarse["precision_error"] / 2
     with pytest.raises(ValueError, match="bfloat16 .*UNet.dtype = None.*Pilot.precision_tolerance"):
         summary("refused", network, tolerance=0.5, precision_tolerance=small)

@@ -14,7 +14,7 @@ import tiny
 
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.dequantizers.uniform import Uniform
-from idode_gin.evaluation import pilot_run, scores
+from idode_gin.evaluation import pilot_run, pixel_keys, scores
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.likelihood.pilot import Pilot, Report
 from idode_gin.solvers.adams import Adams
@@ -66,6 +66,14 @@ def test_images_are_spread_over_the_split_and_have_the_key_of_the_evaluation(
     ((found, key, _),) = measured
     np.testing.assert_array_equal(found, index)
     np.testing.assert_array_equal(key, jax.random.key_data(scores.key_of(3, "tn")))
+
+
+def test_noise_by_pixels_is_that_of_the_pilot_too(measured, tmp_path):
+    key_of, indexed = functools.partial(scores.key_of, 3), pixel_keys.indexed
+    run = pilot_run.runner(Pilot(num_images=3), tiny.model(), tiny.split(), key_of, indexed)
+    run(tiny.model().init(jax.random.key(0), tiny.SHAPE), "tn", DECIDED)
+    chosen = tiny.split().images[[0, 10, 19]]
+    np.testing.assert_array_equal(measured[0][0], pixel_keys.hashes(jax.numpy.asarray(chosen)))
 
 
 @pytest.mark.parametrize("given", [DECIDED, GIVEN_GRID])

@@ -73,6 +73,20 @@ def test_some_images_can_be_all_that_a_section_holds(folder):
         np.testing.assert_array_equal(kept.rows("a", some)[name], expected)
 
 
+def test_facts_known_later_bind_the_values_that_depend_on_them(folder):
+    """The solver that a pilot chose: bounds that need none are kept under another one."""
+    first = opened(folder)
+    fill(first, "bound", range(NUMBER))
+    first.require({"tn": "8 steps"}, unless_in=["bound"])
+    kept = opened(folder)
+    kept.require({"tn": "16 steps"}, unless_in=["bound"])
+    fill(kept, "tn", [0])
+    with pytest.raises(ValueError, match="tn was 16 steps and is now 8 steps"):
+        opened(folder).require({"tn": "8 steps"}, unless_in=["bound"])
+    opened(folder).require({"tn": "16 steps"}, unless_in=["bound"])
+    assert opened(folder).missing("bound").size == 0
+
+
 def test_seconds_add_up(folder, monkeypatch):
     clock = iter(range(0, 1000, 10))
     monkeypatch.setattr(partial_results.time, "monotonic", lambda: next(clock))

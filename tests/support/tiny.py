@@ -109,10 +109,11 @@ def trainer(model_dir, train_steps=6, *, period=2, keep=3, restore=None, **chang
     return Trainer(**(fields | changes))
 
 
-def use_tiny_data(monkeypatch, number=20):
+def use_tiny_data(monkeypatch, number=20, seed=0):
     """Make `loading.load_split` return a tiny split, or some of it, without seqio."""
 
     def load(config):
-        return split(config.mixture_or_task_name, number).some(config.num_images or number)
+        whole = split(config.mixture_or_task_name, number, seed)
+        return whole.some(config.num_images or number)
 
     monkeypatch.setattr(loading, "load_split", load)
