@@ -393,8 +393,8 @@ class TrainedModel:
         return given if label is None or found is None else labels.joined(given, found, classes)
 
     def _check_shape(self, name: str, values: np.ndarray) -> None:
-        if values.shape[1:] != self.image_shape:
+        if values.shape[1:] != self.image_shape or not len(values):
             raise ValueError(
-                f"`{name}` must be [N, height, width, channels] of {self.image_shape}, the images "
-                f"that the model is for, got {list(values.shape)}."
+                f"`{name}` must be [N, height, width, channels] of {self.image_shape}, N >= 1, "
+                f"the images that the model is for, got {list(values.shape)}."
             )

@@ -165,7 +165,7 @@ def _find(folder: pathlib.Path, stem: str) -> tuple[pathlib.Path, ImageFingerpri
                 with contextlib.suppress(OSError):  # read-only: compared again next time
                     _describe(path, known)
                 return path, known
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, EOFError, ValueError, KeyError, TypeError):
             continue
     return None
 

@@ -24,11 +24,12 @@ from idode_gin.samplers.ode import ODESampler
 class Encoder:
     """Takes images along the ODE to the noise end and back, and measures the round trip.
 
-    `latents.npz` holds one row per image: `index` in the split; `noise` `[N, H, W, C]`, the latent
-    in units of sigma, from which `ODESampler.from_noise` makes the image; `levels`, the image after
-    the round trip; `error`, by how much the round trip moved y = z / alpha, root mean square over
-    pixels, in levels; `changed`, the number of pixels that came back at another level; `nfe`, both
-    ways together. `grid.png` shows images above their round trips. `summary.json` is written last.
+    `latents.npz` holds one row per image: `index` in the whole split; `noise` `[N, H, W, C]`, the
+    latent in units of sigma, from which `ODESampler.from_noise` makes the image; `levels`, the
+    image after the round trip; `error`, by how much the round trip moved y = z / alpha, root mean
+    square over pixels, in levels; `changed`, the number of pixels that came back at another level;
+    `nfe`, both ways together. `grid.png` shows images above their round trips. `summary.json` is
+    written last.
 
     An image's row is a pure function of the parameters, the image, its place in the split and
     `seed`. Like an evaluation, an interrupted run resumes.
@@ -37,7 +38,8 @@ class Encoder:
         output_dir: where the files are written.
         checkpoint_path: a run directory (its newest checkpoint) or one `checkpoint_<step>` in it.
         method: the ODE's solver, for both ways.
-        indices: places in the split of the images to encode; None for all.
+        indices: the images to encode, as places in the split, or among its
+            `DatasetConfig.num_images` images; None for all.
         grid_images: largest number of images in the grid.
         use_ema: encode with the averaged parameters rather than the last ones.
         seed: of the position within its bin at which a pixel starts.
@@ -115,7 +117,8 @@ class Encoder:
             "nfe": float(np.mean(found["nfe"])),
             **loop.cost_since(began),
         }
-        self._write(summary, {"index": chosen, **found}, split)
+        arrays = {"index": split.place_of(chosen), **found}
+        self._write(summary, arrays, split.images[chosen[: self.grid_images]])
         loop.kept.remove()
         return summary
 
@@ -137,9 +140,8 @@ class Encoder:
         return image_loop.compiled(encode, self.partitioner, self.solve_size)
 
     def _write(
-        self, summary: Mapping[str, Any], arrays: Mapping[str, np.ndarray], split: data.ImageSplit
+        self, summary: Mapping[str, Any], arrays: Mapping[str, np.ndarray], originals: np.ndarray
     ) -> None:
-        originals = split.images[arrays["index"][: self.grid_images]]
         tiles = np.concatenate([originals, arrays["levels"][: self.grid_images]])
         columns = outputs.columns_for(originals)
         outputs.write(self.output_dir, summary, "latents.npz", arrays, "grid.png", tiles, columns)

@@ -27,7 +27,7 @@ from idode_gin.samplers.ode import ODESampler
 class Interpolator:
     """Takes pairs of images to their latents, and points on the sphere between those to images.
 
-    `interpolation.npz` holds `pairs` `[N, 2]`, places in the split; `levels`
+    `interpolation.npz` holds `pairs` `[N, 2]`, places in the whole split; `levels`
     `[N, num_points, H, W, C]`, from the first image of a pair, after its round trip, to the second;
     `error` `[N, 2]`, the round-trip errors of these two (see `Encoder`); `nfe` `[N]`, network
     evaluations of all solves of a pair. `strip.png` has a row per pair, with the original images at
@@ -37,7 +37,8 @@ class Interpolator:
     Args:
         output_dir: where the files are written.
         checkpoint_path: a run directory (its newest checkpoint) or one `checkpoint_<step>` in it.
-        pairs: places in the split of the images to interpolate between.
+        pairs: the images to interpolate between, as places in the split, or among its
+            `DatasetConfig.num_images` images.
         num_points: images from the first to the second, both included.
         method: the ODE's solver, for both ways.
         use_ema: use the averaged parameters rather than the last ones.
@@ -117,7 +118,7 @@ class Interpolator:
         summary = {
             **split.facts(),
             "levels": model.encoding.levels,
-            "pairs": [list(each) for each in self.pairs],
+            "pairs": split.place_of(np.asarray(self.pairs)).tolist(),
             "num_points": self.num_points,
             **facts.checkpoint_used(restored, self.use_ema),
             "seed": self.seed,
@@ -128,7 +129,7 @@ class Interpolator:
         pairs = np.asarray(self.pairs)
         ends = split.images[pairs][:, :, None]
         rows = np.concatenate([ends[:, 0], found["levels"], ends[:, 1]], axis=1)
-        arrays, columns = {"pairs": pairs, **found}, outputs.columns_for(rows[0])
+        arrays, columns = {"pairs": split.place_of(pairs), **found}, outputs.columns_for(rows[0])
         tiles = _flat(rows)
         outputs.write(
             self.output_dir, summary, "interpolation.npz", arrays, "strip.png", tiles, columns
@@ -144,7 +145,7 @@ class Interpolator:
             yield {
                 "image": split.images[pairs],
                 "conditioning": split.conditioning_of(pairs),
-                "index": pairs.astype(np.int32),
+                "index": split.place_of(pairs).astype(np.int32),
             }
 
     def _compiled(self, model: DiffusionODE) -> image_loop.Compute:

@@ -17,7 +17,7 @@ from idode_gin.runs import image_loop, means
 SOLVE_SIZE = 32
 """Images per solve, as in the programs."""
 
-Seed: TypeAlias = types.PRNGKey | int | None
+Seed: TypeAlias = types.PRNGKey | int | np.integer | None
 """A random key, or the seed of one (RANDOM_SEED of a program); None is seed 0."""
 Keyed = Callable[[types.Params, types.Batch, types.PRNGKey], Mapping[str, jax.Array]]
 """`(given, batch, key) -> values [B, ...]` by name. `given` holds the parameters as `network`."""
@@ -83,8 +83,8 @@ class InMemory:
 
 def key_of(seed: Seed) -> types.PRNGKey:
     """Return a typed random key."""
-    if seed is None or isinstance(seed, int):
-        return jax.random.key(seed or 0)
+    if seed is None or isinstance(seed, int | np.integer):
+        return jax.random.key(int(seed or 0))
     if not jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(seed)
     return seed

@@ -142,9 +142,12 @@ def iterate(
     with damage_named(str(path)):
         for member in found:
             if member.size > largest:
+                way = "download it again"
+                if path.is_dir():
+                    way = "name the archive, or a folder with its files only, with --source"
                 raise SourceError(
                     f"{member} claims {member.size:,} bytes; this dataset needs at most "
-                    f"{largest:,}. This is not the published archive: download it again."
+                    f"{largest:,}. This is not a file of the published archive: {way}."
                 )
             yield member
 

@@ -136,6 +136,8 @@ def test_samples_and_latents_are_those_of_the_programs(trained, model, images, t
     noise = model.encode(images[index], 5, method=method, index=index)
     np.testing.assert_array_equal(noise, found["noise"])
     np.testing.assert_array_equal(model.decode(noise, method=method), found["levels"])
+    with pytest.raises(ValueError, match=r"`noise` must be .* N >= 1, .*got \[0, 8, 8, 1\]"):
+        model.decode(noise[:0])
 
 
 OWN_GIN = """

@@ -61,7 +61,10 @@ def test_a_copied_cache_is_looked_at_and_used(tmp_path):
     np.testing.assert_array_equal(load(tmp_path / "b", never).images, IMAGES)
 
 
-@pytest.mark.parametrize("how", ["flipped bit", "cut short", "gone", "no json", "half a json"])
+HARMS = ["flipped bit", "cut short", "empty", "gone", "no json", "half a json"]
+
+
+@pytest.mark.parametrize("how", HARMS)
 def test_damage_is_found_and_decoded_again(tmp_path, how):
     load(tmp_path)
     (path,) = tmp_path.glob("*.npy")
@@ -72,6 +75,8 @@ def test_damage_is_found_and_decoded_again(tmp_path, how):
         path.write_bytes(raw)
     elif how == "cut short":
         path.write_bytes(path.read_bytes()[:-100])
+    elif how == "empty":
+        path.write_bytes(b"")
     elif how == "gone":
         path.unlink()
     elif how == "no json":

@@ -32,14 +32,14 @@ def _made(monkeypatch):
     interrupted.prepare(monkeypatch.setattr)
 
 
-def run(loop, folder, batch_size, **changes):
+def run(loop, folder, batch_size, num_images=None, **changes):
     """Run a loop; return its summary and the arrays it wrote."""
     fields = {"output_dir": str(folder), "checkpoint_path": "made", "solve_size": 2, **changes}
     model = tiny.model(image_shape=tiny.SHAPE)
     if loop is Sampler:
         summary = Sampler(batch_size=batch_size, **fields).run(model)
     else:
-        summary = loop(**fields).run(model, tiny.config(batch_size))
+        summary = loop(**fields).run(model, tiny.config(batch_size, num_images=num_images))
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert not (folder / "partial_results").exists()
     with np.load(folder / FILES[loop]) as found:
@@ -69,6 +69,20 @@ def test_strips_go_from_one_image_to_the_other(tmp_path):
             assert np.all(np.any(between != end, axis=(1, 2, 3)))
     assert summary["round_trip"]["max"] == pytest.approx(found["error"].max())
     assert (tmp_path / "strip.png").exists()
+
+
+def test_some_images_of_a_split_keep_their_places_and_noise(tmp_path):
+    method, number = ODESampler(solver=FixedGrid(steps=2)), interrupted.NUMBER
+    part = {"method": method, "num_images": 3}
+    _, some = run(Encoder, tmp_path / "some", 2, indices=(0, 2), **part)
+    _, among_all = run(Encoder, tmp_path / "all", 2, method=method, indices=(0, number - 1))
+    for name in among_all:
+        np.testing.assert_array_equal(some[name], among_all[name])
+    _, some = run(Interpolator, tmp_path / "strip", 1, pairs=((0, 2),), **part)
+    fields = {"method": method, "pairs": ((0, number - 1),)}
+    _, among_all = run(Interpolator, tmp_path / "strips", 1, **fields)
+    for name in among_all:
+        np.testing.assert_array_equal(some[name], among_all[name])
 
 
 def test_interpolation_on_two_devices_equals_that_on_one(tmp_path):

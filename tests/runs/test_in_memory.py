@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from idode_gin.devices.partitioning import PjitPartitioner
+from idode_gin.runs import in_memory
 from idode_gin.runs.in_memory import InMemory
 
 
@@ -24,3 +25,9 @@ def test_keys_of_every_implementation_are_taken_as_they_are():
         assert found == float(jax.random.uniform(jax.random.fold_in(key, 1)))
         seen.add(found)
     assert len(seen) == 3
+
+
+def test_a_seed_may_be_an_integer_of_numpy():
+    for seed in (5, np.int64(5), np.arange(6)[5], np.uint8(5)):
+        assert in_memory.key_of(seed) == jax.random.key(5)
+    assert in_memory.key_of(None) == jax.random.key(0) == in_memory.key_of(np.int32(0))

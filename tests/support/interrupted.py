@@ -43,7 +43,8 @@ def prepare(replace=setattr):
 
     replace(run_inputs, "load_params", load_params)
     replace(saving, "find", pathlib.Path)
-    replace(loading, "load_split", lambda _: tiny.split(number=NUMBER))
+    whole = tiny.split(number=NUMBER)
+    replace(loading, "load_split", lambda config: whole.some(config.num_images or NUMBER))
     replace(results, "draw", lambda *_: None)
     replace(partial_results, "WRITE_PERIOD", 0.0)
 
