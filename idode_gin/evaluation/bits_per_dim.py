@@ -73,12 +73,13 @@ def score(
         near = checks.nearest(str(bound), [*LIKELIHOODS, VARIATIONAL_BOUND])
         raise ValueError(f"`bound` must be the name of a bound, got {bound!r}. {near}")
     estimator, report = ODELikelihood(dequantizer=LIKELIHOODS[bound](), solver=solver), None
-    if tolerance is not None:
-        key_pilot = scores.key_of(key, bound)
-        estimator, report = _piloted(model, memory, bound, estimator, tolerance, batch, key_pilot)
-    elif solver is None:
+    if tolerance is None and solver is None:
         raise ValueError("Give a `tolerance`, or a `solver` such as Adams(steps=64); got neither.")
-    return _scored(bound, _of_likelihood(model, memory, bound, estimator, key, batch), report)
+    with progress.phase(f"scoring by {bound}"):  # one, so that no line is late between its parts
+        if tolerance is not None:
+            of_pilot = tolerance, batch, scores.key_of(key, bound)
+            estimator, report = _piloted(model, memory, bound, estimator, *of_pilot)
+        return _scored(bound, _of_likelihood(model, memory, bound, estimator, key, batch), report)
 
 
 def _piloted(
