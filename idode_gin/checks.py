@@ -16,10 +16,14 @@ EXIT_PREEMPTED = 75
 class NonFiniteError(RuntimeError):
     """A loss, gradient or log-density became NaN or infinite. Programs exit with 3.
 
-    `batch` is set if the batch of a training step caused it: the path of its file.
+    Args:
+        message: what is not finite.
+        batch: path of the file with the batch of the training step that failed, if one did.
     """
 
-    batch: str
+    def __init__(self, message: str = "", batch: str | None = None) -> None:
+        super().__init__(message)
+        self.batch = batch
 
 
 class LossSpikeError(NonFiniteError):

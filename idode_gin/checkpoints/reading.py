@@ -92,10 +92,12 @@ def together(load: Callable[[pathlib.Path], Found]) -> Callable[[pathlib.Path], 
     """
 
     def loaded(checkpoint: pathlib.Path) -> Found:
-        error = None
+        error: Exception | None = None
         try:
             checkpoint_meta.read_meta(checkpoint)
-        except checkpoint_meta.DamagedError as caught:
+        except paths.StoreError:
+            raise
+        except (checkpoint_meta.DamagedError, OSError) as caught:
             error = caught
         if not exchange.is_any(error is not None):
             return load(checkpoint)
@@ -153,16 +155,12 @@ def read_leaves(
         error = caught
     finally:
         handler.close()
+    why = "another process could not" if error is None else orbax_logging.reason(error)
     if exchange.is_any(error is not None and _is_outage(checkpoint, error)):
-        raise paths.StoreError(
-            f"The {part} of {checkpoint} cannot be read now: "
-            f"{'another process could not' if error is None else orbax_logging.reason(error)}."
-        ) from error
+        raise paths.StoreError(f"The {part} of {checkpoint} cannot be read now: {why}.") from error
     if exchange.is_any(error is not None and checkpoint_meta.is_no_damage(error)):
-        why = "another process could not" if error is None else orbax_logging.reason(error)
         raise OSError(checkpoint_meta.kept(checkpoint, part, why)) from error
     if exchange.is_any(error is not None):
-        why = "another process could not" if error is None else orbax_logging.reason(error)
         raise checkpoint_meta.DamagedError(
             f"{checkpoint} is damaged: its {part} cannot be read ({why})."
         ) from error

@@ -98,7 +98,7 @@ def _execute(program: str, function: str, options: FlagValues) -> None:
         with garbage.paused() if options.dry_run else contextlib.nullcontext():
             folder = config.get_configurable(root)(dry_run=options.dry_run)
     except checks.NonFiniteError as error:
-        if not hasattr(error, "batch"):
+        if error.batch is None:
             raise
         command = next_steps.to_replay(error.batch, data_dirs)
         raise checks.NonFiniteError(f"{error} To examine it:\n  {command}") from error

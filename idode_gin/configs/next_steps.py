@@ -36,9 +36,7 @@ def after(program: str, folder: str, data_dirs: Mapping[str, str] | None = None)
         run = _run_of(paths.of(folder)) or folder
         costs = cost.compared_with_training(paths.of(folder)) if program == "train" else ""
     report = _command("report", shlex.quote(run))
-    holds, compared = _HOLDS[program].format(folder), folder
-    if steps := _steps(paths.of(folder)):
-        holds, compared = _SERIES.format(folder), f"{folder}/{steps[-1]}"
+    holds = _HOLDS[program].format(folder)
     if program == "train":
         where = _bound("CHECKPOINT_PATH", folder)
         commands = [_command("eval", where, *flags), _command("sample", where), report]
@@ -48,6 +46,9 @@ def after(program: str, folder: str, data_dirs: Mapping[str, str] | None = None)
             commands.insert(0, _command("eval", file, where, output, *flags))
             holds += f"\n{costs}"
     elif program == "eval":
+        compared = folder
+        if steps := _steps(folder):
+            holds, compared = _SERIES.format(folder), f"{folder}/{steps[-1]}"
         commands = [report, _command("compare", shlex.quote(compared), "OTHER_RUN")]
     else:
         commands = [report]
@@ -83,9 +84,10 @@ def _bound(macro: str, path: str) -> str:
     return shlex.quote(f"--gin.{macro}={path!r}")
 
 
-def _steps(folder: pathlib.Path) -> list[str]:
+def _steps(output: str) -> list[str]:
     """Return the folders of the scored checkpoints of a series, by step; none for no series."""
     with contextlib.suppress(paths.StoreError):
+        folder = paths.of(output)
         if (folder / "series.json").exists():
             found = (each.parent.name for each in folder.glob("step_*/summary.json"))
             return sorted(found, key=lambda name: (len(name), name))

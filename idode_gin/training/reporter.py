@@ -171,11 +171,11 @@ class Reporter:
         )
         if watch.would_skip:
             text += " Or skip such steps: --gin_file=gin_configs/guards/skip.gin"
-        new = type(error)(text)
+        batch = None
         if watch.bad_step is not None:  # else it was an evaluation
-            new.batch = replays.save_bad_step(self.setup, seed, watch)
-            new.args = (f"{text} The batch is in {new.batch}, for Trainer.replay.",)
-        raise new from error
+            batch = replays.save_bad_step(self.setup, seed, watch)
+            text += f" The batch is in {batch}, for Trainer.replay."
+        raise type(error)(text, batch) from error
 
     def summarize(self, exit_reason: str, error: str | None = None) -> dict[str, Any]:
         """Write summary.json and return it: see `Trainer.run`. All processes must call it."""

@@ -111,10 +111,8 @@ def test_a_failed_step_is_replayed_as_it_was_trained(
             assert self.replay == batch
             rates.append(self.optimizer.learning_rate)
             return {}
-        error = checks.NonFiniteError("Step 3 is not finite.")
-        error.batch = batch
         with begin():  # the configuration is written
-            raise error
+            raise checks.NonFiniteError("Step 3 is not finite.", batch)
 
     rates: list[float] = []
     monkeypatch.setattr(Trainer, "run", run)
