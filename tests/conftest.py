@@ -97,6 +97,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError(f"Patterns of `full_cases` that match no case: {stale}.")
 
 
+def pytest_collection_finish() -> None:
+    """Spare what was imported from every later collection, as the programs do."""
+    from idode_gin.processes import garbage
+
+    garbage.spare()
+
+
 @functools.cache
 def _as_users(function: str) -> str:
     """Run all cases of a test in a process that compiles as users do; return what failed, or ""."""

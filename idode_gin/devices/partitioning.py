@@ -1,6 +1,7 @@
 """Placement of arrays: shardings of batches, parameters and training state over a mesh."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, final
@@ -256,6 +257,26 @@ class PjitPartitioner:
             return jax.make_array_from_callback(shape, sharding, part)
 
         return {name: put(np.asarray(array)) for name, array in batch.items()}
+
+
+def over_local_devices(fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Map `fn(given, batch)` over devices of this process, each with its own rows of the batch.
+
+    `given` is replicated; leaves of the batch and of the result are `[B, ...]`. As many devices are
+    used as B can be divided by; a single one computes `fn` as it is.
+    """
+
+    @functools.wraps(fn)
+    def mapped(given: Any, batch: Any) -> Any:
+        devices, rows = jax.local_devices(), len(jax.tree.leaves(batch)[0])
+        count = next(n for n in range(len(devices), 0, -1) if rows % n == 0)
+        if count == 1:
+            return fn(given, batch)
+        mesh = Mesh(np.asarray(devices[:count]), (mesh_lib.DATA,))
+        split = PartitionSpec(mesh_lib.DATA)
+        return _shard_map(fn, mesh, (PartitionSpec(), split), split)(given, batch)
+
+    return mapped
 
 
 def _shard_map(fn: Callable[..., Any], mesh: Any, in_specs: Any, out_specs: Any) -> Any:

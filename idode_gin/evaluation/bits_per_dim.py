@@ -12,6 +12,7 @@ from idode_gin import checks, types
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.dequantizers.uniform import Uniform
 from idode_gin.dequantizers.variational import Variational
+from idode_gin.devices import partitioning
 from idode_gin.evaluation import pilot_run, scores
 from idode_gin.evaluation.summary import VARIATIONAL_BOUND
 from idode_gin.feed import data
@@ -96,8 +97,9 @@ def _piloted(
     places = data.spread(pilot.num_images, len(batch["index"]))
     chosen = {name: jnp.asarray(each[places]) for name, each in batch.items()}
     with progress.phase(f"pilot of {bound}"):
-        params, watch = jax.device_get(memory.params), pilot_run.watched(bound)
-        found, report = pilot.run(model, params, chosen, key, estimator, watch)
+        params = jax.device_get(memory.params)
+        how = pilot_run.watched(bound), partitioning.over_local_devices
+        found, report = pilot.run(model, params, chosen, key, estimator, *how)
     pilot.check_precision(model, report)
     return found, report
 

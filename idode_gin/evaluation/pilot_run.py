@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from idode_gin import types
+from idode_gin.devices import partitioning
 from idode_gin.feed import batches as batch_lib
 from idode_gin.feed import data
 from idode_gin.integration_variables.exponential import Exponential
@@ -89,8 +90,8 @@ def runner(
 ) -> Run:
     """Return a function that runs the pilot and prints its report; compiled once for all calls.
 
-    The pilot's images are spread evenly over the split. It runs on one device of each process,
-    whatever the mesh; all processes use the outcome of process 0.
+    The pilot's images are spread evenly over the split. Every process runs it, on devices of its
+    own whatever the mesh; all use the outcome of process 0.
     `key_of` gives the evaluation's random key of a likelihood by its name, and `indexed` replaces
     the `index` of a batch, which keys its noise, if the evaluation does.
 
@@ -123,7 +124,8 @@ def runner(
                 batch = jax.device_put(batch)
                 batch = batch if indexed is None else jax.jit(indexed)(batch)
                 key = jax.jit(lambda: key_of(name))()  # one program, not one for each operation
-                prepared[known] = pilot.prepared(model, batch, key, estimator, watched(name))
+                how = watched(name), partitioning.over_local_devices
+                prepared[known] = pilot.prepared(model, batch, key, estimator, *how)
             found, report = prepared[known](jax.device_get(params))
         # Of process 0: rounding may lead the others to a different one.
         return exchange.from_first(lambda: _packed(found, report, estimator.solver is None))

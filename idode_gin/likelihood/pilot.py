@@ -110,6 +110,7 @@ class Pilot:
         key: types.PRNGKey,
         estimator: ODELikelihood,
         watch: pilot_grids.Watch = pilot_grids.unwatched,
+        spread: pilot_grids.Spread = pilot_grids.undivided,
     ) -> tuple[ODELikelihood, Report]:
         """Return the likelihood with a solver, and a report on the error of that solver.
 
@@ -120,8 +121,9 @@ class Pilot:
             key: key of the evaluation, so that the noise is that of the first draw to be scored.
             estimator: the likelihood; its solver, if any, is kept.
             watch: makes a context for each grid, from its name.
+            spread: divides the images among devices; the default uses one device.
         """
-        return self.prepared(model, batch, key, estimator, watch)(params)
+        return self.prepared(model, batch, key, estimator, watch, spread)(params)
 
     def prepared(
         self,
@@ -130,9 +132,11 @@ class Pilot:
         key: types.PRNGKey,
         estimator: ODELikelihood,
         watch: pilot_grids.Watch = pilot_grids.unwatched,
+        spread: pilot_grids.Spread = pilot_grids.undivided,
     ) -> Callable[[types.Params], tuple[ODELikelihood, Report]]:
-        """Return `run` as a function of the parameters, compiled once; `watch` reports it."""
-        grids = Grids(model, batch, key, estimator, self.max_steps, watch=watch)
+        """Return `run` as a function of the parameters, compiled once for all of them."""
+        steps = self.max_steps
+        grids = Grids(model, batch, key, estimator, steps, watch=watch, spread=spread)
         return lambda params: self._measured(grids, params, estimator)
 
     def _measured(

@@ -26,6 +26,15 @@ _DIFFERENCE = [(-1) ** number * math.comb(ORDER, number) for number in range(ORD
 _EQUAL = spacings.Equal()
 Watch = Callable[[str], contextlib.AbstractContextManager[Any]]
 """Returns a context around the computation that its argument describes, to report it."""
+PerImage = Callable[[Any, types.Batch], Array]
+"""`(given, batch) -> values [B, ...]`, a row for each image."""
+Spread = Callable[[PerImage], PerImage]
+"""Returns the same function, computed on several devices."""
+
+
+def undivided(fn: PerImage) -> PerImage:
+    """Return the function as it is, for one device."""
+    return fn
 
 
 def unwatched(what: str) -> contextlib.AbstractContextManager[Any]:
@@ -82,14 +91,15 @@ class Grids:
         max_steps: int,
         matmul_precision: str | None = None,
         watch: Watch = unwatched,
+        spread: Spread = undivided,
     ) -> None:
         self._model, self._key = model, key
         self._batch = jax.tree.map(jnp.asarray, batch)
         self._estimator = dataclasses.replace(estimator, num_importance=1, num_repeats=1)
         self._max_steps, self._matmul_precision = max_steps, matmul_precision
-        self._watch = watch
-        self._compiled = jax.jit(self._score)
-        self._compiled_by_solver = jax.jit(self._score_by_solver)
+        self._watch, self._spread = watch, spread
+        self._compiled = jax.jit(spread(self._score))
+        self._compiled_by_solver = jax.jit(spread(self._score_by_solver))
 
     def in_full_precision(self, estimator: ODELikelihood) -> "Grids | None":
         """Return grids in float32 throughout, for `by_solver`; None if these already are."""
@@ -97,8 +107,8 @@ class Grids:
             return None
         network = self._model.network.in_full_precision()
         model = dataclasses.replace(self._model, network=network)
-        steps, watch = self._max_steps, self._watch
-        return Grids(model, self._batch, self._key, estimator, steps, "highest", watch)
+        steps, how = self._max_steps, (self._watch, self._spread)
+        return Grids(model, self._batch, self._key, estimator, steps, "highest", *how)
 
     @property
     def rounding(self) -> float:
@@ -118,7 +128,7 @@ class Grids:
         problem = self._problem(params, self._batch)
         solver = problem.prepared(adams.Adams(steps=steps, spacing=spacing), self._max_steps)
         with self._watch(f"grid of {steps} steps"):
-            return np.asarray(self._compiled(params, self._batch, solver), np.float64)
+            return np.asarray(self._compiled((params, solver), self._batch), np.float64)
 
     def by_solver(self, params: types.Params) -> np.ndarray:
         """Return bits per dim with the estimator's own solver, `[B]`."""
@@ -147,16 +157,16 @@ class Grids:
 
             def step(carry: adams.Carry, number: Array) -> tuple[adams.Carry, Array]:
                 carry = adams.advance(problem.rate, number, carry, tables, args)
-                times = ends[number + 1 - jnp.arange(ORDER + 1)]
+                times = ends[number - jnp.arange(ORDER + 1)]
                 return carry, _defect(problem, carry, times)
 
-            start = adams.begin(problem.rate, problem.start(z, probes), tables, args)
-            _, found = jax.lax.scan(step, start, jnp.arange(steps))
-            return found[ORDER - 1 :]  # earlier steps have too few slopes
+            start = adams.begin(problem.start(z, probes), tables)
+            _, found = jax.lax.scan(step, start, jnp.arange(steps + 1))
+            return found[ORDER:].T  # earlier steps have too few slopes
 
         with self._watch(f"errors of {steps} steps"):
-            found = np.asarray(jax.jit(along)(params, self._batch), np.float64)
-        return np.pad(found, ((ORDER // 2, ORDER // 2), (0, 0)), mode="edge")
+            found = np.asarray(jax.jit(self._spread(along))(params, self._batch), np.float64)
+        return np.pad(found.T, ((ORDER // 2, ORDER // 2), (0, 0)), mode="edge")
 
     def _problem(self, params: types.Params, batch: types.Batch) -> Problem:
         model, estimator = self._model, self._estimator
@@ -183,8 +193,9 @@ class Grids:
         return found.bits_per_dim(numerics.num_dims(batch["image"]))
 
     def _score(
-        self, params: types.Params, batch: types.Batch, solver: base.AbstractSolver
+        self, given: tuple[types.Params, base.AbstractSolver], batch: types.Batch
     ) -> types.PerExample:
+        params, solver = given
         problem, z, probes = self._start(params, batch)
         solution = problem.solve(solver, z, probes, None)
         end, dims, dequantizer = self._model.end, numerics.num_dims(z), self._estimator.dequantizer

@@ -73,7 +73,7 @@ class Adams(base.AbstractSolver):
         weight_fns: tuple[base.WeightFn, ...],
         length: int | None = None,
     ) -> "Tables":
-        """Return the grid and all weights, NumPy arrays, for `begin` and `advance`.
+        """Return the grid and all weights, NumPy arrays, for `advance`.
 
         Args:
             t0: start time.
@@ -110,14 +110,17 @@ class Adams(base.AbstractSolver):
 
 
 class Tables(NamedTuple):
-    """A grid, and for each leaf of the state the weights of slopes; newest slopes first."""
+    """A grid, and for each leaf of the state the weights of slopes; newest slopes first.
+
+    Row n belongs to the step that ends at time n; row 0, zeros, to the evaluation at the start.
+    """
 
     ends: Any
     """Array `[steps + 1]`."""
     predict: tuple[Any, ...]
-    """Arrays `[steps, history]`."""
+    """Arrays `[steps + 1, history]`."""
     correct: tuple[Any, ...]
-    """Arrays `[steps, history + 1]`, the predictor's slope first."""
+    """Arrays `[steps + 1, history + 1]`, the predictor's slope first."""
 
 
 @jax.tree_util.register_dataclass
@@ -159,9 +162,11 @@ def _run(
     def solve(problem: tuple[base.State, tuple[Any, ...]]) -> base.Solution:
         state, args = problem
         blank = base.full_like_batch(state, 0.0)
-        carry = begin(field, state, tables, args)
         carry = jax.lax.fori_loop(
-            0, steps, lambda number, carry: advance(field, number, carry, tables, args), carry
+            0,
+            steps + 1,
+            lambda number, carry: advance(field, number, carry, tables, args),
+            begin(state, tables),
         )
         return base.Solution(
             state=carry.state,
@@ -182,15 +187,10 @@ class Carry(NamedTuple):
     """Newest first, leaves `[history, B, ...]`; zeros before the start."""
 
 
-def begin(
-    field: base.VectorField, state: base.State, tables: Tables, args: tuple[Any, ...]
-) -> Carry:
-    """Return the values before the first step."""
+def begin(state: base.State, tables: Tables) -> Carry:
+    """Return the values before the evaluation at the start, which is `advance` number 0."""
     history = tables.predict[0].shape[1]
-    slopes = jax.tree.map(
-        lambda leaf: jnp.zeros((history, *leaf.shape), leaf.dtype).at[0].set(leaf),
-        _slope(field, 0, state, tables, args),
-    )
+    slopes = jax.tree.map(lambda leaf: jnp.zeros((history, *leaf.shape), leaf.dtype), state)
     return Carry(state, jax.tree.map(jnp.zeros_like, state), slopes)
 
 
@@ -201,7 +201,10 @@ def advance(
     tables: Tables,
     args: tuple[Any, ...],
 ) -> Carry:
-    """Take step `number`, counted from zero."""
+    """Take the step to time `number` of the grid; number 0 evaluates the slope at the start.
+
+    Start and steps are one, so that the network is compiled once.
+    """
     structure = jax.tree.structure(carry.state)
 
     def change(weights: tuple[Any, ...], slopes: Any) -> Any:
@@ -210,7 +213,7 @@ def advance(
 
     state, lost, slopes = carry
     predicted, _ = base.added(state, lost, change(tables.predict, slopes))
-    new = _slope(field, number + 1, predicted, tables, args)
+    new = _slope(field, number, predicted, tables, args)
     longer = jax.tree.map(lambda new, past: jnp.concatenate([new[None], past]), new, slopes)
     state, lost = base.added(state, lost, change(tables.correct, longer))
     return Carry(state, lost, jax.tree.map(lambda each: each[:-1], longer))
@@ -230,20 +233,20 @@ def _slope(
 def _weights(
     ends: np.ndarray, history: int, weight_fn: base.WeightFn
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return predictor weights `[steps, history]` and corrector `[steps, history + 1]`; float64."""
+    """Return weights of the predictor and of the corrector, float64; shapes as in `Tables`."""
     points, shares = _QUADRATURE
     half = np.diff(ends)[:, None] / 2
     t = ends[:-1, None] + half * (1 + points)
     measure = half * shares * _values(weight_fn, t)
     at_ends = _values(weight_fn, ends)
     steps = len(ends) - 1
-    predict, correct = np.zeros((steps, history)), np.zeros((steps, history + 1))
+    predict, correct = np.zeros((steps + 1, history)), np.zeros((steps + 1, history + 1))
     if ends[0] == ends[-1]:
         return predict, correct
     for step in range(steps):
         behind = np.arange(step, max(-1, step - history), -1)
         ahead = np.concatenate([[step + 1], behind])
-        for row, nodes in ((predict[step], behind), (correct[step], ahead)):
+        for row, nodes in ((predict[step + 1], behind), (correct[step + 1], ahead)):
             integrals = lagrange(ends[nodes], t[step]) @ measure[step]
             row[: len(nodes)] = integrals / at_ends[nodes]
     return predict, correct

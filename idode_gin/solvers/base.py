@@ -104,9 +104,9 @@ def combined(weights: Array, slopes: Array) -> Array:
 
 
 def runge_kutta_stages(
-    tableau: Tableau, field: VectorField, t: Array, state: State, step: Array, first: State
+    tableau: Tableau, field: VectorField, t: Array, state: State, step: Array
 ) -> State:
-    """Return all slopes k_i of one step of sizes `[B]`, given the first; leaves `[n, B, ...]`.
+    """Return all slopes k_i of one step of sizes `[B]`; leaves `[n, B, ...]`.
 
     Stages run in a loop, so that a deep network is compiled once and not once per stage.
     """
@@ -114,15 +114,13 @@ def runge_kutta_stages(
     nodes = jnp.asarray(tableau.c, t.dtype)
     rows = jnp.asarray([[*row, *[0.0] * (count - len(row))] for row in tableau.a], t.dtype)
 
-    def put(slopes: State, number: int | Array, slope: State) -> State:
-        return jax.tree.map(lambda each, new: each.at[number].set(new), slopes, slope)
-
     def stage(number: Array, slopes: State) -> State:
         inner = weighted_sum(state, step, rows[number], slopes)
-        return put(slopes, number, field(t + nodes[number] * step, inner))
+        slope = field(t + nodes[number] * step, inner)
+        return jax.tree.map(lambda each, new: each.at[number].set(new), slopes, slope)
 
-    empty = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), first)
-    return jax.lax.fori_loop(1, count, stage, put(empty, 0, first))
+    empty = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), state)
+    return jax.lax.fori_loop(0, count, stage, empty)
 
 
 def full_like_batch(state: State, value: float) -> types.PerExample:

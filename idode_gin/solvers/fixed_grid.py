@@ -57,7 +57,7 @@ class FixedGrid(base.AbstractSolver):
             def advance(index: Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
                 state, lost = carry
                 t, step = blank + starts[index], blank + sizes[index]
-                stages = base.runge_kutta_stages(tableau, bound, t, state, step, bound(t, state))
+                stages = base.runge_kutta_stages(tableau, bound, t, state, step)
                 zero = jax.tree.map(jnp.zeros_like, state)
                 change = base.weighted_sum(zero, step, jnp.asarray(tableau.b), stages)
                 return base.added(state, lost, change)

@@ -34,7 +34,7 @@ def measured(monkeypatch):
     """Replace the pilot; list the indices, key and likelihood of what it measures."""
     found = []
 
-    def prepared(pilot, model, batch, key, estimator, watch):
+    def prepared(pilot, model, batch, key, estimator, watch, spread):
         def measure(params):
             found.append((np.asarray(batch["index"]), jax.random.key_data(key), estimator))
             if estimator.solver is not None:

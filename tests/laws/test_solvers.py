@@ -274,6 +274,13 @@ def test_evaluations_are_counted_as_they_happen(solver):
 
 
 @EACH
+def test_a_field_is_compiled_once(solver):
+    """Most of the time before the first figure is the network's compilation."""
+    compiled = jax.jit(lambda y: solver.solve(lambda t, y: jnp.cbrt(y), y, 0.0, 1.0))
+    assert compiled.lower(jnp.asarray(STARTS)).as_text().count("stablehlo.cbrt") == 1
+
+
+@EACH
 def test_a_field_without_a_value_fails_its_own_example_only(solver):
     def broken(t, y):
         return jnp.where((y > 1.5) & (t > 0.5), jnp.nan, logistic(t, y) * (y < 1.5))
