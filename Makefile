@@ -43,12 +43,17 @@ quickstart: setup  ## train, evaluate and sample on handwritten digits; minutes 
 	@cat $(QUICKSTART)/eval/table.txt
 	@$(RUN) -m idode_gin.report $(QUICKSTART)
 
-test: setup lint  ## lint, and all tests but the long ones
-	$(RUN) -m pytest -n $(WORKERS) $(SHARES) -m "not full"
+PYTEST := $(RUN) -m pytest -n $(WORKERS) $(SHARES)
+# As users' programs are compiled: with optimization, which takes three times as long.
+AS_USERS := XLA_FLAGS="$(XLA_FLAGS)" $(PYTEST) -rs
+NUMBERS := tests/golden tests/laws
 
-test-full: export XLA_FLAGS ?=
-test-full: setup lint  ## lint, all tests, and the mutants
-	$(RUN) -m pytest -rs -n $(WORKERS) $(SHARES)
+test: setup lint  ## lint, and all tests but the long ones
+	$(PYTEST) -m "not full"
+
+test-full: test  ## also the long tests, all golden cases and laws as users compile them, and mutants
+	$(AS_USERS) -m full $(NUMBERS:%=--ignore=%)
+	$(AS_USERS) $(NUMBERS)
 	$(RUN) tests/mutation --workers $(WORKERS)
 
 lint: setup  ## ruff, layers, types
