@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = [each.strip() for each in (options.bounds or "").split(",") if each.strip()]
     try:
         folder = write(options.evaluations, options.output, names, options.tfds_data_dir)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return checks.EXIT_BAD_INPUT
@@ -59,7 +61,7 @@ def write(
     bounds: Sequence[str] = (),
     tfds_data_dir: str | None = None,
 ) -> pathlib.Path:
-    """Compare, print the table and write the files; return their folder.
+    """Compare, write the files and print the table; return their folder.
 
     Args:
         evaluations: two folders or more; the first is the reference.
@@ -85,7 +87,6 @@ def write(
     if lack:
         found["notes"].append(f"compare.png shows no images: {lack}")
     text = comparison.table(found)
-    print(text, flush=True)
     folder = paths.of(paths.stored(output, "--output")) if output else _beside(folders[0])
     scores = {each.label: each.scores for each in read}
     pairs = [
@@ -98,8 +99,9 @@ def write(
     ]
     levels = found["images"]["levels"]
     plots.plot_differences(pairs, folder / "compare.png", images=images, levels=levels)
-    files.write_atomically(folder / "compare.txt", text + "\n")
+    files.write_atomically(folder / "compare.txt", f"{text}\n".encode("utf-8", "replace"))
     files.write_json_atomically(folder / "compare.json", found)
+    print(text, flush=True)
     return folder
 
 
@@ -131,6 +133,8 @@ def _evaluation(name: str) -> pathlib.Path:
 
 def _described(folder: pathlib.Path) -> str:
     """Return dataset, split, step and bounds of an evaluation, as far as its summary says them."""
+    if (folder / "series.json").exists():
+        return ": a series of checkpoints; name a folder in it"
     try:
         found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         bounds = [name for name, each in found.items() if isinstance(each, dict) and "nfe" in each]
@@ -182,4 +186,4 @@ def _value(bound: dict[str, str], name: str) -> str:
 
 if __name__ == "__main__":
     output.make_safe()
-    sys.exit(main())
+    sys.exit(output.exit_code(main))

@@ -150,7 +150,7 @@ def writable(name: str, folder: str, fix: str) -> Finding:
     """Check that files can be written to a folder, or the folder be made; makes none."""
     if "://" in folder:
         return Finding(name, f"{folder} (not checked)")
-    path = pathlib.Path(folder).expanduser().absolute()
+    path = pathlib.Path(os.path.expanduser(folder)).absolute()
     nearest = next(each for each in (path, *path.parents) if os.path.lexists(each))
     try:
         with tempfile.TemporaryFile(dir=nearest):
@@ -162,13 +162,14 @@ def writable(name: str, folder: str, fix: str) -> Finding:
 
 def datasets(folder: str | None, default: pathlib.Path) -> Iterator[Finding]:
     """List the prepared datasets with the fingerprint of each split. `folder` None: `default`."""
-    root = pathlib.Path(folder or default).expanduser()
+    root = pathlib.Path(os.path.expanduser(folder or default))
     if folder and "://" in folder:
         yield Finding("data", f"{folder} (not checked)")
         return
     prepare = "prepare a dataset with python -m tasks.prepare, or name another --tfds_data_dir"
     patterns = ["*/" * depth + "dataset_info.json" for depth in range(2, _LEVELS + 1)]
-    found = sorted({path.parent for pattern in patterns for path in root.glob(pattern)})
+    folders = {path.parent for pattern in patterns for path in root.glob(pattern)}
+    found = sorted(each for each in folders if not _is_hidden(each.relative_to(root)))
     if not found:
         lack = "holds no dataset" if root.is_dir() else "is no folder"
         needed = "" if folder else "; `digits` needs none"
@@ -194,6 +195,11 @@ def datasets(folder: str | None, default: pathlib.Path) -> Iterator[Finding]:
             yield Finding(name, text)
 
 
+def _is_hidden(path: pathlib.Path) -> bool:
+    """Return whether a part of a path is hidden, such as what `tasks.prepare` has not finished."""
+    return any(part.startswith(".") for part in path.parts)
+
+
 def coordinator(address: str) -> Finding:
     """Connect to process 0, which listens while it runs."""
     try:
@@ -216,10 +222,10 @@ def free_disk(folders: Sequence[str]) -> Iterator[Finding]:
     """Report the free space of each file system that the folders lie on."""
     seen = set[int]()
     for folder in folders:
-        path = pathlib.Path(folder).expanduser().absolute()
+        path = pathlib.Path(os.path.expanduser(folder)).absolute()
         if "://" in folder:
             continue
-        path = next(each for each in (path, *path.parents) if each.exists())
+        path = next(each for each in (path, *path.parents) if os.path.exists(each))
         if (device := path.stat().st_dev) in seen:
             continue
         seen.add(device)
@@ -230,4 +236,4 @@ def free_disk(folders: Sequence[str]) -> Iterator[Finding]:
 
 if __name__ == "__main__":
     output.make_safe()
-    sys.exit(main())
+    sys.exit(output.exit_code(main))

@@ -86,4 +86,4 @@ def _outputs(folder: pathlib.Path, depth: int) -> list[tuple[pathlib.Path, str]]
 
 if __name__ == "__main__":
     output.make_safe()
-    sys.exit(main())
+    sys.exit(output.exit_code(main))

@@ -235,7 +235,7 @@ class TrainedModel:
         ) -> Mapping[str, Array]:
             return self._levels(self.model.sample_fn(given["network"], batch, key, method))
 
-        found = self._memory.run("drawing samples", str(method), sample, batch, key)
+        found = self._memory.run("drawing samples", (method,), sample, batch, key)
         image_loop.check_solved(found["success"], "samples")
         return found["levels"]
 
@@ -270,7 +270,7 @@ class TrainedModel:
             return {"noise": found.noise, "success": found.success & jnp.isfinite(found.error)}
 
         batch = self._batch(images, index, conditioning, label)
-        found = self._memory.run("encoding images", str(method), encode, batch, key)
+        found = self._memory.run("encoding images", (method,), encode, batch, key)
         image_loop.check_solved(found["success"], "images")
         return found["noise"]
 
@@ -303,7 +303,7 @@ class TrainedModel:
 
         given = self._conditioning(conditioning, len(noise), label)
         batch = {"noise": noise, "conditioning": given}
-        found = self._memory.run("decoding latents", str(method), decode, batch, None)
+        found = self._memory.run("decoding latents", (method,), decode, batch, None)
         image_loop.check_solved(found["success"], "latents")
         return found["levels"]
 

@@ -13,6 +13,7 @@ set -euo pipefail
 program=${1:?"usage: TPU=… ZONE=… launch/tpu_pod.sh train|eval|sample|encode|interpolate --gin_file=… …"}
 shift
 : "${TPU:?the name of the TPU}" "${ZONE:?its zone}"
-arguments=$(printf ' %q' "$@")
+arguments=""
+[ $# -eq 0 ] || arguments=$(printf ' %q' "$@")
 exec gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \
     --command="cd ${FOLDER:-idode_gin} && exec ${PYTHON:-.venv/bin/python} -m idode_gin.$program --multiprocess_gpu$arguments"

@@ -6,6 +6,7 @@
 import atexit
 import contextlib
 import functools
+import gc
 import os
 import pathlib
 import re
@@ -98,10 +99,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Spare what was imported from every later collection, as the programs do."""
-    from idode_gin.processes import garbage
-
-    garbage.spare()
+    """Leave what was imported out of every later collection, and all out of that at the end."""
+    gc.freeze()
+    atexit.register(gc.freeze)
 
 
 @functools.cache

@@ -54,7 +54,6 @@ def _execute(program: str, function: str, options: FlagValues) -> None:
         with garbage.paused():
             root = getattr(importlib.import_module(program), function)
             building.load_and_check(root, options.gin_file, options.gin_bindings, paths)
-        garbage.spare()
     except from_training.NoRunError as error:
         if not options.dry_run:
             raise

@@ -1,6 +1,5 @@
 """Exit codes of the programs, and the error messages that they print."""
 
-import os
 import re
 import sys
 import threading
@@ -10,11 +9,10 @@ from collections.abc import Callable
 from idode_gin import checks
 from idode_gin.configs import building
 from idode_gin.configs.loading import ConfigError
-from idode_gin.processes import failures
+from idode_gin.processes import failures, output
 from idode_gin.reports import paths
 
 EXIT_DEFECT = 1
-EXIT_BROKEN_PIPE = 141
 _CODES = {
     checks.Preempted: checks.EXIT_PREEMPTED,
     checks.NonFiniteError: checks.EXIT_NON_FINITE,
@@ -43,10 +41,10 @@ def of(program: Callable[[], None], function: str, *, print_traceback: bool) -> 
         return checks.EXIT_DONE
     except KeyboardInterrupt as error:
         code, text = checks.EXIT_PREEMPTED, str(error) or "interrupted."
-        print(f"stopped: {text}", file=sys.stderr, flush=True)
-    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code, text = EXIT_BROKEN_PIPE, "the reader of its output has closed it."
+        output.complain(f"stopped: {text}")
+    except BrokenPipeError:
+        output.drop()
+        code, text = output.EXIT_BROKEN_PIPE, "the reader of its output has closed it."
     except Exception as error:
         found = exit_code(error)
         if found is None:
@@ -63,7 +61,7 @@ def of(program: Callable[[], None], function: str, *, print_traceback: bool) -> 
         elif isinstance(error, ValueError) and not isinstance(error, ConfigError):
             hint = "\n(--debug prints where it was raised)"
         label = "stopped" if code == checks.EXIT_PREEMPTED else "error"
-        print(f"{label}: {text}{hint}", file=sys.stderr, flush=True)
+        output.complain(f"{label}: {text}{hint}")
         if isinstance(error, checks.Preempted | checks.DisagreementError):
             return code  # all processes raise it together
     failures.fail(code, text)
@@ -72,7 +70,14 @@ def of(program: Callable[[], None], function: str, *, print_traceback: bool) -> 
 
 def exit_code(error: BaseException) -> int | None:
     """Return the exit code of a program that ends in `error`; None for a bug."""
+    if _is_lack_of_device_memory(error):
+        return checks.EXIT_BAD_INPUT
     return next((code for kind, code in _CODES.items() if isinstance(error, kind)), None)
+
+
+def _is_lack_of_device_memory(error: BaseException) -> bool:
+    is_of_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+    return is_of_jax and "RESOURCE_EXHAUSTED" in str(error)
 
 
 def message(error: BaseException, function: str) -> str:
@@ -86,6 +91,12 @@ def message(error: BaseException, function: str) -> str:
         line = (error.text or "").strip()
         return f"{error.msg} [{error.filename}:{error.lineno}]  {line}"
     text = str(error) or type(error).__name__
+    if _is_lack_of_device_memory(error):
+        return (
+            f"The devices have too little memory: {text.splitlines()[0]} Train with a higher "
+            "Trainer.num_microbatches, with UNet.remat = 'full' or a smaller BATCH_SIZE; score "
+            "fewer images at a time (SOLVE_SIZE, LANES)."
+        )
     calls = [(name, scope) for name, scope in _IN_CALL.findall(text) if name != function]
     text = _IN_CALL.sub("", text)
     if isinstance(error, ValueError | checks.NonFiniteError) and not isinstance(error, ConfigError):

@@ -2,13 +2,13 @@
 
 import contextlib
 import pathlib
-import re
 import shlex
 from collections.abc import Mapping
 
 from idode_gin.configs import loading
 from idode_gin.evaluation import cost
 from idode_gin.reports import paths
+from idode_gin.reports.commands import bound
 from idode_gin.runs import output_folders
 
 _HOLDS = {
@@ -19,7 +19,6 @@ _HOLDS = {
     "interpolate": "The images are in {}: strip.png, interpolation.npz.",
 }
 _SERIES = "The curve is in {}: curve.csv, curve.png, an evaluation in each step_<step>/."
-_PLAIN = re.compile(r"[\w./+:@%=,-]+").fullmatch  # needs no quotes in a shell, nor escapes in gin
 
 
 def after(program: str, folder: str, data_dirs: Mapping[str, str] | None = None) -> str:
@@ -38,10 +37,10 @@ def after(program: str, folder: str, data_dirs: Mapping[str, str] | None = None)
     report = _command("report", shlex.quote(run))
     holds = _HOLDS[program].format(folder)
     if program == "train":
-        where = _bound("CHECKPOINT_PATH", folder)
+        where = bound("CHECKPOINT_PATH", folder)
         commands = [_command("eval", where, *flags), _command("sample", where), report]
         if costs:
-            output = _bound("EVAL_OUTPUT_DIR", str(paths.of(folder) / "eval" / "quick"))
+            output = bound("EVAL_OUTPUT_DIR", str(paths.of(folder) / "eval" / "quick"))
             file = f"--gin_file={cost.QUICK_FILE}"
             commands.insert(0, _command("eval", file, where, output, *flags))
             holds += f"\n{costs}"
@@ -67,7 +66,7 @@ def to_replay(batch: str, data_dirs: Mapping[str, str]) -> str:
     # One that was read may lack bindings of the command line: `outputs.write_configs` left it.
     new = [each for each in files if each.resolve() not in loading.files_read]
     file = f"--gin_file={shlex.quote(str((new or files)[0]))}"
-    return _command("train", file, _bound("Trainer.replay", batch), *_flags(data_dirs))
+    return _command("train", file, bound("Trainer.replay", batch), *_flags(data_dirs))
 
 
 def _flags(data_dirs: Mapping[str, str]) -> list[str]:
@@ -76,12 +75,6 @@ def _flags(data_dirs: Mapping[str, str]) -> list[str]:
 
 def _command(program: str, *arguments: str) -> str:
     return " ".join([f"python -m idode_gin.{program}", *arguments])
-
-
-def _bound(macro: str, path: str) -> str:
-    if _PLAIN(path):
-        return f"--gin.{macro}=\"'{path}'\""
-    return shlex.quote(f"--gin.{macro}={path!r}")
 
 
 def _steps(output: str) -> list[str]:

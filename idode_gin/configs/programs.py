@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from idode_gin.processes import failures, output, preemption
+from idode_gin.processes import failures, garbage, output, preemption
 
 
 def main(program: str, function: str, about: str) -> NoReturn:
@@ -20,6 +20,7 @@ def main(program: str, function: str, about: str) -> NoReturn:
     function that runs is that of the module gin files import, not of the copy named `__main__`.
     """
     output.make_safe()
+    garbage.leave_to_the_end()
     with preemption.starting():
         _leave(run(program, function, about))
 

@@ -22,7 +22,8 @@ class Uniform(base.AbstractDequantizer):
 
     The latent is not scaled by alpha, so the ODE starts where its noise and the bin have about the
     same size. The published start for 256 levels, -11.8, gives `e^{gamma/2} V` = 0.70, and other V
-    keep that ratio. Every start gives a valid density; a bad one gives a looser bound.
+    keep that ratio; but the ODE never starts before the clean end, where the model is not defined.
+    Every start gives a valid density; a bad one gives a looser bound.
 
     Args:
         start_gamma: gamma at the start of the ODE, nats; None for the rule above.
@@ -35,7 +36,8 @@ class Uniform(base.AbstractDequantizer):
         """Return gamma at the start of the ODE, nats."""
         if self.start_gamma is not None:
             return self.start_gamma
-        return _PUBLISHED_GAMMA + 2 * math.log(_PUBLISHED_LEVELS / end.encoding.levels)
+        rule = _PUBLISHED_GAMMA + 2 * math.log(_PUBLISHED_LEVELS / end.encoding.levels)
+        return max(rule, end.gamma_number)
 
     def draw(
         self, keys: types.PRNGKeys, shape: tuple[int, ...], end: base.CleanEnd

@@ -126,7 +126,8 @@ def _of_likelihood(
 
     more = {} if shared is None else {"solver": shared}
     room = jax.tree.map(np.shape, shared)
-    return memory.run(f"scoring {name}", f"{estimator} {room}", score, batch, key, **more)
+    method = dataclasses.replace(estimator, solver=None), None if more else solver, str(room)
+    return memory.run(f"scoring {name}", method, score, batch, key, **more)
 
 
 def _of_bound(
@@ -139,7 +140,7 @@ def _of_bound(
     ) -> Mapping[str, jax.Array]:
         return scores.of_bound(model, bound, key)(given["network"], batch)
 
-    found = memory.run(f"scoring {VARIATIONAL_BOUND}", "", score, batch, key)
+    found = memory.run(f"scoring {VARIATIONAL_BOUND}", (), score, batch, key)
     return _scored(VARIATIONAL_BOUND, found, None)
 
 

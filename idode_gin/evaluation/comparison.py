@@ -68,8 +68,13 @@ def read(path: pathlib.Path, label: str) -> Evaluation:
         )
     try:
         found = dict(json.loads((path / "summary.json").read_text(encoding="utf-8")))
+        if lacking := [name for name in _IMAGES if found.get(name) is None]:
+            raise ValueError(f"the summary has no {' and no '.join(lacking)}.")
         scores = _scores(path / "results.npz", summary.bounds(found))
         for name, each in summary.bounds(found).items():
+            for part in ("settings", "solver_error"):
+                if not isinstance(each.get(part), Mapping | None):
+                    raise ValueError(f"{part} of {name} is {each[part]!r}.")
             mean = np.mean(scores[name]["bpd"])
             if not abs(mean - each["mean"]) <= 1e-9 * abs(mean):
                 raise ValueError(f"the mean of {name} is {mean} in one and {each['mean']} there.")

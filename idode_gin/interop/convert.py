@@ -161,4 +161,4 @@ def _with_moments(opt_state: optax.OptState, adam: dict) -> optax.OptState:
 
 if __name__ == "__main__":
     output.make_safe()
-    sys.exit(main())
+    sys.exit(output.exit_code(main))

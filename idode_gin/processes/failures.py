@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from idode_gin import checks
+from idode_gin.processes import output
 from idode_gin.processes.agreed_stop import AgreedStop
 from idode_gin.processes.connections import Connections
 
@@ -68,7 +69,7 @@ class _Watch:
             elif index != self._connections.index:
                 self.is_leaving.set()
                 failed = "" if code == checks.EXIT_PREEMPTED else " failed"
-                print(f"stopped: process {index}{failed}: {message}", file=sys.stderr)
+                output.complain(f"stopped: process {index}{failed}: {message}")
                 if self.last_act is not None:
                     with contextlib.suppress(Exception):  # the first failure is the one to report
                         self.last_act()

@@ -22,11 +22,9 @@ def paused() -> Iterator[None]:
             gc.enable()
 
 
-def spare() -> None:
-    """Never collect what there is now, nor anything when the process ends.
+def leave_to_the_end() -> None:
+    """Collect nothing when the process ends, which frees everything anyway.
 
-    What was imported stays to the end, and the end frees everything anyway: a last search through
-    all objects of jax takes seconds.
+    A last search through all objects of jax takes seconds.
     """
-    gc.freeze()
     atexit.register(gc.freeze)

@@ -144,6 +144,8 @@ def gather(listener: socket.socket, count: int, timeout: float, secret: bytes) -
         if found and problem:
             break
         for end, index, expected in _greetings(listener, unread, max(left, 0.0), secret):
+            if index in ends and _is_closed(ends[index]):  # killed, and started again
+                ends.pop(index).close()
             if refusal := _refusal(index, expected, ends, count):
                 found = found or refusal
                 refused.append(end)
@@ -193,6 +195,16 @@ def _greetings(
         del unread[oldest]
         oldest.close()
     return found
+
+
+def _is_closed(end: socket.socket) -> bool:
+    """Return whether the process at the other end has closed the connection, or died."""
+    try:
+        return not end.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _refusal(index: int, expected: int, ends: dict[int, socket.socket], count: int) -> str | None:

@@ -1,11 +1,17 @@
 """Console output: it never fails, and of several processes only the first prints everything."""
 
+import contextlib
 import io
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
+
+from idode_gin import checks
+
+EXIT_BROKEN_PIPE = 141
 
 
 def make_safe() -> None:
@@ -21,6 +27,31 @@ def make_safe() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def exit_code(main: Callable[[], int]) -> int:
+    """Return the exit code of a small program, also if it is interrupted or nobody reads it."""
+    try:
+        code = main()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        drop()
+        return EXIT_BROKEN_PIPE
+    except KeyboardInterrupt:
+        complain("stopped: interrupted.")
+        return checks.EXIT_PREEMPTED
+
+
+def drop() -> None:
+    """Drop what is printed from here on: the reader, such as `head`, has closed the output."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def complain(text: str) -> None:
+    """Print to stderr, if anybody reads it: what is done afterwards must be done in any case."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def only_errors(index: int) -> None:

@@ -108,14 +108,15 @@ def _has_devices_of_its_own(environment: Mapping[str, str]) -> bool:
 def _processes_on_this_machine(environment: Mapping[str, str]) -> int | None:
     """Return the number that SLURM or Open MPI gives; None if neither does.
 
-    SLURM lists tasks by node: `4(x2),3` is four, four and three.
+    SLURM lists tasks by node: `4(x2),3` is four, four and three. Under `mpirun` in a SLURM job
+    these are Open MPI's daemons, not the processes.
     """
+    with contextlib.suppress(KeyError, ValueError):
+        return int(environment["OMPI_COMM_WORLD_LOCAL_SIZE"])
     counts: list[int] = []
     tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "")
     for number, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks):
         counts += [int(number)] * int(times or 1)
     with contextlib.suppress(KeyError, ValueError, IndexError):
         return counts[int(environment["SLURM_NODEID"])]
-    with contextlib.suppress(KeyError, ValueError):
-        return int(environment["OMPI_COMM_WORLD_LOCAL_SIZE"])
     return None

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from idode_gin import checks
-from idode_gin.processes import failures, joining
+from idode_gin.processes import failures, joining, output
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 MORE_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
@@ -27,6 +27,8 @@ SAME_REQUEST = 1.0
 never is."""
 TRAINING = "stopping after this step. Again to stop at once, unsaved."
 RESULTS = "stopping before the next batch. Again to stop at once."
+_MOMENT = 0.05
+"""Seconds in which the reader of the output ends, if the same Ctrl-C reached it."""
 GRACE = 5.0
 """Seconds until a thread may end the process, where the main thread does not react."""
 LastWords = Callable[[str], str]
@@ -80,8 +82,7 @@ class _Listener:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         is_repeated = _is_same_request(number, self._handled)
-        if number == signal.SIGHUP:
-            _leave_closed_terminal()
+        _leave_closed_outputs()
         if not is_repeated:
             self._handled, self.received = time.monotonic(), number
         if self.loops or is_repeated:
@@ -116,15 +117,14 @@ class _Listener:
                         continue
                     if self._heard is not None:
                         os._exit(128 + number)
-                    if number == signal.SIGHUP:
-                        _leave_closed_terminal()  # before a loop sees the request, and prints
+                    _leave_closed_outputs()  # before a loop sees the request, and prints
                     self._heard, self.received = time.monotonic(), number
                     name, loops = signal.Signals(number).name, [*self.loops]
                     notice = loops[-1].notice if loops else "stopping. Again to stop at once."
-                    print(f"\n{name}: {notice}", file=sys.stderr, flush=True)
                     if loops and joining.count() > 1:
                         failures.ask_to_stop()
                     self._reader.settimeout(GRACE)
+                    output.complain(f"\n{name}: {notice}")
 
     def _say_last_words(self) -> None:
         with _leaving:
@@ -136,7 +136,7 @@ class _Listener:
                 message = last_words(signal.Signals(self.received).name)
             except OSError as error:
                 code, label, message = checks.EXIT_BAD_INPUT, "error", str(error)
-            print(f"{label}: {message}", file=sys.stderr, flush=True)
+            output.complain(f"{label}: {message}")
             failures.fail(code, message)
             os._exit(code)
 
@@ -146,13 +146,17 @@ def _is_same_request(number: int, first: float | None) -> bool:
     return is_soon and number != signal.SIGINT
 
 
-def _leave_closed_terminal() -> None:
-    """Discard what is written to a terminal that was closed: it would raise an OSError."""
+def _leave_closed_outputs() -> None:
+    """Discard what is written to a terminal or pipe that was closed: it would raise an OSError.
+
+    Ctrl-C goes to the reader of the pipe as well, such as `tee`, which has a moment here to end.
+    """
+    time.sleep(_MOMENT)
     outputs = select.poll()
     for number in (1, 2):
         outputs.register(number, 0)
     for number, events in outputs.poll(0):
-        if events & select.POLLHUP:
+        if events & (select.POLLHUP | select.POLLERR):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, number)
             os.close(null)
@@ -206,7 +210,7 @@ def starting() -> Iterator[None]:
         with stoppable():
             yield
     except KeyboardInterrupt as error:
-        print(f"stopped: {error}", file=sys.stderr, flush=True)
+        output.complain(f"stopped: {error}")
         sys.exit(checks.EXIT_PREEMPTED)
     finally:
         _is_starting = False

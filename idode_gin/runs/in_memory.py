@@ -34,12 +34,14 @@ class InMemory:
 
     params: types.Params
     partitioner: PjitPartitioner
-    _compiled: dict[str, image_loop.Compute] = dataclasses.field(default_factory=dict, init=False)
+    _compiled: dict[tuple[Any, ...], image_loop.Compute] = dataclasses.field(
+        default_factory=dict, init=False
+    )
 
     def run(
         self,
         what: str,
-        method: str,
+        method: tuple[Any, ...],
         compute: Keyed,
         batch: types.Batch,
         key: Seed,
@@ -49,7 +51,9 @@ class InMemory:
 
         Args:
             what: what is done, for lines that show progress.
-            method: how; calls with the same `what` and `method` must have the same function.
+            method: how; calls with the same `what` and equal `method` must have the same function.
+                A part of it that cannot be hashed, such as a solver with an array, equals itself
+                alone.
             compute: the function.
             batch: of all N images.
             key: passed on as a key.
@@ -62,7 +66,8 @@ class InMemory:
             key = jax.random.wrap_key_data(given["key"], impl=implementation)
             return compute(given, batch, key)
 
-        known, size = f"{what} {method} {implementation}", SOLVE_SIZE * self.partitioner.mesh.size
+        size = SOLVE_SIZE * self.partitioner.mesh.size
+        known = (what, implementation, *map(_hashable, method))
         if known not in self._compiled:
             compiled = image_loop.compiled(with_key, self.partitioner, SOLVE_SIZE)
             self._compiled[known] = compiled
@@ -79,6 +84,27 @@ class InMemory:
                 found.append(part)
                 going_on.advance(min(size, count - going_on.done))
         return {k: np.concatenate([each[k] for each in found])[:count] for k in found[0]}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Itself:
+    """Stands for a value that cannot be hashed, and keeps it, so that no other one takes its id."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def _hashable(value: Any) -> Any:
+    try:
+        hash(value)
+    except TypeError:
+        return _Itself(value)
+    return type(value), value  # 1 and True are equal, and so are dataclasses of both
 
 
 def key_of(seed: Seed) -> types.PRNGKey:

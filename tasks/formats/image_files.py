@@ -33,18 +33,23 @@ _PLAIN_ALPHA = (2,)
 def files_below(root: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
     """Return every file below a folder but hidden ones, sorted, and sentences about problems.
 
-    Links are followed. A link to a folder around it is not: it would lead in circles. A second link
-    to one folder, a link to nothing, and a folder that may not be read are problems.
+    Links are followed. A link to a folder around it is not: it would lead in circles, or to what is
+    beside `root`. A second link to one folder, a link to nothing, and what may not be read are
+    problems.
     """
     files: list[pathlib.Path] = []
     problems: list[str] = []
     reached: dict[str, str] = {}
+    around = {str(each) for each in pathlib.Path(os.path.realpath(root)).parents}
 
     def unreadable(error: OSError) -> None:
         problems.append(f"{error.filename} cannot be read: {error.strerror}.")
 
     for folder, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
         real = os.path.realpath(folder)
+        if real in around:
+            folders.clear()
+            continue
         if (other := reached.setdefault(real, folder)) != folder:
             folders.clear()
             if not pathlib.Path(folder).is_relative_to(other):
@@ -53,11 +58,13 @@ def files_below(root: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
         folders[:] = sorted(each for each in folders if not each.startswith("."))
         found = [pathlib.Path(folder, each) for each in names if not each.startswith(".")]
         for each in found:
-            if each.is_file():
+            if os.path.isfile(each):
                 files.append(each)
-            else:
-                kind = "a link to nothing" if each.is_symlink() else "a pipe or a device"
+            elif os.path.lexists(each):
+                kind = "a link to nothing" if os.path.islink(each) else "a pipe or a device"
                 problems.append(f"{each} is {kind}. Remove it.")
+            else:
+                problems.append(f"{each} cannot be read: its folder may not be entered (x).")
     return sorted(files), problems
 
 

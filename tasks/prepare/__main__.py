@@ -7,6 +7,7 @@ left where a finished one is expected.
 import argparse
 import pathlib
 import re
+import shlex
 import signal
 import sys
 import time
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import idode_gin
 from idode_gin import checks
 from idode_gin.processes import output, preemption
-from idode_gin.reports import paths, progress
+from idode_gin.reports import commands, paths, progress
 from tasks.prepare import datasets, splitting, targets
 from tasks.prepare.datasets import Dataset
 from tasks.prepare.refusals import SourceError, TargetError
@@ -42,7 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nerror: {error}", file=sys.stderr)
         return checks.EXIT_BAD_INPUT
     except MemoryError:
-        print("\nerror: not enough memory: see docs/guides/train.md.", file=sys.stderr)
+        print("\nerror: not enough memory. --size reduces the images of a folder.", file=sys.stderr)
+        return checks.EXIT_BAD_INPUT
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # such as a folder that may not be entered
+        print(f"\nerror: {error}", file=sys.stderr)
         return checks.EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print(
@@ -184,7 +190,7 @@ def _report(
         print(f"  {split:10} {each.num_images:>9,} images of {size}, channel mean {mean}")
     train = f"python -m idode_gin.train --gin_file=gin_configs/experiments/{options.dataset}.gin"
     if options.dataset != IMAGE_FOLDER:
-        print(f"\nTrain on it:\n  {train} --tfds_data_dir={data_dir}")
+        print(f"\nTrain on it:\n  {train} --tfds_data_dir={shlex.quote(str(data_dir))}")
         return
     name = f"{dataset.name}/{dataset.config}:{dataset.version}"
     shape = next(iter(fingerprints.values())).image_shape
@@ -192,7 +198,8 @@ def _report(
     own = " ".join(
         [
             "--gin_file=gin_configs/sizes/small.gin",
-            f"""--gin.DATA_PATH="'{folder}'" --gin.IMAGE_SHAPE="{shape}\"""",
+            commands.bound("DATA_PATH", str(folder)),
+            f'--gin.IMAGE_SHAPE="{shape}"',
             f"""--gin.MODEL_DIR="'runs/{options.name}'\"""",
             *([f"--gin.NUM_CLASSES={num_classes}"] if num_classes else []),
             *_evaluated(fingerprints),
@@ -200,8 +207,11 @@ def _report(
     )
     print(
         f"\nRead it:\n  seqio.TfdsDataSource({name!r}, tfds_data_dir={str(data_dir)!r}, "
-        f"read_only=True)\nor train on it, on a CPU (base.gin: on a GPU):\n  {train} {own}"
+        "read_only=True)"
     )
+    if "train" not in fingerprints:
+        return
+    print(f"or train on it, on a CPU (base.gin: on a GPU):\n  {train} {own}")
     if num_classes:
         print("Without NUM_CLASSES the model is not conditioned on the classes.")
 
@@ -233,4 +243,4 @@ if __name__ == "__main__":
 
     output.make_safe()
     logging.set_verbosity(logging.ERROR)  # TFDS logs every step
-    sys.exit(main())
+    sys.exit(output.exit_code(main))

@@ -47,7 +47,8 @@ def read(
     problems: list[str] = []
     files = _files(source, problems) if shares is None else _split(source, problems, shares)
     if "train" not in files and "test" not in files and not problems:
-        raise SourceError(f"{source} holds no images; image_folder needs {dataset.sources}.")
+        found = "images for validation alone" if files else "no images"
+        raise SourceError(f"{source} holds {found}; image_folder needs {dataset.sources}.")
     shape = _common_shape(files, problems, size)
     if problems:
         listed = "".join(f"\n  {each}" for each in problems[:_SHOWN])
@@ -59,6 +60,12 @@ def read(
         )
     classes_of = image_files.classes_of if shares is None else _classes
     names, labels = classes_of(source, files)
+    for name in names:
+        if "\n" in name or name != name.encode("utf-8", "replace").decode():
+            raise SourceError(
+                f"A folder below {source} that names a class must have a name of one line in "
+                f"UTF-8, got {name!r}. Rename it."
+            )
     return source_of(
         dataclasses.replace(dataset, image_shape=shape),
         files,
@@ -83,7 +90,13 @@ def _records(
         fields: dict[str, int | str] = {}
         if labels:
             fields = {"id": f"{split}_{index:05d}", "label": labels[split][index]}
-        yield Record(key=index, image=decode(file, size), fields=fields)
+        image = decode(file, size)
+        if image.shape != dataset.image_shape:
+            raise SourceError(
+                f"{file} is {_by(image.shape)} now and was {_by(dataset.image_shape)}: it changed "
+                "meanwhile. Prepare the folder again."
+            )
+        yield Record(key=index, image=image, fields=fields)
 
 
 def decode(path: pathlib.Path, size: int | None = None) -> np.ndarray:

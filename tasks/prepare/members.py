@@ -205,7 +205,7 @@ def walk(path: pathlib.Path) -> Iterator[pathlib.Path]:
     def refuse(error: OSError) -> None:
         raise SourceError(f"{error.filename} cannot be read: {error.strerror}.") from error
 
-    seen = set()
+    seen = {str(each) for each in pathlib.Path(os.path.realpath(path)).parents}
     for folder, folders, files in os.walk(path, onerror=refuse, followlinks=True):
         real = os.path.realpath(folder)
         folders[:] = [each for each in folders if each[0] != "." and real not in seen]
@@ -214,7 +214,7 @@ def walk(path: pathlib.Path) -> Iterator[pathlib.Path]:
         seen.add(real)
         for name in files:
             file = pathlib.Path(folder, name)
-            if name[0] != "." and (file.is_file() or file.is_symlink()):
+            if name[0] != "." and (os.path.isfile(file) or os.path.islink(file)):
                 yield file
 
 

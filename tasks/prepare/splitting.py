@@ -5,6 +5,7 @@ A file's split depends on its path and the shares alone: it stays the same when 
 
 import hashlib
 import math
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -50,7 +51,7 @@ def split(
     """
     found: dict[str, list[pathlib.Path]] = {name: [] for name in SPLITS}
     for file in files:
-        digest = hashlib.sha256(file.relative_to(root).as_posix().encode()).digest()
+        digest = hashlib.sha256(os.fsencode(file.relative_to(root))).digest()
         place = int.from_bytes(digest[:6], "big") / 2**48
         number = sum(place >= sum(given[: count + 1]) for count in range(2))
         found[SPLITS[number]].append(file)

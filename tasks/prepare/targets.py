@@ -37,7 +37,7 @@ def default_data_dir() -> pathlib.Path:
 def check_free(data_dir: pathlib.Path, needed: int) -> None:
     """Raise TargetError unless the disk has room for `needed` bytes."""
     existing = data_dir.absolute()
-    while not existing.exists():
+    while not os.path.exists(existing):  # False too where it may not be looked
         existing = existing.parent
     free = shutil.disk_usage(existing).free
     if free < needed:

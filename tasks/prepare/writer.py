@@ -3,9 +3,10 @@
 import contextlib
 import errno
 import json
+import math
 import pathlib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from tasks.prepare.refusals import SourceError, TargetError
 from tasks.prepare.targets import explain
 
 METADATA = "metadata.json"
-_CHUNK = 1024  # images hashed or read back at one time
+_CHUNK_BYTES = 32 << 20  # of the images hashed or read back at one time
 
 
 def write(source: Source, data_dir: pathlib.Path) -> dict[str, ImageFingerprint]:
@@ -102,7 +103,8 @@ def record(
             read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
             decoders=tfds.decode.PartialDecoding({"image": True}),
         )
-        dataset = dataset.map(lambda example: example["image"]).batch(_CHUNK).prefetch(2)
+        count = _chunk(builder.info.features["image"].shape)
+        dataset = dataset.map(lambda example: example["image"]).batch(count).prefetch(1)
         with progress.phase(f"reading back {split}", info.num_examples) as going_on:
             for images in dataset.as_numpy_iterator():
                 fingerprinter.add(images)
@@ -120,11 +122,12 @@ def _examples(
 ) -> Iterator[tuple[int | str, dict[str, Any]]]:
     """Yield keys and features; take the fingerprint of the images on the way."""
     num_images, chunk = 0, []
+    full = _chunk(source.dataset.image_shape)
     with progress.phase(f"writing {split}", source.sizes.get(split)) as going_on:
         for record in source.splits[split]():
             num_images += 1
             chunk.append(record.image)
-            if len(chunk) == _CHUNK:
+            if len(chunk) == full:
                 fingerprinter.add(np.stack(chunk))
                 chunk = []
             image = png.encode(record.image) if record.png is None else record.png
@@ -133,6 +136,11 @@ def _examples(
     if chunk:
         fingerprinter.add(np.stack(chunk))
     check_size(source.dataset, split, num_images, partial=source.partial)
+
+
+def _chunk(image_shape: Sequence[int]) -> int:
+    """Return the number of images that are hashed or read back at one time."""
+    return max(1, _CHUNK_BYTES // math.prod(image_shape))
 
 
 @contextlib.contextmanager

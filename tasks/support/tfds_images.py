@@ -1,5 +1,6 @@
 """A source of images in published datasets in the format of TensorFlow Datasets."""
 
+import shlex
 from collections.abc import Sequence
 from typing import final
 
@@ -104,7 +105,7 @@ class TfdsImages(AbstractImages):
                 f"{published} {found} under {root!r}: there is no {files.folder / missing[0]}.\n"
                 f"  1. Get {published.archives} from {published.page}\n"
                 f"  2. python -m tasks.prepare {published.name} --source {published.archives} "
-                f"--tfds_data_dir {root}\n"
-                f"  3. Pass --tfds_data_dir {root} to the program."
+                f"--tfds_data_dir {shlex.quote(root)}\n"
+                f"  3. Pass --tfds_data_dir {shlex.quote(root)} to the program."
             )
         return files

@@ -107,6 +107,17 @@ def test_a_damaged_fingerprint_and_data_without_one(tmp_path):
     assert not plain.fix
 
 
+def test_what_preparing_has_not_finished_is_no_dataset(tmp_path):
+    prepared(tmp_path / ".preparing.cifar10.3.0.2")
+    (finding,) = doctor.datasets(str(tmp_path), tmp_path)
+    assert finding.text == f"{tmp_path} holds no dataset"
+
+
+def test_a_home_folder_that_does_not_exist_is_a_fault(capsys):
+    assert doctor.main(["--tfds_data_dir=~nobodyx/data"]) == 1
+    assert "FIX data                  ~nobodyx/data is no folder" in capsys.readouterr().out
+
+
 def test_no_home(monkeypatch):
     def fail():
         raise RuntimeError("Could not determine home directory.")

@@ -271,8 +271,17 @@ def test_exit_codes_are_those_of_checks() -> None:
     assert exit_codes.exit_code(checks.Preempted("")) == checks.EXIT_PREEMPTED
     for number in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EACCES):
         assert exit_codes.exit_code(OSError(number, "")) == checks.EXIT_BAD_INPUT
-    assert exit_codes.exit_code(RuntimeError("")) is None
+    assert exit_codes.exit_code(RuntimeError("RESOURCE_EXHAUSTED")) is None
     assert exit_codes.exit_code(TypeError("")) is None
+
+
+def test_too_little_memory_on_a_device_is_no_bug() -> None:
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nat")
+    assert exit_codes.exit_code(error) == checks.EXIT_BAD_INPUT
+    said = exit_codes.message(error, "train")
+    for words in ("allocating 9 bytes. Train with", "Trainer.num_microbatches", "SOLVE_SIZE"):
+        assert words in said
+    assert exit_codes.exit_code(jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK")) is None
 
 
 def test_refuses_what_a_caller_overrides(tmp_path: pathlib.Path) -> None:

@@ -234,6 +234,9 @@ REFUSED = {
         "bound is VariationalBound in A and DiscreteBound in B",
     ),
     "unfinished": (lambda b: (b / "summary.json").unlink(), "is not finished: it has no summary"),
+    "no pixels": (lambda b: change_summary(b, sha256=None), "the summary has no sha256"),
+    "text": (lambda b: change_summary(b, tn__settings="x"), "settings of tn is 'x'"),
+    "a number": (lambda b: change_summary(b, tn__solver_error=1e-3), "solver_error of tn is 0.001"),
     "mixed": (lambda b: change_summary(b, tn__mean=1.0), "are not those of one evaluation"),
     "damaged": (lambda b: (b / "results.npz").write_bytes(b"PK"), "or are damaged"),
     "series": (lambda b: (b / "series.json").touch(), "a series of checkpoints"),
@@ -252,6 +255,17 @@ def test_what_cannot_be_compared_is_refused(name, both, capsys):
     with pytest.raises(ValueError, match=said):
         compare.write([str(each) for each in both])
     assert not both[0].with_name("a_compared").exists()
+
+
+def test_a_reader_that_has_ended_costs_no_file(both, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", refuse)
+    with pytest.raises(BrokenPipeError):
+        run(*both, "--output", tmp_path / "out")
+    names = {each.name for each in (tmp_path / "out").iterdir()}
+    assert names == {"compare.json", "compare.png", "compare.txt"}
 
 
 def test_bounds_can_be_chosen(both, capsys):

@@ -135,7 +135,7 @@ def test_reconstruction_of_an_image_adds_its_pixels(dequantizer, schedule):
 
 
 def test_where_the_ode_starts():
-    """gamma_min; for uniform noise, gamma where the noise is as wide as the bin."""
+    """gamma_min; for uniform noise, the later gamma where the noise is as wide as the bin."""
     end = toys.clean_end(VariancePreserving(), 256, 3.0)
     assert TruncatedNormal().gamma_start(end) == end.gamma_min
     assert Variational().gamma_start(end) == end.gamma_min
@@ -144,6 +144,12 @@ def test_where_the_ode_starts():
     for levels in (2, 17):
         start = Uniform().gamma_start(toys.clean_end(VariancePreserving(), levels, 3.0))
         assert np.exp(start / 2) * levels == pytest.approx(np.exp(-11.8 / 2) * 256)
+
+
+def test_uniform_noise_does_not_start_where_the_model_is_not_defined():
+    end = toys.clean_end(VariancePreserving(), 256, 0.5)
+    assert end.gamma_min > -11.8
+    assert Uniform().gamma_start(end) == end.gamma_min
 
 
 def test_uniform_noise_costs_seven_bits_at_256_levels():

@@ -58,6 +58,34 @@ def test_all_report_what_is_wrong() -> None:
     assert message.startswith("Process 2 was started as one of 4 processes, process 0 as one of 3")
 
 
+def test_a_process_that_was_killed_may_start_again_while_others_are_awaited() -> None:
+    port, errors = free_port(), {}
+
+    def take_part(index: int) -> None:
+        try:
+            meeting.meet(f"localhost:{port}", 3, index, 20)
+            errors[index] = ""
+        except ValueError as error:
+            errors[index] = str(error)
+
+    threads = [threading.Thread(target=take_part, args=(index,)) for index in range(3)]
+    threads[0].start()
+    deadline = time.monotonic() + 10
+    while True:
+        with contextlib.suppress(ConnectionRefusedError):
+            killed = socket.create_connection(("localhost", port))
+            break
+        assert time.monotonic() < deadline
+    with killed:
+        killed.sendall(meeting._greeting(1, 3, meeting.shared_secret()))
+        time.sleep(0.5)  # process 0 has read it
+    for each in threads[1:]:
+        each.start()
+    for each in threads:
+        each.join()
+    assert errors == {0: "", 1: "", 2: ""}
+
+
 def test_a_process_that_comes_later_reports_it_as_well() -> None:
     errors = all_meet((3, 0), (4, 2), (3, 1), late=1)
     assert len(errors) == 3

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from idode_gin.processes import output
+
 PROGRAM = """
 from idode_gin.processes import output
 output.make_safe()
@@ -50,6 +52,40 @@ def test_closed_streams(closed, tmp_path):
     done = run(["-c", f"import os; os.execl('/bin/sh', 'sh', '-c', {shell(closed)!r})"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob("file"))
+
+
+SMALL = """
+import sys
+from idode_gin.processes import output
+
+def main():
+    if sys.argv[1] == "interrupted":
+        raise KeyboardInterrupt
+    print("x" * 100_000, flush=True)
+    return 7
+
+sys.exit(output.exit_code(main))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code"), [("read > /dev/null", 7), ("closed | true", 141), ("interrupted", 75)]
+)
+def test_exit_codes_of_a_small_program(how, code, tmp_path):
+    (tmp_path / "program.py").write_text(SMALL)
+    command = f"set -o pipefail; {sys.executable} program.py {how}"
+    done = run(["-c", f"import os; os.execlp('bash', 'bash', '-c', {command!r})"], tmp_path)
+    assert done.returncode == code
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_complaint_that_nobody_reads_raises_nothing(monkeypatch):
+    class Broken:
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Broken())
+    output.complain("what is wrong")
 
 
 def shell(closed: str) -> str:

@@ -96,6 +96,13 @@ def test_open_mpi(environment) -> None:
     assert find_place().local_device_ids == ()
 
 
+def test_open_mpi_inside_a_slurm_job(environment) -> None:
+    """Of SLURM's one task on each node, Open MPI's daemon."""
+    daemons = {"SLURM_STEP_TASKS_PER_NODE": "1(x3)", "SLURM_NODEID": "1"}
+    environment(**OPEN_MPI, **daemons, OMPI_COMM_WORLD_LOCAL_SIZE="3")
+    assert find_place().local_device_ids == (2,)
+
+
 def test_tpu_pod(environment, monkeypatch: pytest.MonkeyPatch) -> None:
     from jax._src.clusters import cloud_tpu_cluster, cluster
 

@@ -99,6 +99,20 @@ open(sys.argv[1], "w").write(stop.reason)
 """
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_reader_of_the_output_that_has_ended_ends_no_save(number, tmp_path):
+    """As `2>&1 | tee log` does at Ctrl-C, which goes to both."""
+    saved = tmp_path / "saved"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAVING, saved], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout.readline() == b"ready\n"
+    process.stdout.close()
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 0
+    assert saved.read_text() == number.name
+
+
 def test_a_closed_terminal_does_not_end_the_process_before_it_has_saved(tmp_path):
     saved = tmp_path / "saved"
     command = [sys.executable, "-c", AT_A_TERMINAL, SAVING, saved]

@@ -11,7 +11,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from tasks.formats import image_files
-from tasks.prepare import image_folder
+from tasks.prepare import image_folder, members
 from tasks.prepare.refusals import SourceError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3)).astype(np.uint8)
@@ -72,6 +72,29 @@ def test_a_link_to_a_folder_around_it_adds_nothing(tmp_path):
     (tmp_path / "a" / "b" / "up").symlink_to(tmp_path / "a")
     (tmp_path / "a" / "itself").symlink_to(tmp_path)
     assert image_files.files_below(tmp_path) == ([tmp_path / "a" / "b" / "1.png"], [])
+
+
+def test_a_link_to_a_folder_above_adds_nothing(tmp_path):
+    """What is beside a split, such as the test images, is not in it."""
+    for split in ("train", "test"):
+        png_at(tmp_path / "images" / split / "1.png")
+    train = tmp_path / "images" / "train"
+    (train / "up").symlink_to("..")
+    (train / "farther").symlink_to(tmp_path)
+    (tmp_path / "alias").symlink_to(train)
+    for root in (train, tmp_path / "alias"):
+        assert image_files.files_below(root) == ([root / "1.png"], [])
+        assert list(members.walk(root)) == [root / "1.png"]
+
+
+def test_a_file_of_a_folder_that_may_not_be_entered_is_a_problem(tmp_path, monkeypatch):
+    png_at(tmp_path / "1.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "isfile", lambda path: False)  # as they answer then
+        patch.setattr(os.path, "lexists", lambda path: False)
+        files, (problem,) = image_files.files_below(tmp_path)
+    assert files == []
+    assert problem == f"{tmp_path}/1.png cannot be read: its folder may not be entered (x)."
 
 
 def test_two_links_to_one_folder_are_a_problem(tmp_path):

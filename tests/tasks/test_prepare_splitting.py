@@ -1,10 +1,13 @@
 """Folders without splits: put into splits by the paths of their files."""
 
 import json
+import os
 import pathlib
+import shlex
 
 import archives
 import pytest
+from PIL import Image
 from test_prepare import prepare
 
 from idode_gin.feed import data, loading
@@ -72,6 +75,47 @@ def test_a_folder_of_classes_is_split_and_keeps_its_classes(folders, tmp_path, c
     assert split.facts()["variant"] == f"your own images, {said}"
     assert split.num_images == recorded["test"]["num_images"]
     assert sum(each["num_images"] for each in recorded.values()) == 40
+
+
+def test_names_in_another_encoding(folders, tmp_path):
+    """A Latin-1 name, as an old zip file leaves it: fine for a file, not for a class."""
+    (folders / "a" / "0000.png").rename(folders / "a" / os.fsdecode(b"caf\xe9.png"))
+    prepare("image_folder", [folders], tmp_path / "data", "--split", "0.6,0.2,0.2")
+    (folders / "a").rename(folders / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(SourceError, match=r"UTF-8, got 'caf\\udce9'. Rename it"):
+        image_folder.read(
+            datasets.image_folder("mine"), [folders], partial=False, shares=(0.6, 0.2, 0.2)
+        )
+
+
+def test_what_is_printed_can_be_typed(tmp_path, capsys):
+    """No training without a training split; paths in quotes."""
+    archives.image_folder(tmp_path, {"test": 4})
+    data_dir = tmp_path / "it's here"
+    prepare("image_folder", [tmp_path], data_dir)
+    assert "idode_gin.train" not in capsys.readouterr().out
+    (tmp_path / "test").rename(tmp_path / "train")
+    prepare("image_folder", [tmp_path], data_dir, "--overwrite")
+    command = capsys.readouterr().out.partition("on a GPU):\n")[2].splitlines()[0]
+    bound = {each for each in shlex.split(command) if each.startswith("--gin.DATA_PATH=")}
+    folder = str(data_dir / datasets.image_folder("my_images").folder)
+    assert bound == {f"--gin.DATA_PATH={folder!r}"}
+
+
+def test_images_for_validation_alone_are_no_dataset(tmp_path):
+    archives.image_folder(tmp_path, {"validation": 2})
+    with pytest.raises(SourceError, match="holds images for validation alone"):
+        image_folder.read(datasets.image_folder("mine"), [tmp_path], partial=False)
+
+
+def test_an_image_that_changes_between_looking_and_writing_is_named(tmp_path):
+    archives.image_folder(tmp_path, {"train": 2}, shape=(8, 8, 3))
+    source = image_folder.read(datasets.image_folder("mine"), [tmp_path], partial=False)
+    changed = sorted((tmp_path / "train").rglob("*.png"))[1]
+    with Image.open(changed) as image:
+        image.resize((4, 4)).save(changed)
+    with pytest.raises(SourceError, match=rf"{changed.name} is 4x4x3 now and was 8x8x3"):
+        list(source.splits["train"]())
 
 
 def test_missing_splits_are_said_once_with_the_way_out(folders):
