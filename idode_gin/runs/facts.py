@@ -2,10 +2,12 @@
 
 import dataclasses
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from idode_gin import numerics, types
 from idode_gin.checkpoints import meta
@@ -39,8 +41,12 @@ def described(name: str, value: Any) -> dict[str, str]:
 
 
 def shortened(value: Any) -> str:
-    """Return `repr(value)` without memory addresses, which differ between processes."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    """Return `repr(value)` without memory addresses, which differ between processes.
+
+    Arrays are shown whole: two that differ anywhere are two facts.
+    """
+    with np.printoptions(threshold=sys.maxsize, floatmode="unique"):
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def image_facts(

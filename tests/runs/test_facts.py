@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -236,6 +237,17 @@ def test_a_network_of_other_classes_is_refused(tmp_path):
     )
     with pytest.raises(ValueError, match=r"another model: model.network.num_classes was 3 and is"):
         resuming.check_resumed(tmp_path, before, after, is_done=False)
+
+
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+def test_arrays_that_differ_in_one_number_are_different_facts(array):
+    """Although numpy would show both as `[0., 0., ..., 0.]`, or with eight digits."""
+    long = np.zeros(2000, np.float32)
+    other = long.copy()
+    other[1000] = 1
+    near = np.nextafter(long + 1, np.float32(2))
+    texts = {facts.shortened((array(each),)) for each in (long, other, long + 1, near)}
+    assert len(texts) == 4
 
 
 def test_other_facts_are_logged_alone(tmp_path, caplog):
