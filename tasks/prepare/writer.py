@@ -3,10 +3,9 @@
 import contextlib
 import errno
 import json
-import math
 import pathlib
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -103,8 +102,9 @@ def record(
             read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
             decoders=tfds.decode.PartialDecoding({"image": True}),
         )
-        count = _chunk(builder.info.features["image"].shape)
-        dataset = dataset.map(lambda example: example["image"]).batch(count).prefetch(1)
+        dataset = dataset.map(lambda example: example["image"])
+        count = max(map(_chunk, dataset.take(1).as_numpy_iterator()), default=1)
+        dataset = dataset.batch(count).prefetch(1)
         with progress.phase(f"reading back {split}", info.num_examples) as going_on:
             for images in dataset.as_numpy_iterator():
                 fingerprinter.add(images)
@@ -122,12 +122,11 @@ def _examples(
 ) -> Iterator[tuple[int | str, dict[str, Any]]]:
     """Yield keys and features; take the fingerprint of the images on the way."""
     num_images, chunk = 0, []
-    full = _chunk(source.dataset.image_shape)
     with progress.phase(f"writing {split}", source.sizes.get(split)) as going_on:
         for record in source.splits[split]():
             num_images += 1
             chunk.append(record.image)
-            if len(chunk) == full:
+            if len(chunk) == _chunk(record.image):
                 fingerprinter.add(np.stack(chunk))
                 chunk = []
             image = png.encode(record.image) if record.png is None else record.png
@@ -138,9 +137,9 @@ def _examples(
     check_size(source.dataset, split, num_images, partial=source.partial)
 
 
-def _chunk(image_shape: Sequence[int]) -> int:
-    """Return the number of images that are hashed or read back at one time."""
-    return max(1, _CHUNK_BYTES // math.prod(image_shape))
+def _chunk(image: np.ndarray) -> int:
+    """Return the number of such images that are hashed or read back at one time."""
+    return max(1, _CHUNK_BYTES // image.nbytes)
 
 
 @contextlib.contextmanager
