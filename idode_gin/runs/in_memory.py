@@ -104,7 +104,7 @@ def _hashable(value: Any) -> Any:
         hash(value)
     except TypeError:
         return _Itself(value)
-    return type(value), value  # 1 and True are equal, and so are dataclasses of both
+    return value
 
 
 def key_of(seed: Seed) -> types.PRNGKey:
