@@ -31,7 +31,16 @@ class LossSpikeError(NonFiniteError):
 
 
 class Preempted(Exception):
-    """The process was asked to stop and has saved its state. Programs exit with 75."""
+    """The process was asked to stop and has saved its state. Programs exit with 75.
+
+    Args:
+        message: what was saved, and how to go on.
+        run: the run directory of a training that was stopped.
+    """
+
+    def __init__(self, message: str = "", run: str | None = None) -> None:
+        super().__init__(message)
+        self.run = run
 
 
 class DisagreementError(ValueError):

@@ -18,6 +18,7 @@ from typing import Any
 
 import optax
 
+from idode_gin import checks
 from idode_gin.checkpoints import files, steps_left
 from idode_gin.checkpoints.saving import CheckpointConfig
 from idode_gin.configs import building, outputs
@@ -101,7 +102,11 @@ def train(
         return None
     compilation_cache.use(compilation_cache_dir)
     outputs.check_agreement()  # before anything is written
-    trainer.run(model, train_dataset_cfg, train_eval_dataset_cfg, begin=lambda: _held(model_dir))
+    try:
+        datasets = train_dataset_cfg, train_eval_dataset_cfg
+        trainer.run(model, *datasets, begin=lambda: _held(model_dir))
+    except checks.Preempted as stopped:
+        raise checks.Preempted(str(stopped), run=model_dir) from stopped
     return None if trainer.replay else model_dir
 
 

@@ -102,6 +102,11 @@ def _execute(program: str, function: str, options: FlagValues) -> None:
             raise
         command = next_steps.to_replay(error.batch, data_dirs)
         raise checks.NonFiniteError(f"{error} To examine it:\n  {command}") from error
+    except checks.Preempted as stopped:
+        if stopped.run is None:
+            raise
+        use = next_steps.stopped(stopped.run, data_dirs)
+        raise checks.Preempted(f"{stopped}{use}") from stopped
     if folder is not None:
         print(next_steps.after(program.rpartition(".")[2], folder, data_dirs), flush=True)
 

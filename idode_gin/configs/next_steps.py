@@ -3,8 +3,9 @@
 import contextlib
 import pathlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from idode_gin.checkpoints import files
 from idode_gin.configs import loading
 from idode_gin.evaluation import cost
 from idode_gin.reports import paths
@@ -29,29 +30,55 @@ def after(program: str, folder: str, data_dirs: Mapping[str, str] | None = None)
         folder: its output folder.
         data_dirs: values of the flags that say where data are, "" for those not given.
     """
-    flags = _flags(data_dirs or {})
-    run, costs = folder, ""
-    with contextlib.suppress(paths.StoreError):  # what is printed last does not undo what was done
-        run = _run_of(paths.of(folder)) or folder
-        costs = cost.compared_with_training(paths.of(folder)) if program == "train" else ""
-    report = _command("report", shlex.quote(run))
     holds = _HOLDS[program].format(folder)
     if program == "train":
-        where = bound("CHECKPOINT_PATH", folder)
-        commands = [_command("eval", where, *flags), _command("sample", where), report]
-        if costs:
-            output = bound("EVAL_OUTPUT_DIR", str(paths.of(folder) / "eval" / "quick"))
-            file = f"--gin_file={cost.QUICK_FILE}"
-            commands.insert(0, _command("eval", file, where, output, *flags))
-            holds += f"\n{costs}"
-    elif program == "eval":
-        compared = folder
+        costs, commands = _of_a_run(folder, data_dirs or {})
+        return _listed(f"{holds}{costs} Next:", commands)
+    run, compared = folder, folder
+    with contextlib.suppress(paths.StoreError):  # what is printed last does not undo what was done
+        run = _run_of(paths.of(folder)) or folder
+    commands = [_command("report", shlex.quote(run))]
+    if program == "eval":
         if steps := _steps(folder):
             holds, compared = _SERIES.format(folder), f"{folder}/{steps[-1]}"
-        commands = [report, _command("compare", shlex.quote(compared), "OTHER_RUN")]
-    else:
-        commands = [report]
-    return "\n  ".join([f"{holds} Next:", *commands])
+        commands.append(_command("compare", shlex.quote(compared), "OTHER_RUN"))
+    return _listed(f"{holds} Next:", commands)
+
+
+def stopped(run: str, data_dirs: Mapping[str, str]) -> str:
+    """Return what to print behind the message of a stopped training; "" without a checkpoint.
+
+    Args:
+        run: the run directory.
+        data_dirs: as for `after`.
+    """
+    with contextlib.suppress(paths.StoreError):
+        if files.newest_first(run):
+            costs, commands = _of_a_run(run, data_dirs)
+            return _listed(f" The model can be used as it is:{costs}", commands)
+    return ""
+
+
+def _listed(title: str, commands: Sequence[str]) -> str:
+    return "\n  ".join([title, *commands])
+
+
+def _of_a_run(run: str, data_dirs: Mapping[str, str]) -> tuple[str, list[str]]:
+    """Return a line on what evaluations take, "" if they are cheap, and commands."""
+    where, flags = bound("CHECKPOINT_PATH", run), _flags(data_dirs)
+    commands = [
+        _command("eval", where, *flags),
+        _command("sample", where),
+        _command("report", shlex.quote(run)),
+    ]
+    costs = ""
+    with contextlib.suppress(paths.StoreError):  # what is printed last does not undo what was done
+        costs = cost.compared_with_training(paths.of(run))
+    if not costs:
+        return "", commands
+    output = bound("EVAL_OUTPUT_DIR", str(paths.of(run) / "eval" / "quick"))
+    quick = _command("eval", f"--gin_file={cost.QUICK_FILE}", where, output, *flags)
+    return f"\n{costs}", [quick, *commands]
 
 
 def to_replay(batch: str, data_dirs: Mapping[str, str]) -> str:

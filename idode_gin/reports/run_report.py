@@ -4,7 +4,7 @@ import functools
 import math
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,20 +30,21 @@ _OUTPUTS |= {"encode": "encoded images", "interpolate": "interpolation"}
 def page(folders: Sequence[RunFolder]) -> str:
     """Return the page. Draws what the folders lack plots of, and adds notes to them."""
     sections = [
-        ("Configuration", _configuration, "No configuration was found."),
         ("Bits per dim", _scores, "No evaluation: python -m idode_gin.eval scores a run."),
         ("Training", _training, "No training run with metrics is among the folders."),
         ("Samples", _samples, "No samples: python -m idode_gin.sample draws some."),
         ("Bits per dim of each image", _distributions, "No evaluation with results.npz."),
         ("Integrand of the bound", _integrands, "No finished training run or evaluation."),
         ("Cost", _cost, "No summary and no metrics were found."),
+        ("Configuration", _configuration, "No configuration was found."),
     ]
     shown = [html.section(title, made(folders), lack) for title, made, lack in sections]
     notes = [f"{each.path}: {note}" for each in folders for note in each.notes]
     lacking = [html.section("Missing or damaged", [html.listed(notes)], "")] if notes else []
+    differences = _differences(folders)
     others = f" and {len(folders) - 1} more" if len(folders) > 1 else ""
     title = f"Report on {folders[0].path}{others}"
-    return html.page(title, [_overview(folders), *lacking, *shown])
+    return html.page(title, [_overview(folders), *lacking, *differences, *shown])
 
 
 def _overview(folders: Sequence[RunFolder]) -> Markup:
@@ -66,25 +67,44 @@ def _state(folder: RunFolder) -> str:
     return "unfinished, or a series of checkpoints" if step is None else f"of step {step}"
 
 
+def _differences(folders: Sequence[RunFolder]) -> list[Markup]:
+    tables = []
+    for output, same, rows in _settings(folders):
+        if differing := _differing(rows):
+            head = ["setting", *(str(each.path) for each in same)]
+            changed = [(name, *rows[name]) for name in differing]
+            tables.append(html.table(f"Differs between folders: {output}", head, changed))
+    return [html.section("Differences", tables, "")] if tables else []
+
+
 def _configuration(folders: Sequence[RunFolder]) -> list[Markup]:
     found = []
+    for output, same, rows in _settings(folders):
+        head = ["setting", *(str(each.path) for each in same)]
+        macros = [(name, *values) for name, values in rows.items() if name.isupper()]
+        shown = html.table("", head, macros, _differing(rows))
+        is_run = same[0].program == "train"
+        found.append(html.folded(f"All macros: {output}", shown, is_open=is_run))
+        text = "\n\n".join(f"# {each.path}\n\n{each.config}" for each in same)
+        whole = Markup(f"<pre>{html.text(text)}</pre>")
+        found.append(html.folded(f"operative_config.gin: {output}", whole))
+    return found
+
+
+def _settings(
+    folders: Sequence[RunFolder],
+) -> Iterator[tuple[str, list[RunFolder], dict[str, list[str]]]]:
+    """Yield what folders of one kind hold, the folders, and the value of each setting in each."""
     for program, output in _OUTPUTS.items():
         same = [each for each in folders if each.program == program and each.bindings]
-        head = ["setting", *(str(each.path) for each in same)]
         names = sorted({name for each in same for name in each.bindings})
-        rows = {name: [each.bindings.get(name, _ABSENT) for each in same] for name in names}
-        differing = [name for name in names if len(set(rows[name])) > 1]
-        if differing:
-            changed = [(name, *rows[name]) for name in differing]
-            found.append(html.table(f"Differs between folders: {output}", head, changed))
         if same:
-            macros = [(name, *rows[name]) for name in names if name.isupper()]
-            shown = html.table("", head, macros, differing)
-            found.append(html.folded(f"All macros: {output}", shown, is_open=program == "train"))
-            text = "\n\n".join(f"# {each.path}\n\n{each.config}" for each in same)
-            whole = Markup(f"<pre>{html.text(text)}</pre>")
-            found.append(html.folded(f"operative_config.gin: {output}", whole))
-    return found
+            rows = {name: [each.bindings.get(name, _ABSENT) for each in same] for name in names}
+            yield output, same, rows
+
+
+def _differing(rows: Mapping[str, Sequence[str]]) -> list[str]:
+    return [name for name, values in rows.items() if len(set(values)) > 1]
 
 
 def _training(folders: Sequence[RunFolder]) -> list[Markup]:

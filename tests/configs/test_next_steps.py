@@ -11,6 +11,7 @@ import pytest
 
 from idode_gin import checks, compare, report
 from idode_gin import train as train_program
+from idode_gin.checkpoints import files
 from idode_gin.configs import building, next_steps, outputs, programs
 from idode_gin.devices import backends
 from idode_gin.feed import loading
@@ -82,6 +83,32 @@ def test_after_a_small_training_a_cheap_evaluation_comes_first(
         out = capsys.readouterr().out
         assert shown in out
         assert ("eval/quick" in out) == (line is quick)
+
+
+@pytest.mark.parametrize("is_saved", [True, False])
+def test_a_stopped_training_can_be_used(
+    is_saved: bool,
+    folder: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(*_: object, begin: Callable[[], Any]) -> None:
+        with begin():
+            raise checks.Preempted("Stopped by SIGTERM.")
+
+    monkeypatch.setattr(Trainer, "run", run)
+    monkeypatch.setattr(loading, "set_data_dirs", lambda **_: None)
+    monkeypatch.chdir(pathlib.Path(__file__).parents[2])
+    if is_saved:
+        files.checkpoint_path(folder, 3).mkdir()
+    data = folder.parent / "data of tfds"
+    given = [f"--gin_file={DIGITS}", f"--gin.MODEL_DIR={str(folder)!r}", f"--tfds_data_dir={data}"]
+    assert programs.run("idode_gin.train", "train", "", given) == checks.EXIT_PREEMPTED
+    shown = capsys.readouterr().err
+    assert "stopped: Stopped by SIGTERM." in shown
+    found = commands(shown[shown.index("stopped: ") :])
+    used = next_steps.after("train", str(folder), {"tfds_data_dir": str(data)})
+    assert found == (commands(used) if is_saved else {})
 
 
 def test_a_replay_ends_without_next_steps(
