@@ -47,11 +47,49 @@ class DisagreementError(ValueError):
     """The processes of a run differ. All of them raise it together. Programs exit with 2."""
 
 
-def check_positive(name: str, value: float) -> None:
-    """Raise ValueError unless `value` is greater than zero and finite."""
-    if not 0 < value < math.inf:
+def check_positive(name: str, value: object) -> None:
+    """Raise ValueError unless `value` is a number greater than zero and finite."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise ValueError(f"`{name}` must be a number greater than zero, got {name}={value!r}.")
+    if not 0 < value < math.inf:  # type: ignore[operator]
         finite = " and finite" if value == math.inf else ""
         raise ValueError(f"`{name}` must be greater than zero{finite}, got {name}={value}.")
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise ValueError unless `value` is an integer greater than zero."""
+    check_positive(name, value)
+    check_integer(name, value, at_least=1)
+
+
+def check_seed(name: str, value: object) -> None:
+    """Raise ValueError unless `value` is an integer in 0 … 2^32 - 1.
+
+    jax takes other integers modulo 2^32, so that two of them would draw the same numbers.
+    """
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_integer or not 0 <= value < 2**32:  # type: ignore[operator]
+        raise ValueError(f"`{name}` must be an integer from 0 to 2^32 - 1, got {name}={value!r}.")
+
+
+def check_kind(name: str, value: object, kind: type) -> None:
+    """Raise ValueError unless `value` is a `kind`, such as an `AbstractSolver`."""
+    if not isinstance(value, kind):
+        raise ValueError(f"`{name}` must be an instance of {kind.__name__}, got {value!r}.")
+
+
+def check_places(name: str, index: np.ndarray, count: int) -> None:
+    """Raise ValueError unless `index` has an integer in 0 … 2^31 - 1 for each of `count` images."""
+    if index.shape != (count,) or index.dtype.kind not in "iu":
+        raise ValueError(
+            f"`{name}` must be one integer for each of the {count} images, got {index.dtype} "
+            f"{list(index.shape)}."
+        )
+    if count and not 0 <= index.min() <= index.max() < 2**31:
+        raise ValueError(
+            f"`{name}` must be places in a split, from 0 to 2^31 - 1, got {index.min()} to "
+            f"{index.max()}."
+        )
 
 
 def check_integer(name: str, value: object, *, at_least: int) -> None:
@@ -63,7 +101,7 @@ def check_integer(name: str, value: object, *, at_least: int) -> None:
 def check_lanes(lanes: int | None) -> None:
     """Raise ValueError unless `lanes`, images solved side by side, is positive or None."""
     if lanes is not None:
-        check_positive("lanes", lanes)
+        check_count("lanes", lanes)
 
 
 def check_lanes_fit(lanes: int | None, solve_size: int) -> None:

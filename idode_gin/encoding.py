@@ -83,7 +83,7 @@ class Encoding:
                 "Grey images need a channel axis of size 1."
             )
         for name, size in zip(("height", "width", "channels"), image_shape, strict=True):
-            checks.check_positive(name, size)
+            checks.check_count(name, size)
 
     def _centre(self, level: Array) -> Array:
         return 2 * (level + 0.5) / self.levels - 1

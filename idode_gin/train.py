@@ -117,8 +117,8 @@ def _built(trainer_cls: Callable[..., Trainer], **fields: Any) -> Trainer:
 
 
 @contextlib.contextmanager
-def _held(model_dir: str) -> Iterator[None]:
-    """Hold the run directory, which all processes must see."""
-    with outputs.begun(model_dir, "MODEL_DIR"):
+def _held(model_dir: str) -> Iterator[Callable[[], None]]:
+    """Hold the run directory, which all processes must see; what is yielded writes its configs."""
+    with outputs.held(model_dir, "MODEL_DIR"):
         agreement.check_shared(paths.of(model_dir) / "config.gin", "MODEL_DIR")
-        yield
+        yield lambda: outputs.write_configs(model_dir, "MODEL_DIR")

@@ -55,9 +55,10 @@ def load(path: str | pathlib.Path, step: int | None = None, ema: bool = True) ->
         ValueError: if there is no run or checkpoint, it is damaged, or this version or environment
             cannot build its model.
     """
+    path = paths.stored(path, "The path of a run")
     if step is not None:
         checks.check_integer("step", step, at_least=0)
-        run = paths.of(paths.stored(path, "The path of a run"))
+        run = paths.of(path)
         path = saving.checkpoint_path(run, step)
         if run.name.startswith("checkpoint_") and not path.exists():
             raise ValueError(f"`step` needs a run directory, got the checkpoint {run}.")
@@ -67,10 +68,8 @@ def load(path: str | pathlib.Path, step: int | None = None, ema: bool = True) ->
         model, dataset = _built(source)
     if not isinstance(model, DiffusionODE) or model.image_shape is None:
         raise ValueError(f"{source} must declare a DiffusionODE with an image_shape, got {model}.")
-    partitioner = PjitPartitioner()
-    restored = run_inputs.load_params(
-        model, model.image_shape, str(path), ema, partitioner.replicated
-    )
+    shape, partitioner = model.image_shape, PjitPartitioner()
+    restored = run_inputs.load_params(model, shape, str(path), ema, partitioner.replicated)
     return TrainedModel(
         model=model.at(restored.params),
         params=restored.params,
@@ -225,6 +224,9 @@ class TrainedModel:
             checks.NonFiniteError: if a solve failed.
         """
         checks.check_integer("n", n, at_least=1)
+        checks.check_integer("first", first, at_least=0)
+        checks.check_places("first", np.arange(first, first + n), n)
+        checks.check_kind("method", method, AbstractSampler)
         batch = {"index": np.arange(first, first + n, dtype=np.int32)}
         if label is None and self._is_short(conditioning):
             label = run_inputs.labels_for(self.model, batch["index"], None)
@@ -269,6 +271,7 @@ class TrainedModel:
             found = self.model.encode_fn(given["network"], batch, key, method)
             return {"noise": found.noise, "success": found.success & jnp.isfinite(found.error)}
 
+        checks.check_kind("method", method, ODESampler)
         batch = self._batch(images, index, conditioning, label)
         found = self._memory.run("encoding images", (method,), encode, batch, key)
         image_loop.check_solved(found["success"], "images")
@@ -293,6 +296,7 @@ class TrainedModel:
         Raises:
             checks.NonFiniteError: if a solve failed.
         """
+        checks.check_kind("method", method, ODESampler)
         noise = np.asarray(noise, np.float32)
         self._check_shape("noise", noise)
 
@@ -360,11 +364,7 @@ class TrainedModel:
         checks.check_pixels(images, levels)
         self._check_shape("images", images)
         index = np.arange(len(images)) if index is None else np.asarray(index)
-        if index.shape != (len(images),) or index.dtype.kind not in "iu":
-            raise ValueError(
-                f"`index` must be one integer for each of the {len(images)} images, got "
-                f"{index.dtype} {list(index.shape)}."
-            )
+        checks.check_places("index", index, len(images))
         return {
             "image": images.astype(np.min_scalar_type(levels - 1)),
             "conditioning": self._conditioning(conditioning, len(images), label),

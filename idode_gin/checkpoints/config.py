@@ -42,7 +42,7 @@ class SaveCheckpointConfig:
     def __post_init__(self) -> None:
         for name in ("period", "keep", "keep_period", "keep_best"):
             if (value := getattr(self, name)) is not None:
-                checks.check_positive(f"SaveCheckpointConfig.{name}", value)
+                checks.check_count(f"SaveCheckpointConfig.{name}", value)
         for step in self.checkpoint_steps:
             checks.check_integer("SaveCheckpointConfig.checkpoint_steps", step, at_least=1)
         for name in ("keep_period", "keep_best"):

@@ -174,7 +174,8 @@ class Checkpoints:
         """
         step = int(state.step)
         self._wait()
-        if step in saved_steps(self._directory):
+        # Process 0 decides: another may not see the newest folder of a network file system yet.
+        if exchange.from_first(lambda: b"saved" if step in saved_steps(self._directory) else None):
             return
         parts = restoring.parts(state)
         if not fingerprints.all_finite(parts):

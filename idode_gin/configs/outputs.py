@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from gin import config
 
+from idode_gin import checks
 from idode_gin.configs import gin_internals, loading
 from idode_gin.configs.loading import ConfigError
 from idode_gin.processes import agreement, joining
@@ -15,7 +16,7 @@ from idode_gin.reports import differences, files, paths
 from idode_gin.runs import output_folders, run_lock
 
 
-def write_configs(directory: str | os.PathLike[str], macro: str) -> str:
+def write_configs(directory: str | os.PathLike[str], macro: str) -> None:
     """Write `config.gin` (what is bound) and `operative_config.gin` (what is used, with defaults).
 
     Call it in a program's function, when gin has built the arguments. Either file, given as the
@@ -26,36 +27,36 @@ def write_configs(directory: str | os.PathLike[str], macro: str) -> str:
         directory: where to write; made if missing.
         macro: its name in the gin files.
 
-    Returns:
-        SHA-256 of `operative_config.gin`.
-
     Raises:
         ConfigError: if the directory cannot be made or written to.
     """
-    _add_uncalled()
-    used = config.operative_config_str()
+    used = _used()
     if joining.index() == 0:
         folder = make_folder(directory, macro)
         with _errors_named(folder, macro):
             for name, text in (("config.gin", config.config_str()), ("operative_config.gin", used)):
                 if (folder / name).resolve() not in loading.files_read:
                     files.write_atomically(folder / name, text)
-    return hashlib.sha256(used.encode()).hexdigest()
 
 
-def _add_uncalled() -> None:
-    """Count bindings of functions that are passed on uncalled as used, which gin does at a call."""
+def _used() -> str:
+    """Return the operative configuration.
+
+    Bindings of functions that are passed on uncalled count as used, which gin does at a call.
+    """
     called = {selector for _, selector in gin_internals.operative} - {loading.MACRO}
     for (scope, selector), bound in gin_internals.bindings.items():
         if selector not in called:
             gin_internals.operative.setdefault((scope, selector), dict(bound))
+    return config.operative_config_str()
 
 
 @contextlib.contextmanager
-def begun(directory: str | os.PathLike[str], macro: str) -> Iterator[str]:
-    """Context of a program that writes to a directory: its lock, and the configuration in it.
+def held(directory: str | os.PathLike[str], macro: str) -> Iterator[None]:
+    """Context of a program that writes to a directory: its lock, and a configuration in it.
 
-    Takes and gives what `write_configs` does. Call `check_agreement` before it.
+    One that is there describes what the directory holds. It is left until `write_configs` is
+    called, once nothing can refuse to go on. Call `check_agreement` before.
 
     Raises:
         ConfigError: as `write_configs`.
@@ -65,7 +66,25 @@ def begun(directory: str | os.PathLike[str], macro: str) -> Iterator[str]:
     if is_first:
         make_folder(directory, macro)
     with run_lock.held(os.fspath(directory), is_first=is_first, macro=macro):
-        yield write_configs(directory, macro)
+        if is_first and not (paths.of(directory) / "config.gin").exists():
+            write_configs(directory, macro)
+        yield
+
+
+@contextlib.contextmanager
+def begun(directory: str | os.PathLike[str], macro: str) -> Iterator[str]:
+    """Context as `held`, at whose end the configuration is written, stopped by a signal or not.
+
+    Yields:
+        SHA-256 of `operative_config.gin`.
+    """
+    with held(directory, macro):
+        try:
+            yield hashlib.sha256(_used().encode()).hexdigest()
+        except checks.Preempted:
+            write_configs(directory, macro)
+            raise
+        write_configs(directory, macro)
 
 
 def check_agreement() -> None:
@@ -75,8 +94,7 @@ def check_agreement() -> None:
 
 def used_bindings() -> dict[str, str]:
     """Return the macros and parameters that have been used so far, see `differences.bindings`."""
-    _add_uncalled()
-    return differences.bindings(config.operative_config_str())
+    return differences.bindings(_used())
 
 
 def check_folder(directory: str | os.PathLike[str], program: str, macro: str) -> None:

@@ -215,7 +215,7 @@ class PjitPartitioner:
         Raises:
             ValueError: if it does not; names the next valid size.
         """
-        checks.check_positive(name, batch_size)
+        checks.check_count(name, batch_size)
         sizes = self.mesh.shape
         used = (axis for axis in BATCH_AXES if sizes[axis] > 1 or axis == mesh_lib.DATA)
         parts = {axis: sizes[axis] for axis in used}

@@ -73,6 +73,8 @@ def score(
     if bound not in LIKELIHOODS:
         near = checks.nearest(str(bound), [*LIKELIHOODS, VARIATIONAL_BOUND])
         raise ValueError(f"`bound` must be the name of a bound, got {bound!r}. {near}")
+    if solver is not None:
+        checks.check_kind("solver", solver, AbstractSolver)
     estimator, report = ODELikelihood(dequantizer=LIKELIHOODS[bound](), solver=solver), None
     if tolerance is None and solver is None:
         raise ValueError("Give a `tolerance`, or a `solver` such as Adams(steps=64); got neither.")

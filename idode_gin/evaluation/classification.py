@@ -45,7 +45,7 @@ class Classification:
     def __post_init__(self) -> None:
         """Check the arguments."""
         if self.num_images is not None:
-            checks.check_positive("num_images", self.num_images)
+            checks.check_count("num_images", self.num_images)
         if self.prior is None:
             return
         object.__setattr__(self, "prior", tuple(self.prior))

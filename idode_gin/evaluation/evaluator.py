@@ -109,7 +109,8 @@ class Evaluator:
 
     def __post_init__(self) -> None:
         """Check the names of the likelihoods, and that each one has or will get a solver."""
-        checks.check_positive("solve_size", self.solve_size)
+        checks.check_count("solve_size", self.solve_size)
+        checks.check_seed("seed", self.seed)
         for each in self.likelihoods.values():
             checks.check_lanes_fit(each.lanes, self.solve_size)
         run = paths.of(self.checkpoint_path)

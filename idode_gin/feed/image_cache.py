@@ -257,6 +257,9 @@ def _explained(folder: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        path = pathlib.Path(os.fsdecode(error.filename or folder))
+        if not (path.is_relative_to(folder) or folder.is_relative_to(path)):
+            raise  # it is one of the files that are decoded
         raise ValueError(
             f"Decoded images cannot be kept in {folder}: {error}. Name another folder by "
             "IDODE_CACHE_DIR or DatasetConfig.cache_dir; cache_dir = '' keeps them in memory only."

@@ -59,8 +59,9 @@ class Encoder:
 
     def __post_init__(self) -> None:
         """Check the counts."""
-        checks.check_positive("grid_images", self.grid_images)
-        checks.check_positive("solve_size", self.solve_size)
+        checks.check_count("grid_images", self.grid_images)
+        checks.check_count("solve_size", self.solve_size)
+        checks.check_seed("seed", self.seed)
 
     def dry_run(
         self, model: DiffusionODE, dataset: data.DatasetConfig, *, full: bool = False

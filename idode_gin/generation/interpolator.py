@@ -60,7 +60,8 @@ class Interpolator:
 
     def __post_init__(self) -> None:
         """Check pairs and counts."""
-        checks.check_positive("solve_size", self.solve_size)
+        checks.check_count("solve_size", self.solve_size)
+        checks.check_seed("seed", self.seed)
         checks.check_integer("num_points", self.num_points, at_least=2)
         if not self.pairs or any(len(each) != 2 for each in self.pairs):
             raise ValueError(

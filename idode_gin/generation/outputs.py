@@ -26,7 +26,7 @@ def write(
     images: np.ndarray,
     columns: int | None = None,
 ) -> None:
-    """Write everything from process 0; `summary.json` last.
+    """Write everything from process 0; `summary.json` last, and none of earlier output meanwhile.
 
     The picture shows `images`, integers `[N, H, W, C]` in `0..summary["levels"]-1`, in `columns`
     tiles per row; None makes it about square.
@@ -34,6 +34,7 @@ def write(
     if jax.process_index() != 0:
         return
     directory = paths.of(output_dir)
+    _outdate(directory)
     with progress.phase(f"writing {archive} and {picture}"):
         files.write_npz_atomically(directory / archive, arrays)
         plots.image_grid(images, summary["levels"], directory / picture, columns)
@@ -66,6 +67,7 @@ def write_pngs(output_dir: str, images: np.ndarray | None) -> None:
         return
     from PIL import Image
 
+    _outdate(paths.of(output_dir))
     folder = paths.of(output_dir) / SAMPLES
     partial = folder.with_name(f".{SAMPLES}.partial")
     for each in filter(_is_ours, (partial, folder)):  # of a process that was killed; of others
@@ -89,6 +91,11 @@ def write_pngs(output_dir: str, images: np.ndarray | None) -> None:
         if partial != folder:
             partial.rename(folder)
     print(f"Wrote {len(images)} images to {folder}.", flush=True)
+
+
+def _outdate(directory: pathlib.Path) -> None:
+    """Remove the summary of earlier output, which would describe new files."""
+    (directory / "summary.json").unlink(missing_ok=True)
 
 
 def _is_ours(folder: pathlib.Path) -> bool:

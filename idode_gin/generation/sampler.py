@@ -77,7 +77,8 @@ class Sampler:
     def __post_init__(self) -> None:
         """Check the counts, and that the method has a log-density if one is requested."""
         for name in ("num_samples", "batch_size", "grid_images", "solve_size"):
-            checks.check_positive(name, getattr(self, name))
+            checks.check_count(name, getattr(self, name))
+        checks.check_seed("seed", self.seed)
         checks.check_lanes_fit(getattr(self.method, "lanes", None), self.solve_size)
         self._method()  # raises if the method has no log-density
 

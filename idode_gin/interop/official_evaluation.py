@@ -61,8 +61,8 @@ class OfficialParity(parity.AbstractParity):
 
     def __post_init__(self) -> None:
         """Check the sizes."""
-        checks.check_positive("num_batches", self.num_batches)
-        checks.check_positive("batch_size", self.batch_size)
+        checks.check_count("num_batches", self.num_batches)
+        checks.check_count("batch_size", self.batch_size)
         if self.num_skipped < 0:
             raise ValueError(f"`num_skipped` cannot be negative, got {self.num_skipped}.")
 

@@ -80,8 +80,8 @@ class ODELikelihood:
     lanes: int | None = None
 
     def __post_init__(self) -> None:
-        checks.check_positive("num_importance", self.num_importance)
-        checks.check_positive("num_repeats", self.num_repeats)
+        checks.check_count("num_importance", self.num_importance)
+        checks.check_count("num_repeats", self.num_repeats)
         checks.check_lanes(self.lanes)
 
     def __call__(

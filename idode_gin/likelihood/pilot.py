@@ -93,7 +93,7 @@ class Pilot:
         if self.precision_tolerance is not None:
             checks.check_positive("precision_tolerance", self.precision_tolerance)
         checks.check_positive("tolerance", self.tolerance)
-        checks.check_positive("num_images", self.num_images)
+        checks.check_count("num_images", self.num_images)
         if self.fit_spacing:
             _check_enough_to_fit(self.num_images)
         if self.max_steps < 2 * _FIRST_STEPS:
@@ -122,6 +122,10 @@ class Pilot:
             estimator: the likelihood; its solver, if any, is kept.
             watch: makes a context for each grid, from its name.
             spread: divides the images among devices; the default uses one device.
+
+        Raises:
+            checks.NonFiniteError: if figures of the given solver, or of the largest number of
+                steps, are not finite.
         """
         return self.prepared(model, batch, key, estimator, watch, spread)(params)
 
@@ -147,13 +151,17 @@ class Pilot:
         while moves[-1] > _KNOWN * self.tolerance and 2 * steps <= self.max_steps:
             steps *= 2
             found[steps] = score(params, steps)
-            moves.append(_mean_error(found[steps], found[steps // 2]))
+            move = _mean_error(found[steps], found[steps // 2])
+            moves.append(move if math.isfinite(move) else math.inf)  # NaN would end the loop
+        for tried in (steps // 2, steps):
+            _check_finite(found[tried], f"{tried} steps of Adams", "Pilot.max_steps")
         reference, unknown = found[steps], _still_to_move(*moves[-2:])
         if estimator.solver is None:
             grid, bpd, of = self._chosen(score, params, found, unknown)
             estimator = dataclasses.replace(estimator, solver=grid)
         else:
             bpd, of = score.by_solver(params), _ALL
+            _check_finite(bpd, str(estimator.solver), "the number of its steps")
         if bpd is reference:  # the chosen grid would have no error against itself
             reference = found[steps // 2]
         fine = score.in_full_precision(estimator)
@@ -261,8 +269,18 @@ def _still_to_move(before: float, last: float) -> float:
     return last * ratio / (1 - ratio)
 
 
+def _check_finite(bpd: np.ndarray, solver: str, remedy: str) -> None:
+    if count := int(np.sum(~np.isfinite(bpd))):
+        raise checks.NonFiniteError(
+            f"{count} of the {len(bpd)} images of the pilot have no finite figure by {solver}: the "
+            f"ODE needs more steps, or the network diverges. Raise {remedy}, or use an earlier "
+            "checkpoint."
+        )
+
+
 def _mean_error(bpd: np.ndarray, reference: np.ndarray) -> float:
-    return float(np.mean(np.abs(bpd - reference)))
+    with np.errstate(invalid="ignore"):  # infinity less infinity is NaN, as it should be
+        return float(np.mean(np.abs(bpd - reference)))
 
 
 def _table(solver: AbstractSolver | None) -> tuple[float, ...] | None:

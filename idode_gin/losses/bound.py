@@ -30,7 +30,7 @@ class VariationalBound(base.AbstractBound):
     time_sampler: AbstractTimeSampler = dataclasses.field(default_factory=Uniform)
 
     def __post_init__(self) -> None:
-        checks.check_positive("num_times", self.num_times)
+        checks.check_count("num_times", self.num_times)
 
     def num_evaluations(self) -> int:
         """Return one per gamma."""

@@ -31,8 +31,8 @@ class DiscreteTime(base.AbstractBound):
     num_times: int = 16
 
     def __post_init__(self) -> None:
-        checks.check_positive("steps", self.steps)
-        checks.check_positive("num_times", self.num_times)
+        checks.check_count("steps", self.steps)
+        checks.check_count("num_times", self.num_times)
         if self.num_times > self.steps:
             raise ValueError(
                 f"`num_times` must be at most `steps`, got num_times={self.num_times} and "

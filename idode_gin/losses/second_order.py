@@ -41,7 +41,7 @@ class SecondOrder(base.AbstractLoss):
 
     def __post_init__(self) -> None:
         checks.check_positive("strength", self.strength)
-        checks.check_positive("num_probes", self.num_probes)
+        checks.check_count("num_probes", self.num_probes)
 
     def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...]) -> base.LossDraws:
         """Draw noise and probes."""

@@ -1,7 +1,7 @@
 """The interface of a network."""
 
 import abc
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,14 @@ class AbstractNetwork(abc.ABC):
         F has the shape and dtype of z, and F of one image depends on that image alone.
         The function is deterministic without keys.
         Schedule and parameterization define the meaning of F, not the network.
+
+    A checkpoint is refused if a field of the network differs from that of its training, unless it
+    is one of `computation`.
     """
+
+    computation: ClassVar[tuple[str, ...]] = ("dropout_rate", "remat", "scan", "dtype")
+    """Fields, also of a part such as a module, that say how F is computed: trained parameters keep
+    their meaning under any value."""
 
     @abc.abstractmethod
     def init(self, key: types.PRNGKey, image_shape: tuple[int, int, int]) -> types.Params:

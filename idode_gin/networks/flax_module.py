@@ -41,6 +41,9 @@ class FlaxNetwork(base.AbstractNetwork):
         ValueError: if it cannot be called so, has state, or its output has another shape.
     """
 
+    # Of a linen module the user's fields count. What makes an NNX one may be any function.
+    computation = (*base.AbstractNetwork.computation, "module", "name", "parent")
+
     module: nn.Module | Callable[..., Any]
     conditioning_size: int = 1
     num_classes: int = 0

@@ -58,6 +58,8 @@ class UNet(base.AbstractNetwork):
     Refs: VDM, appendix on the score network; i-DODE, experimental settings.
     """
 
+    computation = (*base.AbstractNetwork.computation, "min_channels_per_group")
+
     channels: int = 128
     levels: int = 32
     groups: int = 32
@@ -75,11 +77,11 @@ class UNet(base.AbstractNetwork):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fourier_exponents", tuple(self.fourier_exponents))
-        for name in ("channels", "groups", "attention_heads", "time_embedding_scale"):
-            checks.check_positive(name, getattr(self, name))
+        for name in ("channels", "groups", "attention_heads"):
+            checks.check_count(name, getattr(self, name))
+        checks.check_positive("time_embedding_scale", self.time_embedding_scale)
         for name in ("levels", "conditioning_size", "num_classes"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` cannot be negative, got {getattr(self, name)}.")
+            checks.check_integer(name, getattr(self, name), at_least=0)
         if self.channels < 4:
             raise ValueError(
                 f"`channels` must be at least 4, got {self.channels}: the embedding of time needs "

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from idode_gin import checks
 from idode_gin.reports import files, paths
 
 Row: TypeAlias = dict[str, Any]
@@ -86,7 +87,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     for number, line in enumerate(lines[:-1], start=1):
         try:
             row = json.loads(line)
-            row["step"]
+            checks.check_integer("step", row["step"], at_least=0)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f"Line {number} of {path} is not a row of metrics: {line[:80]!r}. Was the file "

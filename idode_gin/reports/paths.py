@@ -53,6 +53,8 @@ def stored(path: str | os.PathLike[str], name: str) -> str:
         ValueError: as `local` for other addresses; for a bucket's address that is incomplete or
             has characters that its libraries misread; or if these are not installed.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"{name} must be text or a pathlib.Path, got {path!r}.")
     text = os.fspath(path)
     if in_bucket(text):
         from idode_gin.reports import buckets

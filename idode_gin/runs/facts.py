@@ -19,9 +19,9 @@ from idode_gin.reports import differences, fingerprints
 
 MEANING = (
     *("model.schedule", "model.time", "model.parameterization", "model.encoding"),
-    "model.network.num_classes",
+    "model.network",
 )
-"""Facts that define how the network's output is interpreted."""
+"""Facts that define what trained parameters mean; of the network but those of its `computation`."""
 
 UNRELATED = {
     *("output_dir", "checkpoint_path", "use_ema", "checkpoints", "batch_size", "grid_images"),
@@ -113,6 +113,17 @@ def result_facts(
             if name not in UNRELATED:
                 found |= described(full, each) if dataclasses.is_dataclass(each) else {full: each}
     return found
+
+
+def changed_meaning(saved: Mapping[str, Any], model: DiffusionODE) -> list[str]:
+    """Return a sentence for each part of `MEANING` that differs from that of a checkpoint."""
+    free = getattr(model.network, "computation", ())
+    now = {
+        name: each
+        for name, each in described("model", model).items()
+        if not (name.startswith("model.network.") and name.rpartition(".")[2] in free)
+    }
+    return changed(saved, now, MEANING)
 
 
 def changed(

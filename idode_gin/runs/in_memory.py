@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from idode_gin import types
+from idode_gin import checks, types
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.feed import batches as batch_lib
 from idode_gin.reports import progress
@@ -108,8 +108,13 @@ def _hashable(value: Any) -> Any:
 
 
 def key_of(seed: Seed) -> types.PRNGKey:
-    """Return a typed random key."""
-    if seed is None or isinstance(seed, int | np.integer):
+    """Return a typed random key.
+
+    Raises:
+        ValueError: if `seed` is no key, and no integer in 0 … 2^32 - 1.
+    """
+    if seed is None or not isinstance(seed, jax.Array | np.ndarray):
+        checks.check_seed("key", 0 if seed is None else seed)
         return jax.random.key(int(seed or 0))
     if not jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(seed)

@@ -24,7 +24,7 @@ def check_begun(directory: str | pathlib.Path, model: DiffusionODE) -> None:
     if (newest := _newest(directory)) is None:
         return
     path, meta = newest
-    _check_meaning(paths.of(directory), meta["facts"], facts_lib.described("model", model))
+    _check_meaning(paths.of(directory), meta["facts"], model)
     if model.image_shape is not None:
         params = run_inputs.param_shapes(model, model.image_shape)
         checkpoint_meta.check_same_leaves(path, meta, {"params": params})
@@ -42,26 +42,31 @@ def changed_since(
 
 
 def check_resumed(
-    directory: pathlib.Path, saved: Mapping[str, Any], facts: dict[str, Any], *, is_done: bool
+    directory: pathlib.Path,
+    saved: Mapping[str, Any],
+    facts: dict[str, Any],
+    model: DiffusionODE,
+    *,
+    is_done: bool,
 ) -> None:
     """Log a warning for each fact that changed since the checkpoint of `directory` was saved.
 
     `is_done` says that there is nothing left to train.
 
     Raises:
-        ValueError: if the output of the network would be interpreted differently.
+        ValueError: if the saved parameters mean something else for this model.
     """
-    _check_meaning(directory, saved, facts)
+    _check_meaning(directory, saved, model)
     for each in _warnings(saved, facts, is_done):
         logging.warning("%s", each)
 
 
-def warn_of_meaning(path: pathlib.Path, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Log a warning if the output of a warm start's network was interpreted differently."""
-    if changes := facts_lib.changed(saved, facts, facts_lib.MEANING):
+def warn_of_meaning(path: pathlib.Path, saved: Mapping[str, Any], model: DiffusionODE) -> None:
+    """Log a warning if a warm start's checkpoint is that of another model."""
+    if changes := facts_lib.changed_meaning(saved, model):
         logging.warning(
-            "%s was trained with another meaning of the network's output: %s. Training starts from "
-            "its parameters all the same, and first has to learn the new meaning.",
+            "%s was trained as another model: %s. Training starts from its parameters all the "
+            "same, and first has to adapt them.",
             path,
             differences.listed(changes),
         )
@@ -86,12 +91,10 @@ def _warnings(saved: Mapping[str, Any], facts: Mapping[str, Any], is_done: bool)
     return [f"{each}. {effect}" for each in facts_lib.changed(saved, facts)]
 
 
-def _check_meaning(
-    directory: pathlib.Path, saved: Mapping[str, Any], facts: Mapping[str, Any]
-) -> None:
-    if changes := facts_lib.changed(saved, facts, facts_lib.MEANING):
+def _check_meaning(directory: pathlib.Path, saved: Mapping[str, Any], model: DiffusionODE) -> None:
+    if changes := facts_lib.changed_meaning(saved, model):
         raise ValueError(
             f"{directory} holds a run of another model: {differences.listed(changes)}. Its "
-            "parameters mean nothing here. Choose another MODEL_DIR, or the objective and task "
-            "that the run started with."
+            "parameters mean nothing here. Choose another MODEL_DIR, or the network, objective "
+            "and task that the run started with."
         )

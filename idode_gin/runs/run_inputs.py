@@ -89,16 +89,16 @@ def load_params(
     `sharding` None replicates them over all devices.
 
     Raises:
-        ValueError: if there is no checkpoint, or it was trained with another schedule, time,
-            parameterization or encoding, so that its output would be misinterpreted.
+        ValueError: if there is no checkpoint, or it was trained with another network, schedule,
+            time, parameterization or encoding, so that its parameters mean something else.
     """
     with progress.phase(f"restoring the parameters in {path}"):
         abstract = param_shapes(model, image_shape, sharding)
         restored = saving.restore_params(path, abstract, ema=use_ema)
-    if changes := facts.changed(restored.facts, facts.described("model", model), facts.MEANING):
+    if changes := facts.changed_meaning(restored.facts, model):
         raise ValueError(
-            f"{restored.path} was trained with another meaning of the network's output: "
-            f"{differences.listed(changes)}. Name the objective and the task it was trained with."
+            f"{restored.path} was trained as another model: {differences.listed(changes)}. Name "
+            "the network, the objective and the task it was trained with."
         )
     if use_ema and (warning := averaging.warning(restored.facts, restored.step)):
         logging.warning("%s: %s", restored.path, warning)

@@ -43,8 +43,8 @@ class Adams(base.AbstractSolver):
     spacing: spacings.AbstractSpacing = dataclasses.field(default_factory=spacings.Equal)
 
     def __post_init__(self) -> None:
-        checks.check_positive("steps", self.steps)
-        checks.check_positive("history", self.history)
+        checks.check_count("steps", self.steps)
+        checks.check_count("history", self.history)
         if self.history > 6:
             raise ValueError(
                 f"`history` must be at most 6, got history={self.history}: longer polynomials "

@@ -54,7 +54,7 @@ class DormandPrince(base.AbstractSolver):
     def __post_init__(self) -> None:
         checks.check_positive("rtol", self.rtol)
         checks.check_positive("atol", self.atol)
-        checks.check_positive("max_steps", self.max_steps)
+        checks.check_count("max_steps", self.max_steps)
 
     def solve(
         self,

@@ -79,7 +79,7 @@ class Hutchinson(AbstractDivergence):
     probe: probe_lib.AbstractProbe = dataclasses.field(default_factory=probe_lib.Rademacher)
 
     def __post_init__(self) -> None:
-        checks.check_positive("num_probes", self.num_probes)
+        checks.check_count("num_probes", self.num_probes)
 
     def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...]) -> Probes:
         """Draw independent probes, `[n, B, H, W, C]`."""
@@ -107,7 +107,7 @@ class Exact(AbstractDivergence):
     chunk: int = 64
 
     def __post_init__(self) -> None:
-        checks.check_positive("chunk", self.chunk)
+        checks.check_count("chunk", self.chunk)
 
     def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...]) -> Probes:
         """Return no probes: `[0, B, H, W, C]`."""
@@ -148,7 +148,7 @@ class OrthogonalHutchinson(AbstractDivergence):
     num_probes: int = 2
 
     def __post_init__(self) -> None:
-        checks.check_positive("num_probes", self.num_probes)
+        checks.check_count("num_probes", self.num_probes)
 
     def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...]) -> Probes:
         """Draw orthogonal probes, `[n, B, H, W, C]`.

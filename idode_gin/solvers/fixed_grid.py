@@ -28,7 +28,7 @@ class FixedGrid(base.AbstractSolver):
     spacing: spacings.AbstractSpacing = dataclasses.field(default_factory=spacings.Equal)
 
     def __post_init__(self) -> None:
-        checks.check_positive("steps", self.steps)
+        checks.check_count("steps", self.steps)
 
     def solve(
         self,

@@ -40,7 +40,7 @@ class Importance(base.AbstractTimeSampler):
     panels: int = 128
 
     def __post_init__(self) -> None:
-        checks.check_positive("panels", self.panels)
+        checks.check_count("panels", self.panels)
 
     def gamma_and_density(
         self, u: types.PerExample, time: AbstractTime, weight: base.Weight

@@ -1,6 +1,7 @@
 """AdamW as published, with its learning-rate schedule inside."""
 
 import dataclasses
+import math
 from typing import Any, final
 
 import jax
@@ -56,13 +57,15 @@ class AdamW:
     def __post_init__(self) -> None:
         checks.check_positive("learning_rate", self.learning_rate)
         checks.check_positive("eps", self.eps)
-        checks.check_positive("accumulation_steps", self.accumulation_steps)
+        checks.check_count("accumulation_steps", self.accumulation_steps)
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be in [0, 1), got {name}={getattr(self, name)}.")
-        for name in ("weight_decay", "warmup_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        checks.check_integer("warmup_steps", self.warmup_steps, at_least=0)
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(
+                f"`weight_decay` must be finite and not negative, got {self.weight_decay}."
+            )
         if self.clip_norm is not None:
             checks.check_positive("clip_norm", self.clip_norm)
         if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:

@@ -17,6 +17,7 @@ from idode_gin.checkpoints import saving
 from idode_gin.feed import batches as batch_lib
 from idode_gin.processes import joining
 from idode_gin.reports import files, fingerprints, paths
+from idode_gin.runs import run_inputs
 from idode_gin.training import programs
 from idode_gin.training.guards import Watch
 from idode_gin.training.setup import Setup
@@ -115,6 +116,7 @@ def replay(
             f"A step is replayed with the seed of its run: {path} has seed {bad.seed}, this run "
             f"has seed {seed}. Bind RANDOM_SEED = {bad.seed}, or name a file of this run."
         )
+    _check_batch(path, bad.batch, setup)
     state = _state_before(bad.step, setup, config)
     logging.info("Replaying from step %s up to %s.", int(state.step), bad.step)
     for step in range(int(state.step), bad.step):
@@ -129,6 +131,19 @@ def replay(
     if jax.process_index() == 0:
         print(text, flush=True)
     return {"exit_reason": "replayed", "step": bad.step, "report": text.partition("\n")[2]}
+
+
+def _check_batch(path: str, batch: types.Batch, setup: Setup) -> None:
+    """Raise ValueError unless `batch` is a global one of this run."""
+    images = setup.train
+    blank = run_inputs.blank_batch(setup.model, images.split.image_shape, images.config.batch_size)
+    expected = {name: each.shape for name, each in blank.items()}
+    found = {name: np.shape(each) for name, each in batch.items()}
+    if found != expected:
+        raise ValueError(
+            f"The batch in {path} must have the arrays and shapes of this run, {expected}, got "
+            f"{found}. Bind the BATCH_SIZE that the run had at that step."
+        )
 
 
 def _examine(

@@ -91,6 +91,16 @@ class Reporter:
             text = f"Warm start from {restored.path}.\n{restored.report}"
             self._write("warm-start.txt", text)
 
+    def begin(self, step: int) -> None:
+        """Replace what earlier processes wrote of the whole run, if there is a step to train."""
+        if step >= self.setup.train_steps:
+            return
+        if self.setup.settled is not None:
+            self.setup.settled()
+        if jax.process_index() == 0:
+            (self.setup.directory / "summary.json").unlink(missing_ok=True)
+        self.meters.profiler.begin(step)
+
     def report(self, step: int, *, log_due: bool = True) -> None:
         """Write the row of a step if one is due and not there yet, unless asked to stop.
 
@@ -231,12 +241,13 @@ class Reporter:
         # A training batch, which has no padding, of the first images of the split.
         images = self.setup.eval or self.setup.train
         split = dataclasses.replace(images.split, augmentation=None)
-        config = dataclasses.replace(images.config, shuffle=False)
+        count = min(images.config.batch_size, split.num_images)
+        config = dataclasses.replace(images.config, shuffle=False, batch_size=count)
         batch = batch_lib.train_batch(split, config, 0)
         gammas = np.linspace(model.end.gamma_number, model.gamma_max, INTEGRAND_POINTS)
         params, key = jax.device_get(params), jax.random.key(0)
         values = jax.jit(model.integrand)(params, batch, key, gammas)
-        path, count = self.setup.directory / "train" / "integrand.png", config.batch_size
+        path = self.setup.directory / "train" / "integrand.png"
         plots.plot_integrand(gammas, np.asarray(values), path, count)
 
     def _write(self, name: str, text: str) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, final
 
 import numpy as np
@@ -64,6 +64,7 @@ class Setup:
     """Everything about a run that is fixed before its first step.
 
     `facts`, JSON-able, describe the run in its checkpoints. Training ends at `train_steps`.
+    `settled` is called before the first step, when nothing can refuse to train any more.
     """
 
     directory: pathlib.Path
@@ -73,6 +74,7 @@ class Setup:
     program: Program
     facts: dict[str, Any]
     train_steps: int
+    settled: Callable[[], Any] | None = None
 
 
 @final
@@ -131,9 +133,9 @@ def resume_or_begin(setup: Setup, saved: Checkpoints) -> Start:
     is_resumed = restored is not None and restored.path.parent == directory
     if restored is not None and is_resumed:
         is_done = step >= setup.train_steps
-        resuming.check_resumed(directory, restored.facts, setup.facts, is_done=is_done)
+        resuming.check_resumed(directory, restored.facts, setup.facts, setup.model, is_done=is_done)
     elif restored is not None:  # may be another checkpoint than `Trainer.check_start` saw
         steps_left.check_step(restored.path, step, setup.train_steps)
-        resuming.warn_of_meaning(restored.path, restored.facts, setup.facts)
+        resuming.warn_of_meaning(restored.path, restored.facts, setup.model)
     has_trained = is_resumed and step not in (0, setup.facts[steps_left.FIRST_STEP])
     return Start(state, step, restored, is_resumed, has_trained)

@@ -97,7 +97,7 @@ class UpdateConfig:
 
     def __post_init__(self) -> None:
         for name in ("log_period", "num_microbatches", "update_period"):
-            checks.check_positive(name, getattr(self, name))
+            checks.check_count(name, getattr(self, name))
         if not 0 <= self.ema_rate < 1:
             raise ValueError(f"`ema_rate` must be in [0, 1), got ema_rate={self.ema_rate}.")
 

@@ -113,10 +113,11 @@ class Trainer:
     replay: StoredPath | None = None
 
     def __post_init__(self) -> None:
-        checks.check_positive("train_steps", self.train_steps)
+        checks.check_count("train_steps", self.train_steps)
+        checks.check_seed("seed", self.seed)
         for name in ("eval_period", "eval_steps"):
             if (value := getattr(self, name)) is not None:
-                checks.check_positive(name, value)
+                checks.check_count(name, value)
         if not self.model_dir:
             raise ValueError("`model_dir` must name a directory, got an empty string.")
         self._update()
@@ -135,7 +136,8 @@ class Trainer:
         """Train up to `train_steps`, from the state that the run directory holds.
 
         Without an `eval_dataset` nothing is evaluated. `begin` makes a context around the run,
-        entered after `check_start` and before images are loaded.
+        entered after `check_start` and before images are loaded; what it yields, if anything, is
+        called before the first step, when nothing can refuse to train.
 
         Returns:
             The content of summary.json: `exit_reason`, `step`, `bpd` (variational bound of the EMA
@@ -154,12 +156,12 @@ class Trainer:
         began = time.monotonic()
         self._check(train_dataset, eval_dataset)
         if self.replay:
-            setup = self._setup(model, train_dataset, None)
-            parts = self.num_microbatches
+            setup, parts = self._setup(model, train_dataset, None), self.num_microbatches
             return replays.replay(self.replay, setup, self.checkpoints, self.seed, parts)
         self.check_start(model)
-        with begin(), StopRequest() as stop:
-            return self._run(self._setup(model, train_dataset, eval_dataset), stop, began)
+        with begin() as settled, StopRequest() as stop:
+            setup = self._setup(model, train_dataset, eval_dataset)
+            return self._run(dataclasses.replace(setup, settled=settled), stop, began)
 
     def _run(self, setup: Setup, stop: StopRequest, began: float) -> dict[str, Any]:
         """Open everything that a run writes to, train, and return the summary."""
@@ -231,7 +233,7 @@ class Trainer:
                 raise checks.Preempted(reporter.save_and_summarize(stop.reason))
             if reporter.ends_early(start.step):
                 return early_stopping.REASON
-            meters.profiler.begin(start.step)
+            reporter.begin(start.step)
             for step in range(start.step + 1, last + 1):
                 with meters.clock.inside("data"):
                     batch = next(ready)
@@ -391,9 +393,8 @@ class Trainer:
         if eval_dataset is not None:
             check("batch_size of evaluation", eval_dataset.batch_size)
         evaluates, period = eval_dataset is not None, self.eval_period
-        validation.check_wanted(
-            self.early_stopping, period, evaluates, self.run_eval_before_training
-        )
+        at_start = self.run_eval_before_training
+        validation.check_wanted(self.early_stopping, period, evaluates, at_start)
         self.checkpoints.save.check_best(
             evaluates=evaluates, eval_period=period, last_step=self.train_steps
         )

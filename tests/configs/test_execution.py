@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import gc
+import hashlib
 import os
 import pathlib
 import re
@@ -302,6 +303,28 @@ def test_written_configs_repeat_the_run(tmp_path: pathlib.Path) -> None:
         found = building.build(toy_program.main)
         assert {key: found[key] for key in expected} == expected
     assert "Wheel.size" not in (tmp_path / "out" / "config.gin").read_text()
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"), [(None, 12), (checks.Preempted(), 12), (ValueError("refused"), 11)]
+)
+def test_a_configuration_is_replaced_when_nothing_was_refused(
+    end: Exception | None, expected: int, tmp_path: pathlib.Path
+) -> None:
+    """That of the values which the folder holds is not lost to a program that changes none."""
+    for steps in (11, 12):
+        toy_files.load(tmp_path, "", [f"STEPS = {steps}"])
+        building.build(toy_program.main)
+        config.get_configurable(toy_program.main)()
+        with contextlib.suppress(Exception), outputs.begun(tmp_path / "out", "FOLDER") as digest:
+            text = (tmp_path / "out/operative_config.gin").read_text()
+            assert "STEPS = 11" in text  # an empty folder gets it at once
+            if steps == 12 and end is not None:
+                raise end
+    for name in ("config.gin", "operative_config.gin"):
+        assert f"STEPS = {expected}" in (tmp_path / "out" / name).read_text()
+    whole = (tmp_path / "out/operative_config.gin").read_bytes()
+    assert (hashlib.sha256(whole).hexdigest() == digest) == (expected == 12)
 
 
 def test_used_bindings_are_compared_whole(tmp_path: pathlib.Path) -> None:

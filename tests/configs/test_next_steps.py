@@ -138,7 +138,8 @@ def test_a_failed_step_is_replayed_as_it_was_trained(
             assert self.replay == batch
             rates.append(self.optimizer.learning_rate)
             return {}
-        with begin():  # the configuration is written
+        with begin() as settled:
+            settled()  # the configuration is written
             raise checks.NonFiniteError("Step 3 is not finite.", batch)
 
     rates: list[float] = []

@@ -254,6 +254,12 @@ def test_a_plain_function_for_log_prob(model, images):
             {"index": np.arange(1)},
             "one integer for each of the 2 images",
         ),
+        (
+            np.zeros((2, 8, 8, 1), int),
+            {"index": np.arange(2) + 2**32},
+            "from 0 to 2\\^31 - 1, got 4294967296 to 4294967297",
+        ),
+        (np.zeros((2, 8, 8, 1), int), {"index": np.arange(2) - 1}, "got -1 to 0"),
         (np.zeros((2, 8, 8, 1), int), {"bound": "unifrom"}, "Did you mean 'uniform'"),
         (np.zeros((2, 8, 8, 1), int), {"tolerance": None}, "Give a `tolerance`, or a `solver`"),
         (np.zeros((2, 8, 8, 1), int), {"conditioning": np.ones((2, 2))}, r"must be \[2, 1\]"),

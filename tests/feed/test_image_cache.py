@@ -144,6 +144,16 @@ def test_a_folder_that_cannot_be_used_says_so(tmp_path):
     assert json.dumps([path.name for path in tmp_path.glob("*.npy")]) == "[]"
 
 
+def test_an_error_of_the_files_that_are_decoded_is_theirs(tmp_path):
+    def unreadable():
+        yield IMAGES[:7]
+        raise PermissionError(13, "Permission denied", str(tmp_path / "mine" / "a.png"))
+
+    with pytest.raises(PermissionError, match=r"mine/a\.png"):
+        load(tmp_path / "cache", unreadable)
+    assert not list((tmp_path / "cache").glob("*.npy"))
+
+
 def test_where_it_is(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("IDODE_CACHE_DIR", raising=False)

@@ -17,6 +17,7 @@ from idode_gin.generation import outputs
 from idode_gin.generation.encoder import Encoder
 from idode_gin.generation.interpolator import Interpolator
 from idode_gin.generation.sampler import Sampler
+from idode_gin.reports import files
 from idode_gin.runs import partial_results
 from idode_gin.samplers.ancestral import Ancestral
 from idode_gin.samplers.ode import ODESampler
@@ -188,6 +189,27 @@ def test_pictures_of_samples_are_those_of_the_archive(tmp_path, monkeypatch, cap
     assert not (tmp_path / ".samples.partial").exists()
     run(Sampler, tmp_path, 4, **{**fields, "num_samples": 3, "png_files": False})
     assert not (tmp_path / "samples").exists()
+
+
+@pytest.mark.parametrize("broken", ["write_npz_atomically", "write_json_atomically"])
+@pytest.mark.parametrize("loop", FILES)
+def test_new_output_never_stands_under_an_earlier_summary(loop, broken, tmp_path, monkeypatch):
+    """Although whatever writes it dies before it has written its own."""
+    run(loop, tmp_path, 3)
+
+    write = getattr(files, broken)
+
+    def die(path, *content):
+        if path.parent == tmp_path:
+            raise OSError("full")
+        write(path, *content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, broken, die)
+        with pytest.raises(OSError, match="full"):
+            run(loop, tmp_path, 3, seed=1)
+    assert not (tmp_path / "summary.json").exists()
+    run(loop, tmp_path, 3, seed=1)
 
 
 def test_other_files_in_place_of_pictures_are_kept(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from coarse import Coarse
 
-from idode_gin import numerics
+from idode_gin import checks, numerics
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.evaluation import pilot_run
 from idode_gin.integration_variables.exponential import Exponential
@@ -149,6 +149,50 @@ def test_the_coarsest_grid(within, chosen):
 )
 def test_what_a_reference_has_left_to_move(before, last, left):
     assert pilot_lib._still_to_move(before, last) == pytest.approx(left)
+
+
+class Figures(pilot_grids.Grids):
+    """In place of grids: figures of two images, by number of steps."""
+
+    rounding = 0.0
+
+    def __init__(self, figure_of):
+        self.figure_of = figure_of
+
+    def __call__(self, params, steps, spacing=None):
+        return np.array([self.figure_of(steps), 2.0])
+
+    def by_solver(self, params):
+        return self(params, 24)
+
+    def in_full_precision(self, estimator):
+        return None
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan, -np.inf])
+def test_grids_that_overflow_are_refined_until_they_do_not(bad):
+    """Two of them in a row are no answer, although neither is further from the other than NaN."""
+    score = Figures(lambda steps: bad if steps < 40 else 3.0)
+    estimator = ode_likelihood.ODELikelihood(dequantizer=TruncatedNormal())
+    found, report = Pilot(tolerance=1e-2)._measured(score, {}, estimator)
+    assert (found.solver.steps, report.error, report.bias) == (40, 0, 0)
+    assert report.reference_evaluations == 129
+    assert report.is_within
+
+
+@pytest.mark.parametrize(
+    ("solver", "finite_from", "said"),
+    [
+        (None, 1 << 20, r"1 of the 2 images .* by 32 steps of Adams: .* Raise Pilot.max_steps,"),
+        (None, 64, r"by 32 steps of Adams: .* Raise Pilot.max_steps,"),
+        (Adams(steps=24), 32, r"by Adams\(steps=24.*Raise the number of its steps,"),
+    ],
+)
+def test_figures_that_are_not_finite_are_no_report(solver, finite_from, said):
+    score = Figures(lambda steps: 3.0 if steps >= finite_from else np.nan)
+    estimator = ode_likelihood.ODELikelihood(dequantizer=TruncatedNormal(), solver=solver)
+    with pytest.raises(checks.NonFiniteError, match=said):
+        Pilot(tolerance=1e-2, max_steps=64)._measured(score, {}, estimator)
 
 
 def test_what_a_reference_is_off_by_is_as_reported():

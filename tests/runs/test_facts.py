@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from flax import linen as nn
 
 from idode_gin import numerics
 from idode_gin.checkpoints import saving
@@ -20,6 +21,7 @@ from idode_gin.generation.interpolator import Interpolator
 from idode_gin.generation.sampler import Sampler
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
+from idode_gin.networks.flax_module import FlaxNetwork
 from idode_gin.networks.unet import UNet
 from idode_gin.parameterizations.noise import Noise
 from idode_gin.processes import agreement
@@ -225,18 +227,58 @@ MEANINGS = {
 
 @pytest.mark.parametrize("name", MEANINGS)
 def test_what_gives_the_output_its_meaning_is_refused(name, tmp_path):
-    before, after = settings_of(), settings_of(model=tiny.model(**MEANINGS[name]))
+    before, model = settings_of(), tiny.model(**MEANINGS[name])
     with pytest.raises(ValueError, match=f"another model: .*{name} was"):
-        resuming.check_resumed(tmp_path, before, after, is_done=False)
+        resuming.check_resumed(tmp_path, before, settings_of(model=model), model, is_done=False)
 
 
-def test_a_network_of_other_classes_is_refused(tmp_path):
-    """Its conditioning numbers would be read as other classes."""
-    before, after = (
-        settings_of(model=tiny.model(network=UNet(num_classes=count))) for count in (3, 4)
-    )
-    with pytest.raises(ValueError, match=r"another model: model.network.num_classes was 3 and is"):
-        resuming.check_resumed(tmp_path, before, after, is_done=False)
+NETWORKS = {
+    "num_classes": 3,  # other numbers of the conditioning are classes
+    "attention_heads": 4,
+    "groups": 8,
+    "time_embedding_scale": 10.0,
+    "fourier_exponents": (5, 6),
+}
+"""Fields that change the function, and not the shape of any parameter."""
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_another_function_of_the_same_parameters_is_refused(name, tmp_path):
+    before = settings_of(model=tiny.model(network=UNet(conditioning_size=4)))
+    sizes = {"conditioning_size": 1} if name == "num_classes" else {"conditioning_size": 4}
+    model = tiny.model(network=UNet(**{name: NETWORKS[name], **sizes}))
+    with pytest.raises(ValueError, match=f"another model: .*model.network.{name} was"):
+        resuming.check_resumed(tmp_path, before, settings_of(model=model), model, is_done=False)
+
+
+COMPUTATIONS = {"dropout_rate": 0.5, "remat": "full", "scan": True, "dtype": "bfloat16"}
+
+
+def test_the_same_function_computed_otherwise_is_accepted(tmp_path):
+    before, model = settings_of(), tiny.model(network=UNet())
+    before |= settings_of(model=model)
+    other = tiny.model(network=UNet(**COMPUTATIONS))
+    resuming.check_resumed(tmp_path, before, settings_of(model=other), other, is_done=False)
+
+
+class Dense(nn.Module):
+    width: int = 8
+    dtype: str | None = None
+
+    @nn.compact
+    def __call__(self, z, time, conditioning):
+        return nn.Dense(z.shape[-1], dtype=self.dtype)(z)
+
+
+def test_fields_of_a_module_count_but_those_of_its_computation(tmp_path):
+    def model_of(**fields):
+        return tiny.model(network=FlaxNetwork(module=Dense(**fields)))
+
+    before = settings_of(model=model_of())
+    for fields in ({"dtype": "bfloat16"}, {"name": "other"}):
+        assert facts.changed_meaning(before, model_of(**fields)) == []
+    (change,) = facts.changed_meaning(before, model_of(width=9))
+    assert change == "model.network.module.width was 8 and is now 9"
 
 
 @pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
@@ -251,7 +293,8 @@ def test_arrays_that_differ_in_one_number_are_different_facts(array):
 
 
 def test_other_facts_are_logged_alone(tmp_path, caplog):
-    resuming.check_resumed(tmp_path, settings_of(), TRAINER_CHANGES["seed"](), is_done=False)
+    before, after = settings_of(), TRAINER_CHANGES["seed"]()
+    resuming.check_resumed(tmp_path, before, after, tiny.model(), is_done=False)
     assert "seed was 0 and is now 1" in caplog.text
 
 

@@ -1,6 +1,7 @@
 """Values of images in memory: compiled once for each name and way, whatever the key."""
 
 import dataclasses
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +81,14 @@ def test_keys_of_every_implementation_are_taken_as_they_are():
         assert found == float(jax.random.uniform(jax.random.fold_in(key, 1)))
         seen.add(found)
     assert len(seen) == 3
+
+
+@pytest.mark.parametrize("seed", [2**32, -1, 0.5, "a", [0, 1], True])
+def test_a_seed_that_is_another_one_or_none_is_refused(seed):
+    """jax takes 2**32 for 0."""
+    with pytest.raises(ValueError, match="`key` must be an integer from 0 to 2\\^32 - 1, got"):
+        inspect.unwrap(in_memory.key_of)(seed)
+    assert in_memory.key_of(2**32 - 1) == jax.random.key(2**32 - 1)
 
 
 def test_a_seed_may_be_an_integer_of_numpy():

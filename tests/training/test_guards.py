@@ -357,6 +357,15 @@ def test_a_file_of_another_run_is_not_replayed(tmp_path):
     replays.BadStep(step=0, seed=7, batch=batch, health={}).write(tmp_path / "a.npz")
     with pytest.raises(ValueError, match="seed 7, this run has seed 0"):
         run(tmp_path / "run", replay=str(tmp_path / "a.npz"))
+    other = {
+        "batch size": batches.train_batch(tiny.split(), tiny.config(2), 0),
+        "larger": batches.train_batch(tiny.split(), tiny.config(8), 0),
+        "no image": {name: each for name, each in batch.items() if name != "image"},
+    }
+    for found in other.values():
+        replays.BadStep(step=0, seed=0, batch=found, health={}).write(tmp_path / "c.npz")
+        with pytest.raises(ValueError, match="shapes of this run, .*Bind the BATCH_SIZE"):
+            run(tmp_path / "run", replay=str(tmp_path / "c.npz"))
     np.savez(tmp_path / "b.npz", step=1)
     (tmp_path / "empty.npz").touch()
     for name in ("b.npz", "none.npz", "empty.npz"):

@@ -1,5 +1,6 @@
 """Interrupted runs end as undisturbed ones; resuming with changed settings; warm starts."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -24,6 +25,7 @@ from idode_gin.runs import run_inputs
 from idode_gin.schedules.time import linear
 from idode_gin.training import meters, optimizers
 from idode_gin.training.reporter import Reporter
+from idode_gin.training.setup import Images
 
 
 def test_the_same_command_twice_gives_the_same_numbers(undisturbed, tmp_path):
@@ -285,7 +287,7 @@ def test_another_meaning_of_the_output_in_the_same_directory_is_refused(tmp_path
     time = linear.Linear(gamma_min=-7.0, gamma_max=5.0)
     with pytest.raises(ValueError, match=r"model\.time\.gamma_min was -7\.8.* is now -7\.0"):
         run(tmp_path / "run", 4, model=tiny.model(time=time))
-    with pytest.raises(ValueError, match=r"was trained with another meaning.*gamma_min"):
+    with pytest.raises(ValueError, match=r"was trained as another model: .*gamma_min"):
         run_inputs.load_params(tiny.model(time=time), tiny.SHAPE, str(tmp_path / "run"), True)
     found = run_inputs.load_params(tiny.model(), tiny.SHAPE, str(tmp_path / "run"), True)
     assert found.step == 2
@@ -294,10 +296,10 @@ def test_another_meaning_of_the_output_in_the_same_directory_is_refused(tmp_path
 def test_a_warm_start_from_another_meaning_is_logged(undisturbed, tmp_path, caplog):
     restore = RestoreCheckpointConfig(path=str(undisturbed[0] / "checkpoint_4"), step="reset")
     run(tmp_path / "same", 1, restore=restore)
-    assert "another meaning" not in caplog.text
+    assert "another model" not in caplog.text
     time = linear.Linear(gamma_min=-7.0, gamma_max=5.0)
     run(tmp_path / "other", 1, model=tiny.model(time=time), restore=restore)
-    assert "checkpoint_4 was trained with another meaning" in caplog.text
+    assert "checkpoint_4 was trained as another model" in caplog.text
     assert "gamma_min was -7.8" in caplog.text
 
 
@@ -310,8 +312,47 @@ def test_what_training_draws_is_no_meaning_of_the_output():
 
 def test_another_network_in_the_same_directory_is_refused(tmp_path):
     run(tmp_path / "run", 2)
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(
+        ValueError, match=r"another model: model\.network\.width was 8 and is now 16"
+    ):
         run(tmp_path / "run", 4, model=tiny.model(width=16))
+
+
+@contextlib.contextmanager
+def settled(calls):
+    yield lambda: calls.append("settled")
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(4, []), (6, ["settled"])])
+def test_a_run_is_settled_once_it_has_a_step_to_train(tmp_path, steps, expected):
+    run(tmp_path / "run", 4)
+    calls = []
+    model, data = tiny.model(), tiny.config()
+    tiny.trainer(tmp_path / "run", steps).run(model, data, data, begin=lambda: settled(calls))
+    assert calls == expected
+    with pytest.raises(ValueError, match="another model"):
+        tiny.trainer(tmp_path / "run", 9).run(
+            tiny.model(width=16), data, data, begin=lambda: settled(calls)
+        )
+    assert calls == expected
+
+
+def test_a_run_under_way_has_no_summary_of_an_earlier_end(tmp_path, monkeypatch):
+    run(tmp_path / "run", 4)
+    before = json.loads((tmp_path / "run/summary.json").read_text())
+    assert before["images_per_second"] > 0
+    run(tmp_path / "run", 4)  # nothing is left to train
+    after = json.loads((tmp_path / "run/summary.json").read_text())
+    assert after["images_per_second"] > 0
+    assert after["step"] == before["step"] == 4
+
+    def killed(*_):
+        raise KeyError
+
+    monkeypatch.setattr(Images, "train_batch", killed)
+    with pytest.raises(KeyError):
+        run(tmp_path / "run", 6)
+    assert not (tmp_path / "run/summary.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -326,16 +326,19 @@ def test_numbers_out_of_range(build, message):
         build()
 
 
-def test_the_integrand_is_that_of_the_first_images(tmp_path, monkeypatch):
-    """Whatever the order of the split in an evaluation."""
+@pytest.mark.parametrize(("batch_size", "used"), [(8, 8), (32, 20)])
+def test_the_integrand_is_that_of_the_first_images(batch_size, used, tmp_path, monkeypatch):
+    """Whatever the order of the split in an evaluation; of each once, if a batch is larger."""
     drawn = []
     monkeypatch.setattr(plots, "plot_integrand", lambda *given: drawn.append(given))
     model, split = tiny.model(), tiny.split()
-    tiny.trainer(tmp_path, 2).run(model, tiny.config(), tiny.config(8, shuffle=True, seed=3))
+    tiny.trainer(tmp_path, 2).run(
+        model, tiny.config(), tiny.config(batch_size, shuffle=True, seed=3)
+    )
     params = run_inputs.load_params(model, tiny.SHAPE, str(tmp_path), True).params
     ((gammas, values, _, count),) = drawn
-    first = {"image": split.images[:8], "conditioning": split.conditioning[:8]}
-    first["index"] = np.arange(8, dtype=np.int32)
+    first = {"image": split.images[:used], "conditioning": split.conditioning[:used]}
+    first["index"] = np.arange(used, dtype=np.int32)
     expected = jax.jit(model.integrand)(params, first, jax.random.key(0), gammas)
     np.testing.assert_allclose(values, expected, rtol=1e-5)
-    assert count == 8
+    assert count == used
