@@ -45,14 +45,14 @@ quickstart: setup  ## train, evaluate and sample on handwritten digits; minutes 
 
 PYTEST := $(RUN) -m pytest -n $(WORKERS) $(SHARES)
 # As users' programs are compiled: with optimization, which takes three times as long.
-AS_USERS := XLA_FLAGS="$(XLA_FLAGS)" $(PYTEST) -rs
+AS_USERS := XLA_FLAGS="$(XLA_FLAGS)" $(PYTEST)
 NUMBERS := tests/golden tests/laws
 
 test: setup lint  ## lint, and all tests but the long ones
 	$(PYTEST) -m "not full"
 
 test-full: test  ## also the long tests, all golden cases and laws as users compile them, and mutants
-	$(AS_USERS) -m full $(NUMBERS:%=--ignore=%)
+	$(PYTEST) -rs -m full $(NUMBERS:%=--ignore=%)
 	$(AS_USERS) $(NUMBERS)
 	$(RUN) tests/mutation --workers $(WORKERS)
 

@@ -27,7 +27,7 @@ QUICK_TO_COMPILE = (
 )
 """The same programs in a third of the time, of which most of a test is made. The last bit of a
 number may depend on its place in an array then: a test that fails by it alone is marked
-`compiled_as_users`. `make test-full` compiles long tests, golden cases and laws as users do."""
+`compiled_as_users`. `make test-full` compiles golden cases and laws as users do."""
 
 
 def _xla_knows(flags: str) -> bool:

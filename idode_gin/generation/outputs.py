@@ -114,7 +114,8 @@ def check_indices(indices: tuple[int, ...], split: data.ImageSplit, name: str, r
 
     `name` is the setting that holds them, `remedy` a binding with valid ones.
     """
-    outside = [each for each in indices if not 0 <= each < split.num_images]
+    inside = range(split.num_images)
+    outside = [each for each in indices if each not in inside]
     if outside or not indices:
         got = f"{outside[0]}" if outside else "none"
         raise ValueError(
