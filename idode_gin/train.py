@@ -119,6 +119,6 @@ def _built(trainer_cls: Callable[..., Trainer], **fields: Any) -> Trainer:
 @contextlib.contextmanager
 def _held(model_dir: str) -> Iterator[Callable[[], None]]:
     """Hold the run directory, which all processes must see; what is yielded writes its configs."""
-    with outputs.held(model_dir, "MODEL_DIR"):
+    with outputs.held(model_dir, "MODEL_DIR") as write:
         agreement.check_shared(paths.of(model_dir) / "config.gin", "MODEL_DIR")
-        yield lambda: outputs.write_configs(model_dir, "MODEL_DIR")
+        yield write

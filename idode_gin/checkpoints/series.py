@@ -78,7 +78,7 @@ class Watch(AbstractSeries):
 
     def __post_init__(self) -> None:
         """Check the times."""
-        checks.check_count("period", self.period)
+        checks.check_positive("period", self.period)
         if self.timeout is not None and not self.timeout >= 0:
             raise ValueError(f"`timeout` must be zero or more, got timeout={self.timeout}.")
 

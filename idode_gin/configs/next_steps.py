@@ -5,7 +5,6 @@ import pathlib
 import shlex
 from collections.abc import Mapping, Sequence
 
-from idode_gin.checkpoints import files
 from idode_gin.configs import loading
 from idode_gin.evaluation import cost
 from idode_gin.reports import paths
@@ -52,6 +51,8 @@ def stopped(run: str, data_dirs: Mapping[str, str]) -> str:
         run: the run directory.
         data_dirs: as for `after`.
     """
+    from idode_gin.checkpoints import files  # imports jax
+
     with contextlib.suppress(paths.StoreError):
         if files.newest_first(run):
             costs, commands = _of_a_run(run, data_dirs)

@@ -1,10 +1,11 @@
 """Output folders of the programs, and the configuration files written there."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from gin import config
 
@@ -30,11 +31,14 @@ def write_configs(directory: str | os.PathLike[str], macro: str) -> None:
     Raises:
         ConfigError: if the directory cannot be made or written to.
     """
-    used = _used()
+    _write(directory, macro, config.config_str(), _used())
+
+
+def _write(directory: str | os.PathLike[str], macro: str, given: str, used: str) -> None:
     if joining.index() == 0:
         folder = make_folder(directory, macro)
         with _errors_named(folder, macro):
-            for name, text in (("config.gin", config.config_str()), ("operative_config.gin", used)):
+            for name, text in (("config.gin", given), ("operative_config.gin", used)):
                 if (folder / name).resolve() not in loading.files_read:
                     files.write_atomically(folder / name, text)
 
@@ -52,11 +56,13 @@ def _used() -> str:
 
 
 @contextlib.contextmanager
-def held(directory: str | os.PathLike[str], macro: str) -> Iterator[None]:
+def held(directory: str | os.PathLike[str], macro: str) -> Iterator[Callable[[], None]]:
     """Context of a program that writes to a directory: its lock, and a configuration in it.
 
-    One that is there describes what the directory holds. It is left until `write_configs` is
-    called, once nothing can refuse to go on. Call `check_agreement` before.
+    One that is there describes what the directory holds, and is left. Call `check_agreement` first.
+
+    Yields:
+        What replaces it, as `write_configs` at the start: to be called when nothing can refuse.
 
     Raises:
         ConfigError: as `write_configs`.
@@ -65,10 +71,11 @@ def held(directory: str | os.PathLike[str], macro: str) -> Iterator[None]:
     is_first = joining.index() == 0
     if is_first:
         make_folder(directory, macro)
+    write = functools.partial(_write, directory, macro, config.config_str(), _used())
     with run_lock.held(os.fspath(directory), is_first=is_first, macro=macro):
         if is_first and not (paths.of(directory) / "config.gin").exists():
-            write_configs(directory, macro)
-        yield
+            write()
+        yield write
 
 
 @contextlib.contextmanager
@@ -78,13 +85,14 @@ def begun(directory: str | os.PathLike[str], macro: str) -> Iterator[str]:
     Yields:
         SHA-256 of `operative_config.gin`.
     """
-    with held(directory, macro):
+    digest = hashlib.sha256(_used().encode()).hexdigest()
+    with held(directory, macro) as write:
         try:
-            yield hashlib.sha256(_used().encode()).hexdigest()
+            yield digest
         except checks.Preempted:
-            write_configs(directory, macro)
+            write()
             raise
-        write_configs(directory, macro)
+        write()
 
 
 def check_agreement() -> None:

@@ -143,9 +143,10 @@ def gather(listener: socket.socket, count: int, timeout: float, secret: bytes) -
         found = _missing(ends, count, timeout) if left <= 0 else None
         if found and problem:
             break
-        for end, index, expected in _greetings(listener, unread, max(left, 0.0), secret):
-            if index in ends and _is_closed(ends[index]):  # killed, and started again
-                ends.pop(index).close()
+        greeted = _greetings(listener, unread, max(left, 0.0), secret)
+        for index in [each for each, end in ends.items() if _is_closed(end)]:
+            ends.pop(index).close()  # killed: it may be started again, and is awaited
+        for end, index, expected in greeted:
             if refusal := _refusal(index, expected, ends, count):
                 found = found or refusal
                 refused.append(end)

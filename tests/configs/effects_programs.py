@@ -39,7 +39,7 @@ def passed_on(program: Callable[[], None], room: Room) -> str:
                 loop, method, lambda *given, n=method, **_: told.append(f"{n} {given}")
             )
     room.patch.setattr(building, "refuse_bindings", lambda *_: None)
-    room.patch.setattr(outputs, "write_configs", lambda *_: None)
+    room.patch.setattr(outputs, "_write", lambda *_: None)
     room.patch.setattr(saving, "find", pathlib.Path)
     room.patch.setattr(agreement, "check_shared", lambda *_: None)
     room.patch.setattr(compilation_cache, "use", lambda folder: told.append(f"cache {folder}"))

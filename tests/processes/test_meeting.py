@@ -58,7 +58,11 @@ def test_all_report_what_is_wrong() -> None:
     assert message.startswith("Process 2 was started as one of 4 processes, process 0 as one of 3")
 
 
-def test_a_process_that_was_killed_may_start_again_while_others_are_awaited() -> None:
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_a_process_that_was_killed_may_start_again_while_others_are_awaited(
+    order: tuple[int, int],
+) -> None:
+    """Whether it comes before or after the last of the others, who must not complete the set."""
     port, errors = free_port(), {}
 
     def take_part(index: int) -> None:
@@ -79,8 +83,9 @@ def test_a_process_that_was_killed_may_start_again_while_others_are_awaited() ->
     with killed:
         killed.sendall(meeting._greeting(1, 3, meeting.shared_secret()))
         time.sleep(0.5)  # process 0 has read it
-    for each in threads[1:]:
-        each.start()
+    for each in order:
+        threads[each].start()
+        time.sleep(0.2)
     for each in threads:
         each.join()
     assert errors == {0: "", 1: "", 2: ""}
