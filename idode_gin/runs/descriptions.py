@@ -104,8 +104,8 @@ def describe_use(
     anything is; `full` lists all parameters.
 
     Raises:
-        ValueError: if the model declares no image shape, every checkpoint is damaged, or files of
-            the dataset are missing.
+        ValueError: if the model declares no image shape, the checkpoint is that of another model or
+            every one is damaged, or files of the dataset are missing.
     """
     partitioner = loop.partitioner.without_devices()
     shape = shape_for_dry_run(model)
@@ -127,6 +127,8 @@ def describe_use(
         raise
     except ValueError as error:
         plan = f"Nothing to {use} yet. {error}"
+    if found is not None:
+        run_inputs.check_meaning(found, facts, model)
     size = accounting.bytes_per_device(params) / accounting.MIB
     head = describe(model, params, model.logical_axes(shape)) if full else outline(model, params)
     return (

@@ -1,7 +1,9 @@
 """Inputs of a run: images checked against the model, parameters, and the shapes of both."""
 
 import dataclasses
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -95,11 +97,7 @@ def load_params(
     with progress.phase(f"restoring the parameters in {path}"):
         abstract = param_shapes(model, image_shape, sharding)
         restored = saving.restore_params(path, abstract, ema=use_ema)
-    if changes := facts.changed_meaning(restored.facts, model):
-        raise ValueError(
-            f"{restored.path} was trained as another model: {differences.listed(changes)}. Name "
-            "the network, the objective and the task it was trained with."
-        )
+    check_meaning(restored.path, restored.facts, model)
     if use_ema and (warning := averaging.warning(restored.facts, restored.step)):
         logging.warning("%s: %s", restored.path, warning)
     if dtype := restored.facts.get(meta.ROUNDED):
@@ -111,6 +109,15 @@ def load_params(
         )
     agreement.check("the checkpoint", lambda: {"path": str(restored.path), "step": restored.step})
     return restored
+
+
+def check_meaning(path: pathlib.Path, trained: Mapping[str, Any], model: DiffusionODE) -> None:
+    """Raise ValueError if the facts of a checkpoint are those of another model."""
+    if changes := facts.changed_meaning(trained, model):
+        raise ValueError(
+            f"{path} was trained as another model: {differences.listed(changes)}. Name the "
+            "network, the objective and the task it was trained with."
+        )
 
 
 def load_both(

@@ -17,6 +17,7 @@ from tiny_runs import outcome, rows, run
 from idode_gin import checks
 from idode_gin.checkpoints import saving, steps_left
 from idode_gin.checkpoints.saving import RestoreCheckpointConfig
+from idode_gin.generation.sampler import Sampler
 from idode_gin.processes import preemption
 from idode_gin.reports import metrics
 from idode_gin.runs import facts as facts_lib
@@ -289,6 +290,10 @@ def test_another_meaning_of_the_output_in_the_same_directory_is_refused(tmp_path
         run(tmp_path / "run", 4, model=tiny.model(time=time))
     with pytest.raises(ValueError, match=r"was trained as another model: .*gamma_min"):
         run_inputs.load_params(tiny.model(time=time), tiny.SHAPE, str(tmp_path / "run"), True)
+    sampler = Sampler(output_dir=str(tmp_path / "out"), checkpoint_path=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"was trained as another model: .*gamma_min"):
+        sampler.dry_run(tiny.model(time=time, image_shape=tiny.SHAPE))
+    assert "Would draw" in sampler.dry_run(tiny.model(image_shape=tiny.SHAPE))
     found = run_inputs.load_params(tiny.model(), tiny.SHAPE, str(tmp_path / "run"), True)
     assert found.step == 2
 
