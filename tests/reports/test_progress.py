@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import pathlib
 import re
 import sys
 import threading
@@ -82,7 +83,7 @@ def slow(clock, monkeypatch):
         saving,
         "restore_params",
         lambda path, abstract, **_: saving.RestoredParams(
-            tiny.model().init(jax.random.key(0), tiny.SHAPE), 3, path, {}
+            tiny.model().init(jax.random.key(0), tiny.SHAPE), 3, pathlib.Path(path), {}
         ),
     )
     monkeypatch.setattr(saving, "find", str)
