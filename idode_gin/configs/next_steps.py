@@ -91,7 +91,7 @@ def to_replay(batch: str, data_dirs: Mapping[str, str]) -> str:
     """
     run = paths.of(batch).parent.parent
     files = [run / name for name in ("config.gin", "operative_config.gin")]
-    # One that was read may lack bindings of the command line: `outputs.write_configs` left it.
+    # One that was read may lack bindings of the command line: `outputs.held` left it.
     new = [each for each in files if each.resolve() not in loading.files_read]
     file = f"--gin_file={shlex.quote(str((new or files)[0]))}"
     return _command("train", file, bound("Trainer.replay", batch), *_flags(data_dirs))

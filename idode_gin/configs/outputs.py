@@ -17,30 +17,19 @@ from idode_gin.reports import differences, files, paths
 from idode_gin.runs import output_folders, run_lock
 
 
-def write_configs(directory: str | os.PathLike[str], macro: str) -> None:
+def _write(directory: str | os.PathLike[str], macro: str, given: str, used: str) -> None:
     """Write `config.gin` (what is bound) and `operative_config.gin` (what is used, with defaults).
 
-    Call it in a program's function, when gin has built the arguments. Either file, given as the
-    only --gin_file, repeats the run. A file that the configuration was read from is left as it is.
-    Of several processes the first one writes.
-
-    Args:
-        directory: where to write; made if missing.
-        macro: its name in the gin files.
-
-    Raises:
-        ConfigError: if the directory cannot be made or written to.
+    Either file, given as the only --gin_file, repeats the run. A file that the configuration was
+    read from is left as it is. Of several processes the first one writes.
     """
-    _write(directory, macro, config.config_str(), _used())
-
-
-def _write(directory: str | os.PathLike[str], macro: str, given: str, used: str) -> None:
-    if joining.index() == 0:
-        folder = make_folder(directory, macro)
-        with _errors_named(folder, macro):
-            for name, text in (("config.gin", given), ("operative_config.gin", used)):
-                if (folder / name).resolve() not in loading.files_read:
-                    files.write_atomically(folder / name, text)
+    if joining.index() > 0:
+        return
+    folder = make_folder(directory, macro)
+    with _errors_named(folder, macro):
+        for name, text in (("config.gin", given), ("operative_config.gin", used)):
+            if (folder / name).resolve() not in loading.files_read:
+                files.write_atomically(folder / name, text)
 
 
 def _used() -> str:
@@ -59,13 +48,18 @@ def _used() -> str:
 def held(directory: str | os.PathLike[str], macro: str) -> Iterator[Callable[[], None]]:
     """Context of a program that writes to a directory: its lock, and a configuration in it.
 
-    One that is there describes what the directory holds, and is left. Call `check_agreement` first.
+    One that is there describes what the directory holds, and is left. Enter it in a program's
+    function, when gin has built the arguments, after `check_agreement`.
+
+    Args:
+        directory: where to write; made if missing.
+        macro: its name in the gin files.
 
     Yields:
-        What replaces it, as `write_configs` at the start: to be called when nothing can refuse.
+        What replaces it by the configuration of now: to be called when nothing can refuse.
 
     Raises:
-        ConfigError: as `write_configs`.
+        ConfigError: if the directory cannot be made or written to.
         ValueError: if another process writes to the directory.
     """
     is_first = joining.index() == 0

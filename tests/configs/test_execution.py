@@ -254,10 +254,16 @@ def test_asked_to_stop_outside_a_loop(run, monkeypatch, number: int, moment: tup
 
 def test_output_directory_that_cannot_be_one(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"FOLDER = '.*/file' cannot be .*: it is a file\. Bind"):
-        outputs.write_configs(tmp_path / "file", "FOLDER")
-    with pytest.raises(ConfigError, match=r"FOLDER = '.*/file/run' cannot be .*: Not a directory"):
-        outputs.write_configs(tmp_path / "file" / "run", "FOLDER")
+    with (
+        pytest.raises(ConfigError, match=r"FOLDER = '.*/file' cannot be .*: it is a file\. Bind"),
+        outputs.begun(tmp_path / "file", "FOLDER"),
+    ):
+        pass
+    with (
+        pytest.raises(ConfigError, match=r"FOLDER = '.*/file/run' cannot be .*: Not a directory"),
+        outputs.begun(tmp_path / "file" / "run", "FOLDER"),
+    ):
+        pass
 
 
 def test_absl_flags_are_known() -> None:
@@ -297,7 +303,8 @@ def test_written_configs_repeat_the_run(tmp_path: pathlib.Path) -> None:
     toy_files.load(tmp_path, "", ["STEPS = 11", "WHEEL = @Engine()", "WHEEL/Engine.fuel = 'oil'"])
     expected = building.build(toy_program.main)
     config.get_configurable(toy_program.main)()
-    outputs.write_configs(tmp_path / "out", "FOLDER")
+    with outputs.begun(tmp_path / "out", "FOLDER"):
+        pass
     for name in ("config.gin", "operative_config.gin"):
         building.load_and_check(toy_program.main, [str(tmp_path / "out" / name)])
         found = building.build(toy_program.main)

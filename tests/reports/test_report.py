@@ -158,6 +158,10 @@ DAMAGE = {
     "killed": (lambda run: (run / "summary.json").unlink(), "summary.json is missing"),
     "half a line": (cut_log, "last line of metrics.jsonl is incomplete"),
     "no rows": (lambda run: (run / "metrics.jsonl").write_bytes(b""), "No training run with"),
+    "rows of other types": (
+        lambda run: (run / "metrics.jsonl").write_text('{"step": 1, "train/bpd": "x"}\n'),
+        "Bits per dim by training step",
+    ),
     "a step that is none": (
         lambda run: (run / "metrics.jsonl").write_text('{"step": "x", "train/bpd": 1}\n'),
         "Line 1 of",

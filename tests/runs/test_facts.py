@@ -251,6 +251,14 @@ def test_another_function_of_the_same_parameters_is_refused(name, tmp_path):
         resuming.check_resumed(tmp_path, before, settings_of(model=model), model, is_done=False)
 
 
+def test_a_network_of_other_classes_is_refused(tmp_path):
+    """Its conditioning numbers would be read as other classes."""
+    before, after = (tiny.model(network=UNet(num_classes=count)) for count in (3, 4))
+    saved, now = settings_of(model=before), settings_of(model=after)
+    with pytest.raises(ValueError, match=r"another model: model.network.num_classes was 3 and is"):
+        resuming.check_resumed(tmp_path, saved, now, after, is_done=False)
+
+
 COMPUTATIONS = {"dropout_rate": 0.5, "remat": "full", "scan": True, "dtype": "bfloat16"}
 
 
