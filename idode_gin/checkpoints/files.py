@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import json
 import os
 import pathlib
 import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from concurrent import futures
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import logging
@@ -24,8 +26,12 @@ DAMAGED_PREFIX = "damaged_"
 DELETED_PREFIX = "deleted_"
 COMMITTED = "commit_success.txt"
 """What orbax writes last into a checkpoint in a bucket, where nothing can be renamed."""
+_TIMES = "_CHECKPOINT_METADATA"
+"""What orbax writes before that: when a save began, and when all parts were there."""
 PIN = "PINNED"
 """A checkpoint whose folder holds a file of this name is not deleted."""
+_REQUESTS = 16
+"""Requests that are sent to a bucket at a time."""
 SPACE_MARGIN = 1.1
 """Disk space reserved for a checkpoint, relative to the bytes of its arrays."""
 _STEP_DIRECTORY = re.compile(rf"{PREFIX}_(0|[1-9][0-9]*)")
@@ -37,15 +43,34 @@ Found = TypeVar("Found")
 
 def saved_steps(directory: str | pathlib.Path) -> list[int]:
     """Return the steps of a run directory's complete checkpoints, ascending; [] without one."""
-    directory = paths.of(directory)
+    found = _by_completeness(paths.of(directory))
+    return sorted(int(each.name.rpartition("_")[2]) for each, is_whole in found if is_whole)
+
+
+def _by_completeness(directory: pathlib.Path) -> list[tuple[pathlib.Path, bool]]:
+    """Return the checkpoints of a directory, and whether each is complete; [] without one."""
     if not directory.is_dir():
         return []
-    found = {each: _STEP_DIRECTORY.fullmatch(each.name) for each in directory.iterdir()}
-    return sorted(int(match[1]) for each, match in found.items() if match and _is_whole(each))
+    found = [each for each in directory.iterdir() if _STEP_DIRECTORY.fullmatch(each.name)]
+    if not paths.in_bucket(directory):
+        return [(each, True) for each in found]
+    with futures.ThreadPoolExecutor(_REQUESTS) as pool:  # a request each, or two
+        return list(zip(found, pool.map(is_complete, found), strict=True))
 
 
-def _is_whole(checkpoint: pathlib.Path) -> bool:
-    return not paths.in_bucket(checkpoint) or (checkpoint / COMMITTED).exists()
+def is_complete(checkpoint: pathlib.Path) -> bool:
+    """Return True for a complete checkpoint.
+
+    In a bucket it holds the mark; or it was copied from a disk, where older releases of orbax write
+    none.
+    """
+    if not paths.in_bucket(checkpoint) or (checkpoint / COMMITTED).exists():
+        return checkpoint.is_dir()
+    try:
+        times = json.loads((checkpoint / _TIMES).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(times, dict) and times.get("commit_timestamp_nsecs") is not None
 
 
 def warn_of_misnamed(directory: str | pathlib.Path) -> None:
@@ -106,6 +131,11 @@ def candidates(path: str | pathlib.Path, mode: str | None = None) -> list[pathli
             f"got {path}. Leave `mode` at None to accept both."
         )
     if is_specific:
+        if not is_complete(path):
+            raise ValueError(
+                f"No checkpoint at {path}: it is not complete. Its save, or its deletion, is going "
+                f"on or was interrupted. Saved steps beside it: {saved_steps(path.parent)}."
+            )
         return [path]
     if (path / "meta" / "metadata").is_file():
         raise ValueError(
@@ -226,14 +256,14 @@ def is_pinned(directory: pathlib.Path, step: int) -> bool:
 
 
 def delete(directory: pathlib.Path, steps: Sequence[int]) -> None:
-    """Delete checkpoints, and what an interrupted deletion left behind.
+    """Delete checkpoints, and what an interrupted deletion left behind on a disk.
 
     Each is renamed first, so that a partly deleted one is never taken for a checkpoint. In a bucket
-    the mark of a complete one goes first; orbax deletes the rest of an interrupted deletion.
+    what shows that it is complete goes first; see `delete_unfinished`.
     """
     if paths.in_bucket(directory):
         for step in steps:
-            _in_bucket(checkpoint_path(directory, step)).delete(COMMITTED)
+            _in_bucket(checkpoint_path(directory, step)).delete(_TIMES, COMMITTED)
         return
     for step in steps:
         path = checkpoint_path(directory, step)
@@ -242,12 +272,24 @@ def delete(directory: pathlib.Path, steps: Sequence[int]) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def delete_unfinished(directory: pathlib.Path) -> None:
+    """Delete what interrupted saves and deletions left in a bucket; nothing but checkpoints.
+
+    orbax's own cleaning would take every folder without its mark for an unfinished checkpoint:
+    results of an evaluation, events, other runs. On a disk it goes by a suffix, and is left to it.
+    """
+    if paths.in_bucket(directory):
+        for checkpoint, is_whole in _by_completeness(directory):
+            if not is_whole:
+                _in_bucket(checkpoint).delete()
+
+
 def put_aside(path: pathlib.Path) -> None:
     """Rename a damaged checkpoint, and replace an earlier one of that name."""
     aside = path.with_name(DAMAGED_PREFIX + path.name)
     if paths.in_bucket(path):
         _in_bucket(aside).rmtree(missing_ok=True)
-        _in_bucket(path).move_to(_in_bucket(aside), COMMITTED)
+        _in_bucket(path).move_to(_in_bucket(aside), _TIMES, COMMITTED)
         return
     if aside.is_dir() and not aside.is_symlink():
         shutil.rmtree(aside, ignore_errors=True)

@@ -89,8 +89,9 @@ def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
 
 
 _OF_MACHINE = {
-    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE),
-    errno.ETIMEDOUT,
+    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.EREMOTEIO),
 }
 _OF_MACHINE_IN_WORDS = re.compile(
     "RESOURCE_EXHAUSTED|PERMISSION_DENIED|DEADLINE_EXCEEDED|[Oo]ut of memory|Cannot allocate memory"

@@ -119,12 +119,13 @@ class Checkpoints:
         if self._lazy_manager is None:
             if jax.process_index() == 0:
                 files.delete(self._directory, ())
+                files.delete_unfinished(self._directory)
             self._lazy_manager = ocp.CheckpointManager(
                 self._directory,
                 options=ocp.CheckpointManagerOptions(
                     step_prefix=PREFIX,
                     max_to_keep=None,
-                    cleanup_tmp_directories=True,
+                    cleanup_tmp_directories=not paths.in_bucket(self._directory),
                     async_options=ocp.AsyncOptions(barrier_sync_fn=_wait_for_others),
                 ),
             )
@@ -175,7 +176,8 @@ class Checkpoints:
         step = int(state.step)
         self._wait()
         # Process 0 decides: another may not see the newest folder of a network file system yet.
-        if exchange.from_first(lambda: b"saved" if step in saved_steps(self._directory) else None):
+        there = checkpoint_path(self._directory, step)
+        if exchange.from_first(lambda: b"saved" if files.is_complete(there) else None):
             return
         parts = restoring.parts(state)
         if not fingerprints.all_finite(parts):
@@ -275,8 +277,8 @@ class Checkpoints:
     ) -> tuple[TrainState, Restored | None]:
         """Restore the newest intact checkpoint, else the configured path, else return `fresh()`.
 
-        A damaged checkpoint of this directory is renamed with a warning, and the one before it is
-        tried. Damaged checkpoints of another run directory are skipped with a warning.
+        Damaged checkpoints of this directory are skipped with a warning, and renamed once an intact
+        one is restored. Those of another run directory are skipped with a warning.
 
         Args:
             abstract_state: shapes, dtypes and shardings.
@@ -315,7 +317,7 @@ class Checkpoints:
         files.warn_of_misnamed(self._directory)
         if own := files.newest_first(self._directory):
             if (newest := files.described(own)) is None:
-                raise ValueError(self._all_damaged("would be"))
+                raise ValueError(self._all_damaged())
             found, meta = newest
             restoring.check_resume(found, meta, abstract_state, self._facts)
             damaged = ", ".join(each.name for each in own[: own.index(found)])
@@ -329,7 +331,7 @@ class Checkpoints:
     def _restore_own(self, abstract_state: TrainState, fresh: Fresh) -> Restored | None:
         files.warn_of_misnamed(self._directory)
         own = reading.listed(lambda: files.newest_first(self._directory))
-        message = self._all_damaged("were")
+        damaged = list[pathlib.Path]()
 
         @reading.together
         def resume(path: pathlib.Path) -> Restored:
@@ -338,13 +340,17 @@ class Checkpoints:
         for path in own:
             self._whole = int(path.name.rpartition("_")[2])
             try:
-                return resume(path)
+                found = resume(path)
             except checkpoint_meta.DamagedError as error:
-                name = DAMAGED_PREFIX + path.name
-                logging.warning("%s Renamed to %s; trying the one before it.", error, name)
-                exchange.from_first(functools.partial(files.put_aside, path))
+                logging.warning("%s Trying the one before it.", error)
+                damaged.append(path)
+                continue
+            for each in damaged:  # not before: if none can be read, the fault may be the disk's
+                logging.warning("Renaming %s to %s.", each, DAMAGED_PREFIX + each.name)
+                exchange.from_first(functools.partial(files.put_aside, each))
+            return found
         if own:
-            raise ValueError(message)
+            raise ValueError(self._all_damaged())
         return None
 
     @contextlib.contextmanager
@@ -365,9 +371,9 @@ class Checkpoints:
             "it resumes."
         )
 
-    def _all_damaged(self, verb: str) -> str:
+    def _all_damaged(self) -> str:
         return (
             f"Every checkpoint of {self._directory} is damaged (steps "
-            f"{saved_steps(self._directory)}). They {verb} renamed to "
-            f"{DAMAGED_PREFIX}{PREFIX}_<step>. Run again to train from scratch."
+            f"{saved_steps(self._directory)}). None was changed. If their disk is whole, move them "
+            "away: the same command then trains from scratch."
         )

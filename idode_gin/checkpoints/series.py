@@ -124,8 +124,8 @@ class _Backlog:
         self._directory = _local(directory).absolute()
         self._is_done = is_done
         self._done: set[int] = set()
+        self._todo: set[int] = set()
         self._given: dict[int, tuple[int, Any]] = {}
-        self._later: set[int] = set()
 
     def next(self) -> pathlib.Path | None:
         """Return the oldest, None if there is none. Process 0 looks and broadcasts the answer."""
@@ -134,26 +134,33 @@ class _Backlog:
 
     def _oldest(self) -> int:
         there = files.saved_steps(self._directory)
-        for step in sorted(self._later - set(there)):
+        for step in sorted(self._todo - set(there)):
             print(
                 f"{files.checkpoint_path(self._directory, step)} was deleted before its turn and "
                 "is skipped. To have it scored, let training keep more checkpoints: "
                 "SaveCheckpointConfig.keep.",
                 flush=True,
             )
-        waiting = [step for step in there if self._is_waiting(step)]
-        self._later = set(waiting[1:])
-        if not waiting:
+        self._todo = {step for step in there if self._is_waiting(step)}
+        if not self._todo:
             return _NONE
-        self._given[waiting[0]] = self._stamp(waiting[0])
-        return waiting[0]
+        oldest = min(self._todo)
+        self._given[oldest] = self._stamp(oldest)
+        self._todo.remove(oldest)
+        return oldest
 
     def _is_waiting(self, step: int) -> bool:
-        if step in self._done or self._given.get(step) == self._stamp(step):
-            return False
+        """Look at each checkpoint once, and again only at those that were given and are not done.
+
+        A series may have a thousand, each look at which is a request to a bucket.
+        """
+        if step in self._done or step in self._todo:
+            return step in self._todo
         if self._is_done(files.checkpoint_path(self._directory, step)):
             self._done.add(step)
-        return step not in self._done
+            return False
+        given = self._given.get(step)
+        return given is None or given != self._stamp(step)
 
     def _stamp(self, step: int) -> tuple[int, Any]:
         return files.stamp(files.checkpoint_path(self._directory, step))

@@ -3,11 +3,12 @@
 Imports nothing heavy: the last lines of training use it.
 """
 
-import json
 import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
+
+from idode_gin.reports import files
 
 ODE_EVALUATIONS = 50
 """Network evaluations of a solve where they are unknown: a pilot mostly chooses 25 to 60."""
@@ -134,8 +135,4 @@ def roughly(seconds: float) -> str:
 
 
 def _summary(run: pathlib.Path) -> dict[str, Any]:
-    try:
-        found = json.loads((run / "summary.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return files.read_json(run / "summary.json") or {}

@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from idode_gin.checkpoints import meta
 from idode_gin.checkpoints.saving import RestoredParams
 from idode_gin.checkpoints.series import AbstractSeries
 from idode_gin.evaluation import summary
-from idode_gin.processes import agreement
+from idode_gin.processes import agreement, exchange
 from idode_gin.reports import differences, files, plots
 
 Load = Callable[[pathlib.Path], RestoredParams]
@@ -49,6 +49,7 @@ def score_each(
     """
     _check_settings(directory / SETTINGS, settings)
     failed, prefix = list[str](), "Nothing left to score. "
+    scored = {row["step"]: row for row in curve(directory)}
 
     def is_done(checkpoint: pathlib.Path) -> bool:
         found = _summary(folder(directory, checkpoint))
@@ -60,13 +61,14 @@ def score_each(
         if restored is None:
             continue
         try:
-            score(restored, folder(directory, checkpoint), more)
+            found = score(restored, folder(directory, checkpoint), more)
         except checks.NonFiniteError as error:
             logging.error("%s: %s", checkpoint, error)
             failed.append(checkpoint.name)
         else:
             prefix = ""
-            _write_curve(directory)
+            scored[found["step"]] = _row(found)
+            _write_curve(directory, sorted(scored.values(), key=_step))
     if failed:
         raise checks.NonFiniteError(
             f"The scores of {', '.join(failed)} are not finite; all others are in {directory}."
@@ -91,7 +93,11 @@ def curve(directory: pathlib.Path) -> list[dict[str, Any]]:
     """Return one row per finished checkpoint, sorted by step."""
     found = [_summary(each) for each in directory.glob("step_*")]
     rows = [_row(each) for each in found if each is not None]
-    return sorted(rows, key=lambda row: row["step"])
+    return sorted(rows, key=_step)
+
+
+def _step(row: Mapping[str, Any]) -> int:
+    return int(row["step"])
 
 
 def _row(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,10 +108,10 @@ def _row(found: Mapping[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _write_curve(directory: pathlib.Path) -> None:
+def _write_curve(directory: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
     if jax.process_index() != 0:
         return
-    rows, text = curve(directory), io.StringIO()
+    text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[-1]), restval="", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
@@ -117,11 +123,10 @@ def _loaded(checkpoint: pathlib.Path, load: Load) -> RestoredParams | None:
     """Restore the parameters; print why and return None if the checkpoint is deleted or damaged."""
     try:
         return load(checkpoint)
-    except ValueError as error:
-        if jax.process_count() > 1:  # other processes may have restored it, and wait
-            raise
-        if not checkpoint.is_dir():
-            print(f"{checkpoint} was deleted before it was read, and is skipped.", flush=True)
+    except ValueError as error:  # on all processes: see `reading`
+        if not exchange.from_first(lambda: b"there" if checkpoint.is_dir() else None):
+            if jax.process_index() == 0:
+                print(f"{checkpoint} was deleted before it was read, and is skipped.", flush=True)
             return None
         if isinstance(error, meta.DamagedError):
             logging.warning("%s It is skipped.", error)
@@ -131,10 +136,7 @@ def _loaded(checkpoint: pathlib.Path, load: Load) -> RestoredParams | None:
 
 def _summary(folder: pathlib.Path) -> dict[str, Any] | None:
     """Return the summary of a finished checkpoint; None for an unfinished one."""
-    try:
-        return dict(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return None
+    return files.read_json(folder / "summary.json")
 
 
 def _digest(checkpoint: pathlib.Path) -> str | None:
@@ -156,9 +158,7 @@ def _check_settings(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
     agreement.check("the evaluation", lambda: settings)
     if jax.process_index() != 0:
         return
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    if (saved := files.read_json(path)) is None:
         files.write_json_atomically(path, settings)
         return
     if changes := differences.changes(saved, settings):

@@ -14,7 +14,7 @@ _STALE = ("summary.json", "table.txt", "plots/bpd_*.png", "plots/nfe.png", "plot
 
 def are_in(directory: pathlib.Path) -> bool:
     """Return True if `directory` holds finished results."""
-    return _read(directory / "summary.json") is not None
+    return files.read_json(directory / "summary.json") is not None
 
 
 def check(directory: pathlib.Path, settings: Mapping[str, Any] | None) -> None:
@@ -29,7 +29,8 @@ def check(directory: pathlib.Path, settings: Mapping[str, Any] | None) -> None:
     _check_kind(directory, is_series=settings is None)
     if settings is None or not are_in(directory):
         return
-    saved, current = _read(directory / SETTINGS) or {}, json.loads(json.dumps(settings))
+    saved = files.read_json(directory / SETTINGS) or {}
+    current = json.loads(json.dumps(settings))
     if changes := facts_lib.changed(saved, current):
         raise ValueError(
             f"{directory} holds the results of another evaluation, which would be overwritten: "
@@ -53,7 +54,7 @@ def _check_kind(directory: pathlib.Path, *, is_series: bool) -> None:
 
 def announce(directory: pathlib.Path) -> None:
     """Print which results will be replaced, if there are finished ones."""
-    if (found := _read(directory / "summary.json")) is not None:
+    if (found := files.read_json(directory / "summary.json")) is not None:
         of = f"{found.get('checkpoint')}, step {found.get('step')},"
         print(f"Replaces the results of {of} in {directory}, once all images are scored.")
 
@@ -64,10 +65,3 @@ def replace(directory: pathlib.Path, settings: Mapping[str, Any]) -> None:
         for path in directory.glob(pattern):
             path.unlink(missing_ok=True)
     files.write_json_atomically(directory / SETTINGS, dict(settings))
-
-
-def _read(path: pathlib.Path) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None

@@ -51,7 +51,7 @@ class Kept:
 
     def read(self, name: str) -> bytes | None:
         """Return an outcome, or None if there is none with these facts or its file is damaged."""
-        with contextlib.suppress(OSError, ValueError, TypeError):
+        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
             content = self._path(name).read_bytes()
             values, _ = json.loads(content)
             Report(*values)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from idode_gin.processes import joining
 from idode_gin.reports import paths
 
 _ERRORS = (ValueError, OSError, paths.StoreError)
@@ -29,13 +30,19 @@ def from_first(make: Callable[[], bytes | None]) -> bytes:
         except _ERRORS as error:
             kind = 1 + isinstance(error, OSError) + isinstance(error, paths.StoreError)
             content = bytes([kind]) + str(error).encode()
+    joining.wait_for_all()  # `make` may take minutes, in a bucket
     # As bytes: numbers would be rounded to the width that jax is set to.
-    size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(content), np.uint32)))
-    sent = np.frombuffer(content.ljust(size, b"\0"), np.uint8)
-    received = np.asarray(multihost_utils.broadcast_one_to_all(sent), np.uint8).tobytes()
+    size = int.from_bytes(_broadcast(len(content).to_bytes(8, "little")), "little")
+    received = _broadcast(content.ljust(size, b"\0"))
     if received[0]:
         raise _ERRORS[received[0] - 1](received[1:].decode())
     return received[1:]
+
+
+def _broadcast(content: bytes) -> bytes:
+    """Return the bytes of process 0, of which all have as many."""
+    sent = np.frombuffer(content, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(sent), np.uint8).tobytes()
 
 
 def is_any(flag: bool) -> bool:

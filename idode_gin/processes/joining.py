@@ -11,7 +11,7 @@ from typing import Any
 from idode_gin.processes import failures, jax_internals, meeting
 from idode_gin.processes.places import Place
 
-_COMPILED = itertools.count()
+_MEETINGS = itertools.count()
 _CONNECTED = itertools.count()
 _A_DAY = 24 * 3600
 
@@ -98,6 +98,11 @@ def wait_for(store: Any, key: str) -> str:
                 raise
 
 
+def wait_for_all() -> None:
+    """Wait until every process is here, for up to a day: a collective fails on CPUs after 30 s."""
+    client().wait_at_barrier(f"idode_gin/here/{next(_MEETINGS)}", _A_DAY * 1000)
+
+
 def together(jitted: Any) -> Any:
     """Return a jitted function that no process runs before all have compiled it.
 
@@ -117,7 +122,7 @@ def together(jitted: Any) -> Any:
             return jitted(*arguments)  # only shapes are wanted
         if not compiled:
             compiled.append(jitted.lower(*arguments).compile())
-            client().wait_at_barrier(f"idode_gin/compiled/{next(_COMPILED)}", _A_DAY * 1000)
+            wait_for_all()
         return compiled[0](*arguments)
 
     return run

@@ -263,19 +263,20 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):  # type: ignore[misc]
         times = map(store_of(self).changed, found)
         return len(found), max(times, default="")
 
-    def move_to(self, target: "BucketPath", first: str) -> None:
-        """Copy all objects to another folder, then delete them here, the object `first` first.
-
-        Whoever takes a folder for complete when it holds `first` never takes half of one.
-        """
+    def move_to(self, target: "BucketPath", *first: str) -> None:
+        """Copy all objects to another folder, then delete them here as `delete` does."""
         with explained(self):
             store = filesystem(self)
             store.copy(os.fspath(self), os.fspath(target), recursive=True)
-        self.delete(first)
+        self.delete(*first)
 
-    def delete(self, first: str) -> None:
-        """Delete all objects below the path, the object `first` before the others."""
-        (self / first).unlink(missing_ok=True)
+    def delete(self, *first: str) -> None:
+        """Delete all objects below the path, those of the names `first` before the others.
+
+        Whoever takes a folder for complete when it holds one of them never takes half of one.
+        """
+        for name in first:
+            (self / name).unlink(missing_ok=True)
         self.rmtree(missing_ok=True)
 
     def read_version(self) -> tuple[str, bytes] | None:

@@ -59,6 +59,18 @@ def _write_object(
     paths.of(path).write_bytes(buffer.getvalue())
 
 
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Return the object in a JSON file; None if there is no file, or it holds something else.
+
+    Raises:
+        OSError: if it cannot be read: that does not say that it is not there.
+    """
+    try:
+        return dict(json.loads(paths.of(path).read_bytes()))
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
+        return None
+
+
 def remove_folder(path: str | os.PathLike[str]) -> None:
     """Remove a folder with what it holds; errors on this machine are ignored."""
     if paths.in_bucket(path):

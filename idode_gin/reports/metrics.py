@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from idode_gin import checks
@@ -27,8 +27,9 @@ class MetricsLog:
     Args:
         path: path of the file; None keeps rows in memory only.
         keep_up_to: rows of later steps are removed; -1 removes all.
-        writes: True if this process writes. All processes read, because the rows already present
+        writes: True if this process writes. All processes need the rows already present, which
             decide what they compute together.
+        shared: returns on all processes what a function returns on the one that writes.
 
     Attributes:
         rows: rows kept and written.
@@ -39,16 +40,23 @@ class MetricsLog:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str] | None, keep_up_to: int, *, writes: bool = True
+        self,
+        path: str | os.PathLike[str] | None,
+        keep_up_to: int,
+        *,
+        writes: bool = True,
+        shared: Callable[[Callable[[], bytes]], bytes] = lambda read: read(),
     ) -> None:
         self._path = paths.of(path) if path is not None and writes else None
-        rows = read_rows(path) if path is not None else []
+        found = b"" if path is None else shared(lambda: _content(path))
+        rows = _parsed(found, path)
         self.rows = [row for row in rows if row["step"] <= keep_up_to]
         self.dropped = [row for row in rows if row["step"] > keep_up_to]
         self._written = ""  # content of an object, which cannot be appended to
         if self._path is not None:
             lines = "".join(json.dumps(row) + "\n" for row in self.rows)
-            files.write_atomically(self._path, lines)
+            if lines.encode() != found or not found:
+                files.write_atomically(self._path, lines)
             self._written = lines if paths.in_bucket(self._path) else ""
 
     def row(self, step: int) -> Row | None:
@@ -79,11 +87,17 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     Raises:
         ValueError: if a line before the last is not a row.
     """
+    return _parsed(_content(path), path)
+
+
+def _content(path: str | os.PathLike[str]) -> bytes:
     path = paths.of(path)
-    if not path.exists():
-        return []
+    return path.read_bytes() if path.exists() else b""
+
+
+def _parsed(content: bytes, path: str | os.PathLike[str] | None) -> list[Row]:
     rows: list[Row] = []
-    lines = path.read_bytes().split(b"\n")  # after the last newline: truncated, or empty
+    lines = content.split(b"\n")  # after the last newline: truncated, or empty
     for number, line in enumerate(lines[:-1], start=1):
         try:
             row = json.loads(line)
@@ -91,7 +105,9 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f"Line {number} of {path} is not a row of metrics: {line[:80]!r}. Was the file "
-                "edited? Move it away to continue without the earlier rows."
+                "edited? Correct it, or move the file away to continue without the earlier rows; "
+                "keep_best then knows nothing of the checkpoints so far, and keeps those alone in "
+                "whose folder you put a file PINNED."
             ) from error
         rows.append(row)
     return rows

@@ -62,7 +62,7 @@ def _configured(folder: pathlib.Path) -> set[str]:
     """Return the programs that the configuration in the folder names, if there is one."""
     try:
         text = (folder / CONFIG).read_text(encoding="utf-8")
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return set()
     return set(_IMPORT.findall(text)) & _PROGRAMS.keys()
 

@@ -9,7 +9,6 @@ A part is written atomically and never changed. Its name holds a digest of the f
 of two computations are never mixed, and a digest of its content, which detects damage.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import io
@@ -131,10 +130,7 @@ class PartialResults:
         )
 
         def compare() -> None:
-            saved = None
-            if not is_new:
-                with contextlib.suppress(OSError, ValueError, TypeError):
-                    saved = dict(json.loads(path.read_text(encoding="utf-8")))
+            saved = None if is_new else files.read_json(path)
             if saved is None:
                 files.write_json_atomically(path, current)
             else:

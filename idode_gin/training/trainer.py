@@ -16,6 +16,7 @@ from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.feed import batches as batch_lib
 from idode_gin.feed import data
 from idode_gin.models import DiffusionODE
+from idode_gin.processes import exchange
 from idode_gin.processes.preemption import StopRequest
 from idode_gin.reports import metrics, paths, progress
 from idode_gin.reports.paths import StoredPath
@@ -181,6 +182,7 @@ class Trainer:
                 setup.directory / "metrics.jsonl",
                 keep_up_to=start.step if start.is_resumed else -1,
                 writes=is_first,
+                shared=exchange.from_first,
             )
             writers = open_writers(setup, tensorboard=self.tensorboard, wandb=self.wandb)
             for writer in writers:
@@ -294,9 +296,8 @@ class Trainer:
         traced = dry_run.traced_once(model)
         program = there.program(traced, shape, run_inputs.blank_batch(model, shape, size))
         plan = Checkpoints(self.model_dir, self.checkpoints, {}).plan(program.abstract_state)
-        done = steps_left.instead(self.model_dir, self.train_steps) or early_stopping.instead(
-            self.early_stopping, self.model_dir
-        )
+        done = steps_left.instead(self.model_dir, self.train_steps)
+        done = done or early_stopping.instead(self.early_stopping, self.model_dir)
         settings = self.settings(model, train_dataset)
         warned = resuming.changed_since(self.model_dir, settings, is_done=done is not None)
         warned += descriptions.warnings(model)
@@ -392,9 +393,8 @@ class Trainer:
         check("batch_size", train_dataset.batch_size, self.num_microbatches)
         if eval_dataset is not None:
             check("batch_size of evaluation", eval_dataset.batch_size)
-        evaluates, period = eval_dataset is not None, self.eval_period
-        at_start = self.run_eval_before_training
-        validation.check_wanted(self.early_stopping, period, evaluates, at_start)
+        evaluates, at_start = eval_dataset is not None, self.run_eval_before_training
+        validation.check_wanted(self.early_stopping, self.eval_period, evaluates, at_start)
         self.checkpoints.save.check_best(
-            evaluates=evaluates, eval_period=period, last_step=self.train_steps
+            evaluates=evaluates, eval_period=self.eval_period, last_step=self.train_steps
         )

@@ -9,6 +9,8 @@ from idode_gin.checkpoints import files, saving
 from idode_gin.reports import buckets, fingerprints, paths
 from idode_gin.runs import partial_results, run_inputs
 
+TIMES = "_CHECKPOINT_METADATA"
+
 
 @pytest.fixture(autouse=True)
 def _tiny_data(monkeypatch):
@@ -40,6 +42,39 @@ def test_train_fail_resume_and_read(bucket, tmp_path, monkeypatch):
     assert fingerprints.sha256(ours.params) == fingerprints.sha256(theirs.params)
 
 
+def test_a_resumed_run_deletes_nothing_but_unfinished_checkpoints(bucket, tmp_path):
+    tiny_runs.run(bucket, 2, tensorboard=True)
+    others = (
+        *("train/bad_step_7.npz", "eval/digits_test/results.npz", "samples/0.png", "notes/a/b.txt"),
+        *(f"tuned/checkpoint_3/{name}" for name in ("params/d/a", TIMES)),
+        *("tuned/metrics.jsonl", "checkpoint_07/meta/metadata", "damaged_checkpoint_1/params/d/a"),
+    )
+    unfinished = {"checkpoint_9/params/d/a", f"checkpoint_9/{TIMES}", "checkpoint_8/ema/d/a"}
+    for name in {*others, *unfinished}:
+        (bucket / name).write_bytes(b"{}")
+    before = bucket.objects().keys() - unfinished
+    with pytest.raises(ValueError, match=r"it is not complete.* Saved steps beside it: \[2\]"):
+        files.find(bucket / "checkpoint_9")
+    tiny_runs.run(bucket, 4, keep=2)
+    after = bucket.objects()
+    assert before - after.keys() == set()
+    assert {name.partition("/")[0] for name in after} >= {"checkpoint_2", "checkpoint_4", "eval"}
+    assert not unfinished & after.keys()
+
+
+def test_a_run_copied_without_the_marks_of_a_bucket_is_resumed(bucket, tmp_path):
+    tiny_runs.run(tmp_path / "run", 2)
+    for path in (tmp_path / "run").rglob("*"):
+        if path.is_file() and path.name != files.COMMITTED:
+            (bucket / path.relative_to(tmp_path / "run")).write_bytes(path.read_bytes())
+    assert files.saved_steps(bucket) == [2]
+    assert files.find(bucket / "checkpoint_2").name == "checkpoint_2"
+    for directory in (bucket, tmp_path / "run"):
+        tiny_runs.run(directory, 4)
+    assert tiny_runs.outcome(bucket) == tiny_runs.outcome(tmp_path / "run")
+    assert files.saved_steps(bucket) == [2, 4]
+
+
 @pytest.mark.full
 def test_damaged_and_unfinished_checkpoints(bucket, tmp_path):
     tiny_runs.run(tmp_path / "run", 6)
@@ -50,7 +85,8 @@ def test_damaged_and_unfinished_checkpoints(bucket, tmp_path):
     content = np.frombuffer(largest.read_bytes(), np.uint8).copy()
     content[len(content) // 2 :] ^= 1
     largest.write_bytes(content.tobytes())
-    (bucket / "checkpoint_4" / files.COMMITTED).unlink()
+    for name in (TIMES, files.COMMITTED):  # as an interrupted deletion
+        (bucket / "checkpoint_4" / name).unlink()
     assert files.saved_steps(bucket) == [2, 6]
     tiny_runs.run(bucket, 6)  # from step 2
     assert tiny_runs.outcome(bucket) == tiny_runs.outcome(tmp_path / "run")

@@ -222,8 +222,9 @@ def test_when_all_are_damaged_training_does_not_start_over_by_itself(tmp_path):
     save(tmp_path, 2, 4)
     for step in (2, 4):
         truncate(tmp_path / f"checkpoint_{step}")
-    with pytest.raises(ValueError, match=r"Every checkpoint of .* is damaged \(steps \[2, 4\]\)"):
-        restore(tmp_path)
+    for _ in range(2):  # nor the next time: a disk that fails may be whole again
+        with pytest.raises(ValueError, match=r"Every .* is damaged \(steps \[2, 4\]\). None was"):
+            restore(tmp_path)
 
 
 def test_a_damaged_newest_of_another_run_is_passed_over_loudly(tmp_path, caplog):

@@ -151,7 +151,7 @@ def test_killed_damaged_and_asked_to_stop(undisturbed, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=120) == checks.EXIT_PREEMPTED, run.output()
-    assert f"Renamed to damaged_{newest.name}" in run.output()
+    assert f"{newest.name} to damaged_{newest.name}" in run.output()
     summary = json.loads((run.folder / "summary.json").read_text())
     assert summary["exit_reason"] == "preempted"
     assert summary["step"] == run.saved_steps()[-1] < STEPS

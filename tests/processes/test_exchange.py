@@ -16,6 +16,7 @@ def one_after_the_other(monkeypatch):
 
     def run(fn):
         sent, found = [], []
+        monkeypatch.setattr(exchange.joining, "wait_for_all", lambda: None)
         monkeypatch.setattr(jax, "process_count", lambda: 2)
 
         def broadcast(value):
@@ -45,6 +46,19 @@ def test_all_get_the_content_of_the_first(one_after_the_other, content):
         return exchange.from_first(lambda: content if index == 0 else pytest.fail("called"))
 
     assert one_after_the_other(make) == 2 * [content or b""]
+
+
+def test_the_others_wait_for_what_the_first_makes_before_a_collective(
+    one_after_the_other, monkeypatch
+):
+    done = []
+
+    def make(_):
+        monkeypatch.setattr(exchange.joining, "wait_for_all", lambda: done.append("waited"))
+        return exchange.from_first(lambda: done.append("made"))
+
+    one_after_the_other(make)
+    assert done == ["made", "waited", "waited"]
 
 
 @pytest.mark.parametrize("kind", [ValueError, OSError, paths.StoreError])

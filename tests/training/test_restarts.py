@@ -135,7 +135,7 @@ def test_a_torn_row_and_a_damaged_checkpoint(undisturbed, tmp_path, caplog):
         file.write('{"step": 7, "train/bp')
     run(folder)
     assert outcome(folder) == outcome(undisturbed[0])
-    assert "trying the one before it" in caplog.text
+    assert "Trying the one before it" in caplog.text
     assert (folder / "damaged_checkpoint_6").is_dir()
 
 
