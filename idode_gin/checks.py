@@ -56,6 +56,13 @@ def check_positive(name: str, value: object) -> None:
         raise ValueError(f"`{name}` must be greater than zero{finite}, got {name}={value}.")
 
 
+def check_finite(name: str, value: object) -> None:
+    """Raise ValueError unless `value` is a finite number."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value):  # type: ignore[arg-type]
+        raise ValueError(f"`{name}` must be a finite number, got {name}={value!r}.")
+
+
 def check_count(name: str, value: object) -> None:
     """Raise ValueError unless `value` is an integer greater than zero."""
     check_positive(name, value)

@@ -24,15 +24,14 @@ class Encoding:
         levels: V, the number of values a pixel can take; 256 for 8-bit images.
 
     Raises:
-        ValueError: if there are fewer than two levels.
+        ValueError: unless `levels` is an integer, two or more.
     Refs: VDM, appendix on the encoder and decoder.
     """
 
     levels: int = 256
 
     def __post_init__(self) -> None:
-        if self.levels < 2:
-            raise ValueError(f"`levels` must be at least 2, got levels={self.levels}.")
+        checks.check_integer("levels", self.levels, at_least=2)
 
     def encode(self, x: types.Pixels) -> types.Images:
         """Return the bin centres of integer pixels."""

@@ -25,6 +25,7 @@ from idode_gin.schedules.time.base import (
     INTERIOR,
     PARAMS,
     AbstractTime,
+    Adaptation,
     without_gradient,
 )
 from idode_gin.time_samplers.base import AbstractTimeSampler
@@ -75,7 +76,9 @@ class DiffusionODE:
     image_shape: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
-        """Check that the interior of gamma(t) is used if it has parameters."""
+        """Check the shape, and that the interior of gamma(t) is used if it has parameters."""
+        if self.image_shape is not None:
+            self.encoding.check(tuple(self.image_shape))
         if self.time.learns_interior and not self.time_sampler.samples_t:
             raise ValueError(
                 f"{type(self.time).__name__} learns the sampling density of gamma, but the time "
@@ -93,6 +96,11 @@ class DiffusionODE:
     def conditioning_size(self) -> int:
         """Numbers per image in a batch's `conditioning`: those of images, then one per class."""
         return int(getattr(self.network, "conditioning_size", 1)) + self.num_classes
+
+    @property
+    def adaptation(self) -> Adaptation | None:
+        """The rule by which training sets the interior of gamma(t); None if the loss leaves it."""
+        return self.time.adaptation if self.loss.trains_time else None
 
     @property
     def end(self) -> CleanEnd:
@@ -113,7 +121,7 @@ class DiffusionODE:
             ValueError: if the model is for images of another shape.
         """
         self.encoding.check(image_shape)
-        if self.image_shape is not None and image_shape != tuple(self.image_shape):
+        if self.image_shape is not None and tuple(image_shape) != tuple(self.image_shape):
             height, _, channels = image_shape
             remedy = (
                 "Set `image_shape` to the dataset's, or choose the dataset that the model is for."
@@ -247,7 +255,7 @@ class DiffusionODE:
         parts["second_order"] = numerics.nats_to_bpd(terms.second_order, dims)
         parts["loss"] = parts["bpd"] + parts["second_order"]
         parts["gamma"], density = sampled
-        if self.time.adaptation is not None:
+        if self.adaptation is not None:
             span = here.time.gamma_max - here.time.gamma_min
             parts["gamma_fraction"] = (parts["gamma"] - here.time.gamma_min) / span
             parts["integrand"] = (parts["diffusion"] + parts["second_order"]) * density

@@ -50,9 +50,9 @@ def write(folders: Sequence[str], output: str | None = None) -> pathlib.Path:
     found: dict[str, run_folders.RunFolder] = {}
     for name in folders:
         folder = paths.of(paths.stored(name, "A report's folder"))
-        within = _outputs(folder, _DEPTH)
+        within = _outputs(folder, _DEPTH) if name else []
         if not within:
-            is_there = folder.is_symlink() or folder.exists()
+            is_there = name and (folder.is_symlink() or folder.exists())
             reason = "holds no such output" if is_there else "does not exist"
             raise ValueError(
                 "A report needs output folders of idode_gin.train, .eval, .sample, .encode or "
@@ -75,11 +75,11 @@ def _outputs(folder: pathlib.Path, depth: int) -> list[tuple[pathlib.Path, str]]
     found = [] if owner is None else [(folder, owner)]
     if depth and folder.is_dir():
         try:
-            inner = sorted(each for each in folder.iterdir() if each.is_dir())
-        except OSError:
-            inner = []  # not readable
-        for each in inner:
-            if not each.name.startswith(("checkpoint_", ".")):
+            names = sorted(folder.iterdir())
+        except PermissionError:
+            names = []
+        for each in names:
+            if not each.name.startswith(("checkpoint_", ".")) and each.is_dir():
                 found += _outputs(each, depth - 1)
     return found
 

@@ -8,7 +8,6 @@ import pathlib
 import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from concurrent import futures
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import logging
@@ -16,6 +15,7 @@ from absl import logging
 from idode_gin.checkpoints import meta
 from idode_gin.checkpoints.config import SaveCheckpointConfig
 from idode_gin.checkpoints.meta import DamagedError
+from idode_gin.reports import files as report_files
 from idode_gin.reports import paths
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ _TIMES = "_CHECKPOINT_METADATA"
 """What orbax writes before that: when a save began, and when all parts were there."""
 PIN = "PINNED"
 """A checkpoint whose folder holds a file of this name is not deleted."""
-_REQUESTS = 16
-"""Requests that are sent to a bucket at a time."""
 SPACE_MARGIN = 1.1
 """Disk space reserved for a checkpoint, relative to the bytes of its arrays."""
 _STEP_DIRECTORY = re.compile(rf"{PREFIX}_(0|[1-9][0-9]*)")
@@ -54,8 +52,7 @@ def _by_completeness(directory: pathlib.Path) -> list[tuple[pathlib.Path, bool]]
     found = [each for each in directory.iterdir() if _STEP_DIRECTORY.fullmatch(each.name)]
     if not paths.in_bucket(directory):
         return [(each, True) for each in found]
-    with futures.ThreadPoolExecutor(_REQUESTS) as pool:  # a request each, or two
-        return list(zip(found, pool.map(is_complete, found), strict=True))
+    return list(zip(found, report_files.side_by_side(is_complete, found), strict=True))
 
 
 def is_complete(checkpoint: pathlib.Path) -> bool:

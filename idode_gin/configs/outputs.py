@@ -127,6 +127,8 @@ def make_folder(directory: str | os.PathLike[str], macro: str) -> pathlib.Path:
 def _errors_named(folder: pathlib.Path, macro: str) -> Iterator[None]:
     try:
         yield
+    except paths.StoreError:
+        raise
     except OSError as error:
         reason = "it is a file" if folder.is_file() else error.strerror or error
         raise ConfigError(

@@ -7,7 +7,7 @@ from typing import final
 import jax
 import jax.numpy as jnp
 
-from idode_gin import numerics, types
+from idode_gin import checks, numerics, types
 from idode_gin.dequantizers import base
 
 _PUBLISHED_GAMMA, _PUBLISHED_LEVELS = -11.8, 256
@@ -27,14 +27,26 @@ class Uniform(base.AbstractDequantizer):
 
     Args:
         start_gamma: gamma at the start of the ODE, nats; None for the rule above.
+
+    Raises:
+        ValueError: if `start_gamma` is not finite; by `gamma_start`, if it is below gamma_min.
     Refs: i-DODE, Remark A.2.
     """
 
     start_gamma: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.start_gamma is not None:
+            checks.check_finite("start_gamma", self.start_gamma)
+
     def gamma_start(self, end: base.CleanEnd) -> float:
         """Return gamma at the start of the ODE, nats."""
         if self.start_gamma is not None:
+            if self.start_gamma < end.gamma_number:
+                raise ValueError(
+                    f"`start_gamma` must be at least gamma_min = {end.gamma_number:g}, below which "
+                    f"the model is not defined, got start_gamma={self.start_gamma}."
+                )
             return self.start_gamma
         rule = _PUBLISHED_GAMMA + 2 * math.log(_PUBLISHED_LEVELS / end.encoding.levels)
         return max(rule, end.gamma_number)

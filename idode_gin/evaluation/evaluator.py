@@ -38,11 +38,11 @@ from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.likelihood.pilot import Pilot
 from idode_gin.losses.base import AbstractBound
 from idode_gin.losses.bound import VariationalBound
-from idode_gin.losses.discrete_time import DiscreteTime
 from idode_gin.models import DiffusionODE
 from idode_gin.reports import paths, progress
 from idode_gin.reports.paths import StoredPath
 from idode_gin.runs import descriptions, facts, image_loop, run_inputs
+from idode_gin.time_samplers.discrete_steps import DiscreteSteps
 
 
 @final
@@ -134,8 +134,8 @@ class Evaluator:
         """The bounds in discrete time, by name."""
         times = self.variational_bound.num_evaluations()
         return {
-            f"{summary.DISCRETE_TIME}{steps}": DiscreteTime(
-                steps=steps, num_times=min(steps, times)
+            f"{summary.DISCRETE_TIME}{steps}": VariationalBound(
+                num_times=min(steps, times), time_sampler=DiscreteSteps(steps=steps)
             )
             for steps in self.discrete_steps
         }

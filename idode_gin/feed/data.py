@@ -20,6 +20,8 @@ Batch = dict[str, np.ndarray]
 
 DIGITS = 16
 """Fewest hex digits of a fingerprint that identify it."""
+_AT_ONCE = 1024
+"""Images that are searched at a time."""
 
 
 @final
@@ -227,13 +229,23 @@ def spread(num_images: int, total: int) -> np.ndarray:
     return np.linspace(0, total - 1, min(num_images, total)).round().astype(np.int64)
 
 
+def _first_beyond(images: np.ndarray, levels: int) -> list[int]:
+    """Return the place of the first pixel outside `0..levels-1`, a few images at a time."""
+    for start in range(0, len(images), _AT_ONCE):
+        some = np.asarray(images[start : start + _AT_ONCE])
+        if len(found := np.argwhere((some < 0) | (some >= levels))):
+            index, *place = found[0].tolist()
+            return [start + index, *place]
+    raise AssertionError("there is such a pixel")
+
+
 def check_images(split: ImageSplit, levels: int) -> None:
     """Raise ValueError, naming the first bad pixel, unless all pixels are in `0..levels-1`."""
     checks.check_integer("levels", levels, at_least=2)
     smallest, largest = split.fingerprint.pixel_range
     if smallest >= 0 and largest < levels:
         return
-    index, *place = np.argwhere((split.images < 0) | (split.images >= levels))[0].tolist()
+    index, *place = _first_beyond(split.images, levels)
     raise ValueError(
         f"{split} must hold integers in 0..{levels - 1}, because levels={levels}, but image "
         f"{index} has {split.images[(index, *place)]} at (row, column, channel) {tuple(place)}, "

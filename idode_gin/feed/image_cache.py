@@ -11,7 +11,6 @@ whose size or time changed is compared pixel by pixel before it is used again.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -241,7 +240,7 @@ def only_one(folder: pathlib.Path, stem: str) -> Iterator[None]:
             if time.time() - partial.stat().st_mtime > _STALE_SECONDS:
                 partial.unlink()
     with (folder / f".{stem}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # released on closing, and when the process dies
+        files.lock(lock.fileno(), lock.name, wait=True)
         yield
 
 

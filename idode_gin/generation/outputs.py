@@ -82,11 +82,14 @@ def write_pngs(output_dir: str, images: np.ndarray | None) -> None:
     with files.naming(folder), phase as going_on:
         partial = folder if paths.in_bucket(folder) else partial
         partial.mkdir(parents=True)
-        for index, image in enumerate(images):
-            pixels = image[..., 0] if images.shape[3] == 1 else image
+
+        def write(index: int) -> None:
+            pixels = images[index, ..., 0] if images.shape[3] == 1 else images[index]
             content = io.BytesIO()
             Image.fromarray(pixels).save(content, format="PNG")
             (partial / f"{index:0{digits}}.png").write_bytes(content.getvalue())
+
+        for _ in files.side_by_side(write, range(len(images))):
             going_on.advance(1)
         if partial != folder:
             partial.rename(folder)

@@ -107,15 +107,19 @@ def serialized(
     learning rate. The last two have no state.
 
     Raises:
-        ValueError: if a leaf has no published counterpart, or another shape.
+        ValueError: if a leaf has no published counterpart, or another shape than the network's.
     """
     published = to_official(params)
     from_official(published)  # checks the shapes
-    adam = {"count": np.asarray(count, np.int32), "mu": to_official(mu), "nu": to_official(nu)}
+    average, *moments = (to_official(each) for each in (ema, mu, nu))
+    shapes = jax.tree.map(np.shape, published)
+    if any(jax.tree.map(np.shape, each) != shapes for each in (average, *moments)):
+        raise ValueError("The average and Adam's moments must have the shapes of the parameters.")
+    adam = {"count": np.asarray(count, np.int32), **dict(zip(("mu", "nu"), moments, strict=True))}
     content = {
         "step": np.asarray(step, np.int32),
         "params": published,
-        "ema_params": to_official(ema),
+        "ema_params": average,
         "opt_state": {"0": adam, "1": {"inner_state": {}}, "2": {}},
     }
     return serialization.msgpack_serialize(jax.tree.map(np.asarray, content))

@@ -76,6 +76,15 @@ class Parts:
     sampler: AbstractSampler | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Check the settings of the moving average, and that t5x can train gamma(t)."""
+        self.update  # noqa: B018
+        if self.diffusion_ode.adaptation is not None:
+            raise ValueError(
+                f"t5x cannot train a {type(self.diffusion_ode.time).__name__}, whose interior "
+                "follows the loss of many steps. Choose another gamma(t), or idode_gin.train."
+            )
+
     @property
     def update(self) -> train_step.UpdateConfig:
         """Return the settings of the moving average."""

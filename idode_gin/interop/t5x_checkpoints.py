@@ -165,14 +165,19 @@ def _with_integer(path: Any, leaf: Any) -> Any:
 
 
 def _check_counters(opt_state: Any, checkpoint: pathlib.Path) -> None:
+    counters = {
+        name: np.asarray(leaf)
+        for name, leaf in _named(opt_state)
+        if name.rpartition("/")[2] in _COUNTERS
+    }
     wrong = [
         name
-        for name, leaf in _named(opt_state)
-        if name.rpartition("/")[2] in _COUNTERS and np.asarray(leaf).dtype.kind not in "iu"
+        for name, number in counters.items()
+        if number.dtype.kind not in "iu" or not ((number >= 0) & (number <= _LARGEST_STEP)).all()
     ]
     if wrong:
         raise ValueError(
-            f"{checkpoint} must hold whole numbers of at most {_LARGEST_STEP} as counters. These "
+            f"{checkpoint} must hold whole numbers from 0 to {_LARGEST_STEP} as counters. These "
             f"are not: {_shown(wrong)}."
         )
 

@@ -11,7 +11,9 @@ from idode_gin.checkpoints import files, plain_trees, reading
 from idode_gin.checkpoints import meta as checkpoint_meta
 from idode_gin.interop import official
 from idode_gin.networks import stacking
+from idode_gin.networks.unet import UNet
 from idode_gin.reports import files as report_files
+from idode_gin.runs import facts as facts_lib
 
 NAME = "ckpt-1.flax"
 
@@ -34,13 +36,15 @@ def save(source: str | pathlib.Path, output: str | pathlib.Path) -> pathlib.Path
     if found := sorted(folder.glob("ckpt-*.flax")):
         raise ValueError(f"{folder} already contains {found[0].name}. Use another folder.")
 
-    def read(checkpoint: pathlib.Path) -> tuple[int, dict[str, Any]]:
+    def read(checkpoint: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         meta = checkpoint_meta.read_meta(checkpoint)
         parts = ("params", "ema", "training")
         leaves = {each: reading.read_leaves(checkpoint, meta, each, {}) for each in parts}
-        return int(meta["step"]), {each: plain_trees.nested(leaves[each]) for each in parts}
+        return meta, {each: plain_trees.nested(leaves[each]) for each in parts}
 
-    step, parts = files.first_whole(source, None, read)
+    meta, parts = files.first_whole(source, None, read)
+    params = _unrolled(parts["params"])
+    _check_network(official.network_of(official.to_official(params)), meta["facts"])
     optimizer = parts["training"].get("opt_state", {})
     if np.any(optimizer.get("mini_step", 0)):
         raise ValueError(
@@ -54,8 +58,8 @@ def save(source: str | pathlib.Path, output: str | pathlib.Path) -> pathlib.Path
             f"{source} has none, or more. Convert a checkpoint that was trained with AdamW."
         )
     content = official.serialized(
-        step=step,
-        params=_unrolled(parts["params"]),
+        step=int(meta["step"]),
+        params=params,
         ema=_unrolled(parts["ema"]),
         count=adam["count"],
         mu=_unrolled(adam["mu"]),
@@ -67,6 +71,22 @@ def save(source: str | pathlib.Path, output: str | pathlib.Path) -> pathlib.Path
         reason = error.strerror or str(error)
         raise OSError(plain_trees.not_written(folder, reason)) from error
     return folder / NAME
+
+
+def _check_network(published: UNet, facts: Mapping[str, Any]) -> None:
+    """Raise ValueError unless ours computes what the published network with these leaves does."""
+    theirs = facts_lib.described("model.network", published)
+    wrong = {
+        name: facts[name]
+        for name, value in theirs.items()
+        if name.rpartition(".")[2] not in UNet.computation and facts.get(name, value) != value
+    }
+    if wrong:
+        listed = ", ".join(f"{name} = {value}" for name, value in wrong.items())
+        raise ValueError(
+            f"The published program computes another network with these parameters: it has no "
+            f"{listed}."
+        )
 
 
 def _unrolled(params: Mapping[str, Any]) -> types.Params:

@@ -71,8 +71,15 @@ def log_density(
         variable: variable that the ODE is integrated in.
         lanes: images integrated at the same time; None for all.
 
+    Raises:
+        ValueError: unless gamma_start < gamma_end, and alpha is above zero at both.
     Refs: FFJORD, instantaneous change of variables.
     """
+    if not gamma_start < gamma_end:
+        raise ValueError(
+            f"The ODE of a likelihood must start below its noise end, got {gamma_start=} and "
+            f"{gamma_end=}."
+        )
     dims = numerics.num_dims(z)
     problem = Problem.of(field, gamma_start, gamma_end, variable, divergence, dims)
     return problem.density_of(problem.solve(solver, z, probes, lanes))
@@ -106,12 +113,19 @@ class Problem:
         """Return the problem for images of `dims` values between two gammas."""
         with jax.ensure_compile_time_eval():
             sigma_end = float(field.schedule.sigma(jnp.asarray(gamma_end, numerics.float_dtype())))
+        found = span(variable, field, gamma_start, gamma_end)
+        if not min(found.scale_start, found.scale_end, sigma_end) > 0:
+            raise ValueError(
+                "alpha and sigma must be above zero where the ODE starts and ends, got gammas of "
+                f"{gamma_start:g} and {gamma_end:g}, where one of them is too small for "
+                f"{numerics.float_dtype()}."
+            )
         return cls(
             field=field,
             variable=variable,
             divergence=divergence,
             dims=dims,
-            **span(variable, field, gamma_start, gamma_end)._asdict(),
+            **found._asdict(),
             sigma_end=sigma_end,
         )
 

@@ -96,6 +96,7 @@ class Pilot:
         checks.check_count("num_images", self.num_images)
         if self.fit_spacing:
             _check_enough_to_fit(self.num_images)
+        checks.check_count("max_steps", self.max_steps)
         if self.max_steps < 2 * _FIRST_STEPS:
             raise ValueError(
                 f"`max_steps` must be at least {2 * _FIRST_STEPS}, two grids to compare, got "

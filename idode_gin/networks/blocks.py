@@ -93,9 +93,10 @@ class AttentionBlock(nn.Module):
             return projected.reshape(*pixels.shape[:2], self.heads, channels // self.heads)
 
         query, key, value = project("query"), project("key"), project("value")
-        logits = jnp.einsum("bqhc,bkhc->bhqk", query, key) / math.sqrt(channels // self.heads)
         # A softmax over thousands of pixels needs more than bfloat16's eight bits.
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        exact = jnp.promote_types(query.dtype, jnp.float32)
+        logits = jnp.einsum("bqhc,bkhc->bhqk", query, key, preferred_element_type=exact)
+        logits = logits / math.sqrt(channels // self.heads)
         weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
         attended = jnp.einsum("bhqk,bkhc->bqhc", weights, value).reshape(x.shape)
         axes = ("heads", "channels")

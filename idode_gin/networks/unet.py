@@ -12,6 +12,8 @@ from jaxtyping import Array
 from idode_gin import checks, types
 from idode_gin.networks import base, blocks, embeddings, layers, remat, stacking
 
+_LARGEST_EXPONENT = 32
+
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,13 @@ class UNet(base.AbstractNetwork):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fourier_exponents", tuple(self.fourier_exponents))
+        for exponent in self.fourier_exponents:
+            checks.check_integer("fourier_exponents", exponent, at_least=0)
+            if exponent > _LARGEST_EXPONENT:
+                raise ValueError(
+                    f"`fourier_exponents` must be at most {_LARGEST_EXPONENT}: float32 has no more "
+                    f"bits of a pixel, got {exponent}."
+                )
         for name in ("channels", "groups", "attention_heads"):
             checks.check_count(name, getattr(self, name))
         checks.check_positive("time_embedding_scale", self.time_embedding_scale)

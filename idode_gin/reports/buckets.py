@@ -17,7 +17,7 @@ import importlib.util
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from idode_gin.reports import google_storage, paths, s3
@@ -184,6 +184,14 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):  # type: ignore[misc]
     def is_file(self) -> bool:
         """Return True if there is an object."""
         return (self._info() or {}).get("type") == "file"
+
+    def iterdir(self) -> Generator["BucketPath", None, None]:
+        """Yield what is directly below the path, without the mark that some tools make for it."""
+        with explained(self):
+            names = filesystem(self).ls(os.fspath(self), detail=False)
+        for name in (each.rstrip("/") for each in names):
+            if name != os.fspath(self)[5:]:
+                yield self / name.rpartition("/")[2]
 
     def is_symlink(self) -> bool:
         """Return False: buckets have none."""

@@ -1,17 +1,26 @@
 """Atomic writes: a file is either complete or absent."""
 
 import contextlib
+import errno
+import fcntl
 import io
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
+from typing import IO, Any, TypeVar
 
 import numpy as np
+from absl import logging
 
 from idode_gin.reports import paths
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_THREADS, _UNDER_WAY = 16, 128
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 def write_atomically(
@@ -69,6 +78,33 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         return dict(json.loads(paths.of(path).read_bytes()))
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
         return None
+
+
+def side_by_side(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Yield `function` of each item, in order; several are worked on at a time.
+
+    A request to a bucket mostly waits. At most `_UNDER_WAY` more are done if the caller stops.
+    """
+    with futures.ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(items), _UNDER_WAY):
+            yield from pool.map(function, items[start : start + _UNDER_WAY])
+
+
+def lock(number: int, path: str | os.PathLike[str], *, wait: bool) -> None:
+    """Lock the open file `number` at `path` until it is closed, or the process dies.
+
+    Only a warning is logged where the file system has no locks, as some that are mounted over a
+    network.
+
+    Raises:
+        OSError: if it is locked and this does not `wait`: EWOULDBLOCK, on some systems EACCES.
+    """
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
+        logging.warning("%s: %s. Another run there is not noticed.", path, error.strerror)
 
 
 def remove_folder(path: str | os.PathLike[str]) -> None:

@@ -36,9 +36,9 @@ class S3:
         store = self.filesystem()
         store.connect()
         found = store.s3.meta
-        is_amazons = found.endpoint_url.rstrip("/").endswith(
-            (".amazonaws.com", ".amazonaws.com.cn")
-        )
+        address = found.endpoint_url.rstrip("/")
+        is_amazons = address.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+        is_amazons &= ".vpce." not in address  # in a network without a way to the public one
         return None if is_amazons else (found.endpoint_url, found.region_name or "us-east-1")
 
     def identity(self) -> str:

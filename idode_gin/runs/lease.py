@@ -5,7 +5,7 @@ none, and replaced only as the version that was read (a precondition of the requ
 processes one succeeds. Its owner replaces it every `RENEW` seconds. A new run takes it over when it
 has not changed for `STALE` seconds on the new run's own clock (clocks of machines are not
 compared), and at once if its owner was a process of this machine that is gone. An owner whose
-object was replaced, after a pause or an outage, ends before it writes again.
+object was replaced, after a pause or an outage, ends at its next renewal.
 """
 
 import contextlib
@@ -84,7 +84,8 @@ class _Lease:
                 )
             expected = version
             if not _is_gone(owner):
-                print(f"{self.path} names {who}. Waiting up to {STALE:g} s for a sign of it.")
+                waiting = f"Waiting up to {STALE:g} s for a sign of it."
+                print(f"{self.path} names {who}. {waiting}", flush=True)
                 self._watch(version)
         self._check_conditions()
 

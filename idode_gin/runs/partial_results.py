@@ -193,12 +193,15 @@ class PartialResults:
 
     def _read_parts(self) -> None:
         self._check_facts(self._folder / "facts.json")
+        parts = []
         for path in sorted(self._folder.glob("part_*_*_*.npz")):
             _, facts, number, digest = path.stem.split("_", 3)
             if facts != self._digest:
                 logging.warning("%s belongs to another computation and is skipped.", path)
-                continue
-            content = path.read_bytes()
+            else:
+                parts.append((path, number, digest))
+        contents = files.side_by_side(lambda part: part[0].read_bytes(), parts)
+        for (path, number, digest), content in zip(parts, contents, strict=True):
             if _digest(content) != digest:
                 logging.warning("%s is damaged; its images are computed again.", path)
                 path.unlink()

@@ -12,18 +12,15 @@ not noticed. Where locks are not supported at all, a warning is logged. For a fo
 
 import contextlib
 import errno
-import fcntl
 import json
-import logging
 import os
 import pathlib
 import socket
 from collections.abc import Iterator
 
-from idode_gin.reports import paths
+from idode_gin.reports import files, paths
 
 NAME = "run.lock"
-_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _held: set[pathlib.Path] = set()
 
 
@@ -95,11 +92,8 @@ def _acquire(path: pathlib.Path, macro: str) -> int:
 
 def _lock(number: int, path: pathlib.Path, macro: str) -> None:
     try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        files.lock(number, path, wait=False)
     except OSError as error:
-        if error.errno in _UNSUPPORTED:
-            logging.warning("%s: %s. Another run there is not noticed.", path, error.strerror)
-            return
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
             raise
         who = "another process"

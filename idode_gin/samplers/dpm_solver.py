@@ -13,6 +13,7 @@ from idode_gin.dequantizers.base import CleanEnd
 from idode_gin.samplers import base
 from idode_gin.samplers.grids import AbstractGrid, LogSNR
 from idode_gin.solvers import adams
+from idode_gin.solvers.base import combined
 
 MAX_ORDER = 3
 _QUADRATURE = 40
@@ -51,6 +52,7 @@ class DPMSolverPlusPlus(base.AbstractDeterministicSampler):
 
     def __post_init__(self) -> None:
         checks.check_integer("steps", self.steps, at_least=1)
+        checks.check_integer("order", self.order, at_least=1)
         if self.order not in range(1, MAX_ORDER + 1):
             raise ValueError(
                 f"`order` must be 1, 2 or {MAX_ORDER}, got order={self.order}. Higher orders are "
@@ -73,8 +75,7 @@ class DPMSolverPlusPlus(base.AbstractDeterministicSampler):
             y, before = carry
             f_hat = y - kappa[step] * base.noise_hat(field, y, gamma[step])
             known = jnp.concatenate([f_hat[None], before[:-1]])
-            change = jnp.tensordot(weight[step], known, axes=1, precision="highest")
-            return decay[step] * y + change, known
+            return decay[step] * y + combined(weight[step], known), known
 
         start = kappa[0] * noise, jnp.zeros((self.order, *noise.shape), noise.dtype)
         y, _ = jax.lax.fori_loop(0, self.steps, advance, start)

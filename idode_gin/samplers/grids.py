@@ -57,9 +57,10 @@ class PowerOfKappa(AbstractGrid):
 
     def gammas(self, gamma_max: float, gamma_min: float, steps: int) -> np.ndarray:
         """Return the gammas of the class docstring."""
-        exponent = 2 * self.rho
-        powers = np.linspace(np.exp(gamma_max / exponent), np.exp(gamma_min / exponent), steps + 1)
-        return _with_ends(exponent * np.log(powers), gamma_max, gamma_min)
+        exponent = 2 * self.rho  # relative to kappa_max, of which the power may be too large
+        powers = np.linspace(1, np.exp((gamma_min - gamma_max) / exponent), steps + 1)
+        with np.errstate(divide="ignore"):  # the last may be too small, and is set below
+            return _with_ends(gamma_max + exponent * np.log(powers), gamma_max, gamma_min)
 
 
 def _with_ends(gammas: np.ndarray, first: float, last: float) -> np.ndarray:

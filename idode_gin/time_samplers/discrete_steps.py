@@ -19,9 +19,13 @@ class DiscreteSteps(base.AbstractTimeSampler):
 
         density = 1 / (T expm1(gamma(t) - gamma(s)))
 
-    An integrand over this density has the mean of the diffusion term of the chain of T steps, see
-    `losses.discrete_time`: the first-order loss then trains the chain, for every parameterization,
-    and a bound with this sampler is that of the chain. It is above the continuous one.
+    An integrand over this density has the mean of the diffusion term of the chain of T steps,
+
+        sum over steps of 1/2 expm1(gamma_t - gamma_s) |eps - eps_hat|^2
+
+    so the first-order loss trains the chain, for every parameterization, and `VariationalBound`
+    is that of the chain: at T equally spaced quantiles, every step once. It is above the continuous
+    one, and falls to it as T grows.
 
     Args:
         steps: T.

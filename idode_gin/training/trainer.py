@@ -361,7 +361,7 @@ class Trainer:
             update_period=getattr(self.optimizer, "accumulation_steps", 1),
             rules=guards.Guards(non_finite=self.non_finite, loss_spike=self.loss_spike),
             gamma_bins=train_step.GammaBins(number=self.gamma_bins, low=low, high=high),
-            adaptation=None if model is None else model.time.adaptation,
+            adaptation=None if model is None else model.adaptation,
         )
 
     def _setup(

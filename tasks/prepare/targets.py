@@ -8,14 +8,13 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
 from typing import IO
 
-from idode_gin.reports import paths
+from idode_gin.reports import files, paths
 from tasks.prepare.refusals import TargetError
 
 FINISHED = "dataset_info.json"
@@ -123,7 +122,7 @@ def explain(error: OSError, data_dir: pathlib.Path) -> str:
 def _lock(aside: pathlib.Path) -> IO[str]:
     file = (aside / "lock").open("a")
     with contextlib.suppress(BlockingIOError, FileNotFoundError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        files.lock(file.fileno(), file.name, wait=False)
         # A process that finishes removes the file, perhaps since it was opened here.
         if os.path.samestat(os.fstat(file.fileno()), (aside / "lock").stat()):
             return file

@@ -94,6 +94,13 @@ def test_damaged_and_unfinished_checkpoints(bucket, tmp_path):
     assert (bucket / "damaged_checkpoint_6" / "ema").is_dir()
 
 
+def test_the_mark_of_a_folder_is_nothing_in_it(bucket):
+    (bucket / "samples" / "00000.png").write_bytes(b"1")
+    buckets.filesystem(bucket).pipe_file(f"{bucket}/samples/", b"")  # as consoles make it
+    assert [each.name for each in (bucket / "samples").iterdir()] == ["00000.png"]
+    assert (bucket / "samples").is_dir()
+
+
 def test_partial_results(bucket):
     rows = {"bpd": np.arange(3.0)}
     before = partial_results.PartialResults(bucket / "partial", {"a": 1}, 5)

@@ -16,7 +16,6 @@ from idode_gin.encoding import Encoding
 from idode_gin.integration_variables.kappa import Kappa
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
-from idode_gin.losses.discrete_time import DiscreteTime
 from idode_gin.losses.second_order import SecondOrder
 from idode_gin.networks.flax_module import FlaxNetwork
 from idode_gin.networks.unet import UNet
@@ -186,7 +185,6 @@ CASES = {
         loss_with("loss"), {}, {"strength": 0.2, "num_probes": 2, "probe": Gaussian()}
     ),
     VariationalBound: Case(bound, {"num_times": 2}, {"num_times": 3, "time_sampler": Importance()}),
-    DiscreteTime: Case(bound, {"steps": 8, "num_times": 2}, {"steps": 4, "num_times": 3}),
     UniformNoise: Case(
         lambda made, room: likelihood(
             ODELikelihood(dequantizer=made, solver=STEPS, divergence=Exact()), room

@@ -44,7 +44,7 @@ def save_between_updates(folder, mini_step):
         saved.save(dataclasses.replace(state, step=jnp.int32(STEP), opt_state=waiting))
 
 
-def save_ours(folder, network=NETWORK):
+def save_ours(folder, network=NETWORK, known=None):
     """Save a checkpoint whose leaves are all different; return its state."""
     params = params_of(network)
     state = train_state.create(params, optimizers.AdamW().build(), [])
@@ -55,7 +55,7 @@ def save_ours(folder, network=NETWORK):
         ema=params_of(network, 3),
         opt_state=(adam, *state.opt_state[1:]),
     )
-    with saving.Checkpoints(folder, saving.CheckpointConfig(), {}) as saved:
+    with saving.Checkpoints(folder, saving.CheckpointConfig(), known or {}) as saved:
         saved.save(state)
     return state
 
@@ -127,6 +127,45 @@ def test_ours_to_published_to_ours(tmp_path, scan):
         assert bits(stacking.unrolled(tree) if scan else tree) == bits(theirs)
     assert found["step"] == STEP
     assert bits({"ema": found["ema_params"]}).items() <= ours(tmp_path / "back").items()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("groups", 16),
+        ("attention_heads", 2),
+        ("time_embedding_scale", 50.0),
+        ("fourier_exponents", (5, 6)),
+    ],
+)
+def test_a_network_that_the_published_program_computes_otherwise(tmp_path, capsys, name, value):
+    """Its parameters have the shapes of a published one."""
+    network = dataclasses.replace(NETWORK, **{name: value})
+    save_ours(tmp_path / "ours", network, facts.described("model.network", network))
+    command = [f"--source={tmp_path / 'ours'}", f"--output={tmp_path / 'new'}", "--to=published"]
+    assert convert.main(command) == checks.EXIT_BAD_INPUT
+    assert f"it has no model.network.{name} = {value}." in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_converted_checkpoint_knows_its_network(tmp_path):
+    save_published(tmp_path / "published")
+    convert.convert(tmp_path / "published", tmp_path / "ours")
+    known = meta.read_meta(saving.find(tmp_path / "ours"))["facts"]
+    model = tiny.model(network=NETWORK)
+    assert facts.changed_meaning(known, model) == []
+    other = tiny.model(network=dataclasses.replace(NETWORK, fourier_exponents=(5, 6)))
+    (sentence,) = facts.changed_meaning(known, other)
+    assert "fourier_exponents was (6, 7) and is now (5, 6)" in sentence
+    free = dataclasses.replace(NETWORK, dropout_rate=0.1, scan=True, min_channels_per_group=1)
+    assert facts.changed_meaning(known, tiny.model(network=free)) == []
+
+
+def test_an_average_of_other_shapes_is_not_written():
+    params, wide = (params_of(dataclasses.replace(NETWORK, channels=each)) for each in (32, 64))
+    trees = {"params": params, "ema": wide, "mu": params, "nu": params}
+    with pytest.raises(ValueError, match="must have the shapes of the parameters"):
+        official.serialized(step=1, count=1, **trees)
 
 
 def test_what_the_published_program_has_no_place_for(tmp_path, capsys):

@@ -20,6 +20,7 @@ from idode_gin.interop import t5x
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.samplers.heun import Heun
+from idode_gin.schedules.time.tabulated import Tabulated
 from idode_gin.solvers.divergence import Exact
 from idode_gin.solvers.fixed_grid import FixedGrid
 from idode_gin.training import optimizers, train_state, train_step
@@ -104,6 +105,14 @@ def test_loss_is_that_of_training(params):
     assert logged["bpd"].compute() == pytest.approx(float(jnp.mean(terms["bpd"])), rel=1e-6)
     half, _ = model(num_microbatches=2).loss_fn(params, images, key)
     assert half == expected / 2
+
+
+def test_what_t5x_cannot_train_is_refused():
+    table = Tabulated(gamma_min=-7.9, adapt_period=2)
+    with pytest.raises(ValueError, match="t5x cannot train a Tabulated"):
+        parts(diffusion_ode=tiny.model(image_shape=tiny.SHAPE, time=table))
+    with pytest.raises(ValueError, match=r"`ema_rate` must be in \[0, 1\)"):
+        parts(ema_rate=1.5)
 
 
 def test_metrics_merge(params):

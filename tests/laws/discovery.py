@@ -13,7 +13,6 @@ import pytest
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "Ancestral": {"steps": 300},
-    "DiscreteTime": {"steps": 8, "num_times": 8},
     "Adams": {"steps": 512},
     "DiscreteSteps": {"steps": 1000},
     "Monotone": {"units": 32},

@@ -10,7 +10,6 @@ import pytest
 
 from idode_gin.losses import base
 from idode_gin.losses.bound import VariationalBound, integrand
-from idode_gin.losses.discrete_time import DiscreteTime
 from idode_gin.losses.first_order import FirstOrder
 from idode_gin.parameterizations.base import AbstractParameterization
 from idode_gin.parameterizations.noise import Noise
@@ -116,11 +115,16 @@ def test_the_number_of_times_does_not_change_the_mean(num_times):
     toys.assert_mean(terms.total, exact_total(VariancePreserving()), at_most=0.03)
 
 
+def chain(steps, num_times):
+    """The bound of a chain of `steps`, at so many of them."""
+    return VariationalBound(num_times=num_times, time_sampler=DiscreteSteps(steps=steps))
+
+
 @pytest.mark.full_cases("(2-2|8-8|64-8)")
 @pytest.mark.parametrize(("steps", "num_times"), [(2, 2), (8, 8), (8, 3), (64, 8)])
 def test_discrete_time_equals_its_sum(steps, num_times):
     """Half the sum of expm1(gamma_t - gamma_s) E |eps - eps_hat|^2, by quadrature."""
-    terms = run(DiscreteTime(steps=steps, num_times=num_times), VariancePreserving())
+    terms = run(chain(steps, num_times), VariancePreserving())
     toys.assert_mean(terms.diffusion, discrete_diffusion(steps), at_most=0.04)
 
 
@@ -151,10 +155,7 @@ def discrete_diffusion(steps):
 
 def test_discrete_time_falls_towards_the_continuous_bound():
     continuous = float(np.mean(run(VariationalBound(), VariancePreserving()).diffusion))
-    values = [
-        np.mean(run(DiscreteTime(steps=steps, num_times=steps), VariancePreserving()).diffusion)
-        for steps in (2, 6)
-    ]
+    values = [np.mean(run(chain(steps, steps), VariancePreserving()).diffusion) for steps in (2, 6)]
     assert values[0] > values[1] > continuous
     sums = [discrete_diffusion(steps) for steps in (6, 32, 256)]
     assert sums[0] > sums[1] > sums[2] > continuous - 0.03
@@ -189,7 +190,6 @@ def entropy_of_level(gamma):
     return float(np.mean(-np.log(own) @ weights))
 
 
-@pytest.mark.full_cases("DiscreteTime")
 @EACH
 def test_an_image_has_its_own_figure(bound):
     """Results do not depend on batch size, order or neighbours."""
@@ -240,9 +240,7 @@ def test_integrand_at_the_optimum_of_gaussian_data(schedule):
     "make",
     [
         lambda: VariationalBound(num_times=0),
-        lambda: DiscreteTime(steps=0),
-        lambda: DiscreteTime(steps=4, num_times=0),
-        lambda: DiscreteTime(steps=4, num_times=5),
+        lambda: chain(0, 1),
     ],
 )
 def test_arguments_must_make_sense(make):

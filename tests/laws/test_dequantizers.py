@@ -152,6 +152,19 @@ def test_uniform_noise_does_not_start_where_the_model_is_not_defined():
     assert Uniform().gamma_start(end) == end.gamma_min
 
 
+@pytest.mark.parametrize("gamma", [float("nan"), float("inf"), True])
+def test_the_start_of_uniform_noise_is_a_finite_number(gamma):
+    with pytest.raises(ValueError, match="`start_gamma` must be a finite number"):
+        Uniform(start_gamma=gamma)
+
+
+def test_the_start_of_uniform_noise_is_one_of_the_path():
+    end = toys.clean_end(VariancePreserving(), 256, 3.0)
+    with pytest.raises(ValueError, match="must be at least gamma_min"):
+        Uniform(start_gamma=end.gamma_number - 1e-3).gamma_start(end)
+    assert Uniform(start_gamma=end.gamma_number).gamma_start(end) == end.gamma_number
+
+
 def test_uniform_noise_costs_seven_bits_at_256_levels():
     end = toys.clean_end(VariancePreserving(), 256, 3.0)
     assert float(Uniform().entropy(10, end)) / (10 * np.log(2)) == pytest.approx(-7)

@@ -80,8 +80,8 @@ def test_bytes_are_not_cut():
     np.testing.assert_allclose(f, [-255 / 256, -1 / 256, 1 / 256, 255 / 256], rtol=1e-12)
 
 
-@pytest.mark.parametrize("levels", [1, 0, -3])
-def test_too_few_levels(levels):
+@pytest.mark.parametrize("levels", [1, 0, -3, True])
+def test_levels_are_an_integer_from_two(levels):
     with pytest.raises(ValueError, match=f"levels={levels}"):
         Encoding(levels=levels)
 

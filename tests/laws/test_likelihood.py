@@ -13,8 +13,10 @@ from idode_gin import likelihood
 from idode_gin.dequantizers.base import AbstractDequantizer
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.dequantizers.variational import Variational
+from idode_gin.integration_variables.exponential import Exponential
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.parameterizations.base import AbstractParameterization
+from idode_gin.parameterizations.noise import Noise
 from idode_gin.parameterizations.velocity import Velocity
 from idode_gin.schedules.base import AbstractSchedule
 from idode_gin.schedules.straight_path import StraightPath
@@ -81,6 +83,14 @@ def test_gaussian_density_with_every_divergence(divergence):
     found = density_of(data.field(Velocity()), z, FixedGrid(steps=100), divergence)
     expected = log_normal(z, *data.pushed(CLEAN, NOISY))
     np.testing.assert_allclose(found.log_p, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("ends", [(NOISY, CLEAN), (CLEAN, CLEAN), (CLEAN, 2e4)])
+def test_a_likelihood_runs_to_the_noise_where_alpha_is_there(ends):
+    field, z = toys.gaussian(StraightPath()).field(Noise()), jnp.zeros((2, *SHAPE))
+    probes = jnp.zeros((1, *z.shape))
+    with pytest.raises(ValueError, match="must start below its noise end|must be above zero"):
+        likelihood.log_density(field, z, *ends, FixedGrid(), Hutchinson(), probes, Exponential())
 
 
 SOLVERS = {

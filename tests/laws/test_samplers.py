@@ -227,11 +227,20 @@ def test_grids_between_kappa_and_gamma():
     np.testing.assert_allclose(near, LogSNR().gammas(2.0, -3.0, 4), atol=1e-4)
 
 
+@pytest.mark.parametrize("rho", [1e-3, 1e-2])
+def test_a_grid_whose_powers_are_too_large_for_numbers(rho):
+    gammas = PowerOfKappa(rho=rho).gammas(5.0, -13.3, 4)
+    assert np.all(np.isfinite(gammas))
+    assert np.all(np.diff(gammas) < 0)
+    np.testing.assert_allclose(gammas[1], 5.0 + 2 * rho * np.log(0.75), rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
+        (lambda: DPMSolverPlusPlus(order=True), "`order` must be an integer"),
         (lambda: DPMSolverPlusPlus(order=4), "`order` must be 1, 2 or 3, got order=4"),
-        (lambda: DPMSolverPlusPlus(order=0), "`order` must be 1, 2 or 3, got order=0"),
+        (lambda: DPMSolverPlusPlus(order=0), "`order` must be an integer, 1 or more, got order=0"),
         (lambda: DPMSolverPlusPlus(steps=0), "`steps` must be an integer, 1 or more, got steps=0"),
         (lambda: Heun(steps=0), "`steps` must be an integer, 1 or more, got steps=0"),
         (lambda: Ancestral(steps=-1), "`steps` must be an integer, 1 or more, got steps=-1"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import integrate
 
-from idode_gin.solvers import tableaus
+from idode_gin.solvers import norms, tableaus
 from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.base import AbstractSolver
@@ -289,6 +289,28 @@ def test_a_field_without_a_value_fails_its_own_example_only(solver):
     np.testing.assert_array_equal(solution.success, [True, False, True])
     expected = [reference(logistic, start, 0.0, 2.0) for start in (0.1, 0.8)]
     np.testing.assert_allclose(np.asarray(solution.state)[[0, 2]], expected, atol=1e-4)
+
+
+def test_a_part_that_the_norm_leaves_out_must_be_finite_too():
+    def field(t, state):
+        y, _ = state
+        time = jnp.broadcast_to(t, y.shape)
+        return logistic(t, y), jnp.where((time > 0.5) & (y > 1.0), jnp.nan, 0 * y)
+
+    solver = DormandPrince(norm=norms.FirstPart())
+    starts = jnp.asarray([1.5, 0.1])
+    solution = jax.jit(lambda y: solver.solve(field, (y, 0 * y), 0.0, 0.6))(starts)
+    finite = np.isfinite(np.asarray(solution.state[1]))
+    np.testing.assert_array_equal(finite, [False, True])
+    np.testing.assert_array_equal(solution.success, finite)
+
+
+@EACH
+def test_arguments_of_the_field_may_be_of_numpy(solver):
+    rates = np.asarray([0.5, 1.0, 2.0])
+    starts = np.asarray([1.0, 2.0, 3.0])
+    solution = solver.solve(lambda t, y, rate: -rate * y, starts, 0.0, 1.0, (rates,))
+    np.testing.assert_allclose(solution.state, starts * np.exp(-rates), atol=1e-4)
 
 
 @pytest.mark.parametrize("max_steps", [1, 3])

@@ -185,7 +185,7 @@ def test_a_function_of_classes_on_the_host_gives_the_same(images):
     [
         ({"data_at": 2}, ValueError, "`data_at` must be the time of data, 0 .* got 2"),
         ({"inputs": (1.0, -1.0)}, ValueError, "`inputs` must be .* such as"),
-        ({"levels": 1}, ValueError, "`levels` must be at least 2"),
+        ({"levels": 1}, ValueError, "`levels` must be an integer, 2 or more"),
         ({"gamma_max": -20.0}, ValueError, "`gamma_max`, the noise end, must be above"),
         ({"num_classes": 3}, TypeError, r"`velocity` must take \(z, t, classes\), got"),
     ],

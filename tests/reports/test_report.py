@@ -242,6 +242,13 @@ def test_a_folder_of_another_kind_is_refused(name, tmp_path, capsys):
     assert not (path / "report.html").exists()
 
 
+def test_an_empty_name_is_no_folder(capsys, tmp_path, monkeypatch):
+    """As of a shell's variable that is not set."""
+    monkeypatch.chdir(tmp_path)
+    assert report.main([""]) == 2
+    assert "and '' does not exist" in capsys.readouterr().err
+
+
 def test_it_starts_without_gin_jax_and_tensorflow(whole):
     code = (
         "import sys; from idode_gin import report; report.main(sys.argv[1:]); "

@@ -15,9 +15,12 @@ from tiny_runs import outcome, run
 
 from idode_gin.checkpoints import saving
 from idode_gin.checkpoints.config import RestoreCheckpointConfig
+from idode_gin.losses.first_order import FirstOrder
+from idode_gin.losses.unweighted import Unweighted
 from idode_gin.runs import run_inputs
 from idode_gin.schedules.time.learned_linear import LearnedLinear
 from idode_gin.schedules.time.linear import gamma_min_for_levels
+from idode_gin.schedules.time.tabulated import Tabulated
 from idode_gin.training import optimizers
 
 GAMMA_MIN = gamma_min_for_levels(tiny.LEVELS)
@@ -49,6 +52,15 @@ def test_the_ends_are_trained_averaged_and_described(learned):
     described = (folder / "model-info.txt").read_text()
     assert "time_schedule/ends/gamma_min" in described
     assert summary["num_params"] == sum(np.size(leaf) for leaf in jax.tree.leaves(restored(folder)))
+
+
+@pytest.mark.parametrize(("loss", "is_adapted"), [(FirstOrder(), True), (Unweighted(), False)])
+def test_a_loss_that_does_not_train_time_leaves_its_table(tmp_path, loss, is_adapted):
+    model = tiny.model(time=Tabulated(gamma_min=GAMMA_MIN, bins=4, adapt_period=1), loss=loss)
+    run(tmp_path / "run", 2, model=model)
+    masses = restored(tmp_path / "run", model, use_ema=False)["time_schedule"]["interior"]
+    moved = [np.ptp(each) > 1e-3 for each in jax.tree.leaves(masses)]
+    assert moved == [is_adapted]
 
 
 @pytest.mark.parametrize("name", killed_training.LEARNED)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from idode_gin import numerics, types
+from idode_gin import checks, numerics, types
 
 PARAMS = "time_schedule"
 """Entry of the model's parameters that holds those of gamma(t), if it has any."""
@@ -192,7 +192,9 @@ def _as_end(value: Array | np.ndarray | float) -> types.GammaEnd:
 
 
 def check_ends(gamma_min: float, gamma_max: float) -> None:
-    """Raise ValueError unless gamma_min < gamma_max."""
+    """Raise ValueError unless they are finite, and gamma_min < gamma_max."""
+    checks.check_finite("gamma_min", gamma_min)
+    checks.check_finite("gamma_max", gamma_max)
     if not gamma_min < gamma_max:
         raise ValueError(
             f"`gamma_min` must be below `gamma_max`, got gamma_min={gamma_min} and "

@@ -34,5 +34,12 @@ class Cosine(base.AbstractTime):
 
     def gamma(self, t: types.Gamma) -> types.Gamma:
         """Return gamma(t), elementwise."""
-        start, end = (math.atan(math.exp(each / 2)) for each in (self.gamma_min, self.gamma_max))
-        return 2 * jnp.log(jnp.tan(start + (end - start) * t))
+        ends = self.gamma_min, self.gamma_max
+        start, end = (math.atan(math.exp(each / 2)) for each in ends)
+        # Near the noise end from the other side of the right angle, where a would be rounded.
+        rest_start, rest_end = (math.atan(math.exp(-each / 2)) for each in ends)
+        a = start + (end - start) * t
+        rest = rest_end + (rest_start - rest_end) * (1 - t)
+        is_clean = a < math.pi / 4
+        tangent = jnp.tan(jnp.where(is_clean, a, rest))
+        return jnp.where(is_clean, 2, -2) * jnp.log(tangent)

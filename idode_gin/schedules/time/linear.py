@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import final
 
-from idode_gin import types
+from idode_gin import checks, types
 from idode_gin.schedules.time import base
 
 
@@ -16,8 +16,7 @@ def gamma_min_for_levels(levels: int) -> float:
     Raises:
         ValueError: if there are fewer than two levels.
     """
-    if levels < 2:
-        raise ValueError(f"`levels` must be at least 2, got levels={levels}.")
+    checks.check_integer("levels", levels, at_least=2)
     return -2 * math.log(3 * levels)
 
 

@@ -34,6 +34,10 @@ class Straight(base.AbstractTime):
 
     def gamma(self, t: types.Gamma) -> types.Gamma:
         """Return gamma(t), elementwise."""
-        start, end = (1 / (1 + math.exp(-each / 2)) for each in (self.gamma_min, self.gamma_max))
+        ends = self.gamma_min, self.gamma_max
+        start, end = (1 / (1 + math.exp(-each / 2)) for each in ends)
+        # 1 - s from the noise end, where the difference would be rounded.
+        rest_start, rest_end = (1 / (1 + math.exp(each / 2)) for each in ends)
         s = start + (end - start) * t
-        return 2 * (jnp.log(s) - jnp.log1p(-s))
+        rest = rest_end + (rest_start - rest_end) * (1 - t)
+        return 2 * (jnp.log(s) - jnp.log(rest))

@@ -22,7 +22,8 @@ class Tabulated(base.AbstractLearnedTime):
         mass of a bin = (1 - floor) r / sum(r) + floor / bins       r = sqrt(mean of L^2 in the bin)
 
     Without the floor this density has the least variance of L / p: the variance is at least
-    (integral of r)^2 - (integral of mean L)^2. A bin without samples keeps its mass.
+    (integral of r)^2 - (integral of mean L)^2. A bin without samples keeps its mass, but
+    for its share of the floor.
 
     The ends minimize the bound. The time sampler must be `uniform.Uniform`.
 
