@@ -61,8 +61,10 @@ def is_complete(checkpoint: pathlib.Path) -> bool:
     In a bucket it holds the mark; or it was copied from a disk, where older releases of orbax write
     none.
     """
-    if not paths.in_bucket(checkpoint) or (checkpoint / COMMITTED).exists():
+    if not paths.in_bucket(checkpoint):
         return checkpoint.is_dir()
+    if (checkpoint / COMMITTED).exists():
+        return True
     try:
         times = json.loads((checkpoint / _TIMES).read_bytes())
     except (FileNotFoundError, ValueError):

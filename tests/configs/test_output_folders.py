@@ -1,10 +1,12 @@
 """No program overwrites the output of another one."""
 
 import itertools
+import pathlib
 
 import pytest
 
-from idode_gin.configs import programs
+from idode_gin.configs import outputs, programs
+from idode_gin.reports import paths
 from idode_gin.runs import output_folders
 
 LEAVES = {
@@ -90,3 +92,12 @@ def test_a_run_of_t5x_is_left_as_it_is(flag, tmp_path, capsys):
     assert f"python -m idode_gin.interop.convert --source {tmp_path}" in said
     after = {path: path.is_file() and path.read_text() for path in tmp_path.rglob("*")}
     assert after == before
+
+
+def test_an_outage_is_no_fault_of_the_folder(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise paths.StoreError("gs://bucket/run cannot be reached.")
+
+    monkeypatch.setattr(pathlib.Path, "mkdir", fail)
+    with pytest.raises(paths.StoreError, match="cannot be reached"):
+        outputs.make_folder(tmp_path / "run", "MODEL_DIR")
