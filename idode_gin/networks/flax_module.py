@@ -38,7 +38,7 @@ class FlaxNetwork(base.AbstractNetwork):
         num_classes: C, classes of labels, as for `UNet`: the module gets `[B, K + C]`; 0 for none.
 
     Raises:
-        ValueError: if it cannot be called so, has state, or its output has another shape.
+        ValueError: if it makes no module, has state, or its output has another shape.
     """
 
     # Of a linen module the user's fields count. What makes an NNX one may be any function.
@@ -62,7 +62,9 @@ class FlaxNetwork(base.AbstractNetwork):
     def init(self, key: types.PRNGKey, image_shape: tuple[int, int, int]) -> types.Params:
         """Initialize the parameters as the module does."""
         if not isinstance(self.module, nn.Module):
-            _, state, _ = self._split(self.module(rngs=nnx.Rngs(key)))
+            made = self.module(rngs=nnx.Rngs(key))
+            checks.check_kind("module(rngs=…)", made, nnx.Module)
+            _, state, _ = self._split(made)
             return _named(nnx.to_pure_dict(state))
         variables = self.module.lazy_init(
             key,

@@ -91,6 +91,14 @@ def test_what_is_no_module(module):
         FlaxNetwork(module=module)
 
 
+def test_a_function_that_makes_no_module_is_refused():
+    network = FlaxNetwork(module=lambda rngs: 3)
+    with pytest.raises(
+        ValueError, match=r"`module\(rngs=…\)` must be an instance of Module, got 3"
+    ):
+        network.init(jax.random.key(0), (4, 4, 1))
+
+
 def test_another_shape_is_refused():
     network = FlaxNetwork(module=Flat())
     with pytest.raises(ValueError, match="must return one number for each of z"):
