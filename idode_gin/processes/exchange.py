@@ -30,7 +30,7 @@ def from_first(make: Callable[[], bytes | None]) -> bytes:
         except _ERRORS as error:
             kind = 1 + isinstance(error, OSError) + isinstance(error, paths.StoreError)
             content = bytes([kind]) + str(error).encode()
-    joining.wait_for_all()  # `make` may take minutes, in a bucket
+    joining.wait_for_all("made")  # `make` may take minutes, in a bucket
     # As bytes: numbers would be rounded to the width that jax is set to.
     size = int.from_bytes(_broadcast(len(content).to_bytes(8, "little")), "little")
     received = _broadcast(content.ljust(size, b"\0"))

@@ -1,17 +1,19 @@
 """Joining the processes of one run, and jax's view of them."""
 
+import collections
 import functools
 import itertools
 import secrets
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from idode_gin.processes import failures, jax_internals, meeting
 from idode_gin.processes.places import Place
 
-_MEETINGS = itertools.count()
+_MEETINGS: dict[str, Iterator[int]] = collections.defaultdict(itertools.count)
 _CONNECTED = itertools.count()
 _A_DAY = 24 * 3600
 
@@ -98,9 +100,14 @@ def wait_for(store: Any, key: str) -> str:
                 raise
 
 
-def wait_for_all() -> None:
-    """Wait until every process is here, for up to a day: a collective fails on CPUs after 30 s."""
-    client().wait_at_barrier(f"idode_gin/here/{next(_MEETINGS)}", _A_DAY * 1000)
+def wait_for_all(what: str) -> None:
+    """Wait until every process has done `what`, for up to a day.
+
+    Otherwise they would wait in a collective, which fails on CPUs after 30 seconds. Devices that
+    know of each other without jax's store, as those of a TPU pod may, do so there.
+    """
+    if (store := client()) is not None:
+        store.wait_at_barrier(f"idode_gin/{what}/{next(_MEETINGS[what])}", _A_DAY * 1000)
 
 
 def together(jitted: Any) -> Any:
@@ -122,7 +129,7 @@ def together(jitted: Any) -> Any:
             return jitted(*arguments)  # only shapes are wanted
         if not compiled:
             compiled.append(jitted.lower(*arguments).compile())
-            wait_for_all()
+            wait_for_all("compiled")
         return compiled[0](*arguments)
 
     return run

@@ -16,7 +16,7 @@ def one_after_the_other(monkeypatch):
 
     def run(fn):
         sent, found = [], []
-        monkeypatch.setattr(exchange.joining, "wait_for_all", lambda: None)
+        monkeypatch.setattr(exchange.joining, "wait_for_all", lambda _: None)
         monkeypatch.setattr(jax, "process_count", lambda: 2)
 
         def broadcast(value):
@@ -54,7 +54,7 @@ def test_the_others_wait_for_what_the_first_makes_before_a_collective(
     done = []
 
     def make(_):
-        monkeypatch.setattr(exchange.joining, "wait_for_all", lambda: done.append("waited"))
+        monkeypatch.setattr(exchange.joining, "wait_for_all", lambda _: done.append("waited"))
         return exchange.from_first(lambda: done.append("made"))
 
     one_after_the_other(make)
