@@ -17,8 +17,8 @@ from absl import logging
 
 from idode_gin.reports import paths
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+T = TypeVar("T")
+Found = TypeVar("Found")
 _THREADS, _UNDER_WAY = 16, 128
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -80,7 +80,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         return None
 
 
-def side_by_side(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+def side_by_side(function: Callable[[T], Found], items: Sequence[T]) -> Iterator[Found]:
     """Yield `function` of each item, in order; several are worked on at a time.
 
     A request to a bucket mostly waits. At most `_UNDER_WAY` more are done if the caller stops.
