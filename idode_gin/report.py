@@ -71,17 +71,15 @@ def write(folders: Sequence[str], output: str | None = None) -> pathlib.Path:
 
 def _outputs(folder: pathlib.Path, depth: int) -> list[tuple[pathlib.Path, str]]:
     """Return the outputs at and below a folder, with the programs that wrote them."""
-    owner = output_folders.owner(folder)
+    try:
+        owner = output_folders.owner(folder)
+        there = sorted(folder.iterdir()) if depth and folder.is_dir() else []
+        others = [each for each in there if not each.name.startswith(("checkpoint_", "."))]
+        inner = [each for each in others if each.is_dir()]
+    except PermissionError:  # a neighbour's folder; an outage is no such error
+        return []
     found = [] if owner is None else [(folder, owner)]
-    if depth and folder.is_dir():
-        try:
-            names = sorted(folder.iterdir())
-        except PermissionError:
-            names = []
-        for each in names:
-            if not each.name.startswith(("checkpoint_", ".")) and each.is_dir():
-                found += _outputs(each, depth - 1)
-    return found
+    return found + [each for path in inner for each in _outputs(path, depth - 1)]
 
 
 if __name__ == "__main__":

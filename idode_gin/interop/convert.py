@@ -24,7 +24,6 @@ from idode_gin.checkpoints import files, orbax_logging, plain_trees, restoring, 
 from idode_gin.checkpoints import meta as checkpoint_meta
 from idode_gin.devices import backends
 from idode_gin.interop import official, rounding, t5x_checkpoints, to_published
-from idode_gin.networks.unet import UNet
 from idode_gin.processes import output
 from idode_gin.reports import paths
 from idode_gin.runs import facts as facts_lib
@@ -143,9 +142,7 @@ def _loaded(source: str | pathlib.Path, dtype: str | None) -> tuple[TrainState, 
         ema=ema,
         opt_state=_with_moments(state.opt_state, found["opt_state"]),
     )
-    network = facts_lib.described("model.network", found["network"])
-    facts = {k: v for k, v in network.items() if k.rpartition(".")[2] not in UNet.computation}
-    return state, {restoring.ACCUMULATION: "1", **facts}
+    return state, {restoring.ACCUMULATION: "1", **facts_lib.described_network(found["network"])}
 
 
 def _with_moments(opt_state: optax.OptState, adam: dict) -> optax.OptState:

@@ -111,11 +111,11 @@ def serialized(
     """
     published = to_official(params)
     from_official(published)  # checks the shapes
-    average, *moments = (to_official(each) for each in (ema, mu, nu))
+    average, first, second = (to_official(each) for each in (ema, mu, nu))
     shapes = jax.tree.map(np.shape, published)
-    if any(jax.tree.map(np.shape, each) != shapes for each in (average, *moments)):
+    if any(jax.tree.map(np.shape, each) != shapes for each in (average, first, second)):
         raise ValueError("The average and Adam's moments must have the shapes of the parameters.")
-    adam = {"count": np.asarray(count, np.int32), **dict(zip(("mu", "nu"), moments, strict=True))}
+    adam = {"count": np.asarray(count, np.int32), "mu": first, "nu": second}
     content = {
         "step": np.asarray(step, np.int32),
         "params": published,

@@ -78,7 +78,7 @@ class Parts:
 
     def __post_init__(self) -> None:
         """Check the settings of the moving average, and that t5x can train gamma(t)."""
-        self.update  # noqa: B018
+        _ = self.update
         if self.diffusion_ode.adaptation is not None:
             raise ValueError(
                 f"t5x cannot train a {type(self.diffusion_ode.time).__name__}, whose interior "

@@ -75,12 +75,8 @@ def save(source: str | pathlib.Path, output: str | pathlib.Path) -> pathlib.Path
 
 def _check_network(published: UNet, facts: Mapping[str, Any]) -> None:
     """Raise ValueError unless ours computes what the published network with these leaves does."""
-    theirs = facts_lib.described("model.network", published)
-    wrong = {
-        name: facts[name]
-        for name, value in theirs.items()
-        if name.rpartition(".")[2] not in UNet.computation and facts.get(name, value) != value
-    }
+    theirs = facts_lib.described_network(published)
+    wrong = {k: facts[k] for k, value in theirs.items() if facts.get(k, value) != value}
     if wrong:
         listed = ", ".join(f"{name} = {value}" for name, value in wrong.items())
         raise ValueError(

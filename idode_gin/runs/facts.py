@@ -117,13 +117,16 @@ def result_facts(
 
 def changed_meaning(saved: Mapping[str, Any], model: DiffusionODE) -> list[str]:
     """Return a sentence for each part of `MEANING` that differs from that of a checkpoint."""
-    free = getattr(model.network, "computation", ())
-    now = {
-        name: each
-        for name, each in described("model", model).items()
-        if not (name.startswith("model.network.") and name.rpartition(".")[2] in free)
-    }
-    return changed(saved, now, MEANING)
+    now = described("model", model)
+    others = {k: each for k, each in now.items() if not k.startswith("model.network.")}
+    return changed(saved, others | described_network(model.network), MEANING)
+
+
+def described_network(network: Any) -> dict[str, str]:
+    """Return the facts about a network that decide what it computes, not how."""
+    free = getattr(network, "computation", ())
+    found = described("model.network", network)
+    return {name: each for name, each in found.items() if name.rpartition(".")[2] not in free}
 
 
 def changed(

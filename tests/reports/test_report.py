@@ -242,6 +242,19 @@ def test_a_folder_of_another_kind_is_refused(name, tmp_path, capsys):
     assert not (path / "report.html").exists()
 
 
+def test_a_folder_that_may_not_be_read_is_left_out(whole, monkeypatch):
+    def owner(folder):
+        if folder.name == "early":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return found(folder)
+
+    found, before = report.output_folders.owner, report._outputs(whole, 2)
+    monkeypatch.setattr(report.output_folders, "owner", owner)
+    left = [each for each in before if each[0].name != "early"]
+    assert len(before) - 1 == len(left) > 1
+    assert report._outputs(whole, 2) == left
+
+
 def test_an_empty_name_is_no_folder(capsys, tmp_path, monkeypatch):
     """As of a shell's variable that is not set."""
     monkeypatch.chdir(tmp_path)
