@@ -14,6 +14,9 @@ from idode_gin.reports import files, paths
 Row: TypeAlias = dict[str, Any]
 
 UPLOAD_PERIOD = 60.0
+"""Seconds between two uploads of a file that grows."""
+SMALL = 2**20
+"""Bytes of a metrics.jsonl that is uploaded with every row."""
 TIME_PREFIX = "time/"
 """Prefix of the fields that differ between two runs of the same command; no others do."""
 
@@ -21,8 +24,10 @@ TIME_PREFIX = "time/"
 class MetricsLog:
     """The file metrics.jsonl: one JSON object per line, `step` first, in order of steps.
 
-    A row is on disk before the next step begins. Opening the file drops a truncated last line and
-    rows after the step that training resumes from.
+    A row is on disk before the next step begins. An object in a bucket cannot be appended to: it is
+    written anew with every row, and beyond `SMALL` bytes once in `UPLOAD_PERIOD` seconds and in
+    `flush`. Opening the file drops a truncated last line and rows after the step that training
+    resumes from.
 
     Args:
         path: path of the file; None keeps rows in memory only.
@@ -52,33 +57,46 @@ class MetricsLog:
         rows = _parsed(found, path)
         self.rows = [row for row in rows if row["step"] <= keep_up_to]
         self.dropped = [row for row in rows if row["step"] > keep_up_to]
-        self._written = ""  # content of an object, which cannot be appended to
+        self._uploaded = time.monotonic()
+        self._is_ahead = False  # of the object
         if self._path is not None:
             lines = "".join(json.dumps(row) + "\n" for row in self.rows)
             if lines.encode() != found or not found:
                 files.write_atomically(self._path, lines)
-            self._written = lines if paths.in_bucket(self._path) else ""
+            self._content = lines if paths.in_bucket(self._path) else ""
 
     def row(self, step: int) -> Row | None:
         """Return the row of `step`, None without one."""
         return next((row for row in reversed(self.rows) if row["step"] == step), None)
 
     def write(self, step: int, values: Mapping[str, Any]) -> Row:
-        """Append a row and wait until it is on disk."""
+        """Append a row, and wait until it is written: see the class."""
         row: Row = {"step": step, **values}
         self.rows.append(row)
         if self._path is None:
             return row
         line = json.dumps(row, allow_nan=False) + "\n"
         if paths.in_bucket(self._path):
-            files.write_atomically(self._path, self._written + line)
-            self._written += line
+            self._content += line
+            self._is_ahead = True
+            is_due = time.monotonic() - self._uploaded >= UPLOAD_PERIOD
+            if is_due or len(self._content) <= SMALL:
+                self.flush()
         else:
             with files.naming(self._path), self._path.open("a", encoding="utf-8") as file:
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
         return row
+
+    def flush(self) -> None:
+        """Upload the rows that are not in the bucket yet.
+
+        Called before each checkpoint: a run that resumes from it has all rows before its step.
+        """
+        if self._path is not None and self._is_ahead:
+            files.write_atomically(self._path, self._content)
+            self._is_ahead, self._uploaded = False, time.monotonic()
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:

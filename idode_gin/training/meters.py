@@ -44,7 +44,7 @@ class Meters:
         )
         folder = setup.directory / "train" / "profile"
         self.profiler = profiling.Profiler(window, folder, self.bar.say)
-        self._log = log
+        self.log = log
 
     def __enter__(self) -> "Meters":
         self.bar.__enter__()
@@ -76,7 +76,7 @@ class Meters:
         self.clock.lap()
         rates = self._rates(*self._marks) if self._marks else {}
         if not rates:  # nothing was trained: those of the last process that did
-            timed = (row for row in reversed(self._log.rows) if "time/images_per_second" in row)
+            timed = (row for row in reversed(self.log.rows) if "time/images_per_second" in row)
             rates = next(timed, {})
         return {
             "images_per_second": rates.get("time/images_per_second"),

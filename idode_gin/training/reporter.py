@@ -22,7 +22,6 @@ from idode_gin.training import early_stopping, guards, replays, train_state
 from idode_gin.training.meters import Meters
 from idode_gin.training.optimizers import AdamW
 from idode_gin.training.setup import Setup, Start
-from idode_gin.training.throughput import Clock
 from idode_gin.training.validation import Validation
 from idode_gin.types import TrainState
 
@@ -42,14 +41,15 @@ class Saver:
 
     checkpoints: Checkpoints
     watch: guards.Watch
-    clock: Clock
+    meters: Meters
     state: TrainState
 
     def save(self) -> None:
         """Save the state, once `watch` has seen every step before it. Raises as it does."""
         self.watch.drain()
         saving = progress.phase(f"saving the state of step {int(self.state.step)}")
-        with saving, self.clock.inside("checkpoint"):
+        with saving, self.meters.clock.inside("checkpoint"):
+            self.meters.log.flush()
             self.checkpoints.save(self.state)
 
 
@@ -212,6 +212,7 @@ class Reporter:
             "data": images.split.facts(),
             "eval_data": None if setup.eval is None else setup.eval.split.facts(),
         }
+        self.log.flush()
         self._write("summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
 

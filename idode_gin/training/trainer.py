@@ -190,7 +190,7 @@ class Trainer:
             meters = Meters(setup, start, log, began, self.peak_flops, self.profile)
             say = stack.enter_context(meters).bar.say
             watch = guards.Watch(self._update().rules, say=say)
-            saver = Saver(checkpoints=saved, watch=watch, clock=meters.clock, state=start.state)
+            saver = Saver(checkpoints=saved, watch=watch, meters=meters, state=start.state)
             reporter = Reporter(
                 setup=setup,
                 log=log,

@@ -1,13 +1,16 @@
 """A run in a bucket has the numbers and files of a run on a disk."""
 
+import types
+
 import numpy as np
 import pytest
 import tiny
 import tiny_runs
 
 from idode_gin.checkpoints import files, saving
-from idode_gin.reports import buckets, fingerprints, paths
+from idode_gin.reports import buckets, fingerprints, metrics, paths
 from idode_gin.runs import partial_results, run_inputs
+from idode_gin.training import meters
 
 TIMES = "_CHECKPOINT_METADATA"
 
@@ -40,6 +43,49 @@ def test_train_fail_resume_and_read(bucket, tmp_path, monkeypatch):
     ours, theirs = (saving.restore_params(str(each), abstract) for each in (bucket, here))
     assert ours.step == theirs.step == 4
     assert fingerprints.sha256(ours.params) == fingerprints.sha256(theirs.params)
+
+
+def test_a_large_file_of_rows_is_uploaded_before_each_checkpoint(bucket, tmp_path, monkeypatch):
+    """A run that dies leaves all rows before its last checkpoint; the others are written again."""
+    monkeypatch.setattr(metrics, "SMALL", 0)
+    here, often = tmp_path / "run", {"log_period": 1, "period": 2}
+    tiny_runs.run(here, 5, **often)
+    known, write, after_step = [], buckets.BucketPath.write_bytes, meters.Meters.after_step
+
+    def seen(path, data):
+        if path.name == "metrics.jsonl":
+            known.append(data.count(b"\n"))
+        return write(path, data)
+
+    def dying(self, step, outputs):
+        if step == 4:
+            raise KeyboardInterrupt
+        after_step(self, step, outputs)
+
+    monkeypatch.setattr(buckets.BucketPath, "write_bytes", seen)
+    with monkeypatch.context() as patch:
+        patch.setattr(meters.Meters, "after_step", dying)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_runs.run(bucket, 5, **often)
+    assert known == [0, 1]
+    assert files.saved_steps(bucket) == [2]
+    known.clear()
+    tiny_runs.run(bucket, 5, **often)
+    assert known == [3, 4, 5]  # before steps 4 and 5 are saved, and at the end
+    assert tiny_runs.outcome(bucket) == tiny_runs.outcome(here)
+
+
+def test_rows_wait_for_an_upload_at_most_a_minute(bucket, monkeypatch):
+    now = [0.0]
+    clock = types.SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(metrics, "time", clock)
+    log = metrics.MetricsLog(bucket / "metrics.jsonl", keep_up_to=-1)
+    log.write(1, {"a": 1.0})
+    assert metrics.read_rows(bucket / "metrics.jsonl") == log.rows
+    monkeypatch.setattr(metrics, "SMALL", 40)
+    for now[0], number in ((1.0, 1), (59.0, 1), (60.0, 4), (119.0, 4), (120.0, 6)):
+        log.write(len(log.rows) + 1, {"a": 1.0})
+        assert len(metrics.read_rows(bucket / "metrics.jsonl")) == number
 
 
 def test_a_resumed_run_deletes_nothing_but_unfinished_checkpoints(bucket, tmp_path):
