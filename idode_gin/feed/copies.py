@@ -43,19 +43,26 @@ def local(address: str | os.PathLike[str], name: str) -> pathlib.Path:
 
 @functools.cache
 def _copied(address: str, name: str) -> pathlib.Path:
-    """Copy what is at `address`, once in a process."""
+    """Copy what is at `address`, once in a process.
+
+    A process that waited while another one did it lists the bucket no second time.
+    """
+    asked = time.time()
     source: Any = paths.of(address)
     folder = image_cache.default_directory() / FOLDER / _digest(address)
-    target = folder / source.name
+    target, manifest = folder / source.name, folder / MANIFEST
     try:
         with image_cache.only_one(folder, FOLDER):
+            if manifest.exists() and manifest.stat().st_mtime >= asked:
+                return target
             wanted = source.objects()
             if not wanted:
                 raise ValueError(
                     f"{name}: there is nothing at {address}. Check the address, and that you may "
                     "list the bucket."
                 )
-            _update(source, wanted, target, folder / MANIFEST)
+            _update(source, wanted, target, manifest)
+            os.utime(manifest, (time.time(),) * 2)  # the kernel's own clock is coarser
     except paths.StoreError:
         raise
     except FileNotFoundError as error:

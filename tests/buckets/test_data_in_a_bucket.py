@@ -1,5 +1,6 @@
 """Data in a bucket is copied to this machine, and read there as from a disk."""
 
+import contextlib
 import io
 import types
 
@@ -89,6 +90,36 @@ def test_a_copy_that_was_interrupted_or_lost_a_file(bucket, cache, copied, monke
     cache()
     np.testing.assert_array_equal(images_of("image_folder", bucket), images)
     assert copied[4:] == ["train/4.png", "train/0.png"]
+
+
+def test_who_waited_for_the_copy_of_another_does_not_list_again(bucket, cache, monkeypatch):
+    (bucket / "train" / "0.png").write_bytes(png(fake_tfds.random_images(1, SHAPE)[0]))
+    copies.local(bucket, "DATA_PATH")
+    cache()
+    (bucket / "train" / "1.png").write_bytes(png(fake_tfds.random_images(1, SHAPE)[0]))
+    listed, objects, only_one = [], buckets.BucketPath.objects, image_cache.only_one
+
+    def noted(path):
+        listed.append(path)
+        return objects(path)
+
+    @contextlib.contextmanager
+    def after_another(*lock):
+        with monkeypatch.context() as patch:
+            patch.setattr(image_cache, "only_one", only_one)
+            copies._copied.__wrapped__(str(bucket), "DATA_PATH")
+        with only_one(*lock):
+            yield
+
+    monkeypatch.setattr(buckets.BucketPath, "objects", noted)
+    monkeypatch.setattr(image_cache, "only_one", after_another)
+    folder = copies.local(bucket, "DATA_PATH")
+    assert len(listed) == 1
+    assert {each.name for each in (folder / "train").iterdir()} == {"0.png", "1.png"}
+    monkeypatch.setattr(image_cache, "only_one", only_one)
+    cache()
+    copies.local(bucket, "DATA_PATH")
+    assert len(listed) == 2
 
 
 def test_one_file(bucket, copied):
