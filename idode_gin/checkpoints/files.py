@@ -28,6 +28,8 @@ COMMITTED = "commit_success.txt"
 """What orbax writes last into a checkpoint in a bucket, where nothing can be renamed."""
 _TIMES = "_CHECKPOINT_METADATA"
 """What orbax writes before that: when a save began, and when all parts were there."""
+_PARTS = (_TIMES, "meta", "params", "ema", "training")
+"""What a save of this project writes: one of these is there, wherever it was interrupted."""
 PIN = "PINNED"
 """A checkpoint whose folder holds a file of this name is not deleted."""
 SPACE_MARGIN = 1.1
@@ -272,14 +274,14 @@ def delete(directory: pathlib.Path, steps: Sequence[int]) -> None:
 
 
 def delete_unfinished(directory: pathlib.Path) -> None:
-    """Delete what interrupted saves and deletions left in a bucket; nothing but checkpoints.
+    """Delete what interrupted saves and deletions left in a bucket; nothing but checkpoints of ours.
 
     orbax's own cleaning would take every folder without its mark for an unfinished checkpoint:
     results of an evaluation, events, other runs. On a disk it goes by a suffix, and is left to it.
     """
     if paths.in_bucket(directory):
         for checkpoint, is_whole in _by_completeness(directory):
-            if not is_whole:
+            if not is_whole and any((checkpoint / name).exists() for name in _PARTS):
                 _in_bucket(checkpoint).delete()
 
 

@@ -89,17 +89,12 @@ def draw(
 ) -> None:
     """Plot the distribution of bits per dim and of the NFE, and the integrand of the bound."""
     with progress.phase("plotting"):
-        _draw(folder, scores, split, levels)
+        for name, each in scores.items():
+            path = folder / f"bpd_{name}.png"
+            eval_plots.plot_bpd_histogram(each["bpd"], split.images, levels, path, name=name)
+        nfe = {name: each["nfe"] for name, each in scores.items()}
+        eval_plots.plot_nfe_histogram(nfe, folder / "nfe.png")
     with progress.phase("computing the integrand of the bound"):
         gammas, values, count = integrand()
-    plots.plot_integrand(gammas, values, folder / "integrand.png", count)
-
-
-def _draw(
-    folder: pathlib.Path, scores: Mapping[str, Scores], split: data.ImageSplit, levels: int
-) -> None:
-    for name, each in scores.items():
-        path = folder / f"bpd_{name}.png"
-        eval_plots.plot_bpd_histogram(each["bpd"], split.images, levels, path, name=name)
-    nfe = {name: each["nfe"] for name, each in scores.items()}
-    eval_plots.plot_nfe_histogram(nfe, folder / "nfe.png")
+    some = None if count == split.num_images else count
+    plots.plot_integrand(gammas, values, folder / "integrand.png", some)

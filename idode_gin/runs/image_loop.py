@@ -127,7 +127,7 @@ def opened(
     """
     kept = PartialResults(paths.of(output_dir) / FOLDER, facts, num_images, _hardware())
     if kept.is_begun and jax.process_index() == 0:
-        print(f"Resuming from {kept.progress()}.", flush=True)
+        print(f"Resuming from {kept.progress(unit)}.", flush=True)
     loop = ImageLoop(
         kept=kept,
         is_asked_to_stop=lambda: False,
@@ -147,7 +147,8 @@ def reopened(loop: ImageLoop) -> Iterator[ImageLoop]:
 
     def interrupted(reason: str) -> str:
         kept.write()
-        return f"Stopped by {reason} after {kept.progress()}. Run the same command to resume."
+        done = kept.progress(loop.unit)
+        return f"Stopped by {reason} after {done}. Run the same command to resume."
 
     with preemption.StopRequest(preemption.RESULTS, interrupted) as stop:
         try:

@@ -79,6 +79,7 @@ class PartialResults:
         self._hardware = hardware
         self._digest = _digest(json.dumps(self._facts, sort_keys=True).encode())
         self._sections: dict[str, _Section] = {}
+        self._wanted: dict[str, int] = {}  # number of images of a section, once it is asked for
         self._number = 0  # of the last part
         self._last_write = time.monotonic()
         self._lock = threading.RLock()  # a thread writes when the process must exit at once
@@ -92,14 +93,18 @@ class PartialResults:
     def missing(self, section: str, images: np.ndarray | None = None) -> np.ndarray:
         """Return the indices of the images, or of some `images`, without values, rising."""
         index = np.arange(self.num_images) if images is None else images
+        self._wanted[section] = len(index)
         return index[~self._section(section).done[index]]
 
-    def progress(self) -> str:
-        """Return the number of images done in each section, as text."""
+    def progress(self, unit: str = "images") -> str:
+        """Return the number of images, or of another `unit`, done in each section, as text."""
         with self._lock:
             counts = [(int(each.done.sum()), name) for name, each in self._sections.items()]
-        parts = [f"{count} of {self.num_images} images of {name}" for count, name in counts]
-        return ", ".join(parts) or "no image"
+        parts = [
+            f"{count} {f'of {self._wanted[name]} ' if name in self._wanted else ''}{unit} of {name}"
+            for count, name in counts
+        ]
+        return ", ".join(parts) or f"no {unit}"
 
     def add(self, section: str, index: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
         """Add the values `[n, ...]` of the images `index` `[n]`; write a part every few seconds."""

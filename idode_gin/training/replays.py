@@ -195,8 +195,9 @@ def _state_before(step: int, setup: Setup, config: saving.CheckpointConfig) -> T
         source = str(saving.checkpoint_path(setup.directory, saved[-1]))
         config = saving.CheckpointConfig(restore=saving.RestoreCheckpointConfig(path=source))
     # A folder that does not exist: it holds no checkpoint that would come first, and stays empty.
-    checkpoints = saving.Checkpoints(setup.directory / "replay", config, {})
-    return checkpoints.restore(setup.program.abstract_state, setup.program.init)[0]
+    checkpoints = saving.Checkpoints(setup.directory / "replay", config, setup.facts)
+    program = setup.program
+    return checkpoints.restore(program.abstract_state, program.init, program.init_optimizer)[0]
 
 
 def _part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -249,7 +249,8 @@ class Reporter:
         params, key = jax.device_get(params), jax.random.key(0)
         values = jax.jit(model.integrand)(params, batch, key, gammas)
         path = self.setup.directory / "train" / "integrand.png"
-        plots.plot_integrand(gammas, np.asarray(values), path, count)
+        some = None if count == split.num_images else count
+        plots.plot_integrand(gammas, np.asarray(values), path, some)
 
     def _write(self, name: str, text: str) -> None:
         if jax.process_index() == 0:
@@ -286,6 +287,7 @@ def _train_row(state: TrainState, optimizer: Any) -> metrics.Row:
     """Return means since the last log, and the learning rate of the last update where known."""
     row = {f"train/{name}": each for name, each in train_state.window_means(state).items()}
     if isinstance(optimizer, AdamW):
-        updates = int(state.step) - int(guards.num_bad(state.guard))
-        row["train/learning_rate"] = float(optimizer.learning_rate_at(max(updates - 1, 0)))
+        steps = int(state.step) - int(guards.num_bad(state.guard))
+        used = steps - steps % optimizer.accumulation_steps  # up to the last update
+        row["train/learning_rate"] = float(optimizer.learning_rate_at(max(used - 1, 0)))
     return row

@@ -295,10 +295,10 @@ class Trainer:
         shape, size = descriptions.shape_for_dry_run(model), train_dataset.batch_size
         traced = dry_run.traced_once(model)
         program = there.program(traced, shape, run_inputs.blank_batch(model, shape, size))
-        plan = Checkpoints(self.model_dir, self.checkpoints, {}).plan(program.abstract_state)
+        settings = self.settings(model, train_dataset)
+        plan = Checkpoints(self.model_dir, self.checkpoints, settings).plan(program.abstract_state)
         done = steps_left.instead(self.model_dir, self.train_steps)
         done = done or early_stopping.instead(self.early_stopping, self.model_dir)
-        settings = self.settings(model, train_dataset)
         warned = resuming.changed_since(self.model_dir, settings, is_done=done is not None)
         warned += descriptions.warnings(model)
         warnings = "".join(f"WARNING: {each}\n" for each in warned)

@@ -94,6 +94,7 @@ def test_a_resumed_run_deletes_nothing_but_unfinished_checkpoints(bucket, tmp_pa
         *("train/bad_step_7.npz", "eval/digits_test/results.npz", "samples/0.png", "notes/a/b.txt"),
         *(f"tuned/checkpoint_3/{name}" for name in ("params/d/a", TIMES)),
         *("tuned/metrics.jsonl", "checkpoint_07/meta/metadata", "damaged_checkpoint_1/params/d/a"),
+        *("checkpoint_500", "checkpoint_1000/checkpoint", "checkpoint_1000/target.dense/0.0"),
     )
     unfinished = {"checkpoint_9/params/d/a", f"checkpoint_9/{TIMES}", "checkpoint_8/ema/d/a"}
     for name in {*others, *unfinished}:

@@ -51,6 +51,7 @@ def test_rows_keep_their_order_and_dtype(folder):
     fill(opened(folder), "a", [5, 1], [0])  # as if killed afterwards
     fill(opened(folder), "b/c", [2])
     kept = opened(folder)
+    assert kept.progress("pairs") == "3 pairs of a, 1 pairs of b/c"
     assert kept.missing("a").tolist() == [2, 3, 4, 6]
     assert kept.missing("b/c").tolist() == [0, 1, 3, 4, 5, 6]
     assert kept.progress() == "3 of 7 images of a, 1 of 7 images of b/c"
@@ -67,6 +68,7 @@ def test_some_images_can_be_all_that_a_section_holds(folder):
     fill(opened(folder), "a", [4])
     kept = opened(folder)
     assert kept.missing("a", some).tolist() == [1, 6]
+    assert kept.progress() == "1 of 3 images of a"
     fill(kept, "a", kept.missing("a", some))
     assert kept.missing("a", some).size == 0
     for name, expected in values(some).items():

@@ -16,6 +16,7 @@ from idode_gin.checkpoints import restoring, saving
 from idode_gin.feed import batches
 from idode_gin.training import guards, optimizers, replays, train_state, train_step
 from idode_gin.training.guards import Guards, LossSpike, Skip
+from idode_gin.training.setup import resume_or_begin
 
 KEY = jax.random.key(5)
 SKIP = Guards(non_finite=Skip(max_consecutive=2, max_total=3))
@@ -317,6 +318,37 @@ def test_the_logged_learning_rate_is_that_of_the_last_update(tmp_path, monkeypat
     logged = [row["train/learning_rate"] for row in rows(tmp_path)]
     expected = [float(optimizer.learning_rate_at(update)) for update in (0, 0, 1, 1, 2, 3)]
     np.testing.assert_allclose(logged, expected, rtol=1e-6)
+
+
+def test_the_logged_learning_rate_is_that_of_the_last_accumulated_update(tmp_path):
+    """Update u, after steps 2 u + 2, has the rate of its last step; before the first, none had."""
+    optimizer = optimizers.AdamW(learning_rate=1e-2, warmup_steps=50, accumulation_steps=2)
+    run(tmp_path, 6, log_period=1, optimizer=optimizer)
+    logged = [row["train/learning_rate"] for row in rows(tmp_path)]
+    expected = [float(optimizer.learning_rate_at(step)) for step in (0, 1, 1, 3, 3, 5)]
+    np.testing.assert_allclose(logged, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("change", ["warm start", "accumulation"])
+def test_a_replay_and_the_dry_run_start_from_the_state_of_the_run(tmp_path, change):
+    """A reset optimizer keeps its place in the schedule; half an accumulated gradient is dropped."""
+    fields = {"learning_rate": 1e-2, "warmup_steps": 50}
+    run(tmp_path / "a", 5, optimizer=optimizers.AdamW(**fields, accumulation_steps=2))
+    folder, restore = tmp_path / "b", {"path": str(tmp_path / "a" / "checkpoint_5")}
+    if change == "accumulation":
+        optimizer = optimizers.AdamW(**fields, accumulation_steps=4)
+    else:
+        optimizer, restore = optimizers.AdamW(**fields), {**restore, "optimizer": "reset"}
+    restore = saving.RestoreCheckpointConfig(**restore)
+    trainer = tiny.trainer(folder, 8, optimizer=optimizer, restore=restore)
+    setup = trainer._setup(tiny.model(), tiny.config(), None)
+    with saving.Checkpoints(folder, trainer.checkpoints, setup.facts) as saved:
+        begun = resume_or_begin(setup, saved)
+    replayed = replays._state_before(6, setup, trainer.checkpoints)
+    jax.tree.map(np.testing.assert_array_equal, replayed, begun.state)
+    planned = trainer.dry_run(tiny.model(image_shape=tiny.SHAPE), tiny.config())
+    summary = begun.restored.report.partition("\n  step")[0]
+    assert summary.strip() in planned
 
 
 def test_the_batch_of_a_step_that_stopped_the_run_can_be_replayed(tmp_path, monkeypatch):
