@@ -48,5 +48,6 @@ def _register_all() -> None:
 
 
 # `python -m tasks.prepare` needs no task; without this it would wait seconds for seqio's import.
-if "tasks.prepare" not in sys.orig_argv[1:3]:
+# While Python imports its package, "-m" stands for the program's name.
+if sys.argv[:1] != ["-m"] or not sys.orig_argv[-len(sys.argv)].endswith("tasks.prepare"):
     _register_all()

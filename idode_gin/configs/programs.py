@@ -6,11 +6,15 @@ a request to stop is handled while it is imported.
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from idode_gin.processes import failures, garbage, output, preemption
+
+_DEBUG = re.compile(r"--?debug(=(true|t|1))?", re.IGNORECASE)
+"""How absl takes a flag for true. It is read before the flags are parsed, which may fail."""
 
 
 def main(program: str, function: str, about: str) -> NoReturn:
@@ -62,5 +66,5 @@ def run(program: str, function: str, about: str, argv: Sequence[str] | None = No
         return exit_codes.of(
             lambda: execution.execute(program, function, about, arguments),
             function,
-            print_traceback="--debug" in arguments,
+            print_traceback=any(map(_DEBUG.fullmatch, arguments)),
         )

@@ -138,11 +138,11 @@ def _check_number(inner: list[int], outer: list[int], num_devices: int | None) -
     wanted = math.prod(sizes.values())
     if num_devices is None or wanted == num_devices:
         return
-    fixed = wanted // sizes[DATA]
+    fixed = wanted // inner[0]
     way_out = (
         f"Leave '{DATA}' out of `mesh_shape`, and it takes the remaining devices"
         if num_devices % fixed == 0
-        else f"Choose '{FSDP}' and '{MODEL}' whose product divides {num_devices}"
+        else f"Choose '{FSDP}', '{MODEL}' and `dcn_mesh_shape` whose product divides {num_devices}"
     )
     raise ValueError(
         f"The size of the mesh must be the number of devices, got {shown(sizes)} = {wanted} "

@@ -52,10 +52,9 @@ def set_data_dirs(
 def load_split(config: DatasetConfig) -> ImageSplit:
     """Return a split: every image once, uncropped, in the dataset's own order.
 
-    Decodes it into the cache if it is not there yet. With `config.num_images`, returns some of it.
-    Random preprocessing by a user's own task
-    therefore happens once, not once per epoch. A mixture is its tasks one after the other, which is
-    right only if its rates make every image equally likely.
+    Decodes it into the cache if it is not there yet, so random preprocessing by a user's own task
+    happens once, not once per epoch. With `config.num_images`, returns some of it. A mixture is its
+    tasks one after the other, which is right only if its rates make every image equally likely.
 
     Raises:
       ValueError: for an unknown module, task or split (with the nearest name), `use_cached` for a

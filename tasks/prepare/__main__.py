@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 IMAGE_FOLDER = "image_folder"
 NO_EVALUATION = "--gin.train.train_eval_dataset_cfg=None"
+_NAME = "my_images"
 _SIGNALS = (*preemption.SIGNALS, *preemption.MORE_SIGNALS)
 
 
@@ -86,9 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         type=pathlib.Path,
         help="folder of all TFDS datasets; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets",
     )
-    parser.add_argument(
-        "--name", default="my_images", help=f"name of an {IMAGE_FOLDER} dataset (%(default)s)"
-    )
+    parser.add_argument("--name", help=f"name of an {IMAGE_FOLDER} dataset (default: {_NAME})")
     parser.add_argument(
         "--size",
         type=int,
@@ -112,6 +111,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
+    if options.name is not None and options.dataset != IMAGE_FOLDER:
+        raise SourceError(
+            f"--name is for {IMAGE_FOLDER} alone, got {options.name!r}: {options.dataset} has its "
+            "own."
+        )
+    if options.name is None:
+        options.name = _NAME
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", options.name):
         raise SourceError(
             "--name must be lower-case letters, digits and underscores, starting with a letter, "

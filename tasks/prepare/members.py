@@ -30,6 +30,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any, final
 
+from tasks.formats import image_files
 from tasks.prepare.refusals import SourceError
 
 _BLOCK = 512  # bytes; the unit of a tar
@@ -124,7 +125,7 @@ def iterate(
     check_source(path)
     found: Iterator[Member]
     if path.is_dir():
-        found = (_file_member(file, path) for file in sorted(walk(path)))
+        found = (_file_member(file, path) for file in _below(path))
     elif alone is not None and alone.fullmatch(path.name):
         found = iter([_file_member(path, path.parent)])
     elif (head := _head(path)).startswith(b"PK"):
@@ -195,27 +196,12 @@ def safe_name(name: str, source: pathlib.Path) -> str:
     return posixpath.normpath(name)
 
 
-def walk(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield regular files below a folder without hidden ones; links are followed, loops are not.
-
-    Raises:
-        SourceError: if a folder may not be read.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise SourceError(f"{error.filename} cannot be read: {error.strerror}.") from error
-
-    seen = {str(each) for each in pathlib.Path(os.path.realpath(path)).parents}
-    for folder, folders, files in os.walk(path, onerror=refuse, followlinks=True):
-        real = os.path.realpath(folder)
-        folders[:] = [each for each in folders if each[0] != "." and real not in seen]
-        if real in seen:
-            continue
-        seen.add(real)
-        for name in files:
-            file = pathlib.Path(folder, name)
-            if name[0] != "." and (os.path.isfile(file) or os.path.islink(file)):
-                yield file
+def _below(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Return all files below a folder but hidden ones, sorted, see `image_files.files_below`."""
+    found, problems = image_files.files_below(folder)
+    if problems:
+        raise SourceError(problems[0])
+    return found
 
 
 def _head(path: pathlib.Path) -> bytes:

@@ -172,7 +172,9 @@ def test_exceptions_become_exit_codes(run, function: str, code: int, found: str,
     got, _, errors = run("--gin_file=fail.gin")
     assert (got, errors) == (code, found)
     if function != "interrupt":
-        assert "Traceback" in run("--gin_file=fail.gin", "--debug")[2]
+        for debug in ("--debug", "-debug", "--debug=True"):
+            assert "Traceback" in run("--gin_file=fail.gin", debug)[2]
+        assert "Traceback" not in run("--gin_file=fail.gin", "--debug=false")[2]
 
 
 def test_defect_passes_through(run, tmp_path: pathlib.Path) -> None:

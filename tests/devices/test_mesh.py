@@ -51,6 +51,12 @@ def test_sizes_of_groups():
         ({"model": 4}, None, 2, r"num_partitions=2 and mesh_shape=\{'model': 4\}"),
         ({"fsdp": 4}, {"data": -1}, 1, "dcn_mesh_shape.*above 0"),
         ({"fsdp": 8}, {"data": 2}, 1, r"= 16 and 8 devices"),
+        (
+            None,
+            {"data": 3},
+            1,
+            r"data=6 x .* = 6 and 8 devices\. Choose .* and `dcn_mesh_shape` whose",
+        ),
     ],
 )
 def test_what_is_refused(shape, groups, partitions, message):

@@ -84,7 +84,8 @@ def test_a_link_to_a_folder_above_adds_nothing(tmp_path):
     (tmp_path / "alias").symlink_to(train)
     for root in (train, tmp_path / "alias"):
         assert image_files.files_below(root) == ([root / "1.png"], [])
-        assert list(members.walk(root)) == [root / "1.png"]
+        (member,) = members.iterate(root, largest=1000)
+        assert member.name == "1.png"
 
 
 def test_a_file_of_a_folder_that_may_not_be_entered_is_a_problem(tmp_path, monkeypatch):

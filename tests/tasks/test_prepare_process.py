@@ -61,7 +61,8 @@ def cifar(tmp_path):
 
 def test_help_and_refusals_import_neither_tensorflow_nor_jax(tmp_path):
     code = (
-        "import sys; sys.orig_argv = ['python', '-m', 'tasks.prepare']\n"
+        "import sys; sys.argv[0] = '-m'\n"  # as of `python -u -m tasks.prepare`
+        "sys.orig_argv = ['python', '-u', '-m', 'tasks.prepare', *sys.argv[1:]]\n"
         "from tasks.prepare.__main__ import main\n"
         "try: code = main(sys.argv[1:])\n"
         "except SystemExit as exit: code = exit.code\n"
@@ -73,6 +74,7 @@ def test_help_and_refusals_import_neither_tensorflow_nor_jax(tmp_path):
         (["cifar11", "--source", "x"], "[] 2"),
         (["cifar10", "--source", str(tmp_path / "nope")], "[] 2"),
         (["image_folder", "--source", ".", "--name", "../x"], "[] 2"),
+        (["mnist", "--source", ".", "--name", "mine"], "[] 2"),
     ):
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments],
