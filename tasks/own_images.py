@@ -3,10 +3,10 @@
 Bind DATA_PATH in gin to their path.
 """
 
-from tasks.support.own_images import FolderReader, NpzReader, OwnImages
+from tasks.support.own_images import FolderImages, NpzImages
 from tasks.support.registration import add_task
 
-TASKS = (FolderReader.name, NpzReader.name)
+TASKS = (FolderImages.name, NpzImages.name)
 
-add_task(FolderReader.name, OwnImages(FolderReader()))
-add_task(NpzReader.name, OwnImages(NpzReader()))
+add_task(FolderImages.name, FolderImages())
+add_task(NpzImages.name, NpzImages())

@@ -187,27 +187,24 @@ def find_described(
 
 
 def first_whole(
-    path: str | pathlib.Path, mode: str | None, load: Callable[[pathlib.Path], Found]
+    path: str | pathlib.Path,
+    mode: str | None,
+    load: Callable[[pathlib.Path], Found],
+    listed: Callable[
+        [Callable[[], Sequence[pathlib.Path]]], Sequence[pathlib.Path]
+    ] = lambda find: find(),
 ) -> Found:
     """Return `load` of the newest intact checkpoint; log a warning for each damaged one.
+
+    `listed` returns the paths that a function finds; on several processes, the same on all.
 
     Raises:
         ValueError: as `find`, or from `load`.
         DamagedError: if `path` is one damaged checkpoint, or all of a run are damaged.
     """
-    found = candidates(path, mode)
+    found = listed(lambda: candidates(path, mode))
     if found[0].name != paths.of(path).name:
         warn_of_misnamed(path)
-    return first_whole_of(found, load)
-
-
-def first_whole_of(found: Sequence[pathlib.Path], load: Callable[[pathlib.Path], Found]) -> Found:
-    """Return `load` of the first intact checkpoint; log a warning for each damaged one.
-
-    Raises:
-        ValueError: from `load`.
-        DamagedError: if all are damaged.
-    """
     for checkpoint, before in zip(found, [*found[1:], None], strict=True):
         try:
             return load(checkpoint)
@@ -274,7 +271,7 @@ def delete(directory: pathlib.Path, steps: Sequence[int]) -> None:
 
 
 def delete_unfinished(directory: pathlib.Path) -> None:
-    """Delete what interrupted saves and deletions left in a bucket; nothing but checkpoints of ours.
+    """Delete what interrupted saves and deletions left in a bucket, of our checkpoints alone.
 
     orbax's own cleaning would take every folder without its mark for an unfinished checkpoint:
     results of an evaluation, events, other runs. On a disk it goes by a suffix, and is left to it.

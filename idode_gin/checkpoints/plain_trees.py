@@ -1,7 +1,6 @@
 """Trees as other programs save them with orbax: without our description and checksums."""
 
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -56,15 +55,3 @@ def not_written(directory: str | pathlib.Path, reason: str) -> str:
         f"{directory} must have room for the converted checkpoint, and cannot be written to "
         f"({reason}). Free space there and run the same command again, or give another --output."
     )
-
-
-def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tree of leaves whose names are paths, such as `dense_0/kernel`."""
-    tree: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *folders, last = name.split("/")
-        here = tree
-        for each in folders:
-            here = here.setdefault(each, {})
-        here[last] = leaf
-    return tree

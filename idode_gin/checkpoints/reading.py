@@ -70,10 +70,7 @@ def first_whole(
 
     A run that is trained meanwhile adds and deletes checkpoints: process 0 lists them for all.
     """
-    found = listed(lambda: files.candidates(path, mode))
-    if found[0].name != paths.of(path).name:
-        files.warn_of_misnamed(path)
-    return files.first_whole_of(found, together(load))
+    return files.first_whole(path, mode, together(load), listed)
 
 
 def listed(find: Callable[[], Sequence[pathlib.Path]]) -> list[pathlib.Path]:

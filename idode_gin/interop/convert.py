@@ -27,7 +27,7 @@ from idode_gin.interop import official, rounding, t5x_checkpoints, to_published
 from idode_gin.processes import output
 from idode_gin.reports import paths
 from idode_gin.runs import facts as facts_lib
-from idode_gin.training import optimizers, train_state
+from idode_gin.training import optimizers
 from idode_gin.types import TrainState
 
 OURS, T5X, T5X_EMA, PUBLISHED = "idode_gin", "t5x", "t5x-ema", "published"
@@ -135,13 +135,8 @@ def _loaded(source: str | pathlib.Path, dtype: str | None) -> tuple[TrainState, 
         return rounding.load(source)
     found = official.load_official_checkpoint(source)
     params, ema = (jax.tree.map(jnp.asarray, found[name]) for name in ("params", "ema_params"))
-    state = train_state.create(params, optimizers.AdamW().build(), [])
-    state = dataclasses.replace(
-        state,
-        step=jnp.asarray(found["step"], state.step.dtype),
-        ema=ema,
-        opt_state=_with_moments(state.opt_state, found["opt_state"]),
-    )
+    opt_state = _with_moments(optimizers.AdamW().build().init(params), found["opt_state"])
+    state = dataclasses.replace(rounding.state_of(found["step"], params, ema), opt_state=opt_state)
     return state, {restoring.ACCUMULATION: "1", **facts_lib.described_network(found["network"])}
 
 

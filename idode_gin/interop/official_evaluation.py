@@ -15,7 +15,7 @@ from idode_gin.dequantizers.base import AbstractDequantizer, CleanEnd
 from idode_gin.dequantizers.uniform import Uniform
 from idode_gin.dequantizers.variational import Variational
 from idode_gin.evaluation import parity
-from idode_gin.likelihood.ode_likelihood import ODELikelihood, draw_keys
+from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.models import DiffusionODE
 
 REPEATS = "repeats_averaged"
@@ -81,7 +81,8 @@ class OfficialParity(parity.AbstractParity):
         draws = REPEATS_OF_ONE_SAMPLE if samples == 1 else samples
         single = dataclasses.replace(estimator, num_importance=1, num_repeats=draws)
         found = model.likelihood_fn(params, batch, key, single).repeats
-        noise = _noise(dequantizer, numerics.fold_in_each(key, batch["index"]), x, end, draws)
+        keys, numbers = numerics.fold_in_each(key, batch["index"]), jnp.arange(draws)
+        noise = jax.lax.map(lambda each: single.draw(each, x.shape[1:], end, keys)[0], numbers)
         if samples > 1:  # with K = 1 the mean of -log q is used instead
             found = found - dequantizer.entropy(dims, end)
             found = found + jax.vmap(lambda each: dequantizer.neg_log_q(each, end))(noise)
@@ -185,21 +186,6 @@ def published_log_likelihood(
     if num_importance == 1:
         return jnp.mean(log_weights, axis=0)
     return jax.nn.logsumexp(log_weights, axis=0)
-
-
-def _noise(
-    dequantizer: AbstractDequantizer,
-    keys: types.PRNGKeys,
-    x: types.Pixels,
-    end: CleanEnd,
-    draws: int,
-) -> jax.Array:
-    """Return the dequantization noise of the likelihood's draws, `[draws, B, H, W, C]`."""
-
-    def draw(number: jax.Array) -> types.Images:
-        return dequantizer.draw(draw_keys(keys, number)[0], x.shape[1:], end)
-
-    return jax.lax.map(draw, jnp.arange(draws))
 
 
 def _second_division(

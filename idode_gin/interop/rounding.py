@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from idode_gin import types
-from idode_gin.checkpoints import files, plain_trees, reading
-from idode_gin.checkpoints import meta as checkpoint_meta
+from idode_gin.interop import our_checkpoints
 from idode_gin.reports import fingerprints
 from idode_gin.schedules.time.base import PARAMS
 from idode_gin.training import train_state
@@ -28,16 +27,8 @@ def load(source: str | pathlib.Path) -> tuple[types.TrainState, dict[str, Any]]:
     Raises:
         ValueError: if there is none, or it is damaged.
     """
-
-    def read(found: pathlib.Path) -> tuple[types.TrainState, dict[str, Any]]:
-        meta = checkpoint_meta.read_meta(found)
-        params, ema = (
-            plain_trees.nested(reading.read_leaves(found, meta, part, {}))
-            for part in ("params", "ema")
-        )
-        return state_of(int(meta["step"]), params, ema), dict(meta["facts"])
-
-    return files.first_whole(source, None, read)
+    meta, parts = our_checkpoints.read(source, ("params", "ema"))
+    return state_of(int(meta["step"]), parts["params"], parts["ema"]), dict(meta["facts"])
 
 
 def state_of(step: int, params: types.Params, ema: types.Params) -> types.TrainState:

@@ -11,6 +11,7 @@ the optimizer's, and the moving average starts at the parameters. Leaves keep ev
 run of t5x saves its counters as float32; they become integers again.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -18,14 +19,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from idode_gin import types
-from idode_gin.checkpoints import files, plain_trees, reading, restoring
+from idode_gin.checkpoints import files, plain_trees, restoring
 from idode_gin.checkpoints import meta as checkpoint_meta
-from idode_gin.interop import rounding
+from idode_gin.interop import our_checkpoints, rounding
 from idode_gin.reports import fingerprints
-from idode_gin.training import train_state
 
 _LARGEST_STEP = 2**31 - 1
 _SHOWN = 5
@@ -65,15 +64,7 @@ def load(path: str | pathlib.Path) -> types.TrainState:
     opt_state = jax.tree_util.tree_map_with_path(_with_integer, opt_state)
     _check_counters(opt_state, checkpoint)
     params, ema, opt_state = jax.tree.map(jnp.asarray, (params, ema, opt_state))
-    fresh = train_state.create(params, optax.identity(), [])
-    return types.TrainState(
-        step=jnp.asarray(step, fresh.step.dtype),
-        params=params,
-        ema=ema,
-        opt_state=opt_state,
-        window=fresh.window,
-        guard=fresh.guard,
-    )
+    return dataclasses.replace(rounding.state_of(step, params, ema), opt_state=opt_state)
 
 
 def facts(state: types.TrainState) -> dict[str, str]:
@@ -104,24 +95,14 @@ def save(
         ValueError: if the source holds no checkpoint of ours, or it is damaged.
         OSError: if the output cannot be written.
     """
-
-    def read(found: pathlib.Path) -> tuple[int, dict[str, Any]]:
-        meta = checkpoint_meta.read_meta(found)
-        wanted = ("ema",) if ema_as_params else ("params", "ema", "training")
-        leaves = {part: reading.read_leaves(found, meta, part, {}) for part in wanted}
-        return int(meta["step"]), leaves
-
-    step, parts = files.first_whole(source, None, read)
+    wanted = ("ema",) if ema_as_params else ("params", "ema", "training")
+    meta, parts = our_checkpoints.read(source, wanted)
+    step = int(meta["step"])
     state: dict[str, Any] = {"step": np.asarray(step, np.int32)}
     if not ema_as_params:
-        prefix = "opt_state/"
-        training = parts["training"].items()
-        optimizer = {
-            name.removeprefix(prefix): leaf for name, leaf in training if name.startswith(prefix)
-        }
-        average = {"count": state["step"], "ema": plain_trees.nested(parts["ema"])}
-        state["param_states"] = {"0": plain_trees.nested(optimizer), "1": average}
-    target = plain_trees.nested(parts["ema" if ema_as_params else "params"])
+        average = {"count": state["step"], "ema": parts["ema"]}
+        state["param_states"] = {"0": parts["training"].get("opt_state", {}), "1": average}
+    target = parts["ema" if ema_as_params else "params"]
     written = {"target": rounding.rounded(target, dtype) if dtype else target, "state": state}
     return plain_trees.write(pathlib.Path(output), step, checkpoint_meta.STATE_OF_T5X, written)
 

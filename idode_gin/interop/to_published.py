@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from idode_gin import types
-from idode_gin.checkpoints import files, plain_trees, reading
-from idode_gin.checkpoints import meta as checkpoint_meta
-from idode_gin.interop import official
+from idode_gin.checkpoints import plain_trees
+from idode_gin.interop import official, our_checkpoints
 from idode_gin.networks import stacking
 from idode_gin.networks.unet import UNet
 from idode_gin.reports import files as report_files
@@ -35,14 +34,7 @@ def save(source: str | pathlib.Path, output: str | pathlib.Path) -> pathlib.Path
     folder = pathlib.Path(output)
     if found := sorted(folder.glob("ckpt-*.flax")):
         raise ValueError(f"{folder} already contains {found[0].name}. Use another folder.")
-
-    def read(checkpoint: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-        meta = checkpoint_meta.read_meta(checkpoint)
-        parts = ("params", "ema", "training")
-        leaves = {each: reading.read_leaves(checkpoint, meta, each, {}) for each in parts}
-        return meta, {each: plain_trees.nested(leaves[each]) for each in parts}
-
-    meta, parts = files.first_whole(source, None, read)
+    meta, parts = our_checkpoints.read(source, ("params", "ema", "training"))
     params = _unrolled(parts["params"])
     _check_network(official.network_of(official.to_official(params)), meta["facts"])
     optimizer = parts["training"].get("opt_state", {})

@@ -107,7 +107,21 @@ def log_prob(
     bound = ode.Field(
         schedule=schedule, parameterization=parameterization, network=network, args=args
     )
-    return _log_prob(bound, x, key, gamma_min, gamma_max, solver, variable, divergence, lanes)
+    count, dims = x.shape[0], math.prod(x.shape[1:])
+    alpha = schedule.alpha(jnp.asarray(gamma_min, x.dtype))
+    keys = numerics.fold_in_each(key, jnp.arange(count))
+    found = log_density(
+        bound,
+        alpha * x.reshape(count, dims, 1, 1),
+        gamma_min,
+        gamma_max,
+        solver,
+        divergence,
+        divergence.draw(keys, (dims, 1, 1)),
+        variable,
+        lanes,
+    )
+    return jnp.where(found.success, found.log_p + dims * jnp.log(alpha), jnp.nan)
 
 
 def _on_images(field: Callable[..., Array], shape: tuple[int, ...]) -> types.NetworkFn:
@@ -123,34 +137,6 @@ def _on_images(field: Callable[..., Array], shape: tuple[int, ...]) -> types.Net
         return output.reshape(z.shape).astype(z.dtype)
 
     return network
-
-
-def _log_prob(
-    field: ode.Field,
-    x: Array,
-    key: types.PRNGKey,
-    gamma_min: float,
-    gamma_max: float,
-    solver: AbstractSolver,
-    variable: AbstractIntegrationVariable,
-    divergence: AbstractDivergence,
-    lanes: int | None,
-) -> types.PerExample:
-    count, dims = x.shape[0], math.prod(x.shape[1:])
-    alpha = field.schedule.alpha(jnp.asarray(gamma_min, x.dtype))
-    keys = numerics.fold_in_each(key, jnp.arange(count))
-    found = log_density(
-        field,
-        alpha * x.reshape(count, dims, 1, 1),
-        gamma_min,
-        gamma_max,
-        solver,
-        divergence,
-        divergence.draw(keys, (dims, 1, 1)),
-        variable,
-        lanes,
-    )
-    return jnp.where(found.success, found.log_p + dims * jnp.log(alpha), jnp.nan)
 
 
 def _described(value: Any) -> str:

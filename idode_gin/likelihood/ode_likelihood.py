@@ -128,7 +128,8 @@ class ODELikelihood:
         self, number: int | Array, shape: tuple[int, ...], end: CleanEnd, keys: types.PRNGKeys
     ) -> tuple[types.Images, Probes]:
         """Draw dequantization noise and probes number `number` from each image's key."""
-        keys_noise, keys_probes = draw_keys(keys, number)
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+        keys_noise, keys_probes = numerics.split_each(keys, 2)
         noise = self.dequantizer.draw(keys_noise, shape, end)
         return noise, self.divergence.draw(keys_probes, shape)
 
@@ -170,13 +171,6 @@ class ODELikelihood:
         else:
             neg_log_q = self.dequantizer.neg_log_q(noise, end)
         return density.log_p + self.dequantizer.log_reconstruction(x, z, end) + neg_log_q, density
-
-
-def draw_keys(keys: types.PRNGKeys, number: int | Array) -> tuple[types.PRNGKeys, types.PRNGKeys]:
-    """Return the keys of the dequantization noise and of the probes of draw `number`."""
-    keys_here = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
-    keys_noise, keys_probes = numerics.split_each(keys_here, 2)
-    return keys_noise, keys_probes
 
 
 def bound_sd(log_weights: Weights, trace_sd: Weights) -> types.PerExample:

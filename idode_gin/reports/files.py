@@ -36,8 +36,17 @@ def write_atomically(
         OSError: if the write fails, with `path` in the message; the old content is kept. In a
             bucket it is a `paths.StoreError`.
     """
+
+    def write(file: IO[bytes]) -> None:
+        if callable(content):
+            content(file)
+        else:
+            file.write(content.encode() if isinstance(content, str) else content)
+
     if paths.in_bucket(path):
-        _write_object(path, content)
+        buffer = io.BytesIO()
+        write(buffer)
+        paths.of(path).write_bytes(buffer.getvalue())
         return
     path = pathlib.Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -45,27 +54,13 @@ def write_atomically(
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("wb") as file:
-                if callable(content):
-                    content(file)
-                else:
-                    file.write(content.encode() if isinstance(content, str) else content)
+                write(file)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-
-
-def _write_object(
-    path: str | os.PathLike[str], content: str | bytes | Callable[[IO[bytes]], Any]
-) -> None:
-    buffer = io.BytesIO()
-    if callable(content):
-        content(buffer)
-    else:
-        buffer.write(content.encode() if isinstance(content, str) else content)
-    paths.of(path).write_bytes(buffer.getvalue())
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:

@@ -19,19 +19,13 @@ _GAP_PIXELS = 2
 _GAMMA_AXIS = "γ = log(σ²/α²): clean on the left, noise on the right"
 
 
-def plot_bpd_curve(
-    rows: Sequence[Mapping[str, Any]],
-    path: str | os.PathLike[str],
-    *,
-    baselines: Mapping[str, float] | None = None,
-) -> None:
+def plot_bpd_curve(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
     """Plot bits per dimension against the training step.
 
     Args:
         rows: metrics with "step". Every key named "bpd" or ".../bpd" gives a curve through the rows
             that have a finite value for it.
         path: the PNG to write.
-        baselines: name to bits per dimension, each drawn as a dashed line.
 
     Raises:
         ValueError: if no row holds a finite bits per dimension.
@@ -47,12 +41,8 @@ def plot_bpd_curve(
         steps, values = zip(*points, strict=True)
         sparse = len(points) < 50
         axes.plot(steps, values, label=name, marker="o" if sparse else None, markersize=3.5)
-    for number, (name, value) in enumerate((baselines or {}).items()):
-        style = ("--", ":", "-.")[number % 3]
-        axes.axhline(value, color="0.35", linestyle=style, label=f"{name}: {value:.3f}")
     # On a linear scale the first, much larger values would flatten the rest of the curve.
     shown = [value for points in curves.values() for _, value in points]
-    shown += list((baselines or {}).values())
     if max(shown) > 10 * min(shown) > 0:
         axes.set_yscale("log")
     axes.legend(frameon=False)

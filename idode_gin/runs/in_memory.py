@@ -34,7 +34,7 @@ class InMemory:
 
     params: types.Params
     partitioner: PjitPartitioner
-    _compiled: dict[tuple[Any, ...], image_loop.Compute] = dataclasses.field(
+    _compiled: dict[tuple[Any, ...], tuple[image_loop.Compute, Any]] = dataclasses.field(
         default_factory=dict, init=False
     )
 
@@ -70,14 +70,15 @@ class InMemory:
         known = (what, implementation, *map(_hashable, method))
         if known not in self._compiled:
             compiled = image_loop.compiled(with_key, self.partitioner, SOLVE_SIZE)
-            self._compiled[known] = compiled
+            self._compiled[known] = compiled, method  # kept, so that no other takes its id
+        compiled, _ = self._compiled[known]
         given = {"network": self.params, "key": np.asarray(jax.random.key_data(key)), **more}
         rows, count = self.partitioner.local_rows(size), len(next(iter(batch.values())))
         parts = (
             self.partitioner.put_batch({k: each[index] for k, each in batch.items()}, size)
             for index, _ in batch_lib.index_batches(np.arange(count), size, rows)
         )
-        landed = means.landed(lambda part: self._compiled[known](given, part), parts, lambda: False)
+        landed = means.landed(lambda part: compiled(given, part), parts, lambda: False)
         found = []
         with progress.phase(what, count, bar=False) as going_on:
             for part in landed:
@@ -86,24 +87,11 @@ class InMemory:
         return {k: np.concatenate([each[k] for each in found])[:count] for k in found[0]}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Itself:
-    """Stands for a value that cannot be hashed, and keeps it, so that no other one takes its id."""
-
-    value: Any
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Itself) and other.value is self.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-
 def _hashable(value: Any) -> Any:
     try:
         hash(value)
     except TypeError:
-        return _Itself(value)
+        return type(value), id(value)
     return value
 
 

@@ -213,21 +213,11 @@ def advance(
 
     state, lost, slopes = carry
     predicted, _ = base.added(state, lost, change(tables.predict, slopes))
-    new = _slope(field, number, predicted, tables, args)
+    time = base.full_like_batch(predicted, jnp.asarray(tables.ends)[number])
+    new = field(time, predicted, *args)
     longer = jax.tree.map(lambda new, past: jnp.concatenate([new[None], past]), new, slopes)
     state, lost = base.added(state, lost, change(tables.correct, longer))
     return Carry(state, lost, jax.tree.map(lambda each: each[:-1], longer))
-
-
-def _slope(
-    field: base.VectorField,
-    number: Array | int,
-    state: base.State,
-    tables: Tables,
-    args: tuple[Any, ...],
-) -> base.State:
-    blank = base.full_like_batch(state, 0.0)
-    return field(blank + jnp.asarray(tables.ends)[number].astype(blank.dtype), state, *args)
 
 
 def _weights(

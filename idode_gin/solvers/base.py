@@ -123,7 +123,7 @@ def runge_kutta_stages(
     return jax.lax.fori_loop(0, count, stage, empty)
 
 
-def full_like_batch(state: State, value: float) -> types.PerExample:
+def full_like_batch(state: State, value: float | Array) -> types.PerExample:
     """Return `[B]` filled with `value`, in the state's dtype."""
     leaf = jax.tree.leaves(state)[0]
     return jnp.full(leaf.shape[0], value, leaf.dtype)

@@ -17,24 +17,6 @@ from idode_gin.types import TrainState
 
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything that determines the compiled functions.
-
-    `image_shape` is (height, width, channels); of `batch`, shapes and dtypes suffice. Initial
-    parameters, training and evaluation draw from three independent keys of `seed`.
-    """
-
-    model: DiffusionODE
-    image_shape: tuple[int, int, int]
-    batch: types.Batch
-    transformation: optax.GradientTransformation
-    update: train_step.UpdateConfig
-    seed: int
-    partitioner: partitioning.PjitPartitioner
-
-
-@final
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
     """Jitted functions of one run, and the shapes, dtypes and shardings of its state.
 
@@ -55,38 +37,50 @@ def keys(seed: int) -> tuple[types.PRNGKey, types.PRNGKey, types.PRNGKey]:
     return key_init, key_train, key_eval
 
 
-def build(recipe: Recipe) -> Program:
-    """Build the functions; each compiles when it is first called."""
-    model, partitioner = recipe.model, recipe.partitioner
-    key_init, key_train, key_eval = keys(recipe.seed)
+def build(
+    *,
+    model: DiffusionODE,
+    image_shape: tuple[int, int, int],
+    batch: types.Batch,
+    transformation: optax.GradientTransformation,
+    update: train_step.UpdateConfig,
+    seed: int,
+    partitioner: partitioning.PjitPartitioner,
+) -> Program:
+    """Build the functions; each compiles when it is first called.
+
+    `image_shape` is (height, width, channels); of `batch`, shapes and dtypes suffice. Initial
+    parameters, training and evaluation draw from three independent keys of `seed`.
+    """
+    key_init, key_train, key_eval = keys(seed)
 
     def init_params(key: types.PRNGKey) -> types.Params:
-        return model.init(key, recipe.image_shape)
+        return model.init(key, image_shape)
 
     params = jax.eval_shape(init_params, key_init)
-    names = train_step.metric_names(model.loss_fn, params, recipe.batch, key_train)
+    names = train_step.metric_names(model.loss_fn, params, batch, key_train)
 
     def begin(params: types.Params) -> TrainState:
-        bins, adaptation = recipe.update.gamma_bins.number, recipe.update.adaptation
+        bins, adaptation = update.gamma_bins.number, update.adaptation
         adapted_bins = 0 if adaptation is None else adaptation.bins
-        return train_state.create(params, recipe.transformation, names, bins, adapted_bins)
+        return train_state.create(params, transformation, names, bins, adapted_bins)
 
     def init() -> TrainState:
         return begin(init_params(key_init))
 
     shapes = jax.eval_shape(begin, params)
-    sharding = partitioner.state_sharding(shapes, model.logical_axes(recipe.image_shape))
+    sharding = partitioner.state_sharding(shapes, model.logical_axes(image_shape))
     loss_fn = partitioner.on_gathered(model.loss_fn, sharding.params)
     eval_fn = partitioner.on_gathered(model.eval_fn, sharding.params)
 
     def evaluate(params: types.Params, batch: types.Batch) -> dict[str, Any]:
         return eval_fn(params, batch, key_eval)
 
-    step = train_step.make_train_step(loss_fn, recipe.transformation, key_train, recipe.update)
+    step = train_step.make_train_step(loss_fn, transformation, key_train, update)
     outputs = (sharding, partitioner.replicated)
     return Program(
         init=jax.jit(init, out_shardings=sharding),
-        init_optimizer=recipe.transformation.init,
+        init_optimizer=transformation.init,
         step=joining.together(jax.jit(step, donate_argnums=0, out_shardings=outputs)),
         evaluate=joining.together(jax.jit(evaluate, out_shardings=partitioner.replicated)),
         abstract_state=partitioning.abstract(shapes, sharding),

@@ -339,15 +339,13 @@ class Trainer:
         """Return the compiled functions of the run, for images and batches of these shapes."""
         is_adamw = isinstance(self.optimizer, AdamW)
         return programs.build(
-            programs.Recipe(
-                model=model,
-                image_shape=image_shape,
-                batch=batch,
-                transformation=self.optimizer.build() if is_adamw else self.optimizer,
-                update=self._update(model),
-                seed=self.seed,
-                partitioner=self.partitioner,
-            )
+            model=model,
+            image_shape=image_shape,
+            batch=batch,
+            transformation=self.optimizer.build() if is_adamw else self.optimizer,
+            update=self._update(model),
+            seed=self.seed,
+            partitioner=self.partitioner,
         )
 
     def _update(self, model: DiffusionODE | None = None) -> train_step.UpdateConfig:

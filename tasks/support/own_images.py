@@ -18,103 +18,38 @@ UNCHANGED = "your own images"
 """Variant of images whose pixels are those of the user's files."""
 
 
-class AbstractReader(abc.ABC):
-    """Reads a user's images of one layout, at any path.
-
-    Raises, by all methods:
-        ValueError: for files that are missing or unsuitable.
-    """
-
-    name: str
-    """Of the task."""
-    layout: str
-    """What must be at the path, in sentences."""
-
-    def variant(self, path: pathlib.Path) -> str:
-        """Return a description of the images."""
-        return UNCHANGED
-
-    @abc.abstractmethod
-    def files(self, path: pathlib.Path, split: str) -> list[pathlib.Path]:
-        """Return the files of the split, checked to be there."""
-
-    @abc.abstractmethod
-    def images(self, path: pathlib.Path, split: str) -> tf.data.Dataset:
-        """Return dicts with "image", `[H, W, C]`."""
-
-    def array(self, path: pathlib.Path, split: str) -> np.ndarray | None:
-        """Return the split as one array `[N, H, W, C]` if it is stored as one, else None."""
-        return None
-
-    def labels(self, path: pathlib.Path, split: str, num_classes: int) -> np.ndarray | None:
-        """Return the class of each image, integers `[N]` in order; None without labels."""
-        return None
-
-    def check_there(self, path: pathlib.Path, split: str) -> None:
-        """Raise ValueError if files of the split are missing; decodes nothing."""
-        self.files(path, split)
-
-    def class_names(self, path: pathlib.Path, split: str) -> list[str]:
-        """Return the name of each class; empty without labels."""
-        return []
-
-    def check_recorded(self, path: pathlib.Path, split: str, found: ImageFingerprint) -> None:
-        """Raise ValueError if the split differs from what its files record."""
-        return None
-
-
-@final
-class OwnImages(AbstractImages):
-    """A user's images, at a path that is unknown when the task is registered; `at(path)` sets it.
+class AbstractOwnImages(AbstractImages):
+    """A user's images of one layout, at a path that is unknown when the task is registered.
 
     Args:
-        reader: of the files at the path.
         path: where the images are, or None while unknown.
     Raises, when read:
         ValueError: without a path, and for files that are missing or unsuitable.
     """
 
-    def __init__(self, reader: AbstractReader, path: pathlib.Path | None = None) -> None:
+    variant = UNCHANGED
+    layout: str
+    """What must be at the path, in sentences."""
+
+    def __init__(self, path: pathlib.Path | None = None) -> None:
         super().__init__(SPLITS)
-        self.name = reader.name
-        self._reader, self._path = reader, path
+        self._path = path
 
-    def at(self, path: str) -> "OwnImages":
+    @abc.abstractmethod
+    def files(self, split: str) -> list[pathlib.Path]:
+        """Return the files of the split, checked to be there."""
+
+    def at(self, path: str) -> "AbstractOwnImages":
         """Return the same source, reading `path`."""
-        return OwnImages(self._reader, copies.local(path, "DATA_PATH"))
-
-    @property
-    def variant(self) -> str:  # type: ignore[override]  # depends on what is on disk
-        """Description of the images."""
-        return UNCHANGED if self._path is None else self._reader.variant(self._path)
-
-    def array(self, split: str) -> np.ndarray | None:
-        """Return the split as one array `[N, H, W, C]` if it is stored as one, else None."""
-        return self._reader.array(self.path, split)
-
-    def labels(self, split: str, num_classes: int) -> np.ndarray | None:
-        """Return the class of each image, integers `[N]`; None without labels."""
-        return self._reader.labels(self.path, split, num_classes)
+        return type(self)(copies.local(path, "DATA_PATH"))
 
     def check_there(self, split: str) -> None:
         """Raise ValueError if files of the split are missing; decodes nothing."""
-        self._reader.check_there(self.path, split)
-
-    def class_names(self, split: str) -> list[str]:
-        """Return the name of each class; empty without labels."""
-        return self._reader.class_names(self.path, split)
-
-    def images(self, split: str, **reading: Any) -> tf.data.Dataset:
-        """Return the images in the order of their names or places; there are no shards."""
-        return self._reader.images(self.path, split)
-
-    def check_recorded(self, split: str, found: ImageFingerprint) -> None:
-        """Raise ValueError if a prepared folder changed since it was written."""
-        self._reader.check_recorded(self.path, split, found)
+        self.files(split)
 
     def cache_key(self, split: str) -> str:
         """Return a digest of the split's folder and its files' names, sizes and times."""
-        files = self._reader.files(self.path, split)
+        files = self.files(split)
         root = self.path if self.path.is_dir() else self.path.parent
         stats = [(each.relative_to(root).as_posix(), each.stat()) for each in files]
         facts = [(name, each.st_size, each.st_mtime_ns) for name, each in stats]
@@ -126,17 +61,17 @@ class OwnImages(AbstractImages):
         if self._path is None:
             raise ValueError(
                 f"{self.name!r} needs the path of your images: bind DATA_PATH in gin "
-                f"(--gin.DATA_PATH=\"'/my/images'\"). {self._reader.layout}"
+                f"(--gin.DATA_PATH=\"'/my/images'\"). {self.layout}"
             )
         if not self._path.exists():
             raise ValueError(
-                f"{self.name!r} found nothing at {self._path} (DATA_PATH). {self._reader.layout}"
+                f"{self.name!r} found nothing at {self._path} (DATA_PATH). {self.layout}"
             )
         return self._path
 
 
 @final
-class FolderReader(AbstractReader):
+class FolderImages(AbstractOwnImages):
     """Image files in `<path>/train`, `<path>/validation` and `<path>/test`, at any depth.
 
     `path` may also be a folder that `python -m tasks.prepare image_folder` has written. The first
@@ -151,19 +86,20 @@ class FolderReader(AbstractReader):
         "`python -m tasks.prepare image_folder` has written, which splits with --split 0.8,0.1,0.1."
     )
 
-    def variant(self, path: pathlib.Path) -> str:
-        """Return a description of the images, with what preparing them did to them."""
-        prepared = self._prepared(path, "")
-        return ", ".join([super().variant(path), *([] if prepared is None else prepared.changes)])
+    @property
+    def variant(self) -> str:  # type: ignore[override]  # depends on what is on disk
+        """Description of the images, with what preparing them did to them."""
+        prepared = None if self._path is None else self._prepared(self._path, "")
+        return ", ".join([UNCHANGED, *([] if prepared is None else prepared.changes)])
 
-    def files(self, path: pathlib.Path, split: str) -> list[pathlib.Path]:
+    def files(self, split: str) -> list[pathlib.Path]:
         """Return every file in the split's folder but hidden ones, by name; all must be images."""
-        if (prepared := self._prepared(path, split)) is not None:
-            return [path / INFO, *prepared.shards()]
-        folder = path / split
-        if path.is_file():
+        if (prepared := self._prepared(self.path, split)) is not None:
+            return [self.path / INFO, *prepared.shards()]
+        folder = self.path / split
+        if self.path.is_file():
             raise ValueError(
-                f"DATA_PATH must be a folder for {self.name!r}, got the file {path}. "
+                f"DATA_PATH must be a folder for {self.name!r}, got the file {self.path}. "
                 f"{self.layout} An .npz file is read by gin_configs/experiments/image_npz.gin."
             )
         if not folder.is_dir():
@@ -176,12 +112,12 @@ class FolderReader(AbstractReader):
             raise ValueError(f"There are no images in {folder}. {self.layout}")
         return files
 
-    def images(self, path: pathlib.Path, split: str) -> tf.data.Dataset:
+    def images(self, split: str, **reading: Any) -> tf.data.Dataset:
         """Return the images by name; the headers of all are compared before one is decoded."""
-        if (prepared := self._prepared(path, split)) is not None:
+        if (prepared := self._prepared(self.path, split)) is not None:
             images = prepared.dataset(shuffle=False, seed=None, shard_info=None)
-            return with_static_shape(images, prepared.image_shape, str(path))
-        files = self.files(path, split)
+            return with_static_shape(images, prepared.image_shape, str(self.path))
+        files = self.files(split)
         shape = image_shape(files[0])
         for each in files[1:]:
             if (found := image_shape(each)) != shape:
@@ -197,36 +133,36 @@ class FolderReader(AbstractReader):
             lambda place: {"image": tf.numpy_function(read, [place], tf.uint8, stateful=False)},
             num_parallel_calls=tf.data.AUTOTUNE,
         )
-        return with_static_shape(images, shape, str(path / split))
+        return with_static_shape(images, shape, str(self.path / split))
 
-    def check_recorded(self, path: pathlib.Path, split: str, found: ImageFingerprint) -> None:
+    def check_recorded(self, split: str, found: ImageFingerprint) -> None:
         """Raise ValueError if a prepared folder changed since it was written."""
-        if (prepared := self._prepared(path, split)) is not None:
+        if (prepared := self._prepared(self.path, split)) is not None:
             prepared.check_recorded(found)
 
-    def labels(self, path: pathlib.Path, split: str, num_classes: int) -> np.ndarray | None:
+    def labels(self, split: str, num_classes: int) -> np.ndarray | None:
         """Return the number of each image's folder; None if an image is in none.
 
         Raises:
             ValueError: if the folders are another number.
         """
-        if (prepared := self._prepared(path, split)) is not None:
+        if (prepared := self._prepared(self.path, split)) is not None:
             return prepared.labels(num_classes)
-        names, labels = classes_of(path, {split: self.files(path, split)})
+        names, labels = classes_of(self.path, {split: self.files(split)})
         if not names:
             return None
         if len(names) != num_classes:
             raise ValueError(
-                f"{path} has {len(names)} folders of classes, {', '.join(names[:10])}, but the "
-                f"model is conditioned on one of {num_classes}. Set NUM_CLASSES = {len(names)}."
+                f"{self.path} has {len(names)} folders of classes, {', '.join(names[:10])}, but "
+                f"the model is conditioned on one of {num_classes}. Set NUM_CLASSES = {len(names)}."
             )
         return np.array(labels[split])
 
-    def class_names(self, path: pathlib.Path, split: str) -> list[str]:
+    def class_names(self, split: str) -> list[str]:
         """Return the names of the folders of classes, or those that preparing recorded."""
-        if (prepared := self._prepared(path, split)) is not None:
+        if (prepared := self._prepared(self.path, split)) is not None:
             return prepared.class_names()
-        return classes_of(path, {split: self.files(path, split)})[0]
+        return classes_of(self.path, {split: self.files(split)})[0]
 
     def _prepared(self, path: pathlib.Path, split: str) -> TfdsFiles | None:
         if not (path / INFO).is_file():
@@ -236,7 +172,7 @@ class FolderReader(AbstractReader):
 
 
 @final
-class NpzReader(AbstractReader):
+class NpzImages(AbstractOwnImages):
     """One .npz file with an array `[N, H, W, C]` for each split, of the split's name.
 
     Arrays are uint8, or uint16 for more than 256 levels. Only the feed reads uint16: the task
@@ -246,25 +182,25 @@ class NpzReader(AbstractReader):
     name = "image_npz"
     layout = npz_arrays.LAYOUT
 
-    def files(self, path: pathlib.Path, split: str) -> list[pathlib.Path]:
+    def files(self, split: str) -> list[pathlib.Path]:
         """Return the one file."""
-        if not path.is_file():
-            raise ValueError(f"{path} is not a file. {self.layout}")
-        return [path]
+        if not self.path.is_file():
+            raise ValueError(f"{self.path} is not a file. {self.layout}")
+        return [self.path]
 
-    def check_there(self, path: pathlib.Path, split: str) -> None:
+    def check_there(self, split: str) -> None:
         """Raise ValueError unless the file holds an array of the split's name."""
-        (file,) = self.files(path, split)
+        (file,) = self.files(split)
         npz_arrays.check_held(file, split)
 
-    def array(self, path: pathlib.Path, split: str) -> np.ndarray:
+    def array(self, split: str) -> np.ndarray:
         """Return the array; allocates its memory and nothing else."""
-        (file,) = self.files(path, split)
+        (file,) = self.files(split)
         return npz_arrays.read_array(file, split)
 
-    def images(self, path: pathlib.Path, split: str) -> tf.data.Dataset:
+    def images(self, split: str, **reading: Any) -> tf.data.Dataset:
         """Return the array's images; TensorFlow holds a copy of them in memory."""
-        images = self.array(path, split)
+        images = self.array(split)
         dataset = tf.data.Dataset.from_tensor_slices({"image": images})
-        name = f"{split!r} in {path}"
+        name = f"{split!r} in {self.path}"
         return with_static_shape(dataset, images.shape[1:], name, (tf.uint8, tf.uint16))

@@ -71,12 +71,6 @@ def test_derivative_equals_finite_differences(time):
     np.testing.assert_allclose(time.dgamma(t), slope, rtol=1e-7)
 
 
-@EACH
-def test_inverse_undoes(time):
-    t = jnp.linspace(0, 1, 33)
-    np.testing.assert_allclose(time.inverse(time.gamma(t)), t, atol=1e-12)
-
-
 @EACH_LEARNED
 def test_parameters_are_those_of_the_ends_and_the_interior(family):
     params = family.init(jax.random.key(0))

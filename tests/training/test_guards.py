@@ -331,7 +331,7 @@ def test_the_logged_learning_rate_is_that_of_the_last_accumulated_update(tmp_pat
 
 @pytest.mark.parametrize("change", ["warm start", "accumulation"])
 def test_a_replay_and_the_dry_run_start_from_the_state_of_the_run(tmp_path, change):
-    """A reset optimizer keeps its place in the schedule; half an accumulated gradient is dropped."""
+    """A reset optimizer keeps its place in the schedule; part of an accumulation is dropped."""
     fields = {"learning_rate": 1e-2, "warmup_steps": 50}
     run(tmp_path / "a", 5, optimizer=optimizers.AdamW(**fields, accumulation_steps=2))
     folder, restore = tmp_path / "b", {"path": str(tmp_path / "a" / "checkpoint_5")}

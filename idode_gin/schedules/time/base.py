@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
@@ -80,18 +80,6 @@ class AbstractTime(abc.ABC):
     def dgamma(self, t: types.PerExample) -> types.PerExample:
         """Return d gamma / dt at `[B]` times."""
         return jax.vmap(jax.grad(self.gamma))(t)
-
-    def inverse(self, gamma: types.Gamma) -> types.Gamma:
-        """Return t with gamma(t) = gamma, elementwise, by bisection. It has no gradient."""
-
-        def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-            middle = (ends[0] + ends[1]) / 2
-            is_below = self.gamma(middle) < gamma
-            return jnp.where(is_below, middle, ends[0]), jnp.where(is_below, ends[1], middle)
-
-        start = (jnp.zeros_like(gamma), jnp.ones_like(gamma))
-        low, high = jax.lax.fori_loop(0, jnp.finfo(gamma.dtype).nmant + 2, halve, start)
-        return (low + high) / 2
 
     def rescale(self, gamma: types.Gamma) -> types.Gamma:
         """Return gamma as a fraction of its range, in [0, 1]: the time input of the network."""
