@@ -87,11 +87,11 @@ def usage() -> str:
 
 def completion() -> str:
     """Return the script for bash."""
-    from idode_gin.configs import building, flags, readers
+    from idode_gin.configs import flags, loading, readers
 
     return _BASH.format(
         programs=" ".join([*PROGRAMS, _COMPLETION]),
-        files=" ".join(each.name for each in readers.gin_files(building.search_paths())),
+        files=" ".join(each.name for each in readers.gin_files(loading.search_paths())),
         flags=" ".join(flags.completions()),
     )
 

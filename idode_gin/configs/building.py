@@ -1,12 +1,10 @@
 """Load a program's configuration, check it, and build the arguments of the program's function."""
 
-import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from gin import config
 
-import idode_gin
 from idode_gin.configs import binding_checks, from_training, gin_internals, loading
 from idode_gin.configs.loading import ConfigError, Key
 from idode_gin.configs.reach import Reach, macro_name
@@ -33,7 +31,7 @@ def load_and_check(
     """
     config.clear_config()
     loading.files_read.clear()
-    paths = search_paths(gin_search_paths)
+    paths = loading.search_paths(gin_search_paths)
     bindings = from_training.read(root, gin_files, gin_bindings, paths)
     _check_program(root, bindings)
     reach = binding_checks.check(root, bindings, paths)
@@ -50,15 +48,6 @@ def load_and_check(
 def build(root: Callable[..., Any]) -> dict[str, Any]:
     """Return the arguments that gin gives to `root`: constructors run, `root` does not."""
     return config.get_bindings(root)
-
-
-def search_paths(users: Sequence[str] = ()) -> list[str]:
-    """Return the folders to look for gin files in: the user's, the current one, the package's.
-
-    The package's is the folder that holds `gin_configs`, in a checkout as in an installed wheel.
-    """
-    package = pathlib.Path(idode_gin.__file__).resolve().parent.parent
-    return [*users, "", str(package)]
 
 
 def refuse_bindings(target: Callable[..., Any], parameters: Iterable[str], reason: str) -> None:

@@ -119,7 +119,7 @@ def model_and_dataset_of(file: pathlib.Path) -> tuple[Any, dict[str, Any]]:
         ValueError: if the model cannot be built, or the file is not for training.
     """
     config.clear_config()
-    given = loading.load([str(file)])
+    given = loading.load([str(file)], (), loading.search_paths())
     if not any(_target(each) == _TRAIN for each in given):
         raise ConfigError(f"{file} is no configuration of idode_gin.train.")
     config.clear_config()
@@ -145,7 +145,7 @@ def _completed(
         if path is None:
             return given
         run = str(config_of(path))
-        given, training = [*loading.load([run]), *given], {run}
+        given, training = [*loading.load([run], (), paths), *given], {run}
     if not training:
         return given
     imports = [each for each in gin_internals.imports if not each.module.startswith("idode_gin.")]

@@ -109,6 +109,14 @@ def load(
     return loader.bindings
 
 
+def search_paths(users: Sequence[str] = ()) -> list[str]:
+    """Return the folders to look for gin files in: the user's, the current one, the package's.
+
+    The package's is the folder that holds `gin_configs`, in a checkout as in an installed wheel.
+    """
+    return [*users, "", str(pathlib.Path(__file__).resolve().parents[2])]
+
+
 def find_file(name: str, search_paths: Sequence[str | pathlib.Path]) -> pathlib.Path:
     """Return the first `search_path/name` that is a file.
 

@@ -26,8 +26,11 @@ _NAMES = (
     *("num_classes", "seed", "solve_size", "parameters"),
 )
 """Entries of a summary that are mentioned if they differ."""
-_MEANING = ("bound", "bound.dequantizer")
-"""Settings of a bound, with their parts: the bound is another one if they differ."""
+_MEANING = ("bound", "bound.num_importance", "bound.dequantizer")
+"""Settings of a bound, with parts of the last: the bound is another one if they differ."""
+_TIMES = "bound.time_sampler"
+_CHAIN = (_TIMES, f"{_TIMES}.steps")
+"""Settings that make it another one if either is of a chain of discrete steps."""
 _NO_FIGURES = {"bpd", "nfe", "success", "repeats_sd", "trace_sd"}
 
 
@@ -177,7 +180,9 @@ def _shared(first: Evaluation, other: Evaluation, names: Sequence[str]) -> list[
         changed = [
             sentence
             for setting, sentence in _changed(first, other, name).items()
-            if setting in _MEANING or setting.startswith(f"{_MEANING[-1]}.")
+            if setting in _MEANING
+            or setting.startswith(f"{_MEANING[-1]}.")
+            or (setting in _CHAIN and _has_chain(name, first, other))
         ]
         if changed:
             usable = [each for each in shared if each != name]
@@ -188,6 +193,11 @@ def _shared(first: Evaluation, other: Evaluation, names: Sequence[str]) -> list[
                 f"choose others with --bounds{' ' + usable[0] if usable else ''}."
             )
     return shared
+
+
+def _has_chain(name: str, *evaluations: Evaluation) -> bool:
+    """Return True if the bound is that of a chain of discrete steps in any of the evaluations."""
+    return any("DiscreteSteps" in _settings(each, name).get(_TIMES, "") for each in evaluations)
 
 
 def _settings(each: Evaluation, name: str) -> Mapping[str, str]:

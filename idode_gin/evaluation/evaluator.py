@@ -243,8 +243,9 @@ class Evaluator:
                     fitted_on.images, split.images, model.encoding.levels
                 )
         coarse = pilot_grids.coarse_arithmetic(model)
-        if self.pilot is None and coarse is not None:
-            print(f"PILOT is None, so the error caused by {coarse} is not measured.", flush=True)
+        if coarse is not None and (self.pilot is None or not self.likelihoods):
+            why = "PILOT is None" if self.pilot is None else "LIKELIHOODS is empty"
+            print(f"{why}, so the error caused by {coarse} is not measured.", flush=True)
         if self.classification is not None and model.num_classes:
             self.classification.check_prior(model.num_classes)
 

@@ -124,7 +124,8 @@ def changed_meaning(saved: Mapping[str, Any], model: DiffusionODE) -> list[str]:
 
 def described_network(network: Any) -> dict[str, str]:
     """Return the facts about a network that decide what it computes, not how."""
-    free = getattr(network, "computation", ())
+    module = getattr(network, "module", None)  # of the user's, with fields of its own
+    free = {*getattr(network, "computation", ()), *getattr(module, "computation", ())}
     found = described("model.network", network)
     return {name: each for name, each in found.items() if name.rpartition(".")[2] not in free}
 

@@ -112,11 +112,21 @@ def load_params(
 
 
 def check_meaning(path: pathlib.Path, trained: Mapping[str, Any], model: DiffusionODE) -> None:
-    """Raise ValueError if the facts of a checkpoint are those of another model."""
+    """Raise ValueError if the facts of a checkpoint are those of another model.
+
+    A converted checkpoint does not know its parameterization: a warning says so.
+    """
     if changes := facts.changed_meaning(trained, model):
         raise ValueError(
             f"{path} was trained as another model: {differences.listed(changes)}. Name the "
             "network, the objective and the task it was trained with."
+        )
+    if "model.parameterization" not in trained:
+        logging.warning(
+            "%s was converted and does not say which objective it was trained with; it is taken to "
+            "be %s.",
+            path,
+            " on ".join(facts.shortened(x) for x in (model.parameterization, model.schedule)),
         )
 
 

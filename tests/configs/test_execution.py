@@ -17,7 +17,7 @@ import toy_program
 from gin import config
 
 from idode_gin import checks
-from idode_gin.configs import building, execution, exit_codes, flags, outputs, programs
+from idode_gin.configs import building, execution, exit_codes, flags, loading, outputs, programs
 from idode_gin.configs.loading import ConfigError
 from idode_gin.processes import preemption
 
@@ -346,7 +346,7 @@ def test_used_bindings_are_compared_whole(tmp_path: pathlib.Path) -> None:
 
 
 def test_search_paths_put_the_users_first_and_ours_last() -> None:
-    first, *_, last = building.search_paths(["mine"])
+    first, *_, last = loading.search_paths(["mine"])
     assert first == "mine"
     assert (pathlib.Path(last) / "gin_configs" / "__init__.py").exists()
 

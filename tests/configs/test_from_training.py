@@ -233,7 +233,9 @@ def test_a_folder_without_configuration(
 
 
 def test_a_configuration_of_t5x_is_none(
-    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Neither its own run nor a converted one is built from it; a line that includes ours is."""
     (tmp_path / "config.gin").write_text(
@@ -253,7 +255,10 @@ def test_a_configuration_of_t5x_is_none(
         trained_model.load(tmp_path)
     (tmp_path / "operative_config.gin").write_text(f"include {DIGITS!r}\n")
     assert from_training.config_of(tmp_path) == tmp_path / "operative_config.gin"
+    monkeypatch.chdir(tmp_path)  # gin_configs is found beside the package
     assert built("eval", tmp_path)["model"].image_shape == (8, 8, 1)
+    found, _ = from_training.model_and_dataset_of(tmp_path / "operative_config.gin")
+    assert found.image_shape == (8, 8, 1)
 
 
 def test_the_screen_names_the_configuration_of_the_run(

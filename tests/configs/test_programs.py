@@ -86,7 +86,7 @@ def test_finds_gin_configs_from_an_installed_package(tmp_path: pathlib.Path) -> 
         "import sys; sys.path[:0] = [sys.argv[1]]; import idode_gin;"
         "from idode_gin.configs import building, loading; import json;"
         "print(json.dumps(str(loading.find_file("
-        "'gin_configs/runs/train.gin', building.search_paths()).resolve())))"
+        "'gin_configs/runs/train.gin', loading.search_paths()).resolve())))"
     )
     done = run(tmp_path, "-c", script, str(tmp_path / "site"))
     assert json.loads(done.stdout) == str(ROOT / "gin_configs/runs/train.gin")

@@ -233,6 +233,16 @@ REFUSED = {
         lambda b: change_summary(b, **{"variational_bound__settings__bound": "DiscreteBound"}),
         "bound is VariationalBound in A and DiscreteBound in B",
     ),
+    "importance": (
+        lambda b: change_summary(b, **{"tn__settings__bound.num_importance": "20"}),
+        "num_importance is 1 in A and 20 in B",
+    ),
+    "chain": (
+        lambda b: change_summary(
+            b, **{"variational_bound__settings__bound.time_sampler": "DiscreteSteps"}
+        ),
+        "time_sampler is Uniform in A and DiscreteSteps in B",
+    ),
     "unfinished": (lambda b: (b / "summary.json").unlink(), "is not finished: it has no summary"),
     "no pixels": (lambda b: change_summary(b, sha256=None), "the summary has no sha256"),
     "text": (lambda b: change_summary(b, tn__settings="x"), "settings of tn is 'x'"),

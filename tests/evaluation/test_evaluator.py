@@ -196,7 +196,9 @@ def test_adaptive_steps_of_a_convolutional_network_do_not_depend_on_the_batch(ev
         pytest.param(Coarse(tiny.AffineNetwork()), id="affine"),
     ],
 )
-def test_the_error_of_bfloat16_is_in_the_summary_and_is_limited(network, monkeypatch, tmp_path):
+def test_the_error_of_bfloat16_is_in_the_summary_and_is_limited(
+    network, monkeypatch, tmp_path, capsys
+):
     """The whole program, from the checkpoint on disk to summary.json."""
     tiny.use_tiny_data(monkeypatch, 4)
     monkeypatch.setattr(eval_results, "draw", lambda *_: None)
@@ -206,21 +208,25 @@ def test_the_error_of_bfloat16_is_in_the_summary_and_is_limited(network, monkeyp
         saved.save(state)
     estimator = ODELikelihood(dequantizer=TruncatedNormal(), solver=Adams(steps=4))
 
-    def summary(output, network, **changes):
+    def summary(output, network, name="tn", **changes):
         made = evaluator.Evaluator(
             output_dir=str(tmp_path / output),
             checkpoint_path=str(tmp_path / "run"),
-            likelihoods={"tn": estimator},
+            likelihoods={"tn": estimator} if name == "tn" else {},
             variational_bound=VariationalBound(num_times=2),
             histogram_split=None,
             pilot=Pilot(num_images=4, max_steps=16, **changes),
         )
         model = tiny.model(network=network)
         eval_script.evaluate(model=model, dataset_cfg=tiny.config(4), evaluator=made)
-        return json.loads((tmp_path / output / "summary.json").read_text())["tn"]
+        return json.loads((tmp_path / output / "summary.json").read_text())[name]
 
+    summary("bound", network, "variational_bound")
+    unmeasured = "LIKELIHOODS is empty, so the error caused by"
+    assert unmeasured in capsys.readouterr().out
     coarse = summary("coarse", network, tolerance=0.5)
     assert 1e-4 < coarse["precision_error"] < 0.5
+    assert "is not measured" not in capsys.readouterr().out
     before = {each: each.read_bytes() for each in (tmp_path / "coarse").rglob("*.*")}
     tiny.use_tiny_data(monkeypatch, 4, seed=1)  # other images under the same name
     with pytest.raises(ValueError, match=r"another evaluation.* dataset_sha256 was .*EVAL_OUTPUT"):

@@ -272,6 +272,8 @@ def test_the_same_function_computed_otherwise_is_accepted(tmp_path):
 class Dense(nn.Module):
     width: int = 8
     dtype: str | None = None
+    chunk: int = 1
+    computation = ("chunk",)
 
     @nn.compact
     def __call__(self, z, time, conditioning):
@@ -283,10 +285,18 @@ def test_fields_of_a_module_count_but_those_of_its_computation(tmp_path):
         return tiny.model(network=FlaxNetwork(module=Dense(**fields)))
 
     before = settings_of(model=model_of())
-    for fields in ({"dtype": "bfloat16"}, {"name": "other"}):
+    for fields in ({"dtype": "bfloat16"}, {"name": "other"}, {"chunk": 2}):
         assert facts.changed_meaning(before, model_of(**fields)) == []
     (change,) = facts.changed_meaning(before, model_of(width=9))
     assert change == "model.network.module.width was 8 and is now 9"
+
+
+def test_what_a_converted_checkpoint_does_not_know_is_logged(tmp_path, caplog):
+    run_inputs.check_meaning(tmp_path, settings_of(), tiny.model())
+    assert caplog.text == ""
+    run_inputs.check_meaning(tmp_path, facts.described_network(tiny.AffineNetwork()), tiny.model())
+    assert f"{tmp_path} was converted" in caplog.text
+    assert "Velocity() on VariancePreserving()." in caplog.text
 
 
 @pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
