@@ -251,3 +251,20 @@ def check_images(split: ImageSplit, levels: int) -> None:
         f"{index} has {split.images[(index, *place)]} at (row, column, channel) {tuple(place)}, "
         f"and all values lie in {smallest}..{largest}. Set the levels to the dataset's own."
     )
+
+
+def narrowed(images: np.ndarray) -> np.ndarray:
+    """Return integers as int32, the devices' type; uint8 and other dtypes unchanged.
+
+    Raises:
+        ValueError: if a value does not fit int32.
+    """
+    if images.dtype.kind not in "iu" or images.dtype in (np.uint8, np.int32):
+        return images
+    narrow = images.astype(np.int32)
+    if not np.array_equal(narrow, images):
+        raise ValueError(
+            f"Pixels must be integers in 0..V-1, held by int32, got {images.dtype} between "
+            f"{images.min()} and {images.max()}. Map them to 0..V-1 in the task's preprocessors."
+        )
+    return narrow

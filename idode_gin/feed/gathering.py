@@ -76,20 +76,3 @@ class Gathered:
         assert self._array is not None
         # The array is private until `result`: there are no references to check.
         self._array.resize((length, *self._array.shape[1:]), refcheck=False)
-
-
-def narrowed(images: np.ndarray) -> np.ndarray:
-    """Return integers as int32, the devices' type; uint8 and other dtypes unchanged.
-
-    Raises:
-        ValueError: if a value does not fit int32.
-    """
-    if images.dtype.kind not in "iu" or images.dtype in (np.uint8, np.int32):
-        return images
-    narrow = images.astype(np.int32)
-    if not np.array_equal(narrow, images):
-        raise ValueError(
-            f"Pixels must be integers in 0..V-1, held by int32, got {images.dtype} between "
-            f"{images.min()} and {images.max()}. Map them to 0..V-1 in the task's preprocessors."
-        )
-    return narrow

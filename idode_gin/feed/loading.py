@@ -28,8 +28,8 @@ from idode_gin.feed import (
 )
 from idode_gin.feed import labels as labels_lib
 from idode_gin.feed.augmentation import Augmentation
-from idode_gin.feed.data import DatasetConfig, ImageSplit
-from idode_gin.feed.gathering import Gathered, narrowed
+from idode_gin.feed.data import DatasetConfig, ImageSplit, narrowed
+from idode_gin.feed.gathering import Gathered
 from idode_gin.feed.image_fingerprints import ImageFingerprint
 from idode_gin.feed.task_images import TaskSplit
 from idode_gin.reports import paths, progress

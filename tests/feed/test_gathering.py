@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from idode_gin.feed.gathering import Gathered, narrowed
+from idode_gin.feed.data import narrowed
+from idode_gin.feed.gathering import Gathered
 
 ROWS = np.random.default_rng(0).integers(0, 256, (50, 4, 5, 3), dtype=np.uint8)
 
