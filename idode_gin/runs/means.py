@@ -28,18 +28,22 @@ def landed(
     """Yield the values `[B, ...]` of each batch on the host, while up to `LOOK_AHEAD` are computed.
 
     Raises:
-        AskedToStop: when asked to stop; batches in flight are dropped.
+        AskedToStop: when asked to stop; batches in flight are dropped once they are computed.
     """
     in_flight: collections.deque[Mapping[str, jax.Array]] = collections.deque()
-    with contextlib.closing(batch_lib.prefetch(batches)) as ready:
-        for batch in ready:
-            if is_asked_to_stop():
-                raise AskedToStop
-            in_flight.append(evaluate(batch))
-            if len(in_flight) > LOOK_AHEAD:
-                yield jax.device_get(in_flight.popleft())
-    while in_flight:
-        yield jax.device_get(in_flight.popleft())
+    try:
+        with contextlib.closing(batch_lib.prefetch(batches)) as ready:
+            for batch in ready:
+                if is_asked_to_stop():
+                    raise AskedToStop
+                in_flight.append(evaluate(batch))
+                if len(in_flight) > LOOK_AHEAD:
+                    yield jax.device_get(in_flight.popleft())
+        while in_flight:
+            yield jax.device_get(in_flight.popleft())
+    finally:  # a process that ends while XLA computes on a CPU crashes, with another exit code
+        with contextlib.suppress(Exception):
+            jax.block_until_ready(list(in_flight))
 
 
 def over_batches(

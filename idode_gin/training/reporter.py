@@ -1,5 +1,6 @@
 """Reports of a run, what it starts from, rows of metrics, summary and plots; and its saving."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -51,6 +52,15 @@ class Saver:
         with saving, self.meters.clock.inside("checkpoint"):
             self.meters.log.flush()
             self.checkpoints.save(self.state)
+
+    def wait(self) -> None:
+        """Wait for the steps under way: a process that ends while XLA computes on a CPU crashes.
+
+        With several processes it does not wait, since one of them may have died in a step.
+        """
+        if jax.process_count() == 1:
+            with contextlib.suppress(Exception):
+                jax.block_until_ready(self.state)
 
 
 @final

@@ -191,6 +191,7 @@ class Trainer:
             say = stack.enter_context(meters).bar.say
             watch = guards.Watch(self._update().rules, say=say)
             saver = Saver(checkpoints=saved, watch=watch, meters=meters, state=start.state)
+            stack.callback(saver.wait)
             reporter = Reporter(
                 setup=setup,
                 log=log,

@@ -77,7 +77,7 @@ def test_after_a_small_training_a_cheap_evaluation_comes_first(
     (folder / "summary.json").write_text(json.dumps({**images, "seconds": {"train": 500.0}}))
     holds, costs, quick, full, *_ = next_steps.after("train", str(folder)).splitlines()
     assert holds.startswith(f"The run is in {folder}: ")
-    assert costs.startswith("All bounds of 10,000 images take about 5.6 h, ")
+    assert "scores 10,000 under all bounds, in about 5.6 h, longer than the training" in costs
     for line, shown in ((quick, "image: 8 network"), (full, "image: 364 network")):
         arguments = shlex.split(line)[3:]
         assert programs.run("idode_gin.eval", "evaluate", "", [*arguments, "--dry_run"]) == 0

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -204,3 +205,37 @@ def test_killed_while_an_old_checkpoint_is_deleted(undisturbed, tmp_path):
     assert run.outcome() == undisturbed.outcome()
     assert run.saved_steps() == [STEPS]
     assert not is_being_deleted()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(
+            ("sample", f"--gin_file={ROOT / 'gin_configs/samplers/ancestral.gin'}"), id="sample"
+        ),
+        pytest.param(
+            ("eval", "--gin.LIKELIHOODS={}", "--gin.BOUND_TIMES=4000", "--gin.SOLVE_SIZE=4"),
+            id="eval",
+            marks=pytest.mark.full,
+        ),
+    ],
+)
+def test_stopped_while_long_batches_are_computed(settings, undisturbed, tmp_path):
+    """XLA's threads would crash a process that ends before them, with exit code 139."""
+    program, *bindings = settings
+    output = f"--gin.{program.upper()}_OUTPUT_DIR={str(tmp_path / 'out')!r}"
+    run = f"--gin.CHECKPOINT_PATH={str(undisturbed.folder)!r}"
+    more = "--gin.NUM_SAMPLES=100000" if program == "sample" else "--gin.PILOT=None"
+    command = [sys.executable, "-m", f"idode_gin.{program}", run, output, more, *bindings]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    printed = ""
+    while not re.search(r"\d/\d+ images", printed):
+        line = process.stdout.readline()
+        assert line, printed
+        printed += line
+    process.send_signal(signal.SIGTERM)
+    printed += process.communicate(timeout=60)[0]
+    assert process.returncode == checks.EXIT_PREEMPTED, printed
+    assert "Run the same command to resume" in printed

@@ -70,14 +70,17 @@ def test_an_evaluation_that_costs_more_than_the_training_is_told(tmp_path):
         return cost.compared_with_training(tmp_path)
 
     full = 10_000 * (64 + 3 * 100) / 3 / 60
-    assert f"All bounds of 10,000 images take about {full / 3600:.1f} h" in told()
-    assert "variational bound alone of 1,000 45 s, " in told()  # 1,000 x 8 / (3 x 60)
-    assert "bound alone of 90 4 s, " in told(eval_data={"num_images": 90}, seconds={"train": 9})
+    assert f"scores 10,000 under all bounds, in about {full / 3600:.1f} h, longer" in told()
+    # 1,000 x 8 / (3 x 60)
+    assert "scores 1,000 images under the variational bound, in about 45 s. " in told()
+    assert "90 images under the variational bound, in about 4 s. " in told(
+        eval_data={"num_images": 90}, seconds={"train": 9}
+    )
     assert told(seconds={"train": full + 1}) == ""
     classes = {"num_images": 10_000, "num_classes": 10}
     full += 1000 * 64 * 10 / 3 / 60
-    assert f"All bounds of 10,000 images take about {full / 3600:.1f} h" in told(eval_data=classes)
-    assert "variational bound alone of 1,000 8.1 min, " in told(eval_data=classes)  # 88,000 / 180
+    assert f"under all bounds, in about {full / 3600:.1f} h" in told(eval_data=classes)
+    assert "variational bound, in about 8.1 min. " in told(eval_data=classes)  # 88,000 / 180
     for lacking in ({"eval_data": None}, {"images_per_second": None}, {"images_per_second": 0}):
         assert told(**lacking) == ""
     (tmp_path / "summary.json").write_text("[]")

@@ -31,6 +31,38 @@ def test_summaries_are_of_all_values_whatever_the_shape():
     assert means.summarize(BPD[:1]) == {"mean": 1.0, "stderr": None}
 
 
+class Lazy:
+    """An array that is being computed."""
+
+    def __init__(self, waited):
+        self.block_until_ready = lambda: waited.append(self)
+
+
+@pytest.mark.parametrize("ended_by", ["a request", "the caller", "an error"])
+def test_batches_in_flight_are_waited_for(ended_by):
+    """XLA crashes a process that ends while it computes on a CPU."""
+    waited, started = [], []
+
+    def evaluate(batch):
+        if ended_by == "an error" and len(started) == means.LOOK_AHEAD:
+            raise ZeroDivisionError
+        started.append(Lazy(waited))
+        return {"bpd": started[-1]}
+
+    batches = ({"image": np.zeros(1)} for _ in range(means.LOOK_AHEAD + 2))
+    asked = (lambda: len(started) == means.LOOK_AHEAD) if ended_by == "a request" else bool
+    landed = means.landed(evaluate, batches, asked)
+    if ended_by == "the caller":
+        next(landed)
+        landed.close()
+        assert waited[-means.LOOK_AHEAD :] == started[1:]
+        return
+    with pytest.raises((means.AskedToStop, ZeroDivisionError)):
+        next(landed)
+    assert waited == started
+    assert len(started) == means.LOOK_AHEAD
+
+
 @pytest.mark.parametrize("stop_at", [None, 0, 2])
 def test_values_of_all_batches_in_order_without_padding(stop_at):
     """Five images in batches of two; or nothing, if asked to stop before a batch."""
