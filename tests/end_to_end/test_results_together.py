@@ -188,6 +188,7 @@ def test_stopped_in_the_first_compilation_all_exit_within_seconds(tmp_path, name
         started.expect(checks.EXIT_PREEMPTED, timeout=60)
         took = time.monotonic() - began
     assert took < 15
-    words = "while starting or finishing" if pilot else r"after 0 of \d+ images of \w+"
+    unit = "pairs" if name == "interpolate" else "images"
+    words = "while starting or finishing" if pilot else rf"after 0 of \d+ {unit} of \w+"
     assert re.search(f"stopped: Stopped by SIGTERM {words}", started.outputs()[asked])
     assert not (tmp_path / "out" / "summary.json").exists()
