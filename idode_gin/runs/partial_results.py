@@ -79,7 +79,7 @@ class PartialResults:
         self._hardware = hardware
         self._digest = _digest(json.dumps(self._facts, sort_keys=True).encode())
         self._sections: dict[str, _Section] = {}
-        self._wanted: dict[str, int] = {}  # number of images of a section, once it is asked for
+        self._wanted: dict[str, int] = {}  # images of a section, once asked for; else all
         self._number = 0  # of the last part
         self._last_write = time.monotonic()
         self._lock = threading.RLock()  # a thread writes when the process must exit at once
@@ -101,7 +101,7 @@ class PartialResults:
         with self._lock:
             counts = [(int(each.done.sum()), name) for name, each in self._sections.items()]
         parts = [
-            f"{count} {f'of {self._wanted[name]} ' if name in self._wanted else ''}{unit} of {name}"
+            f"{count} of {self._wanted.get(name, self.num_images)} {unit} of {name}"
             for count, name in counts
         ]
         return ", ".join(parts) or f"no {unit}"

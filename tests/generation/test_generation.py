@@ -184,7 +184,7 @@ def test_pictures_of_samples_are_those_of_the_archive(tmp_path, monkeypatch, cap
             run(Sampler, tmp_path, 3, **{**fields, "num_samples": 4, "seed": 1})
     assert not (tmp_path / "samples").exists()
     _, found = run(Sampler, tmp_path, 4, **{**fields, "num_samples": 4, "seed": 1})
-    assert "Resuming from 4 images of" in capsys.readouterr().out
+    assert "Resuming from 4 of 4 images" in capsys.readouterr().out
     np.testing.assert_array_equal(pictures(tmp_path), found["arr_0"])  # and no older fifth one
     assert not (tmp_path / ".samples.partial").exists()
     run(Sampler, tmp_path, 4, **{**fields, "num_samples": 3, "png_files": False})

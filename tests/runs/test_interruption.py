@@ -172,7 +172,7 @@ def test_stopped_in_the_middle_and_resumed(kind, undisturbed, tmp_path, monkeypa
     assert not (tmp_path / file).exists()
     capfd.readouterr()
     summary = run(tmp_path, 7)
-    assert f"Resuming from {done} images of" in capfd.readouterr().out
+    assert f"Resuming from {done} of 41 images" in capfd.readouterr().out
     assert (tmp_path / file).read_bytes() == undisturbed[kind][0]
     assert is_same(summary, undisturbed[kind][1])
     assert not (tmp_path / PARTIAL).exists()

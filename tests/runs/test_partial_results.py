@@ -51,7 +51,7 @@ def test_rows_keep_their_order_and_dtype(folder):
     fill(opened(folder), "a", [5, 1], [0])  # as if killed afterwards
     fill(opened(folder), "b/c", [2])
     kept = opened(folder)
-    assert kept.progress("pairs") == "3 pairs of a, 1 pairs of b/c"
+    assert kept.progress("pairs") == "3 of 7 pairs of a, 1 of 7 pairs of b/c"
     assert kept.missing("a").tolist() == [2, 3, 4, 6]
     assert kept.missing("b/c").tolist() == [0, 1, 3, 4, 5, 6]
     assert kept.progress() == "3 of 7 images of a, 1 of 7 images of b/c"
