@@ -98,7 +98,7 @@ def own_gin_files() -> list[str]:
 def own_bindings(file: str) -> list[loading.Binding]:
     """Bindings written in `file` itself, without those of the files that it includes."""
     config.clear_config()
-    found = loading.load([file], search_paths=[str(ROOT)])
+    found = loading.load([file], folders=[str(ROOT)])
     return [each for each in found if each.where.rpartition(":")[0] == file]
 
 
