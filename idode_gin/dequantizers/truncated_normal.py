@@ -1,6 +1,7 @@
 """Truncated-normal dequantization, which requires no training."""
 
 import dataclasses
+import functools
 import math
 from typing import final
 
@@ -32,7 +33,11 @@ class TruncatedNormal(base.AbstractDequantizer):
     ) -> types.Images:
         """Draw standard normal noise truncated to [-tau, tau]."""
         dtype, tau = numerics.float_dtype(), end.tau
-        return jax.vmap(lambda key: jax.random.truncated_normal(key, -tau, tau, shape, dtype))(keys)
+        # Where erf(tau / sqrt 2) rounds to 1, jax draws -tau itself, once in 2^23 in float32.
+        below_one = jnp.nextafter(jnp.ones((), dtype), jnp.zeros((), dtype))
+        reach = math.sqrt(2) * jax.scipy.special.erfinv(below_one)
+        draw = functools.partial(jax.random.truncated_normal, shape=shape, dtype=dtype)
+        return jnp.clip(jax.vmap(lambda key: draw(key, -tau, tau))(keys), -reach, reach)
 
     def start(self, x: types.Pixels, noise: types.Images, end: base.CleanEnd) -> types.Images:
         """Return alpha_0 f + sigma_0 u."""
