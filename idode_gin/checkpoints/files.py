@@ -1,6 +1,7 @@
 """Checkpoint directories: list them, resolve a path to one, select and delete old ones."""
 
 import contextlib
+import difflib
 import errno
 import json
 import os
@@ -34,6 +35,8 @@ PIN = "PINNED"
 """A checkpoint whose folder holds a file of this name is not deleted."""
 SPACE_MARGIN = 1.1
 """Disk space reserved for a checkpoint, relative to the bytes of its arrays."""
+_INDEX = "manifest.ocdbt"
+_PATTERN = re.compile(r"\[[^]]+\]|\\")
 _STEP_DIRECTORY = re.compile(rf"{PREFIX}_(0|[1-9][0-9]*)")
 _MISNAMED = re.compile(rf"{PREFIX}_[-+]?\d+")
 """With `_STEP_DIRECTORY` taken out: names such as `checkpoint_007`."""
@@ -91,6 +94,26 @@ def checkpoint_path(directory: str | pathlib.Path, step: int) -> pathlib.Path:
     return paths.of(directory).absolute() / f"{PREFIX}_{step}"
 
 
+def check_path(directory: str | pathlib.Path) -> None:
+    """Raise ValueError for a directory in which orbax would write checkpoints that nobody can read.
+
+    orbax looks for what it has written by a pattern that begins with the whole path. It finds
+    nothing where the path has `[…]` or a backslash, and takes the checkpoint for finished.
+    """
+    path = str(paths.of(directory).absolute())
+    if found := _PATTERN.search(path):
+        raise ValueError(
+            f"The path of a directory for checkpoints must not have {found[0]!r}, which orbax "
+            f"takes for a pattern, got {path}. Choose another name, or a symbolic link to it."
+        )
+
+
+def has_index(checkpoint: pathlib.Path) -> bool:
+    """Return True unless orbax has left out an index of arrays, which cannot be read then."""
+    parts = (checkpoint / name for name in ("params", "ema", "training"))
+    return all((each / _INDEX).exists() for each in parts if each.is_dir())
+
+
 def find(path: str | pathlib.Path, mode: str | None = None) -> pathlib.Path:
     """Return the checkpoint that `path` names: itself, or the newest of a run directory.
 
@@ -124,7 +147,7 @@ def candidates(path: str | pathlib.Path, mode: str | None = None) -> list[pathli
         )
     if not path.is_dir():
         beside = saved_steps(path.parent) if is_specific else []
-        hint = f" Saved steps beside it: {beside}." if beside else ""
+        hint = f" Saved steps beside it: {beside}." if beside else _like(path)
         raise ValueError(f"No checkpoint at {path}: there is no such directory.{hint}")
     if mode is not None and is_specific != (mode == "specific"):
         raise ValueError(
@@ -152,6 +175,18 @@ def candidates(path: str | pathlib.Path, mode: str | None = None) -> list[pathli
             "directories, or one of those."
         )
     return newest_first(path)
+
+
+def _like(path: pathlib.Path) -> str:
+    """Return a hint at the folder with the nearest name, where `path` goes astray."""
+    if paths.in_bucket(path):
+        return ""
+    stray = next(each for each in (path, *path.parents) if each.parent.is_dir())
+    with contextlib.suppress(OSError):
+        folders = [each.name for each in stray.parent.iterdir() if each.is_dir()]
+        if near := difflib.get_close_matches(stray.name, folders, n=1):
+            return f" Did you mean {stray.parent / near[0]}?"
+    return ""
 
 
 def newest_first(directory: str | pathlib.Path) -> list[pathlib.Path]:

@@ -36,8 +36,10 @@ def write(directory: pathlib.Path, step: int, name: str, tree: Any) -> pathlib.P
     """Write `checkpoint_<step>/<name>` in a run directory, and return the checkpoint's path.
 
     Raises:
+        ValueError: for a path that orbax cannot write to, see `files.check_path`.
         OSError: if it cannot be written.
     """
+    files.check_path(directory)
     options = ocp.CheckpointManagerOptions(step_prefix=files.PREFIX, max_to_keep=None)
     try:
         with ocp.CheckpointManager(directory.absolute(), options=options) as manager:

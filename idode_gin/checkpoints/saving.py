@@ -92,6 +92,9 @@ class Checkpoints:
         facts: JSON-serializable numbers and strings that describe the run, saved in every
             checkpoint.
         bpd: bits per dim of a step, None without an evaluation; decides which are best.
+
+    Raises:
+        ValueError: for a path that orbax cannot write to, see `files.check_path`.
     """
 
     def __init__(
@@ -102,6 +105,7 @@ class Checkpoints:
         bpd: Callable[[int], float | None] = lambda _: None,
     ) -> None:
         self._directory = paths.of(directory).absolute()
+        files.check_path(directory)
         orbax_internals.accept(self._directory)
         self._config = config
         self._facts = dict(facts)
@@ -225,7 +229,10 @@ class Checkpoints:
         doomed = files.doomed(steps, self._config.save, self._bpd)
         doomed = [step for step in doomed if not files.is_pinned(self._directory, step)]
         if doomed:
-            files.sync(checkpoint_path(self._directory, steps[-1]))
+            newest = checkpoint_path(self._directory, steps[-1])
+            if not files.has_index(newest):
+                raise OSError("its arrays have no index")
+            files.sync(newest)
         files.delete(self._directory, doomed)
 
     def _check_space(self, parts: Mapping[str, Any]) -> None:
@@ -260,8 +267,8 @@ class Checkpoints:
             )
             if paths.in_bucket(self._directory):  # threads of orbax would wait for it at the end
                 raise paths.StoreError(failed) from error
-            steps = saved_steps(self._directory)
-            good = f"{PREFIX}_{steps[-1]}" if steps else None
+            whole = filter(files.has_index, files.newest_first(self._directory))
+            good = next((each.name for each in whole), None)
             raise OSError(
                 failed
                 + (f" The last good one is {good}." if good else " There is no other checkpoint.")

@@ -15,12 +15,13 @@ from idode_gin.runs import run_inputs
 
 
 def check_begun(directory: str | pathlib.Path, model: DiffusionODE) -> None:
-    """Check that a run directory holds no run of another model; reads descriptions alone.
+    """Check that a run can be in a directory, and no other one is; reads descriptions alone.
 
     Raises:
-        ValueError: if the network of its newest checkpoint differs, or its output is interpreted
-            differently.
+        ValueError: if orbax cannot write to its path, the network of its newest checkpoint differs,
+            or its output is interpreted differently.
     """
+    files.check_path(directory)
     if (newest := _newest(directory)) is None:
         return
     path, meta = newest

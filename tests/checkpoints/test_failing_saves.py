@@ -9,7 +9,7 @@ import pytest
 from states import FACTS, assert_same, config, restore, save, state_of
 
 from idode_gin import checks
-from idode_gin.checkpoints import saving
+from idode_gin.checkpoints import plain_trees, saving, waiting
 
 
 def fill_disk(monkeypatch, *, at_once):
@@ -97,3 +97,37 @@ def test_a_directory_that_was_deleted_is_not_a_full_disk(tmp_path, monkeypatch, 
     with pytest.raises(OSError, match="run was deleted or replaced during the run") as error:
         run()
     assert "Free space" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["lr[1e-4]", "sweep[0]/run", "a\\b"])
+def test_a_path_that_orbax_takes_for_a_pattern_is_refused(tmp_path, name):
+    """It would report success, and write checkpoints without an index, which nobody can read."""
+    folder = tmp_path / name
+    with pytest.raises(ValueError, match="orbax takes for a pattern, got .* a symbolic link to it"):
+        saving.Checkpoints(folder, config(), FACTS)
+    with pytest.raises(ValueError, match="orbax takes for a pattern"):
+        plain_trees.write(folder, 3, "state", {})
+    assert list(tmp_path.iterdir()) == []
+    folder.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(folder)
+    save(tmp_path / "link", 2)
+    assert_same(restore(tmp_path / "link")[0], state_of(2))
+    save(tmp_path / "half [ open", 2)
+    assert_same(restore(tmp_path / "half [ open")[0], state_of(2))
+
+
+def test_nothing_is_deleted_for_a_checkpoint_without_its_index(tmp_path, monkeypatch):
+    save(tmp_path, 2)
+
+    def merge_nothing(_, wait):
+        wait()
+        (tmp_path / "checkpoint_4" / "ema" / "manifest.ocdbt").unlink(missing_ok=True)
+
+    monkeypatch.setattr(waiting, "while_answering", merge_nothing)
+    message = "step 4 could not .*arrays have no index.* The last good one is checkpoint_2"
+    with (
+        pytest.raises(OSError, match=message),
+        saving.Checkpoints(tmp_path, config(keep=1), FACTS) as saved,
+    ):
+        saved.save(state_of(4))
+    assert saving.saved_steps(tmp_path) == [2, 4]
