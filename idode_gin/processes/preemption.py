@@ -87,7 +87,7 @@ class _Listener:
             self._handled, self.received = time.monotonic(), number
         if self.loops or is_repeated:
             return
-        message = _message(signal.Signals(number).name)
+        message = nothing_lost(signal.Signals(number).name)
         if _is_starting:
             os.write(2, f"stopped: {message}\n".encode())  # a `print` may have been interrupted
             with contextlib.suppress(Exception):
@@ -128,14 +128,16 @@ class _Listener:
 
     def _say_last_words(self) -> None:
         with _leaving:
-            last_words = self.loops[-1].last_words if self.loops else _message
+            last_words = self.loops[-1].last_words if self.loops else nothing_lost
             if last_words is None or (not self.loops and self.is_answered):
                 return
             code, label = checks.EXIT_PREEMPTED, "stopped"
             try:
                 message = last_words(signal.Signals(self.received).name)
-            except OSError as error:
-                code, label, message = checks.EXIT_BAD_INPUT, "error", str(error)
+            except Exception as error:  # without this thread, a second signal would do nothing
+                is_bad = isinstance(error, checks.NonFiniteError)
+                code = checks.EXIT_NON_FINITE if is_bad else checks.EXIT_BAD_INPUT
+                label, message = "error", str(error) or type(error).__name__
             output.complain(f"{label}: {message}")
             failures.fail(code, message)
             os._exit(code)
@@ -162,7 +164,8 @@ def _leave_closed_outputs() -> None:
             os.close(null)
 
 
-def _message(reason: str) -> str:
+def nothing_lost(reason: str) -> str:
+    """Return the message of a process that had nothing to save: last words of a start."""
     return (
         f"Stopped by {reason} while starting or finishing. Nothing that was saved is lost, and the "
         "same command starts again."

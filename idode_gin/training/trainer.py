@@ -17,7 +17,7 @@ from idode_gin.feed import batches as batch_lib
 from idode_gin.feed import data
 from idode_gin.models import DiffusionODE
 from idode_gin.processes import exchange
-from idode_gin.processes.preemption import StopRequest
+from idode_gin.processes.preemption import StopRequest, nothing_lost
 from idode_gin.reports import metrics, paths, progress
 from idode_gin.reports.paths import StoredPath
 from idode_gin.reports.wandb_writer import WandB
@@ -161,7 +161,8 @@ class Trainer:
             return replays.replay(self.replay, setup, self.checkpoints, self.seed, parts)
         self.check_start(model)
         with begin() as settled, StopRequest() as stop:
-            setup = self._setup(model, train_dataset, eval_dataset)
+            with stop.with_last_words(nothing_lost, saves=False):
+                setup = self._setup(model, train_dataset, eval_dataset)
             return self._run(dataclasses.replace(setup, settled=settled), stop, began)
 
     def _run(self, setup: Setup, stop: StopRequest, began: float) -> dict[str, Any]:
@@ -176,18 +177,19 @@ class Trainer:
                 lambda step: (log.row(step) or {}).get("eval/bpd"),
             )
             stack.enter_context(saved)
-            with progress.phase("restoring or initializing the state"):
-                start = resume_or_begin(setup, saved)
-            log = metrics.MetricsLog(
-                setup.directory / "metrics.jsonl",
-                keep_up_to=start.step if start.is_resumed else -1,
-                writes=is_first,
-                shared=exchange.from_first,
-            )
+            with stop.with_last_words(nothing_lost, saves=False):
+                with progress.phase("restoring or initializing the state"):
+                    start = resume_or_begin(setup, saved)
+                log = metrics.MetricsLog(
+                    setup.directory / "metrics.jsonl",
+                    keep_up_to=start.step if start.is_resumed else -1,
+                    writes=is_first,
+                    shared=exchange.from_first,
+                )
+                meters = Meters(setup, start, log, began, self.peak_flops, self.profile)
             writers = open_writers(setup, tensorboard=self.tensorboard, wandb=self.wandb)
             for writer in writers:
                 stack.callback(writer.close)
-            meters = Meters(setup, start, log, began, self.peak_flops, self.profile)
             say = stack.enter_context(meters).bar.say
             watch = guards.Watch(self._update().rules, say=say)
             saver = Saver(checkpoints=saved, watch=watch, meters=meters, state=start.state)
@@ -249,8 +251,7 @@ class Trainer:
                 watch.push(step, health)
                 meters.after_step(step, health)
                 is_asked = stop.requested
-                # Saved before the row is written: if the process is killed in between, the next
-                # one recomputes the row from the state.
+                # Before the row, which the next process recomputes if this one is killed here.
                 if saver.checkpoints.is_due(step) or step == last or is_asked:
                     saver.save()
                 if not is_asked:

@@ -400,6 +400,7 @@ LATE = {**PART, "before": "until_asked(stop)"}
     [
         (WHOLE, "return name", 75),
         (WHOLE, "raise OSError('full')", 2),
+        (WHOLE, "raise RuntimeError('full')", 2),
         (PART, "return name", 75),
         (LATE, "return name", 75),
     ],

@@ -8,8 +8,10 @@ import types
 import jax
 import tiny
 
+from idode_gin.feed import loading
 from idode_gin.processes import preemption
 from idode_gin.training import programs
+from idode_gin.training import trainer as trainer_lib
 
 build = programs.build
 
@@ -26,15 +28,20 @@ def blocked(function):
 
 
 def main(name, folder):
-    """Block in the function `name` of the program: "step" or "evaluate"."""
+    """Block while data is read, in "restore", or in the program's "step" or "evaluate"."""
 
     def build_blocked(*arguments, **options):
         program = build(*arguments, **options)
         return dataclasses.replace(program, **{name: blocked(getattr(program, name))})
 
-    programs.build = build_blocked
     preemption.GRACE = 0.2
     tiny.use_tiny_data(types.SimpleNamespace(setattr=setattr))
+    if name == "read":
+        loading.load_split = blocked(loading.load_split)
+    elif name == "restore":
+        trainer_lib.resume_or_begin = blocked(trainer_lib.resume_or_begin)
+    else:
+        programs.build = build_blocked
     trainer = tiny.trainer(folder, 6, period=100, eval_period=3)
     trainer.run(tiny.model(), tiny.config(), tiny.config(8))
 

@@ -362,9 +362,14 @@ def test_a_run_under_way_has_no_summary_of_an_earlier_end(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(
     ("name", "words", "steps"),
-    [("step", "before step 1 of 6", []), ("evaluate", "after step 3 of 6", [3])],
+    [
+        ("read", "while starting or finishing", []),
+        ("restore", "while starting or finishing", []),
+        ("step", "before step 1 of 6", []),
+        ("evaluate", "after step 3 of 6", [3]),
+    ],
 )
-def test_asked_to_stop_while_compiling(tmp_path, name, words, steps):
+def test_asked_to_stop_while_reading_or_compiling(tmp_path, name, words, steps):
     script = pathlib.Path(__file__).parents[1] / "support" / "blocked_training.py"
     process = subprocess.Popen(
         [sys.executable, script, name, tmp_path],
