@@ -19,10 +19,22 @@ def bindings(operative: str) -> dict[str, str]:
 
 
 def changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Return "NAME was OLD and is now NEW" for every setting that changed, sorted by name."""
+    """Return "NAME was OLD and is now NEW" for every setting that changed, sorted by name.
+
+    Of a SHA-256 the first characters are shown.
+    """
     names = sorted(saved.keys() | current.keys())
     pairs = [(name, saved.get(name, ABSENT), current.get(name, ABSENT)) for name in names]
-    return [f"{name} was {old} and is now {new}" for name, old, new in pairs if old != new]
+    return [
+        f"{name} was {_shortened(old)} and is now {_shortened(new)}"
+        for name, old, new in pairs
+        if old != new
+    ]
+
+
+def _shortened(value: Any) -> Any:
+    is_digest = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
+    return f"{value[:12]}…" if is_digest else value
 
 
 def listed(sentences: Sequence[str], most: int = 5) -> str:

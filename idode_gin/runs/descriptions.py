@@ -16,7 +16,10 @@ from idode_gin.devices import accounting, flops
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.feed import data, loading
 from idode_gin.models import DiffusionODE
-from idode_gin.runs import run_inputs
+from idode_gin.reports import paths
+from idode_gin.runs import facts as facts_lib
+from idode_gin.runs import image_loop, partial_results, run_inputs
+from idode_gin.schedules.time.base import AbstractLearnedTime
 from idode_gin.schedules.time.learned_linear import LearnedLinear
 from idode_gin.schedules.time.linear import Linear
 
@@ -38,12 +41,20 @@ def outline(model: DiffusionODE, params: types.Params) -> str:
 def warnings(model: DiffusionODE) -> list[str]:
     """Return a line for each part of the model that has no effect on training."""
     time, sampler = type(model.time).__name__, type(model.time_sampler).__name__
+    loss = type(model.loss).__name__
+    found = []
+    if isinstance(model.time, AbstractLearnedTime) and not model.loss.trains_time:
+        found.append(
+            f"{time} keeps its initial or restored parameters: the loss {loss} is no bound, and "
+            "does not train gamma(t)."
+        )
     if model.time_sampler.uses_gamma_of_t or isinstance(model.time, Linear | LearnedLinear):
-        return []
+        return found
     return [
+        *found,
         f"{time} changes nothing of training but by its ends: {sampler} draws gamma by the weight "
         "of the loss, not by gamma(t). To train with gamma(t), write into a gin file: from "
-        "idode_gin.time_samplers import uniform, and TIME_SAMPLER = @uniform.Uniform()."
+        "idode_gin.time_samplers import uniform, and TIME_SAMPLER = @uniform.Uniform().",
     ]
 
 
@@ -105,8 +116,12 @@ def describe_use(
 
     Raises:
         ValueError: if the model declares no image shape, the checkpoint is that of another model or
-            every one is damaged, or files of the dataset are missing.
+            every one is damaged, files of the dataset are missing, or the output folder holds
+            values of another computation.
     """
+    partial_results.check(
+        paths.of(loop.output_dir) / image_loop.FOLDER, facts_lib.setting_facts(model, loop)
+    )
     partitioner = loop.partitioner.without_devices()
     shape = shape_for_dry_run(model)
     absent = "" if dataset is None else loading.nothing_there(dataset, model.num_classes)

@@ -83,19 +83,31 @@ def digest_name(use_ema: bool) -> str:
     return "ema_sha256" if use_ema else "params_sha256"
 
 
+def setting_facts(model: DiffusionODE, settings: Any) -> dict[str, Any]:
+    """Return the facts that are known before devices, images and parameters are.
+
+    They are the code, the model, and all fields of `settings` but those in `UNRELATED`.
+    """
+    found: dict[str, Any] = {"code_sha256": agreement.code_sha256()}
+    for name, value in {"model": model, **vars(settings)}.items():
+        for key, each in value.items() if isinstance(value, dict) else [("", value)]:
+            full = f"{name}.{key}".rstrip(".")
+            if name not in UNRELATED:
+                found |= described(full, each) if dataclasses.is_dataclass(each) else {full: each}
+    return found
+
+
 def result_facts(
     model: DiffusionODE,
     params: types.Params,
     settings: Any,
     split: data.ImageSplit | None = None,
-    **replaced: Any,
 ) -> dict[str, Any]:
     """Return everything that per-image values depend on, to be compared on resume.
 
-    All fields of `settings` but those in `UNRELATED` count, some `replaced`; `params` by a digest.
+    They are `setting_facts`, `params` by a digest, the images, and the arithmetic.
     """
-    found: dict[str, Any] = {
-        "code_sha256": agreement.code_sha256(),
+    found = setting_facts(model, settings) | {
         digest_name(settings.use_ema): fingerprints.sha256(params),
         "float": str(numerics.float_dtype()),
         "matmul_precision": str(jax.config.jax_default_matmul_precision),  # type: ignore[attr-defined]
@@ -107,11 +119,6 @@ def result_facts(
         found["dataset_sha256"] = split.fingerprint.sha256
         found["conditioning_sha256"] = fingerprints.sha256(split.conditioning)
         found |= split.label_facts() | split.part_facts()
-    for name, value in {"model": model, **vars(settings), **replaced}.items():
-        for key, each in value.items() if isinstance(value, dict) else [("", value)]:
-            full = f"{name}.{key}".rstrip(".")
-            if name not in UNRELATED:
-                found |= described(full, each) if dataclasses.is_dataclass(each) else {full: each}
     return found
 
 

@@ -80,6 +80,7 @@ class ImageLoop:
             self.is_asked_to_stop,
         )
         count = self.kept.num_images if images is None else len(images)
+        self.kept.expected[section] = count
         what, done = f"{self.verb} {section}", count - len(missing)
         phase = progress.phase(what, count, done=done, unit=self.unit)
         with phase as going_on, contextlib.closing(landed):
@@ -167,8 +168,9 @@ def check_solved(success: np.ndarray, what: str) -> None:
     failed = int((~success).sum())
     if failed:
         raise checks.NonFiniteError(
-            f"{failed} of {len(success)} {what} did not reach the end of the ODE. Raise the "
-            "solver's max_steps or its tolerances, or use an earlier checkpoint."
+            f"{failed} of {len(success)} {what} have no result: the network gave NaN or infinity, "
+            "or an adaptive solver reached its `max_steps`. Use an earlier checkpoint, or raise "
+            "`max_steps` or the tolerances."
         )
 
 

@@ -30,6 +30,8 @@ FORMAT = 1
 WRITE_PERIOD = 5.0
 """Seconds between two parts: what a kill can lose, beside the batch in progress."""
 _DIGITS = 16
+_DAMAGED = (ValueError, KeyError, TypeError)
+"""Errors of reading a damaged `facts.json`."""
 
 Rows = dict[str, np.ndarray]
 """Values `[n, ...]` by name, one row per image."""
@@ -79,7 +81,8 @@ class PartialResults:
         self._hardware = hardware
         self._digest = _digest(json.dumps(self._facts, sort_keys=True).encode())
         self._sections: dict[str, _Section] = {}
-        self._wanted: dict[str, int] = {}  # images of a section, once asked for; else all
+        self.expected: dict[str, int] = {}
+        """Images of a section, for reports, where they are not all."""
         self._number = 0  # of the last part
         self._last_write = time.monotonic()
         self._lock = threading.RLock()  # a thread writes when the process must exit at once
@@ -93,7 +96,6 @@ class PartialResults:
     def missing(self, section: str, images: np.ndarray | None = None) -> np.ndarray:
         """Return the indices of the images, or of some `images`, without values, rising."""
         index = np.arange(self.num_images) if images is None else images
-        self._wanted[section] = len(index)
         return index[~self._section(section).done[index]]
 
     def progress(self, unit: str = "images") -> str:
@@ -101,7 +103,7 @@ class PartialResults:
         with self._lock:
             counts = [(int(each.done.sum()), name) for name, each in self._sections.items()]
         parts = [
-            f"{count} of {self._wanted.get(name, self.num_images)} {unit} of {name}"
+            f"{count} of {self.expected.get(name, self.num_images)} {unit} of {name}"
             for count, name in counts
         ]
         return ", ".join(parts) or f"no {unit}"
@@ -139,7 +141,7 @@ class PartialResults:
             if saved is None:
                 files.write_json_atomically(path, current)
             else:
-                self._check_same(saved, current)
+                _check_same(self._folder, saved, current)
 
         exchange.from_first(compare)
 
@@ -223,15 +225,14 @@ class PartialResults:
 
     def _check_facts(self, path: pathlib.Path) -> None:
         try:
-            description = json.loads(path.read_text(encoding="utf-8"))
-            saved, hardware = dict(description["facts"]), description["place"]
+            saved, hardware = _described(path)
         except FileNotFoundError:
             return
-        except (ValueError, KeyError, TypeError):
+        except _DAMAGED:
             logging.warning("%s is damaged; only parts with the same facts are used.", path)
             path.unlink()
             return
-        self._check_same(saved, self._facts)
+        _check_same(self._folder, saved, self._facts)
         if hardware != self._hardware:
             logging.warning(
                 "The values in %s were computed on %s; the others are computed on %s. Different "
@@ -241,13 +242,34 @@ class PartialResults:
                 self._hardware,
             )
 
-    def _check_same(self, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-        if changes := differences.changes(saved, current):
-            raise ValueError(
-                f"{self._folder} holds values of another computation, which cannot be mixed with "
-                f"these: {differences.listed(changes)}. Restore the settings that it started with, "
-                f"choose another output directory, or remove {self._folder} to start again."
-            )
+
+def check(folder: pathlib.Path, facts: Mapping[str, Any]) -> None:
+    """Check that values in `folder`, if any, depend on these facts; the others are not compared.
+
+    Raises:
+        ValueError: if they depend on others.
+    """
+    try:
+        saved, _ = _described(folder / "facts.json")
+    except (FileNotFoundError, *_DAMAGED):
+        return
+    known = json.loads(json.dumps(dict(facts)))
+    _check_same(folder, {name: each for name, each in saved.items() if name in known}, known)
+
+
+def _described(path: pathlib.Path) -> tuple[dict[str, Any], str]:
+    """Return the facts and the hardware in `facts.json`, if it is not damaged."""
+    description = json.loads(path.read_text(encoding="utf-8"))
+    return dict(description["facts"]), description["place"]
+
+
+def _check_same(folder: pathlib.Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    if changes := differences.changes(saved, current):
+        raise ValueError(
+            f"{folder} holds values of another computation, which cannot be mixed with these: "
+            f"{differences.listed(changes)}. Restore the settings and the code that it started "
+            f"with, choose another output directory, or remove {folder} to start again."
+        )
 
 
 def _digest(content: bytes) -> str:

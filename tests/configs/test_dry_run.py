@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+import numpy as np
 import pytest
 from gin import config
 
@@ -14,6 +15,7 @@ from idode_gin import train as train_program
 from idode_gin.configs import building, programs
 from idode_gin.feed import loading
 from idode_gin.feed.data import DatasetConfig
+from idode_gin.runs import descriptions, facts, image_loop, partial_results
 from idode_gin.training import dry_run
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -68,6 +70,28 @@ def test_a_run_that_is_not_there_yet_is_no_error_either(program, tmp_path, capsy
     assert "name its gin files by --gin_file" in text
     assert programs.run(f"idode_gin.{program}", function, "", given) == 2
     assert "No checkpoint at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_values_of_another_computation_are_refused(name, tmp_path, capsys):
+    """As the run itself does, which would find them only after it has read the images."""
+    files = [f"gin_configs/experiments/digits_{name}.gin"]
+    macro = {"eval": "EVAL", "encode": "ENCODE", "sample": "SAMPLE", "interpolate": "INTERPOLATE"}
+    bindings = [f"{macro[name]}_OUTPUT_DIR = {str(tmp_path)!r}", "RANDOM_SEED = 3"]
+    building.load_and_check(ROOTS[name], files, bindings)
+    arguments = building.build(ROOTS[name])
+    (loop,) = (each for each in arguments.values() if isinstance(each, descriptions.Loop))
+    known = facts.setting_facts(arguments["model"], loop) | {"dataset_sha256": "0" * 64}
+    folder = tmp_path / image_loop.FOLDER
+    kept = partial_results.PartialResults(folder, known, 3)
+    kept.add("a", np.arange(2), {"bpd": np.ones(2)})
+    kept.write()
+    dry_run_of = config.get_configurable(ROOTS[name])
+    dry_run_of(dry_run=True)
+    capsys.readouterr()
+    building.load_and_check(ROOTS[name], files, [bindings[0], "RANDOM_SEED = 4"])
+    with pytest.raises(ValueError, match="another computation.* seed was 3 and is now 4"):
+        dry_run_of(dry_run=True)
 
 
 @pytest.mark.parametrize("name", ["eval", "encode", "interpolate"])

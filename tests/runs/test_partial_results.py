@@ -68,6 +68,7 @@ def test_some_images_can_be_all_that_a_section_holds(folder):
     fill(opened(folder), "a", [4])
     kept = opened(folder)
     assert kept.missing("a", some).tolist() == [1, 6]
+    kept.expected["a"] = 3
     assert kept.progress() == "1 of 3 images of a"
     fill(kept, "a", kept.missing("a", some))
     assert kept.missing("a", some).size == 0
@@ -183,6 +184,21 @@ def test_values_of_two_computations_are_never_mixed(folder, caplog):
     fill(second, "a", [1])
     fill(first, "a", [2])
     assert opened(folder, {"seed": 4}).missing("a").tolist() == [0, 2, 3, 4, 5, 6]
+
+
+def test_what_is_known_before_a_start_is_compared(folder):
+    partial_results.check(folder, {"seed": 4})  # nothing there
+    digests = [str(each) * 64 for each in (0, 1)]
+    fill(opened(folder, {**FACTS, "code_sha256": digests[0]}), "a", [0])
+    partial_results.check(folder, {"seed": 3, "shape": (4, 4)})
+    with pytest.raises(ValueError, match="seed was 3 and is now 4"):
+        partial_results.check(folder, {"seed": 4})
+    with pytest.raises(ValueError, match="new was nothing and is now 1"):
+        partial_results.check(folder, {"new": 1})
+    with pytest.raises(ValueError, match="code_sha256 was 0{12}… and is now 1{12}…. Restore"):
+        partial_results.check(folder, {"code_sha256": digests[1]})
+    (folder / "facts.json").write_text("{")
+    partial_results.check(folder, {"seed": 4})  # the run repairs it
 
 
 def test_damaged_facts_are_rewritten(folder):

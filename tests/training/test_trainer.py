@@ -23,10 +23,12 @@ from idode_gin.encoding import Encoding
 from idode_gin.evaluation import evaluator, results
 from idode_gin.feed import batches, loading
 from idode_gin.losses.bound import VariationalBound
+from idode_gin.losses.second_order import SecondOrder
 from idode_gin.reports import fingerprints, metrics
 from idode_gin.runs import means as evaluation
 from idode_gin.runs import resuming, run_inputs
 from idode_gin.schedules.time.base import AbstractTime
+from idode_gin.schedules.time.learned_linear import LearnedLinear
 from idode_gin.time_samplers.importance import Importance
 from idode_gin.training import optimizers, setup
 
@@ -377,6 +379,15 @@ def test_an_own_gamma_of_t_that_changes_nothing_is_reported(tmp_path, monkeypatc
     tiny.use_tiny_data(monkeypatch)
     trainer.run(ignored, tiny.config())
     assert line in capsys.readouterr().out
+
+
+def test_a_learned_gamma_of_t_that_the_loss_does_not_train_is_reported(tmp_path):
+    line = "WARNING: LearnedLinear keeps its initial or restored parameters: the loss SecondOrder"
+    trainer = tiny.trainer(tmp_path / "run", 1, eval_period=None)
+    model = tiny.model(time=LearnedLinear(), image_shape=tiny.SHAPE)
+    assert "WARNING" not in trainer.dry_run(model, tiny.config())
+    second = dataclasses.replace(model, loss=SecondOrder())
+    assert line in trainer.dry_run(second, tiny.config())
 
 
 def test_dry_run_says_that_activations_are_not_divided_by_model(tmp_path):
