@@ -18,7 +18,7 @@ from gin import config
 
 from idode_gin import checks
 from idode_gin.configs import gin_internals, readers, t5x_names, t5x_values, value_types
-from idode_gin.configs.loading import MACRO, Binding, ConfigError, Key, modules_that_define
+from idode_gin.configs.loading import MACRO, Binding, ConfigError, Key
 from idode_gin.configs.reach import CONSTANT, Reach, macro_name, needs_value, reachable
 
 
@@ -286,7 +286,7 @@ def _namesake(value: Any, annotation: Any) -> str:
         return ""
     name = value.name.rpartition(".")[2]
     wanted = getattr(annotation, "__module__", "").rpartition(".")[0]
-    for module in modules_that_define(name):
+    for module in readers.modules_that_define(name):
         package, _, short = module.rpartition(".")
         if package == wanted:
             return (

@@ -69,11 +69,18 @@ def macros_bound_to(owner: str, parameter: str) -> list[str]:
 
 
 def _check_program(root: Callable[..., Any], bindings: Sequence[loading.Binding]) -> None:
-    """Raise ConfigError if the files were written for another program."""
+    """Raise ConfigError if the files, or some of them, were written for another program."""
     targets = [gin_internals.registry[each.key.selector].wrapped for each in bindings]
-    if root in targets:
-        return
-    modules = {each.__module__ for each in targets}
-    others = [name for name in from_training.PROGRAMS if name in modules]
-    near = f" They are files of {others[0]}: run `python -m {others[0]} …`." if others else ""
-    raise ConfigError(f"The gin files bind nothing of `{root.__module__}.{root.__name__}`.{near}")
+    ours, theirs = root.__module__, set(from_training.PROGRAMS) - {root.__module__}
+    others = {
+        each.named: target.__module__
+        for each, target in zip(bindings, targets, strict=True)
+        if target.__module__ in theirs
+    }
+    if root in targets and others:
+        found = " and ".join(f"{named} is of {module}" for named, module in others.items())
+        raise ConfigError(f"A run is of one program: this is {ours}, but {found}. Leave it out.")
+    if root not in targets:
+        other = next(iter(others.values()), "")
+        near = f" They are files of {other}: run `python -m {other} …`." if other else ""
+        raise ConfigError(f"The gin files bind nothing of `{ours}.{root.__name__}`.{near}")

@@ -41,7 +41,9 @@ def execute(program: str, function: str, about: str, arguments: Sequence[str]) -
         return
     if not options.gin_file and not from_training.names_run(program, options.gin_bindings):
         examples = re.findall(r"python -m [^`\n]*", about) or [about]
-        raise ConfigError("\n  ".join(["No --gin_file. For example:", *map(str.strip, examples)]))
+        near = from_training.misspelt(program, options.gin_bindings)
+        head = f"{near}No --gin_file. For example:"
+        raise ConfigError("\n  ".join([head, *map(str.strip, examples)]))
     with progress.phase(program):  # for what is inside none of its phases, such as imports
         _execute(program, function, options)
 

@@ -7,6 +7,7 @@ own file in `gin_configs/runs/`. Settings of the training itself are left out.
 
 import collections
 import copy
+import difflib
 import functools
 import pathlib
 import re
@@ -47,6 +48,13 @@ class NoRunError(ConfigError):
 def names_run(program: str, bindings: Iterable[str]) -> bool:
     """Return True if command-line bindings name the run whose model a program uses."""
     return program in PROGRAMS[1:] and any(map(_NAMES_RUN, bindings))
+
+
+def misspelt(program: str, bindings: Iterable[str]) -> str:
+    """Return a hint if a command-line binding looks as if it should name the run; else ""."""
+    names = [each.partition("=")[0].strip() for each in bindings if program in PROGRAMS[1:]]
+    near = difflib.get_close_matches("CHECKPOINT_PATH", names, n=1, cutoff=0.8)
+    return f"--gin.{near[0]}: did you mean CHECKPOINT_PATH? " if near else ""
 
 
 def config_of(path: str | pathlib.Path) -> pathlib.Path:
@@ -119,7 +127,7 @@ def model_and_dataset_of(file: pathlib.Path) -> tuple[Any, dict[str, Any]]:
         ValueError: if the model cannot be built, or the file is not for training.
     """
     config.clear_config()
-    given = loading.load([str(file)], (), loading.search_paths())
+    given = loading.load([str(file)])
     if not any(_target(each) == _TRAIN for each in given):
         raise ConfigError(f"{file} is no configuration of idode_gin.train.")
     config.clear_config()

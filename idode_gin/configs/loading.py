@@ -83,16 +83,17 @@ class Binding(NamedTuple):
 def load(
     files: Sequence[str],
     bindings: Sequence[str] = (),
-    search_paths: Sequence[str] = ("",),
+    folders: Sequence[str] | None = None,
     before: Sequence[Binding] = (),
 ) -> list[Binding]:
     """Read `files` in order, then the command-line `bindings`, into gin's configuration.
 
     Args:
-        files: gin files, absolute or relative to a search path. The files that they include may
+        files: gin files, absolute or relative to one of `folders`. The files that they include may
             also lie beside them.
         bindings: texts like `TRAIN_STEPS = 100`.
-        search_paths: folders to look for `files` and included files in; the first match wins.
+        folders: where to look for `files` and included files; the first match wins. None:
+            `search_paths()`.
         before: what was read before.
 
     Returns:
@@ -101,7 +102,7 @@ def load(
     Raises:
         ConfigError: with the file and line, and the nearest name where one is unknown.
     """
-    loader = _Loader(search_paths, before)
+    loader = _Loader(search_paths() if folders is None else folders, before)
     for name in files:
         loader.read_file(name)
     for text in bindings:
@@ -168,23 +169,6 @@ def _check_text(path: pathlib.Path, name: str) -> None:
         raise ConfigError(f"{name!r} must be text in UTF-8: {reason}. Save it as UTF-8.")
 
 
-def modules_that_define(selector: str) -> list[str]:
-    """Return the modules of idode_gin that define a class or function, without importing them.
-
-    Args:
-        selector: its name, with or without the module's: `FixedGrid`, `fixed_grid.FixedGrid`.
-    """
-    module, _, name = selector.rpartition(".")
-    package = pathlib.Path(__file__).parents[1]
-    definition = re.compile(rf"^(?:class|def) {re.escape(name)}\b", re.MULTILINE)
-    found = [
-        ".".join(path.relative_to(package.parent).with_suffix("").parts)
-        for path in sorted(package.rglob("*.py"))
-        if definition.search(path.read_text(encoding="utf-8"))
-    ]
-    return [each for each in found if each.endswith(f".{module}")] or found
-
-
 def _gin_files_near(name: str, search_paths: Sequence[str | pathlib.Path]) -> set[str]:
     found = {each.name for each in readers.gin_files(search_paths)}
     for folder in map(pathlib.Path, search_paths):
@@ -238,7 +222,7 @@ class _Loader:
         if isinstance(error, _UnknownError) and not error.about_t5x:
             selector = error.selector
             is_reference = re.search(rf"@([\w/]+/)?{re.escape(selector)}\b", value)
-            if is_reference and (modules := modules_that_define(selector)):
+            if is_reference and (modules := readers.modules_that_define(selector)):
                 meant = advice.beside(modules, self._current(name))
                 return advice.lines_for_a_file(name, value, selector, meant)
             if lines := advice.lines_of_library(name, value):

@@ -1,4 +1,4 @@
-"""Search the texts of the gin files in `gin_configs` folders, for hints; nothing is parsed."""
+"""Search the texts of gin files and of our modules for hints; nothing is parsed or imported."""
 
 import dataclasses
 import pathlib
@@ -48,6 +48,23 @@ def gin_files(search_paths: Sequence[str | pathlib.Path]) -> list[GinFile]:
             if not name.startswith(_OTHER_PROGRAMS):
                 found.setdefault(name, GinFile(name, each.read_text("utf-8", "replace")))
     return list(found.values())
+
+
+def modules_that_define(selector: str) -> list[str]:
+    """Return the modules of idode_gin that define a class or function, without importing them.
+
+    Args:
+        selector: its name, with or without the module's: `FixedGrid`, `fixed_grid.FixedGrid`.
+    """
+    module, _, name = selector.rpartition(".")
+    package = pathlib.Path(__file__).parents[1]
+    definition = re.compile(rf"^(?:class|def) {re.escape(name)}\b", re.MULTILINE)
+    found = [
+        ".".join(path.relative_to(package.parent).with_suffix("").parts)
+        for path in sorted(package.rglob("*.py"))
+        if definition.search(path.read_text(encoding="utf-8"))
+    ]
+    return [each for each in found if each.endswith(f".{module}")] or found
 
 
 def builders(selector: str, files: Iterable[GinFile]) -> list[str]:

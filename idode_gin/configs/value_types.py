@@ -153,12 +153,16 @@ def hint(value: Any, annotation: Any) -> str:
         if fits(other, annotation):
             return advice
     types_wanted = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
-    is_ours = (
-        inspect.isclass(each) and each.__module__ not in ("builtins", "collections.abc")
+    modules = [
+        each.__module__
         for each in types_wanted
-    )
-    if value is None and any(is_ours):
+        if inspect.isclass(each) and each.__module__ not in ("builtins", "collections.abc")
+    ]
+    if modules and value is None:
         return "It cannot be left out: drop the line to keep what the files bind, or bind another."
+    if modules and isinstance(value, int | float | str):
+        package = modules[0].rpartition(".")[0] or modules[0]
+        return f"Write a reference that builds one, @MODULE.NAME(), such as one of {package}."
     return ""
 
 

@@ -230,6 +230,12 @@ def test_a_folder_without_configuration(
     assert (code, "there is no such directory" in errors) == (2, True)
     code, errors = execute("train", capsys, named)
     assert (code, errors.startswith("error: No --gin_file. For example:")) == (2, True)
+    code, errors = execute("eval", capsys, named.replace("PATH", "PAHT"))
+    expected = "error: --gin.CHECKPOINT_PAHT: did you mean CHECKPOINT_PATH? No --gin_file."
+    assert (code, errors.startswith(expected)) == (2, True)
+    (tmp_path / "runs").mkdir()
+    code, errors = execute("eval", capsys, f"--gin.CHECKPOINT_PATH={str(tmp_path / 'rnus/a')!r}")
+    assert (code, f"Did you mean {tmp_path / 'runs'}?" in errors) == (2, True)
 
 
 def test_a_configuration_of_t5x_is_none(

@@ -9,7 +9,7 @@ import pytest
 import toy_files
 from gin import config
 
-from idode_gin.configs import gin_internals, loading
+from idode_gin.configs import gin_internals, loading, readers
 from idode_gin.configs.loading import ConfigError
 
 
@@ -197,12 +197,12 @@ def test_class_that_no_file_imports_comes_with_the_lines_that_do(tmp_path: pathl
 
 
 def test_modules_are_searched_by_the_name_they_are_written_with() -> None:
-    assert loading.modules_that_define("uniform.Uniform") == [
+    assert readers.modules_that_define("uniform.Uniform") == [
         "idode_gin.dequantizers.uniform",
         "idode_gin.time_samplers.uniform",
     ]
-    assert loading.modules_that_define("trainer.Trainer") == ["idode_gin.training.trainer"]
-    assert loading.modules_that_define("NoSuchName") == []
+    assert readers.modules_that_define("trainer.Trainer") == ["idode_gin.training.trainer"]
+    assert readers.modules_that_define("NoSuchName") == []
 
 
 @pytest.fixture

@@ -146,6 +146,8 @@ def test_not_fitting(value: object, annotation: object) -> None:
         (Named(Circle, "Circle"), AbstractShape, "Add () to build it: @Circle()."),
         (Built(float, "double"), Callable[[float], float], "Drop the () to pass"),
         (None, AbstractShape, "It cannot be left out: drop the line"),
+        ("Circle", AbstractShape, "Write a reference that builds one, @MODULE.NAME(), such as"),
+        (3, AbstractShape | None, "Write a reference that builds one"),
         (None, int, ""),
         (None, tuple[int, ...], ""),
         ("ten", int, ""),
