@@ -16,7 +16,7 @@ EXIT_DEFECT = 1
 _CODES = {
     checks.Preempted: checks.EXIT_PREEMPTED,
     checks.NonFiniteError: checks.EXIT_NON_FINITE,
-    **dict.fromkeys((ValueError, SyntaxError, OSError), checks.EXIT_BAD_INPUT),
+    **dict.fromkeys((ValueError, SyntaxError, OSError, MemoryError), checks.EXIT_BAD_INPUT),
 }
 is_store_lost = threading.Event()
 """Set once a program has ended because a bucket refuses or does not answer."""
@@ -96,6 +96,11 @@ def message(error: BaseException, function: str) -> str:
             f"The devices have too little memory: {text.splitlines()[0]} Train with a higher "
             "Trainer.num_microbatches, with UNet.remat = 'full' or a smaller BATCH_SIZE; score "
             "fewer images at a time (SOLVE_SIZE, LANES)."
+        )
+    if isinstance(error, MemoryError):
+        return (
+            f"This machine has too little memory: {text.splitlines()[0]} Let images stay on the "
+            "disk (DatasetConfig.memory_map = True), or take fewer (NUM_IMAGES)."
         )
     calls = [(name, scope) for name, scope in _IN_CALL.findall(text) if name != function]
     text = _IN_CALL.sub("", text)

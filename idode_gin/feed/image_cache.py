@@ -184,7 +184,7 @@ def _facts(path: pathlib.Path) -> dict[str, int]:
 def _decode(
     folder: pathlib.Path, stem: str, chunks: Iterable[np.ndarray]
 ) -> tuple[pathlib.Path, ImageFingerprint]:
-    partial = folder / f".{stem}.{os.getpid()}.partial"
+    partial = files.partial_path(folder / stem)
     try:
         with partial.open("wb") as file:
             known = _write(file, chunks)

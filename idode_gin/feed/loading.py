@@ -164,7 +164,7 @@ def _find_task_or_mixture(config: DatasetConfig) -> Any:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module exists, and one of its own imports is missing
+            raise ValueError(f"`module`: cannot import {module!r}: {error}.") from error
         raise ValueError(
             f"`module` must name an importable module that registers {name!r}, got "
             f"module={module!r}: {error}. Is the folder that holds it on PYTHONPATH?{unread}"

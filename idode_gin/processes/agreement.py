@@ -18,6 +18,7 @@ import numpy as np
 import idode_gin
 from idode_gin import checks
 from idode_gin.processes import joining
+from idode_gin.reports import paths
 
 _SHOWN = 5
 _LENGTH = 200
@@ -136,8 +137,10 @@ def code_sha256() -> str:
 def _file_digest(file: pathlib.Path) -> str:
     try:
         return _digest(file.read_bytes())
+    except paths.StoreError:
+        raise
     except OSError as error:
-        return f"nothing: {error.strerror}"
+        return f"nothing: {error.strerror or error}"
 
 
 def _text(value: Any) -> str:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pathlib
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
@@ -49,7 +50,7 @@ def write_atomically(
         paths.of(path).write_bytes(buffer.getvalue())
         return
     path = pathlib.Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_path(path)
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -61,6 +62,11 @@ def write_atomically(
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+
+
+def partial_path(path: pathlib.Path) -> pathlib.Path:
+    """Return a path beside `path` to write it at first, which no other process or machine uses."""
+    return path.with_name(f".{path.name}.{os.getpid()}_{secrets.token_hex(4)}.partial")
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:

@@ -1,11 +1,12 @@
 """Write the metrics of a run: metrics.jsonl and TensorBoard."""
 
+import contextlib
 import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from idode_gin import checks
@@ -150,6 +151,9 @@ class TensorBoard:
     Args:
         run_directory: the run directory; None writes nothing.
         eval_name: the evaluation task, None without one.
+
+    Raises:
+        OSError: if they cannot be created.
     """
 
     def __init__(self, run_directory: str | os.PathLike[str] | None, eval_name: str | None) -> None:
@@ -165,10 +169,11 @@ class TensorBoard:
         if paths.in_bucket(root):
             self._local = tempfile.TemporaryDirectory(prefix="idode_gin_events_")
             root = self._local.name
-        self._writers["train/", TIME_PREFIX] = SummaryWriter(os.path.join(root, "train"))
-        if eval_name is not None:
-            folder = os.path.join(root, "training_eval", eval_name)
-            self._writers["eval/",] = SummaryWriter(folder)
+        with self._explained():
+            self._writers["train/", TIME_PREFIX] = SummaryWriter(os.path.join(root, "train"))
+            if eval_name is not None:
+                folder = os.path.join(root, "training_eval", eval_name)
+                self._writers["eval/",] = SummaryWriter(folder)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Write each number to the event file of its prefix.
@@ -180,18 +185,24 @@ class TensorBoard:
             own = {k: each for k, each in numbers(values).items() if k.startswith(prefixes)}
             if not own:
                 continue
-            try:
+            with self._explained():
                 writer.write_scalars(step, own)
                 writer.flush()
-            except Exception as error:
-                reason = " ".join(str(error).split())[-200:]
-                raise OSError(
-                    f"The TensorBoard events of {self._root} cannot be written: {reason}. Free "
-                    "space there, or switch them off: --gin.Trainer.tensorboard=False"
-                ) from error
-
         if time.monotonic() - self._last_upload >= UPLOAD_PERIOD:
             self._upload()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn TensorFlow's errors, which have several types, into an OSError with a way out."""
+        try:
+            yield
+        except Exception as error:
+            reason = " ".join(str(error).split())[-200:]
+            raise OSError(
+                f"The TensorBoard events of {self._root} cannot be written: {reason}. Free space "
+                "there, see that you may write there, or switch them off: "
+                "--gin.Trainer.tensorboard=False"
+            ) from error
 
     def close(self) -> None:
         """Close the event files; while an error of the bucket is raised, without an upload."""

@@ -1,10 +1,11 @@
 """Write metrics to Weights & Biases, an optional dependency."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, final
 
 from idode_gin.reports import paths
@@ -42,26 +43,30 @@ class WandB:
         Args:
             directory: the run directory.
             facts: configuration of the run.
+
+        Raises:
+            OSError: if W&B refuses, for example without a login.
         """
         in_bucket = paths.in_bucket(directory)
         directory = os.fspath(directory) if in_bucket else os.path.abspath(directory)
-        run = _wandb().init(
-            project=self.project,
-            entity=self.entity,
-            name=self.name or os.path.basename(directory),
-            id=hashlib.sha256(directory.encode()).hexdigest()[:16],
-            resume="allow",
-            dir=None if in_bucket else directory,  # None: ./wandb, or $WANDB_DIR
-            config=dict(facts),
-        )
-        # Otherwise W&B would refuse rows that a restart writes again, as steps of the past.
-        run.define_metric("step")
-        run.define_metric("*", step_metric="step")
+        with _explained():
+            run = _wandb().init(
+                project=self.project,
+                entity=self.entity,
+                name=self.name or os.path.basename(directory),
+                id=hashlib.sha256(directory.encode()).hexdigest()[:16],
+                resume="allow",
+                dir=None if in_bucket else directory,  # None: ./wandb, or $WANDB_DIR
+                config=dict(facts),
+            )
+            # Otherwise W&B would refuse rows that a restart writes again, as steps of the past.
+            run.define_metric("step")
+            run.define_metric("*", step_metric="step")
         return WandBWriter(run)
 
 
 class WandBWriter:
-    """An open W&B run.
+    """An open W&B run. Its methods raise OSError if W&B fails.
 
     Args:
         run: run object of wandb.
@@ -72,11 +77,26 @@ class WandBWriter:
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Log the numbers of a row."""
-        self._run.log({**numbers(values), "step": step})
+        with _explained():
+            self._run.log({**numbers(values), "step": step})
 
     def close(self) -> None:
         """End the run."""
-        self._run.finish()
+        with _explained():
+            self._run.finish()
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turn any error of W&B, which has several types, into an OSError with a way out."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[-200:] or type(error).__name__
+        raise OSError(
+            f"Weights & Biases failed: {reason}. Log in by `wandb login`, log to files by "
+            "WANDB_MODE=offline, or leave Trainer.wandb unbound."
+        ) from error
 
 
 def _wandb() -> Any:

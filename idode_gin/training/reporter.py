@@ -27,6 +27,8 @@ from idode_gin.training.validation import Validation
 from idode_gin.types import TrainState
 
 INTEGRAND_POINTS = 41
+_AT_A_TIME = 32
+"""Images whose integrand is computed together, on one device and beside the training state."""
 PLOT_PERIOD = 60.0
 """Seconds between two plots of the rows while training goes on."""
 
@@ -252,15 +254,20 @@ class Reporter:
         # A training batch, which has no padding, of the first images of the split.
         images = self.setup.eval or self.setup.train
         split = dataclasses.replace(images.split, augmentation=None)
-        count = min(images.config.batch_size, split.num_images)
+        size = min(images.config.batch_size, split.num_images, _AT_A_TIME)
+        count = min(images.config.batch_size, split.num_images) // size * size
         config = dataclasses.replace(images.config, shuffle=False, batch_size=count)
         batch = batch_lib.train_batch(split, config, 0)
         gammas = np.linspace(model.end.gamma_number, model.gamma_max, INTEGRAND_POINTS)
         params, key = jax.device_get(params), jax.random.key(0)
-        values = jax.jit(model.integrand)(params, batch, key, gammas)
+        compute = jax.jit(model.integrand)
+        values = [
+            np.asarray(compute(params, {k: v[i : i + size] for k, v in batch.items()}, key, gammas))
+            for i in range(0, count, size)
+        ]
         path = self.setup.directory / "train" / "integrand.png"
         some = None if count == split.num_images else count
-        plots.plot_integrand(gammas, np.asarray(values), path, some)
+        plots.plot_integrand(gammas, np.mean(values, axis=0), path, some)
 
     def _write(self, name: str, text: str) -> None:
         if jax.process_index() == 0:

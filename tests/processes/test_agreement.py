@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from idode_gin.processes import agreement, failures, output
+from idode_gin.reports import paths
 
 
 def test_differences_in_words() -> None:
@@ -35,6 +36,16 @@ def test_one_process_does_not_look() -> None:
     agreement.check_shared(pathlib.Path("nowhere"), "MODEL_DIR")
     with failures.until_done():
         failures.fail(2, "not for other processes")
+
+
+def test_a_bucket_that_refuses_is_not_a_file_that_is_missing(monkeypatch) -> None:
+    def refuse(_: pathlib.Path) -> bytes:
+        raise paths.StoreError("the bucket refuses: no credentials")
+
+    assert agreement._file_digest(pathlib.Path("nowhere")) == "nothing: No such file or directory"
+    monkeypatch.setattr(pathlib.Path, "read_bytes", refuse)
+    with pytest.raises(paths.StoreError, match="no credentials"):
+        agreement._file_digest(pathlib.Path("config.gin"))
 
 
 def test_every_module_counts() -> None:

@@ -285,6 +285,25 @@ def test_events_that_do_not_fit_on_the_disk(tmp_path, monkeypatch):
         board.write(1, {"train/bpd": 1.0})
 
 
+def test_events_that_cannot_be_created(tmp_path, monkeypatch):
+    from clu import metric_writers
+
+    def refuse(folder):
+        raise RuntimeError(f"{folder}; Permission denied")
+
+    monkeypatch.setattr(metric_writers, "SummaryWriter", refuse)
+    with pytest.raises(OSError, match=rf"{tmp_path} cannot .*Permission denied.*tensorboard=False"):
+        metrics.TensorBoard(tmp_path, None)
+
+
+def test_no_two_writers_share_an_unfinished_file(tmp_path):
+    """Processes in containers may all have the number 1, and a folder that machines share."""
+    first, second = (files.partial_path(tmp_path / "a.npy") for _ in range(2))
+    assert first != second
+    assert {first.parent, second.parent} == {tmp_path}
+    assert first.match(".a.npy.*.partial")
+
+
 def test_archives_come_back(tmp_path):
     files.write_npz_atomically(tmp_path / "a.npz", {"x/y": np.arange(3)})
     with np.load(tmp_path / "a.npz") as archive:

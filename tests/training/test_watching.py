@@ -16,7 +16,7 @@ from idode_gin.devices import flops
 from idode_gin.losses import first_order
 from idode_gin.reports import metrics, plots, wandb_writer
 from idode_gin.runs import run_inputs
-from idode_gin.training import meters, profiling, setup, throughput
+from idode_gin.training import meters, profiling, reporter, setup, throughput
 from idode_gin.training.profiling import ProfileWindow
 
 
@@ -302,6 +302,28 @@ def test_wandb_that_is_not_installed(monkeypatch):
         wandb_writer.WandB(project="mine")
 
 
+def test_wandb_that_refuses_is_an_error_with_a_way_out(monkeypatch, tmp_path):
+    class Refused(Exception):
+        """W&B's own errors are no subclasses of OSError or ValueError."""
+
+    def refuse(*_, **__):
+        raise Refused("api_key not configured (no-tty).")
+
+    fake = FakeWandB()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    settings = wandb_writer.WandB(project="mine")
+    message = r"Biases failed: api_key not configured \(no-tty\)\.\. Log in by `wandb login`"
+    writer = settings.open(tmp_path, {})
+    for name, call in (
+        ("log", lambda: writer.write(1, {})),
+        ("finish", writer.close),
+        ("init", lambda: settings.open(tmp_path, {})),
+    ):
+        monkeypatch.setattr(fake, name, refuse)
+        with pytest.raises(OSError, match=message):
+            call()
+
+
 def test_wandb_needs_a_project(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", FakeWandB())
     with pytest.raises(ValueError, match="project"):
@@ -326,10 +348,16 @@ def test_numbers_out_of_range(build, message):
         build()
 
 
-@pytest.mark.parametrize(("batch_size", "used", "stated"), [(8, 8, 8), (32, 20, None)])
-def test_the_integrand_is_that_of_the_first_images(batch_size, used, stated, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("batch_size", "together", "used", "stated"),
+    [(8, 32, 8, 8), (32, 32, 20, None), (32, 8, 16, 16), (32, 5, 20, None)],
+)
+def test_the_integrand_is_that_of_the_first_images(
+    batch_size, together, used, stated, tmp_path, monkeypatch
+):
     """Whatever the order of the split in an evaluation; of each once, if a batch is larger."""
     drawn = []
+    monkeypatch.setattr(reporter, "_AT_A_TIME", together)
     monkeypatch.setattr(plots, "plot_integrand", lambda *given: drawn.append(given))
     model, split = tiny.model(), tiny.split()
     tiny.trainer(tmp_path, 2).run(
