@@ -111,12 +111,13 @@ def check_lanes(lanes: int | None) -> None:
         check_count("lanes", lanes)
 
 
-def check_lanes_fit(lanes: int | None, solve_size: int) -> None:
-    """Raise ValueError if there are more lanes than the images of a solve."""
-    if lanes is not None and lanes > solve_size:
+def check_lanes_fit(lanes: int | None, solve_size: int, images_each: int = 1) -> None:
+    """Raise ValueError if there are more lanes than the `solve_size * images_each` of a solve."""
+    if lanes is not None and lanes > solve_size * images_each:
+        each = f", for {images_each} images each" if images_each > 1 else ""
         raise ValueError(
-            "`lanes` must be at most `solve_size`, the number of images that fill them, got "
-            f"lanes={lanes} and solve_size={solve_size}. Lower `lanes` or raise `solve_size`."
+            f"`lanes` must be at most the number of images that fill them, got lanes={lanes} and "
+            f"solve_size={solve_size}{each}. Lower `lanes` or raise `solve_size`."
         )
 
 

@@ -1,7 +1,7 @@
 """Paired comparison of evaluations of the same images: read, check, compare, describe.
 
 The first evaluation is the reference. Differences are `other - first`, in bits per dim: below zero
-where the other one is better.
+where the other one is better. Those of the parts of an ODE's bound are in nats per image.
 """
 
 import dataclasses
@@ -293,8 +293,9 @@ def table(found: Mapping[str, Any]) -> str:
         pair = f"{each['other']} - {each['first']}"
         lines.append(
             f"{each['bound']:<20}{pair:>15}{each['mean_first']:>10.4f}{each['mean_other']:>10.4f}"
-            f"{each['difference']:>+12.5f}{_shown(each['stderr'], '14.5f')}"
-            f"{_shown(each['stderr_unpaired'], '10.5f')}{_shown(each['solver_error'], '10.1e')}"
+            f"{each['difference']:>+12.5f}{summary.shown(each['stderr'], '14.5f')}"
+            f"{summary.shown(each['stderr_unpaired'], '10.5f')}"
+            f"{summary.shown(each['solver_error'], '10.1e')}"
             f"{each['share_lower']:>7.0%}"
         )
     for each in found["differences"]:
@@ -303,7 +304,3 @@ def table(found: Mapping[str, Any]) -> str:
             if named:
                 lines.append(f"{each['bound']}: most {side} in {each['other']}: {named}")
     return "\n".join([*lines, *(f"Note: {note}" for note in found["notes"])])
-
-
-def _shown(value: float | None, form: str) -> str:
-    return f"{'-':>{int(form.partition('.')[0])}}" if value is None else f"{value:>{form}}"

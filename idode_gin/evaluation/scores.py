@@ -18,6 +18,7 @@ per dim), and `nfe`.
 
 import dataclasses
 import math
+import numbers
 import zlib
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
@@ -139,9 +140,9 @@ def check_scores(name: str, scores: Scores) -> None:
         first = np.flatnonzero(failed)
         raise checks.NonFiniteError(
             f"{name}: {first.size} of {failed.size} images have no finite bits per dim, the first "
-            f"at index {first[0]}. The solver did not reach the end within its step limit, or the "
-            "network gave NaN. Raise the solver's max_steps or its tolerances, or evaluate an "
-            "earlier checkpoint."
+            f"at index {first[0]}. The network gave NaN or infinity, or an adaptive solver reached "
+            "its `max_steps`. Evaluate an earlier checkpoint, or raise `max_steps` or the "
+            "tolerances."
         )
 
 
@@ -233,7 +234,7 @@ def _spread(repeats: Float[Array, "repeats batch"]) -> types.PerExample:
     return jnp.std(repeats, axis=0, ddof=1)
 
 
-def key_of(seed: int | types.PRNGKey, name: str) -> types.PRNGKey:
+def key_of(seed: int | np.integer | types.PRNGKey, name: str) -> types.PRNGKey:
     """Return a random key for the bound `name`, so that adding a bound does not change others."""
-    key = jax.random.key(seed) if isinstance(seed, int) else seed
+    key = jax.random.key(int(seed)) if isinstance(seed, numbers.Integral) else seed
     return jax.random.fold_in(key, zlib.crc32(name.encode()))

@@ -11,6 +11,7 @@ from idode_gin.evaluation import parity as parity_lib
 from idode_gin.evaluation.pilot_run import Chosen, SolverError
 from idode_gin.losses.base import AbstractBound
 from idode_gin.runs import facts, means
+from idode_gin.time_samplers.discrete_steps import DiscreteSteps
 
 Scores = dict[str, np.ndarray]
 """Values `[N]` of all images under one bound, by name."""
@@ -35,6 +36,8 @@ def assemble(
 ) -> dict[str, Any]:
     """Return the summary of one checkpoint, without the time that it took.
 
+    A bound in discrete time is compared with the variational bound, unless that is of a chain too.
+
     `head` holds its first entries, `histogram` the bits per dim of the histogram baseline, `[N]`.
     `bound` is the variational bound, `chosen` the likelihoods, `discrete` the bounds in discrete
     time.
@@ -44,8 +47,10 @@ def assemble(
         "histogram_bpd": None if histogram is None else float(np.mean(histogram)),
         VARIATIONAL_BOUND: summarize(scores[VARIATIONAL_BOUND]),
     }
+    is_chain = isinstance(getattr(bound, "time_sampler", None), DiscreteSteps)
     for name in discrete:
-        found[name] = summarize(scores[name]) | _gap(scores[name], scores[VARIATIONAL_BOUND])
+        gap = {} if is_chain else _gap(scores[name], scores[VARIATIONAL_BOUND])
+        found[name] = summarize(scores[name]) | gap
     for name, (estimator, error) in chosen.items():
         found[name] = summarize(scores[name], num_repeats=estimator.num_repeats, solver_error=error)
     likelihoods = {name: each.estimator for name, each in chosen.items()}
@@ -58,6 +63,8 @@ def summarize(
     scores: Scores, *, num_repeats: int = 1, solver_error: SolverError | None = None
 ) -> dict[str, Any]:
     """Return mean and errors of one bound, bits per dim; an error is None where it is unknown.
+
+    Means of the parts of an ODE's bound, such as `log_prior`, are in nats per image.
 
         stderr                 s.d. over images / sqrt(N)
         stderr_dequantization  sqrt(mean over images of (s.d. over repeats)^2 / R / N)
@@ -117,14 +124,14 @@ def table(summary: Mapping[str, Any], histogram: np.ndarray | None = None) -> st
         if not solver.get("is_within", True):
             missed.append(f"The solver error of {name} is not within {solver['tolerance']:.1e}.")
         if (gap := each.get("above_continuous")) is not None:
-            error = _shown(each["above_continuous_stderr"], "0.4f")
+            error = shown(each["above_continuous_stderr"], "0.4f")
             missed.append(f"{name} is {gap:.4f} ± {error} above the variational bound.")
         lines.append(
-            f"{name:<20}{each['mean']:>10.4f}{_shown(each['stderr'], '12.4f')}"
-            f"{_shown(solver.get('error'), '14.1e')}{each['nfe']:>8.0f}"
+            f"{name:<20}{each['mean']:>10.4f}{shown(each['stderr'], '12.4f')}"
+            f"{shown(solver.get('error'), '14.1e')}{each['nfe']:>8.0f}"
         )
     if histogram is not None:
-        error = _shown(means.standard_error(histogram), "12.4f")
+        error = shown(means.standard_error(histogram), "12.4f")
         lines.append(f"{'histogram':<20}{np.mean(histogram):>10.4f}{error}{'-':>14}{'-':>8}")
     if (classified := summary.get(CLASSIFICATION)) is not None:
         error = "" if classified["stderr"] is None else f" ± {classified['stderr']:.4f}"
@@ -155,6 +162,7 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _shown(value: float | None, form: str) -> str:
+def shown(value: float | None, form: str) -> str:
+    """Return a number as text in the format `form`; "-" of the same width for None."""
     width = int(form.partition(".")[0])
     return f"{'-':>{width}}" if value is None else f"{value:>{form}}"

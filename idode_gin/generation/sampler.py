@@ -46,7 +46,8 @@ class Sampler:
         batch_size: images at a time, rounded up to whole solves on every device.
         grid_images: images in the grid, at most `num_samples`.
         png_files: write each image as a PNG, too. Needs 1 or 3 channels.
-        conditioning: the values the network is conditioned on beside a class, K numbers.
+        conditioning: the values the network is conditioned on beside a class, K numbers; None for
+            zeros, images that are not augmented.
         label: class of all images, for a model that is conditioned on classes; None draws image i
             from class i modulo their number.
         use_ema: sample from the averaged parameters rather than the last ones.
@@ -65,7 +66,7 @@ class Sampler:
     batch_size: int = 64
     grid_images: int = 64
     png_files: bool = True
-    conditioning: tuple[float, ...] = (0.0,)
+    conditioning: tuple[float, ...] | None = None
     label: int | None = None
     use_ema: bool = True
     seed: int = 0
@@ -84,6 +85,7 @@ class Sampler:
 
     def dry_run(self, model: DiffusionODE, *, full: bool = False) -> str:
         """Describe what `run` would do: see `descriptions.describe_use`."""
+        self._conditioning(model)  # raises for another number of values
         use = f"draw {self.num_samples} images with"
         return descriptions.describe_use(self, model, self.batch_size, use, full=full)
 
@@ -91,9 +93,9 @@ class Sampler:
         """Sample, and return the contents of `summary.json`.
 
         Raises:
-            ValueError: if the model declares no image shape or has no such class, the checkpoint is
-                missing or belongs to another architecture, or there are other files in place of the
-                pictures.
+            ValueError: if the model declares no image shape, has no such class or takes another
+                number of conditioning values, the checkpoint is missing or belongs to another
+                architecture, or there are other files in place of the pictures.
             checks.NonFiniteError: if a solve failed.
             checks.Preempted: when asked to stop; the next `run` resumes.
         """
@@ -101,7 +103,7 @@ class Sampler:
             raise ValueError("Sampling needs `DiffusionODE.image_shape`; bind IMAGE_SHAPE.")
         if self.png_files:
             outputs.check_pngs(self.output_dir)
-        began = time.monotonic()
+        began, bits = time.monotonic(), self._conditioning(model)
         where, sharding = self.checkpoint_path, self.partitioner.replicated
         restored = run_inputs.load_params(model, model.image_shape, where, self.use_ema, sharding)
         names = restored.facts.get("class_names", ())
@@ -117,7 +119,7 @@ class Sampler:
             self.output_dir, known, self.num_samples, self.partitioner, size, "drawing"
         ) as loop:
             compute, params = self._compiled(model.at(restored.params)), restored.params
-            batches = functools.partial(self._batches, classes, model.num_classes, size)
+            batches = functools.partial(self._batches, bits, classes, model.num_classes, size)
             drawn = loop.run("samples", compute, params, batches)
             image_loop.check_solved(drawn.pop("success"), "samples")
         summary = {
@@ -167,20 +169,36 @@ class Sampler:
 
         return image_loop.compiled(sample, self.partitioner, self.solve_size)
 
+    def _conditioning(self, model: DiffusionODE) -> np.ndarray:
+        """Return the K numbers of every image.
+
+        Raises:
+            ValueError: if the network takes another number.
+        """
+        count = model.conditioning_size - model.num_classes
+        given = np.zeros(count) if self.conditioning is None else self.conditioning
+        if len(given) != count:
+            raise ValueError(
+                f"`Sampler.conditioning` must have the {count} numbers that the network takes "
+                f"beside a class, got {self.conditioning}. None means zeros."
+            )
+        return np.asarray(given, np.float32)
+
     def _batches(
         self,
+        conditioning: np.ndarray,
         classes: np.ndarray | None,
         num_classes: int,
         size: int,
         index: np.ndarray,
         rows: np.ndarray,
     ) -> Iterator[types.Batch]:
-        bits = np.tile(np.asarray(self.conditioning, np.float32), (len(rows), 1))
+        bits = np.tile(conditioning, (len(rows), 1))
         for chosen, _ in batch_lib.index_batches(index, size, rows):
-            conditioning = bits
+            given = bits
             if classes is not None:
-                conditioning = labels.joined(bits, classes[chosen], num_classes)
-            yield {"index": chosen.astype(np.int32), "conditioning": conditioning}
+                given = labels.joined(bits, classes[chosen], num_classes)
+            yield {"index": chosen.astype(np.int32), "conditioning": given}
 
     def _method(self) -> AbstractSampler:
         return self.method.with_log_prob(self.divergence) if self.return_log_prob else self.method

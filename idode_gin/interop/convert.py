@@ -30,7 +30,7 @@ from idode_gin.runs import facts as facts_lib
 from idode_gin.training import optimizers
 from idode_gin.types import TrainState
 
-OURS, T5X, T5X_EMA, PUBLISHED = "idode_gin", "t5x", "t5x-ema", "published"
+FORMATS = OURS, T5X, T5X_EMA, PUBLISHED = "idode_gin", "t5x", "t5x-ema", "published"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, help="new run directory, without checkpoints")
     parser.add_argument(
         "--to",
-        choices=(OURS, T5X, T5X_EMA, PUBLISHED),
+        choices=FORMATS,
         default=OURS,
         help="format to write; t5x-ema holds the moving average alone, for t5x.eval and t5x.infer; "
         "published is a ckpt-<n>.flax of i-DODE's program",
@@ -91,9 +91,11 @@ def convert(
         dtype: dtype to round the parameters to; None keeps every bit.
 
     Raises:
-        ValueError: if there is no such file, or `output` holds checkpoints.
+        ValueError: if there is no such file or format, or `output` holds checkpoints.
         OSError: if the output cannot be written.
     """
+    if to not in FORMATS:
+        raise ValueError(f"`to` must be a format, got {to!r}. {checks.nearest(to, FORMATS)}")
     if steps := saving.saved_steps(output):
         raise ValueError(
             f"{output} already contains checkpoints (steps {steps}). Use another folder."

@@ -24,7 +24,7 @@ def on_host(
             is still the last: `(z, t, classes, dz)`.
 
     Raises:
-        ValueError: where it is called, if a result has not the shape of z.
+        jax.errors.JaxRuntimeError: where it is called, if a result has not the shape of z.
     """
 
     @jax.custom_jvp

@@ -97,7 +97,7 @@ def log_prob(
         divergence=(divergence, AbstractDivergence, "Hutchinson()"),
     )
     gamma_min, gamma_max = checked_range(gamma_min, gamma_max)
-    _check_key(key)
+    check_key(key)
     if lanes is not None:
         checks.check_integer("lanes", lanes, at_least=1)
     x = _checked_data(x)
@@ -129,10 +129,11 @@ def _on_images(field: Callable[..., Array], shape: tuple[int, ...]) -> types.Net
 
     def network(z: Array, gamma: Array, *args: Any) -> Array:
         output = field(z.reshape(-1, *shape[1:]), gamma, *args)
-        if getattr(output, "shape", None) != (z.shape[0], *shape[1:]):
+        expected = (z.shape[0], *shape[1:])
+        if getattr(output, "shape", None) != expected:
             raise ValueError(
-                f"`field` must return one value for each input value, of shape {list(shape)}, got "
-                f"{_described(output)}."
+                f"`field` must return one value for each input value, of shape {list(expected)}, "
+                f"got {_described(output)}."
             )
         return output.reshape(z.shape).astype(z.dtype)
 
@@ -181,7 +182,7 @@ def checked_range(gamma_min: Any, gamma_max: Any) -> tuple[float, float]:
     return low, high
 
 
-def _check_key(key: Any) -> None:
+def check_key(key: Any) -> None:
     """Raise TypeError unless `key` is a single random key."""
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
     typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)

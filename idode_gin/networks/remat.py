@@ -1,10 +1,11 @@
 """Rematerialization: which activations of a block the gradient stores or recomputes."""
 
-import difflib
 from typing import Any
 
 import jax
 from flax import linen as nn
+
+from idode_gin import checks
 
 FULL = "full"
 
@@ -33,10 +34,9 @@ def check(name: str | None) -> None:
     """Raise ValueError, with the nearest name, unless `name` is a policy or None."""
     if name is None or name in POLICIES:
         return
-    near = difflib.get_close_matches(str(name), POLICIES, 1, 0)[0]
     raise ValueError(
         f"`remat` must be None or one of {', '.join(map(repr, POLICIES))}, got {name!r}. "
-        f"Did you mean {near!r}?"
+        f"{checks.nearest(str(name), POLICIES)}"
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from idode_gin import checks, types
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.feed import batches as batch_lib
+from idode_gin.likelihood import any_field
 from idode_gin.reports import progress
 from idode_gin.runs import image_loop, means
 
@@ -99,11 +100,13 @@ def key_of(seed: Seed) -> types.PRNGKey:
     """Return a typed random key.
 
     Raises:
-        ValueError: if `seed` is no key, and no integer in 0 … 2^32 - 1.
+        ValueError: for an integer that is not in 0 … 2^32 - 1, or text and the like.
+        TypeError: for an array that is not one key.
     """
     if seed is None or not isinstance(seed, jax.Array | np.ndarray):
         checks.check_seed("key", 0 if seed is None else seed)
         return jax.random.key(int(seed or 0))
+    any_field.check_key(seed)
     if not jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(seed)
     return seed

@@ -244,12 +244,28 @@ def test_indices_outside_the_split_raise(tmp_path):
         run(Interpolator, tmp_path, 2, pairs=((0, -1),))
 
 
+def test_lanes_that_no_image_fills_raise():
+    given = {"output_dir": "out", "checkpoint_path": "in", "solve_size": 2}
+    for kind, most in ((Encoder, 2), (Interpolator, 4)):
+        kind(**given, method=ODESampler(lanes=most))
+        with pytest.raises(ValueError, match=f"got lanes={most + 1} and solve_size=2.*Lower"):
+            kind(**given, method=ODESampler(lanes=most + 1))
+
+
+def test_sampling_needs_as_many_conditioning_values_as_the_network_takes():
+    model = tiny.model(image_shape=tiny.SHAPE)
+    made = Sampler(output_dir="out", checkpoint_path="made", conditioning=(0.0, 1.0))
+    for attempt in (made.run, made.dry_run):
+        with pytest.raises(ValueError, match=r"the 1 numbers .* got \(0.0, 1.0\). None means"):
+            attempt(model)
+
+
 @pytest.mark.full
 def test_failed_solves_raise(tmp_path):
     short = ODESampler(solver=DormandPrince(max_steps=1))
-    with pytest.raises(checks.NonFiniteError, match="3 of 3 images did not reach the end"):
+    with pytest.raises(checks.NonFiniteError, match="3 of 3 images have no result"):
         run(Encoder, tmp_path, 2, method=short, indices=(0, 1, 2))
-    with pytest.raises(checks.NonFiniteError, match="1 of 1 pairs did not reach the end"):
+    with pytest.raises(checks.NonFiniteError, match="1 of 1 pairs have no result"):
         run(Interpolator, tmp_path, 2, method=short)
     assert not (tmp_path / "partial_results").exists()
 

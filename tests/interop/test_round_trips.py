@@ -97,6 +97,11 @@ def theirs(folder):
     return bits(plain_trees.read(saving.find(folder) / "state"))
 
 
+def test_an_unknown_format_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="got 't5x_ema'. Did you mean 't5x-ema'"):
+        convert.convert(tmp_path / "first", tmp_path / "t5x", to="t5x_ema")
+
+
 @pytest.mark.full
 def test_published_to_ours_to_t5x_to_ours(tmp_path):
     save_published(tmp_path / "published")

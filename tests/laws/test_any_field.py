@@ -120,6 +120,10 @@ def test_a_velocity_of_flow_matching_is_scored_as_documented():
 def test_it_refuses_an_output_of_another_shape():
     with pytest.raises(ValueError, match=r"one value for each input value.*\[2, 3\]"):
         likelihood.log_prob(lambda z, gamma: z[:, :1], jnp.zeros((2, 3)), jax.random.key(0))
+    with pytest.raises(ValueError, match=r"of shape \[4, 3\], got float64 \[4, 1\]"):
+        likelihood.log_prob(
+            lambda z, gamma: z[:, :1], jnp.zeros((9, 3)), jax.random.key(0), lanes=4
+        )
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from idode_gin.devices.partitioning import PjitPartitioner
+from idode_gin.evaluation import scores
 from idode_gin.runs import image_loop, in_memory
 from idode_gin.runs.in_memory import InMemory
 
@@ -95,3 +96,12 @@ def test_a_seed_may_be_an_integer_of_numpy():
     for seed in (5, np.int64(5), np.arange(6)[5], np.uint8(5)):
         assert in_memory.key_of(seed) == jax.random.key(5)
     assert in_memory.key_of(None) == jax.random.key(0) == in_memory.key_of(np.int32(0))
+    assert scores.key_of(np.int64(5), "a") == scores.key_of(5, "a")
+
+
+def test_an_array_that_is_not_one_key_is_refused():
+    raw = jax.random.PRNGKey(5)
+    assert in_memory.key_of(raw) == in_memory.key_of(jax.random.wrap_key_data(raw))
+    for array in (jnp.asarray(3), np.arange(3), jax.random.split(jax.random.key(0), 2)):
+        with pytest.raises(TypeError, match="`key` must be one random key"):
+            inspect.unwrap(in_memory.key_of)(array)
