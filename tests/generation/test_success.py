@@ -115,7 +115,7 @@ def test_conditioning_goes_from_the_first_image_to_the_second(solves, tmp_path):
 )
 def test_a_pair_counts_if_every_solve_of_it_arrived(solves, tmp_path, name, values, pairs):
     solves[name] = values
-    with pytest.raises(checks.NonFiniteError, match=f"{pairs} of 4 pairs did not reach"):
+    with pytest.raises(checks.NonFiniteError, match=f"{pairs} of 4 pairs have no result"):
         run(Interpolator, tmp_path, pairs=((3, 9), (16, 1), (4, 4), (7, 8)), num_points=POINTS)
 
 
@@ -124,13 +124,13 @@ def test_a_pair_counts_if_every_solve_of_it_arrived(solves, tmp_path, name, valu
 )
 def test_an_encoded_image_counts_if_it_is_finite_and_arrived(solves, tmp_path, changes, failed):
     solves |= changes
-    with pytest.raises(checks.NonFiniteError, match=f"{failed} of 4 images did not reach"):
+    with pytest.raises(checks.NonFiniteError, match=f"{failed} of 4 images have no result"):
         run(Encoder, tmp_path, indices=(1, 2, 5, 8))
 
 
 def test_a_sample_counts_if_it_is_finite_and_arrived_with_its_density(solves, tmp_path):
     solves |= {"encode": [0], "not finite": [2], "no density": [4]}
-    with pytest.raises(checks.NonFiniteError, match="3 of 6 samples did not reach"):
+    with pytest.raises(checks.NonFiniteError, match="3 of 6 samples have no result"):
         run(Sampler, tmp_path, method=METHOD, num_samples=6, return_log_prob=True)
 
 
@@ -282,7 +282,7 @@ def test_images_in_memory_have_their_seed_index_and_conditioning(solves, trained
 )
 def test_solves_in_memory_that_do_not_arrive_raise(solves, trained, changes, call, failed):
     solves |= changes
-    with pytest.raises(checks.NonFiniteError, match=f"{failed} did not reach"):
+    with pytest.raises(checks.NonFiniteError, match=f"{failed} have no result"):
         call(trained)
 
 
