@@ -1,6 +1,7 @@
 """The model: `DiffusionODE` combines all parts of the maths and is built by gin files."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple, final
 
 import jax
@@ -134,6 +135,10 @@ class DiffusionODE:
                 f"{tuple(self.image_shape)} (height, width, channels). {remedy}"
             )
         params = self.network.init(key, image_shape)
+        if not isinstance(params, Mapping):
+            raise ValueError(
+                f"`network.init` must return a dict of arrays, got {type(params).__name__}."
+            )
         if PARAMS in params:
             raise ValueError(
                 f"`{PARAMS}` is the entry for parameters of gamma(t), but the network has one of "

@@ -39,8 +39,18 @@ class Field:
         return dataclasses.replace(self, args=args)
 
     def output(self, z: types.Images, gamma: types.PerExample) -> types.Images:
-        """Return F, the output of the network."""
-        return self.network(z, gamma, *self.args)
+        """Return F, the output of the network.
+
+        Raises:
+            ValueError: if it has another shape than z, where it would be broadcast.
+        """
+        output = self.network(z, gamma, *self.args)
+        if (shape := getattr(output, "shape", None)) != z.shape:
+            raise ValueError(
+                f"The network must return one number for each of z, {list(z.shape)}, got "
+                f"{type(output).__name__ if shape is None else list(shape)}."
+            )
+        return output
 
     def noise_hat(self, z: types.Images, gamma: types.PerExample) -> types.Images:
         """Return the predicted noise at the latent z."""

@@ -27,6 +27,7 @@ from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.evaluation import bits_per_dim
 from idode_gin.evaluation.bits_per_dim import BitsPerDim
 from idode_gin.feed import data, labels, loading
+from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.models import DiffusionODE
 from idode_gin.reports import differences, paths
 from idode_gin.runs import image_loop, in_memory, run_inputs
@@ -58,8 +59,7 @@ def load(path: str | pathlib.Path, step: int | None = None, ema: bool = True) ->
     path = paths.stored(path, "The path of a run")
     if step is not None:
         checks.check_integer("step", step, at_least=0)
-        run = paths.of(path)
-        path = saving.checkpoint_path(run, step)
+        run, path = paths.of(path), saving.checkpoint_path(path, step)
         if run.name.startswith("checkpoint_") and not path.exists():
             raise ValueError(f"`step` needs a run directory, got the checkpoint {run}.")
     source = from_training.config_of(path)
@@ -163,7 +163,7 @@ class TrainedModel:
         self,
         images: np.ndarray,
         *,
-        bound: str = "truncated_normal",
+        bound: str | ODELikelihood = "truncated_normal",
         tolerance: float | None = 1e-3,
         solver: AbstractSolver | None = None,
         key: Seed = None,
@@ -175,8 +175,8 @@ class TrainedModel:
 
         Args:
             images: integers `[N, H, W, C]`.
-            bound: `truncated_normal`, `uniform`, `variational` (ODE likelihoods by dequantizer), or
-                `variational_bound`, which needs no solver.
+            bound: `truncated_normal`, `uniform`, `variational` (ODE likelihoods by dequantizer),
+                `variational_bound`, which needs no solver, or an `ODELikelihood` of your own.
             tolerance: largest solver error, bits per dim. A pilot on 16 of the images chooses the
                 steps, or measures the error of `solver`. None measures nothing.
             solver: solver of the ODE; None leaves the choice to the pilot.

@@ -11,6 +11,9 @@ from collections.abc import Callable
 from typing import Any, final
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
 from jaxtyping import Array
 
 from idode_gin import checks, numerics, types
@@ -54,7 +57,7 @@ def wrap(
             gamma = log(sigma^2 / alpha^2), output of z's shape.
         image_shape: (height, width, channels).
         params: if given, they are the first argument: `(params, z, gamma)`. Arrays that the
-            function holds itself are compiled into every program.
+            function holds itself are compiled into every program: later calls do not see others.
         levels: V of integer images, 0 … V-1.
         inputs: values of the levels 0 and V-1 in the data that the function was trained on:
             (-1.0, 1.0) for x / 127.5 - 1. None is the scale of this project, 2 (x + 1/2) / V - 1.
@@ -72,6 +75,7 @@ def wrap(
         schedule=(schedule, AbstractSchedule, "VariancePreserving()"),
         parameterization=(parameterization, AbstractParameterization, "Noise()"),
     )
+    _check_params(params)
     any_field.check_takes("function", function, _arguments("gamma", params, num_classes))
     encoding = Encoding(levels=levels)
     encoding.check(image_shape)
@@ -148,7 +152,9 @@ def wrap_flow(
     def per_length(*arguments: Any) -> Array:
         """Return the velocity from data to noise; the path has length sqrt 2."""
         t = jax.nn.sigmoid(sign * arguments[place] / 2)  # sigmoid(gamma / 2) is the noise's share
-        return sign * velocity(*arguments[:place], t, *arguments[place + 1 :]) / math.sqrt(2)
+        found = velocity(*arguments[:place], t, *arguments[place + 1 :])
+        # What is no array is refused by `_Function`.
+        return sign * found / math.sqrt(2) if hasattr(found, "shape") else found
 
     return wrap(
         per_length,
@@ -160,6 +166,16 @@ def wrap_flow(
         gamma_max=gamma_max,
         **options,
     )
+
+
+def _check_params(params: Any) -> None:
+    """Raise TypeError unless all leaves are arrays or numbers."""
+    for leaf in jax.tree.leaves(params):
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float):
+            raise TypeError(
+                f"`params` must hold arrays alone, got {leaf!r}. Split off what is no array (in "
+                "Equinox by `eqx.partition(model, eqx.is_array)`), and join it in the function."
+            )
 
 
 def _arguments(time: str, params: Any, num_classes: int) -> list[str]:
@@ -237,5 +253,11 @@ class _Function(AbstractNetwork):
             raise ValueError(
                 f"The function must return one number for each of z, {list(z.shape)}, got "
                 f"{getattr(output, 'shape', type(output).__name__)}."
+            )
+        if jnp.finfo(output.dtype).bits < 32:
+            logging.warning(
+                "The function returns %s. Its error is not measured, and biases bits per dim: "
+                "compute in float32 to report a number.",
+                output.dtype,
             )
         return output.astype(z.dtype)

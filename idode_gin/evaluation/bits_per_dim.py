@@ -63,26 +63,34 @@ def score(
     batch: types.Batch,
     key: types.PRNGKey,
     *,
-    bound: str,
+    bound: str | ODELikelihood,
     tolerance: float | None,
     solver: AbstractSolver | None,
 ) -> BitsPerDim:
     """Score images; see `trained.TrainedModel.bits_per_dim`."""
     if bound == VARIATIONAL_BOUND:
         return _of_bound(model, memory, batch, key)
-    if bound not in LIKELIHOODS:
-        near = checks.nearest(str(bound), [*LIKELIHOODS, VARIATIONAL_BOUND])
-        raise ValueError(f"`bound` must be the name of a bound, got {bound!r}. {near}")
     if solver is not None:
         checks.check_kind("solver", solver, AbstractSolver)
-    estimator, report = ODELikelihood(dequantizer=LIKELIHOODS[bound](), solver=solver), None
-    if tolerance is None and solver is None:
+    if isinstance(bound, ODELikelihood):
+        name, estimator = "likelihood", bound
+    elif bound in LIKELIHOODS:
+        name, estimator = bound, ODELikelihood(dequantizer=LIKELIHOODS[bound](), solver=None)
+    else:
+        near = checks.nearest(str(bound), [*LIKELIHOODS, VARIATIONAL_BOUND])
+        raise ValueError(
+            f"`bound` must be an ODELikelihood, or the name of a bound, got {bound!r}. {near}"
+        )
+    if solver is not None:
+        estimator = dataclasses.replace(estimator, solver=solver)
+    if tolerance is None and estimator.solver is None:
         raise ValueError("Give a `tolerance`, or a `solver` such as Adams(steps=64); got neither.")
-    with progress.phase(f"scoring by {bound}"):  # one, so that no line is late between its parts
+    report = None
+    with progress.phase(f"scoring by {name}"):  # one, so that no line is late between its parts
         if tolerance is not None:
-            of_pilot = tolerance, batch, scores.key_of(key, bound)
-            estimator, report = _piloted(model, memory, bound, estimator, *of_pilot)
-        return _scored(bound, _of_likelihood(model, memory, bound, estimator, key, batch), report)
+            of_pilot = tolerance, batch, scores.key_of(key, name)
+            estimator, report = _piloted(model, memory, name, estimator, *of_pilot)
+        return _scored(name, _of_likelihood(model, memory, name, estimator, key, batch), report)
 
 
 def _piloted(

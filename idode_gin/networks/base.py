@@ -32,7 +32,7 @@ class AbstractNetwork(abc.ABC):
 
     @abc.abstractmethod
     def init(self, key: types.PRNGKey, image_shape: tuple[int, int, int]) -> types.Params:
-        """Initialize float32 parameters for images of shape (height, width, channels)."""
+        """Initialize parameters, a dict of float32 arrays, for images of (H, W, C)."""
 
     def logical_axes(self, image_shape: tuple[int, int, int]) -> Any:
         """Return the axis names of all parameters, for the rules of a partitioner.

@@ -89,11 +89,13 @@ class InMemory:
 
 
 def _hashable(value: Any) -> Any:
+    """Return a key for a value: itself, or what it is and holds if it is equal to itself alone."""
     try:
         hash(value)
     except TypeError:
-        return type(value), id(value)
-    return value
+        return type(value), id(value), repr(vars(value))
+    is_mutable = type(value).__hash__ is object.__hash__ and hasattr(value, "__dict__")
+    return (type(value), id(value), repr(vars(value))) if is_mutable else value
 
 
 def key_of(seed: Seed) -> types.PRNGKey:

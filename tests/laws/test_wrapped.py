@@ -1,6 +1,8 @@
 """Functions as models: pixels of known probability under every convention, and misuse."""
 
+import dataclasses
 import inspect
+import logging
 import math
 
 import jax
@@ -9,13 +11,16 @@ import numpy as np
 import pytest
 
 import idode_gin
+from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.interop.host import on_host
+from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.networks.base import AbstractNetwork
 from idode_gin.parameterizations.data import Data
 from idode_gin.parameterizations.noise import Noise
 from idode_gin.schedules.straight_path import StraightPath
 from idode_gin.schedules.variance_preserving import VariancePreserving
 from idode_gin.solvers.adams import Adams
+from idode_gin.solvers.base import AbstractSolver
 
 SHAPE, LEVELS, MEAN, VARIANCE = (4, 4, 3), 64, 0.1, 0.05
 """Pixels are independent: f = 2 (x + 1/2) / V - 1 is N(MEAN, VARIANCE), cut into bins."""
@@ -208,3 +213,52 @@ def test_wrong_outputs_and_schedules_are_named(images):
     with pytest.raises(TypeError, match="the class StraightPath instead of an instance"):
         AS_USERS_CALL_IT(lambda z, gamma: z, SHAPE, schedule=StraightPath)
     assert isinstance(model.model.network, AbstractNetwork)
+    pair = idode_gin.wrap_flow(lambda z, t: (z, t), SHAPE, data_at=0, levels=LEVELS)
+    with pytest.raises(ValueError, match="must return one number for each of z, .* got tuple"):
+        pair.bits_per_dim(images[:8], **SOLVER)
+    with pytest.raises(TypeError, match="`params` must hold arrays alone, got <.*eqx.part"):
+        idode_gin.wrap(lambda p, z, gamma: z, SHAPE, params={"act": jnp.tanh}, levels=LEVELS)
+
+
+def test_a_coarse_function_is_reported(images, caplog):
+    exact = exact_velocity(None, 0)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        coarse = lambda z, t, dtype=dtype: exact(z, t).astype(dtype)  # noqa: E731
+        flow = idode_gin.wrap_flow(coarse, SHAPE, data_at=0, levels=LEVELS)
+        with caplog.at_level(logging.WARNING, "absl"):
+            flow.bits_per_dim(images[:8], **SOLVER)
+        assert ("The function returns bfloat16" in caplog.text) == (dtype == jnp.bfloat16)
+
+
+def test_a_likelihood_of_one_s_own_is_a_bound(images):
+    """Importance samples tighten the bound; a likelihood as by name gives the same numbers."""
+    flow = idode_gin.wrap_flow(exact_velocity(None, 0), SHAPE, data_at=0, levels=LEVELS)
+    one = ODELikelihood(dequantizer=TruncatedNormal(), solver=Adams(steps=24))
+    many = dataclasses.replace(one, num_importance=8)
+    loose, tight = (flow.bits_per_dim(images, bound=each, tolerance=None) for each in (one, many))
+    gain = loose.per_image - tight.per_image
+    assert gain.mean() > 5 * gain.std() / len(images) ** 0.5 > 0
+    assert tight.mean > exact_bits(images).mean()
+    chosen = flow.bits_per_dim(images, bound=dataclasses.replace(one, solver=None), tolerance=1e-2)
+    assert chosen.report is not None
+    assert chosen.mean == pytest.approx(loose.mean, abs=2e-2)
+    with pytest.raises(ValueError, match="must be an ODELikelihood, or the name of a bound"):
+        flow.bits_per_dim(images, bound="unifrom")
+
+
+def test_a_solver_that_changed_is_not_taken_for_the_one_before(images):
+    @dataclasses.dataclass  # of a user, not frozen: it is equal to itself alone
+    class Changing(AbstractSolver):
+        steps: int
+
+        def solve(self, *given, **more):
+            return Adams(steps=self.steps).solve(*given, **more)
+
+    flow = idode_gin.wrap_flow(exact_velocity(None, 0), SHAPE, data_at=0, levels=LEVELS)
+    solver, found = Changing(steps=4), []
+    for steps in (4, 32):
+        solver.steps = steps
+        found.append(
+            flow.bits_per_dim(images[:8], bound="uniform", solver=solver, tolerance=None).mean
+        )
+    assert found[0] != found[1]

@@ -66,7 +66,7 @@ class AbstractTime(abc.ABC):
     @property
     @abc.abstractmethod
     def gamma_min(self) -> types.GammaEnd:
-        """gamma at t = 0, the clean end; nats."""
+        """gamma at t = 0, the clean end; nats. A field of this name needs a default."""
 
     @property
     @abc.abstractmethod
