@@ -25,7 +25,7 @@ def register_images(
     load_labels: Callable[[str], np.ndarray] | None = None,
     class_names: Sequence[str] = (),
 ) -> None:
-    """Register a seqio task over images that fit in memory, unless there is one of that name.
+    """Register a seqio task over images that fit in memory.
 
     Args:
       name: the task's name.
@@ -34,6 +34,9 @@ def register_images(
         the task is read, not when it is registered.
       load_labels: split name -> class of each image, integers `[N]`; None: there are no labels.
       class_names: name of each class, by its number, for messages and summaries.
+
+    Raises:
+      ValueError: if other code has registered a task of that name.
     """
     from tasks.support import array_images, registration
 

@@ -8,6 +8,7 @@ import contextlib
 import mimetypes
 import os
 import pathlib
+import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO
@@ -19,6 +20,8 @@ from tasks.formats import depth
 
 SPLITS = ("train", "validation", "test")
 """Folders of a user's images."""
+_NO_CLASSES = frozenset(("__MACOSX", "@eaDir"))
+"""Folders that a Mac's archive and a network drive leave beside others, with hidden files alone."""
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 """Pillow's names: the content decides the format, not the file's name."""
 CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
@@ -87,7 +90,9 @@ def classes_of(
     if any(len(parts) < 2 for found in inside.values() for parts in found):
         return [], {}
     folders = [each for split in SPLITS for each in root.glob(f"{split}/*") if each.is_dir()]
-    return numbered((each.name for each in folders if not each.name.startswith(".")), inside)
+    names = {each.name for each in folders if not each.name.startswith(".")}
+    used = {parts[0] for found in inside.values() for parts in found}
+    return numbered(names - (_NO_CLASSES - used), inside)
 
 
 def numbered(
@@ -98,8 +103,19 @@ def numbered(
     Args:
         names: of the classes, in any order.
         inside: split -> of each file, the parts of its path below the folders of classes.
+
+    Raises:
+        ValueError: if two names are the same text in different Unicode, as a copy from a Mac has.
     """
     ordered = sorted(set(names))
+    seen: dict[str, str] = {}
+    for name in ordered:
+        other = seen.setdefault(unicodedata.normalize("NFC", name), name)
+        if other != name:
+            raise ValueError(
+                f"The folders {ascii(other)} and {ascii(name)} look alike and would be two "
+                f"classes: both are {name!r} in different Unicode. Rename one as the other."
+            )
     number = {name: place for place, name in enumerate(ordered)}
     return ordered, {split: [number[parts[0]] for parts in each] for split, each in inside.items()}
 

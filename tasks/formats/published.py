@@ -130,13 +130,14 @@ def _old_imagenet(size: int) -> Variant:
 def _new_imagenet(
     size: int, train_mean: ChannelMean | None = None, tolerance: float = 0.0
 ) -> Variant:
+    parts = ("train", "val") if size == 32 else ("train_part1", "train_part2", "val")
     return Variant(
         name=f"imagenet{size}_new",
         label="Chrabaszcz et al. (new, anti-aliased)",
         tfds_name=f"downsampled_imagenet_new/{size}x{size}:2.0.0",
         image_shape=(size, size, 3),
         sizes=NEW_IMAGENET_SIZES,
-        archives=f"Imagenet{size}_train.zip Imagenet{size}_val.zip",
+        archives=" ".join(f"Imagenet{size}_{part}.zip" for part in parts),
         page="https://image-net.org/download-images",
         train_mean=train_mean,
         train_mean_tolerance=tolerance,

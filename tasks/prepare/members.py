@@ -266,8 +266,18 @@ class _Header(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> "_Header":
         """Return the header in 512 bytes; raise `tarfile.ReadError` unless it can be read."""
+        return cls._read(super().frombuf, buf, encoding, errors)
+
+    @classmethod
+    def _frombuf(cls, buf: Any, encoding: str, errors: str, **more: Any) -> "_Header":
+        """Do the same where Python's own reader calls this instead, from 3.12.14 on."""
+        read = getattr(super(), "_frombuf")  # noqa: B009  older versions have none
+        return cls._read(functools.partial(read, **more), buf, encoding, errors)
+
+    @staticmethod
+    def _read(read: Callable[..., Any], buf: Any, encoding: str, errors: str) -> Any:
         try:
-            return super().frombuf(buf, encoding, errors)
+            return read(buf, encoding, errors)
         except tarfile.HeaderError as error:
             if len(buf) == _BLOCK and not any(buf):
                 raise  # the end mark

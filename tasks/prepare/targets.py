@@ -145,5 +145,8 @@ def _sync(folder: pathlib.Path) -> None:
         number = os.open(path, os.O_RDONLY)
         try:
             os.fsync(number)
+        except OSError as error:  # some network file systems flush files, but no folders
+            if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+                raise
         finally:
             os.close(number)

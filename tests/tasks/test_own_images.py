@@ -110,6 +110,21 @@ def test_folders_of_a_split_are_classes(labelled):
         labels(labelled, 10)
 
 
+def test_folders_that_programs_leave_are_no_classes(labelled):
+    (labelled / "train" / "__MACOSX" / "cat").mkdir(parents=True)
+    (labelled / "train" / "__MACOSX" / "cat" / "._a.png").write_bytes(b"no image")
+    (labelled / "test" / "@eaDir").mkdir()
+    np.testing.assert_array_equal(labels(labelled, 3), [1, 1, 2, 2, 2, 2])
+
+
+def test_names_that_look_alike_are_not_two_classes(labelled):
+    """Files copied from a Mac may have names whose accents are characters of their own."""
+    for split, name in (("train", "caf\u00e9"), ("test", "cafe\u0301")):
+        write_folder(labelled / split / name, fake_tfds.random_images(1, SHAPES[3]))
+    with pytest.raises(ValueError, match=r"'cafe\\u0301' and 'caf\\xe9' look alike .* Rename"):
+        labels(labelled, 5)
+
+
 def test_what_is_missing_is_told_before_images_are_read(labelled, tmp_path, monkeypatch):
     """By a dry run, in the words of the run."""
     np.savez(tmp_path / "own.npz", train=np.zeros((2, 3, 3, 1), np.uint8))

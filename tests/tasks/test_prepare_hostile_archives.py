@@ -401,6 +401,30 @@ def test_a_damaged_header_is_not_the_end_of_a_tar(tmp_path):
         read_tar(path)
 
 
+def test_a_damaged_header_is_found_by_newer_pythons_too(tmp_path, monkeypatch):
+    """From 3.12.14 on, `fromtarfile` calls `_frombuf`, which is told where the archive begins."""
+    original = tarfile.TarInfo.__dict__.get("_frombuf")
+    if original is None:
+
+        def _frombuf(cls, buf, encoding, errors, *, dircheck=True):
+            return tarfile.TarInfo.frombuf.__func__(cls, buf, encoding, errors)
+
+        def fromtarfile(cls, tar):
+            header = cls._frombuf(tar.fileobj.read(512), tar.encoding, tar.errors, dircheck=False)
+            header.offset = tar.fileobj.tell() - 512
+            return header._proc_member(tar)
+
+        monkeypatch.setattr(tarfile.TarInfo, "_frombuf", classmethod(_frombuf), raising=False)
+        monkeypatch.setattr(tarfile.TarInfo, "fromtarfile", classmethod(fromtarfile))
+    path = tar_of(tmp_path / "t.tar")
+    read_tar(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"train_32x32/2.png")] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match="t.tar is cut short or damaged .bad checksum"):
+        read_tar(path)
+
+
 def test_headers_of_a_tar_are_not_kept(tmp_path):
     archives.tar(tmp_path / "t.tar", {f"{i:05}.png": b"" for i in range(20_000)})
     tracemalloc.reset_peak()

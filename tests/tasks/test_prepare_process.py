@@ -6,6 +6,7 @@ import pathlib
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -125,6 +126,24 @@ def test_a_finished_dataset_is_never_damaged(cifar, tmp_path, capsys, monkeypatc
     assert same_images(read(folder, "train"), other["train"])
     assert not same_images(read(folder, "train"), images["train"])
     assert [each.name for each in (tmp_path / "data").iterdir()] == ["cifar10"]
+
+
+@pytest.mark.parametrize("refused", ["folders", "files"])
+def test_a_file_system_that_cannot_flush_folders(refused, tmp_path, monkeypatch):
+    """Network file systems may refuse `fsync` of a folder; of a file, the data may be lost."""
+
+    def flush(number):
+        if stat.S_ISDIR(os.fstat(number).st_mode) == (refused == "folders"):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "file").touch()
+    monkeypatch.setattr(os, "fsync", flush)
+    if refused == "folders":
+        targets._sync(tmp_path)
+    else:
+        with pytest.raises(OSError, match="Invalid argument"):
+            targets._sync(tmp_path)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.EIO, "I/O error")])

@@ -69,6 +69,33 @@ def test_registering_twice_keeps_the_first(tasks):
     assert seqio.TaskRegistry.get("digits") is first
 
 
+def test_a_name_is_not_taken_twice(tasks):
+    """The task that trains would be another one than the user has written."""
+    import seqio
+
+    def mine(split):
+        return np.zeros((3, 2, 2, 1), np.uint8)
+
+    first = seqio.TaskRegistry.get("digits")
+    with pytest.raises(ValueError, match="a task 'digits' already, .*; got .*mine in .*test_tasks"):
+        tasks.register_images("digits", {"train": 3}, mine)
+    assert seqio.TaskRegistry.get("digits") is first
+    try:
+        for number in (2, 4):
+            tasks.register_images("made_again", {"train": number}, lambda split: mine(split))
+            with pytest.raises(ValueError, match="must have 2 images, .* got 3"):
+                seqio.TaskRegistry.get("made_again").source.array("train")
+        for number in (2, 4):
+            cell = lambda split: mine(split)  # noqa: E731
+            cell.__module__ = "__main__"
+            tasks.register_images("made_in_a_cell", {"train": number}, cell)
+            with pytest.raises(ValueError, match=f"must have {number} images, .* got 3"):
+                seqio.TaskRegistry.get("made_in_a_cell").source.array("train")
+    finally:
+        for name in ("made_again", "made_in_a_cell"):
+            seqio.TaskRegistry.remove(name)
+
+
 def test_registering_reads_no_data(tasks):
     import seqio
 
