@@ -14,6 +14,10 @@ program=${1:?"usage: launch/one_host.sh train|eval|sample|encode|interpolate --g
 shift
 python=${PYTHON:-.venv/bin/python}
 processes=${PROCESSES:-1}
+if [[ ! $processes =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: PROCESSES must be a number of processes, 1 or more, got '$processes'." >&2
+    exit 2
+fi
 if [ "$processes" -eq 1 ]; then
     exec "$python" -m "idode_gin.$program" "$@"
 fi

@@ -189,6 +189,14 @@ def test_several_processes_on_one_host(calls) -> None:
     assert all(each.multiprocess_gpu for each in found)
 
 
+@pytest.mark.parametrize("count", ["0", "", "two", "-1"])
+def test_one_host_needs_a_number_of_processes(calls, count) -> None:
+    """None would be started, and the exit code would say that all is done."""
+    code = calls.run("launch/one_host.sh", "train", EXPERIMENT, PROCESSES=count)
+    assert code == (2 if count else 0)
+    assert len(calls.of("python")) == (0 if count else 1)
+
+
 def test_one_host_passes_a_signal_on(calls) -> None:
     started = calls.start(
         "launch/one_host.sh", "train", EXPERIMENT, PROCESSES="2", SECONDS_TO_RUN="60"
@@ -244,6 +252,8 @@ def test_job_set(calls) -> None:
     assert actions == {2: "FailJob", 3: "FailJob", 75: "Ignore"}
     (rule,) = job_set["spec"]["failurePolicy"]["rules"]
     assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
+    # JobSet's validation of a rule's name; another one is refused when it is applied.
+    assert re.fullmatch(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", rule["name"])
 
     assert container["command"] == ["bash", "-c"]
     assert calls.run("-c", *container["args"], JOB_COMPLETION_INDEX="1") == 0
