@@ -98,7 +98,8 @@ def write(
         for each in found["differences"]
     ]
     levels = found["images"]["levels"]
-    plots.plot_differences(pairs, folder / "compare.png", images=images, levels=levels)
+    given = {"images": images, "levels": levels, "places": read[0].places}
+    plots.plot_differences(pairs, folder / "compare.png", **given)
     files.write_atomically(folder / "compare.txt", f"{text}\n".encode("utf-8", "replace"))
     files.write_json_atomically(folder / "compare.json", found)
     print(text, flush=True)

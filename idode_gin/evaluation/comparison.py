@@ -43,12 +43,14 @@ class Evaluation:
         path: its folder.
         summary: of `summary.json`.
         scores: values of all images in the order of the split, `[N]`, by bound and name.
+        places: of the images in the whole split, `[N]`.
     """
 
     label: str
     path: pathlib.Path
     summary: Mapping[str, Any]
     scores: Mapping[str, Mapping[str, np.ndarray]]
+    places: np.ndarray
 
 
 def read(path: pathlib.Path, label: str) -> Evaluation:
@@ -73,7 +75,7 @@ def read(path: pathlib.Path, label: str) -> Evaluation:
         found = dict(json.loads((path / "summary.json").read_text(encoding="utf-8")))
         if lacking := [name for name in _IMAGES if found.get(name) is None]:
             raise ValueError(f"the summary has no {' and no '.join(lacking)}.")
-        scores = _scores(path / "results.npz", summary.bounds(found))
+        scores, places = _scores(path / "results.npz", summary.bounds(found))
         for name, each in summary.bounds(found).items():
             for part in ("settings", "solver_error"):
                 if not isinstance(each.get(part), Mapping | None):
@@ -86,14 +88,17 @@ def read(path: pathlib.Path, label: str) -> Evaluation:
             f"{path}: results.npz and summary.json are not those of one evaluation, or are "
             f"damaged: {str(error) or type(error).__name__} Evaluate again."
         ) from error
-    return Evaluation(label=label, path=path, summary=found, scores=scores)
+    return Evaluation(label=label, path=path, summary=found, scores=scores, places=places)
 
 
-def _scores(path: pathlib.Path, names: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
+def _scores(
+    path: pathlib.Path, names: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, np.ndarray]], np.ndarray]:
+    """Return the values of all images by bound and name, and the images' places in the split."""
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
         columns = {name: archive[name] for name in archive.files}
     index = columns["index"]
-    return {
+    scores = {
         name: {
             key.removeprefix(f"{name}/"): paired.in_order(index, np.asarray(each, np.float64))
             for key, each in columns.items()
@@ -101,6 +106,7 @@ def _scores(path: pathlib.Path, names: Mapping[str, Any]) -> dict[str, dict[str,
         }
         for name in names
     }
+    return scores, paired.in_order(index, columns.get("place", index))
 
 
 def compare(evaluations: Sequence[Evaluation], names: Sequence[str] = ()) -> dict[str, Any]:
@@ -260,8 +266,8 @@ def _difference(first: Evaluation, other: Evaluation, name: str) -> dict[str, An
         "share_lower": found.share_lower,
         "solver_error": None if None in errors else sum(errors),
         "parts": {key: part for key in parts if (part := _part(a[key], b[key]))},
-        "lower": [_image(i, a["bpd"], b["bpd"]) for i in lower],
-        "higher": [_image(i, a["bpd"], b["bpd"]) for i in higher],
+        "lower": [_image(i, first.places, a["bpd"], b["bpd"]) for i in lower],
+        "higher": [_image(i, first.places, a["bpd"], b["bpd"]) for i in higher],
     }
 
 
@@ -273,9 +279,13 @@ def _part(a: np.ndarray, b: np.ndarray) -> dict[str, float | None]:
     return {"difference": found.mean, "stderr": found.stderr}
 
 
-def _image(index: int, a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
+def _image(index: int, places: np.ndarray, a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     figures = {"first": float(a[index]), "other": float(b[index])}
-    return {"index": index, **figures, "difference": figures["other"] - figures["first"]}
+    return {
+        "index": int(places[index]),
+        **figures,
+        "difference": figures["other"] - figures["first"],
+    }
 
 
 def table(found: Mapping[str, Any]) -> str:

@@ -23,11 +23,13 @@ def plot_bpd_histogram(
     path: str | os.PathLike[str],
     *,
     name: str,
+    places: np.ndarray | None = None,
 ) -> None:
     """Plot a histogram of bits per dim, with the best images above it and the worst below.
 
     `bpd` is finite, `[N]`; `images` are integers `[N, H, W, C]` in `0..levels-1`, of which only
-    those shown are read; `name` is the bound's.
+    those shown are read; `name` is the bound's; `places` `[N]` are those of the images in the whole
+    split, where they are a part of it.
     """
     from matplotlib.figure import Figure
 
@@ -35,7 +37,9 @@ def plot_bpd_histogram(
     columns = min(_SHOWN, len(bpd))
     order = np.argsort(bpd, kind="stable").tolist()
     shown = {"best": order[:columns], "worst": order[::-1][:columns]}
-    _draw_between(figure, bpd, _Shown(images, levels, shown, lambda i: (f"{bpd[i]:.3f}", f"#{i}")))
+    place = np.arange(len(bpd)) if places is None else places
+    texts = lambda i: (f"{bpd[i]:.3f}", f"#{place[i]}")  # noqa: E731
+    _draw_between(figure, bpd, _Shown(images, levels, shown, texts))
     axes = figure.axes[0]
     axes.axvline(bpd.mean(), color="0.35", linestyle="--", label=f"mean: {bpd.mean():.3f}")
     axes.legend(frameon=False)
@@ -50,6 +54,7 @@ def plot_differences(
     *,
     images: np.ndarray | None = None,
     levels: int = 2,
+    places: np.ndarray | None = None,
 ) -> None:
     """Plot histograms of `second - first`, with the images that differ most on either side.
 
@@ -58,6 +63,7 @@ def plot_differences(
         path: the PNG to write.
         images: integers `[N, H, W, C]` in `0..levels-1`; None leaves them out.
         levels: number of values of a pixel.
+        places: of the images in the whole split, `[N]`, where they are a part of it.
     """
     from matplotlib.figure import Figure
 
@@ -72,7 +78,7 @@ def plot_differences(
         if images is not None:
             lower, higher = paired.extremes(found.values, _SHOWN)
             chosen = {"lower": lower, "higher": higher}
-            shown = _Shown(images, levels, chosen, functools.partial(_texts, first, second))
+            shown = _Shown(images, levels, chosen, functools.partial(_texts, first, second, places))
         _draw_between(panel, found.values, shown)
         axes = panel.axes[0]
         axes.axvline(0, color="0.7", linewidth=1)
@@ -83,10 +89,13 @@ def plot_differences(
     plots.save_figure(figure, path)
 
 
-def _texts(first: np.ndarray, second: np.ndarray, index: int) -> tuple[str, str]:
+def _texts(
+    first: np.ndarray, second: np.ndarray, places: np.ndarray | None, index: int
+) -> tuple[str, str]:
     """Return the texts above and below an image that differs."""
     a, b = float(first[index]), float(second[index])
-    return f"{b - a:+.3g}", f"#{index}\n{a:.2f} → {b:.2f}"
+    place = index if places is None else places[index]
+    return f"{b - a:+.3g}", f"#{place}\n{a:.2f} → {b:.2f}"
 
 
 class _Shown(NamedTuple):

@@ -91,7 +91,10 @@ def draw(
     with progress.phase("plotting"):
         for name, each in scores.items():
             path = folder / f"bpd_{name}.png"
-            eval_plots.plot_bpd_histogram(each["bpd"], split.images, levels, path, name=name)
+            places = split.place_of(np.arange(split.num_images))
+            eval_plots.plot_bpd_histogram(
+                each["bpd"], split.images, levels, path, name=name, places=places
+            )
         nfe = {name: each["nfe"] for name, each in scores.items()}
         eval_plots.plot_nfe_histogram(nfe, folder / "nfe.png")
     with progress.phase("computing the integrand of the bound"):

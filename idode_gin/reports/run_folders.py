@@ -6,13 +6,14 @@ import io
 import json
 import pathlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from idode_gin.reports import differences, metrics
 
 _Read = TypeVar("_Read")
+_Rows: TypeAlias = tuple[dict[str, np.ndarray], np.ndarray | None]
 _OPERATIVE = "operative_config.gin"
 
 
@@ -28,6 +29,7 @@ class RunFolder:
         summary: of summary.json, {} without it.
         rows: of metrics.jsonl.
         bpd: of each image by bound, `[N]`.
+        places: of the images in the whole split, `[N]`; None if all of it was scored.
         pictures: PNG files by their path in the folder.
     """
 
@@ -39,6 +41,7 @@ class RunFolder:
     summary: dict[str, Any] = dataclasses.field(default_factory=dict)
     rows: list[metrics.Row] = dataclasses.field(default_factory=list)
     bpd: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    places: np.ndarray | None = None
     pictures: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
     def attempt(self, name: str, read: Callable[[], _Read], otherwise: _Read) -> _Read:
@@ -72,7 +75,9 @@ def read(path: pathlib.Path, program: str) -> RunFolder:
         if found.summary.get("exit_reason") == "preempted":  # drawn when a run is done
             may_lack = patterns[0]
     elif program == "eval" and not is_series:
-        found.bpd = found.attempt("results.npz", lambda: _bpd(path / "results.npz"), {})
+        nothing: _Rows = {}, None
+        rows = found.attempt("results.npz", lambda: _bpd(path / "results.npz"), nothing)
+        found.bpd, found.places = rows
         patterns = ["plots/bpd_*.png", "plots/nfe.png", "plots/integrand.png"]
     for pattern in patterns:
         names = sorted(each.relative_to(path).as_posix() for each in path.glob(pattern))
@@ -92,13 +97,14 @@ def _object(path: pathlib.Path) -> dict[str, Any]:
     return value
 
 
-def _bpd(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _bpd(path: pathlib.Path) -> _Rows:
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
         names = [each for each in archive.files if each.endswith("/bpd")]
         found = {each.removesuffix("/bpd"): np.asarray(archive[each], np.float64) for each in names}
+        places = np.asarray(archive["place"]) if "place" in archive.files else None
     if any(each.ndim != 1 or not each.size for each in found.values()):
         raise ValueError("a figure of bits per dim is not one number for each image.")
-    return found
+    return found, places
 
 
 def _png(path: pathlib.Path) -> bytes:

@@ -144,7 +144,8 @@ def _norms(runs: Sequence[RunFolder], path: pathlib.Path) -> None:
 
 
 def _label(run: RunFolder) -> str:
-    return str(run.path).replace("$", r"\$")  # matplotlib sets text between dollars as a formula
+    text = str(run.path).replace("$", r"\$")  # matplotlib sets text between dollars as a formula
+    return f"./{text}" if text.startswith("_") else text  # it leaves such names out of a legend
 
 
 def _samples(folders: Sequence[RunFolder]) -> list[Markup]:
@@ -213,9 +214,10 @@ def _distributions(folders: Sequence[RunFolder]) -> list[Markup]:
     for folder in folders:
         for name, bpd in folder.bpd.items():
             order = np.argsort(bpd, kind="stable")
+            place = np.arange(len(bpd)) if folder.places is None else folder.places
             ends = [("lowest", order[:_SHOWN]), ("highest", order[::-1][:_SHOWN])]
             extremes = "; ".join(
-                f"{word}: " + ", ".join(f"#{i} {bpd[i]:.3f}" for i in chosen.tolist())
+                f"{word}: " + ", ".join(f"#{place[i]} {bpd[i]:.3f}" for i in chosen.tolist())
                 for word, chosen in ends
             )
             caption = f"{name}, {len(bpd)} images of {folder.path}. {extremes}"

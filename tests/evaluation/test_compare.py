@@ -90,6 +90,21 @@ def change_summary(folder, **changes):
     (folder / "summary.json").write_text(json.dumps(found))
 
 
+def test_images_of_a_part_are_named_by_their_places_in_the_whole_split(both, capsys):
+    for folder in both:
+        rows = dict(np.load(folder / "results.npz"))
+        np.savez(folder / "results.npz", **rows, place=3 * rows["index"] + 100)
+    assert run(*both) == 0
+    found = json.loads((both[0].with_name("a_compared") / "compare.json").read_text())
+    a, b = (dict(np.load(each / "results.npz")) for each in both)
+    printed = capsys.readouterr().out
+    for each in found["differences"]:
+        values = b[f"{each['bound']}/bpd"] - a[f"{each['bound']}/bpd"]
+        assert all(f"#{image['index']} " in printed for image in each["lower"] + each["higher"])
+        for image in each["lower"] + each["higher"]:
+            assert image["difference"] == values[(image["index"] - 100) // 3]
+
+
 def test_tensorflow_is_silenced_before_jax_sets_its_log_level(tmp_path):
     code = (
         "import sys; from idode_gin import compare; compare.main(['a', 'b']); "

@@ -51,6 +51,20 @@ def test_the_best_and_the_worst_images_are_shown(channels, tmp_path, figures):
     assert worst[0].get_xlabel() == "#11"
 
 
+def test_images_of_a_part_have_their_places_in_the_whole_split(tmp_path, figures):
+    images, places = np.zeros((3, 2, 2, 1), np.uint8), np.array([5, 50, 500])
+    first, second = np.array([2.0, 1.0, 3.0]), np.array([2.5, 0.0, 3.0])
+    given = {"images": images, "levels": 2, "places": places}
+    eval_plots.plot_bpd_histogram(first, path=tmp_path / "bpd.png", name="tn", **given)
+    eval_plots.plot_differences([("a", first, second)], tmp_path / "compare.png", **given)
+    single, compared = (
+        [each.get_xlabel().split("\n")[0] for each in figure.axes if each.images]
+        for figure in figures
+    )
+    assert single == ["#50", "#5", "#500", "#500", "#5", "#50"]
+    assert compared == ["#50", "#5"]
+
+
 def test_one_image(tmp_path, figures):
     images = np.zeros((1, 2, 2, 1), np.uint8)
     eval_plots.plot_bpd_histogram(np.ones(1), images, 2, tmp_path / "bpd.png", name="tn")

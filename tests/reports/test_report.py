@@ -85,6 +85,13 @@ def make_eval(folder, sha256="5734522cfd47"):
     return folder
 
 
+def test_images_of_a_part_are_named_by_their_places(whole):
+    rows = dict(np.load(whole / "eval" / "results.npz"))
+    np.savez(whole / "eval" / "results.npz", **rows, place=[10, 20, 30])
+    assert report.main([str(whole)]) == 0
+    assert "lowest: #20 1.500, #10 2.000" in Page(whole / "report.html").text
+
+
 def make_samples(folder, step):
     folder.mkdir(parents=True)
     for name in ("config.gin", "operative_config.gin"):
