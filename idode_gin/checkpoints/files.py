@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import glob
 import json
 import os
 import pathlib
@@ -36,7 +37,6 @@ PIN = "PINNED"
 SPACE_MARGIN = 1.1
 """Disk space reserved for a checkpoint, relative to the bytes of its arrays."""
 _INDEX = "manifest.ocdbt"
-_PATTERN = re.compile(r"\[[^]]+\]|\\")
 _STEP_DIRECTORY = re.compile(rf"{PREFIX}_(0|[1-9][0-9]*)")
 _MISNAMED = re.compile(rf"{PREFIX}_[-+]?\d+")
 """With `_STEP_DIRECTORY` taken out: names such as `checkpoint_007`."""
@@ -97,14 +97,16 @@ def checkpoint_path(directory: str | pathlib.Path, step: int) -> pathlib.Path:
 def check_path(directory: str | pathlib.Path) -> None:
     """Raise ValueError for a directory in which orbax would write checkpoints that nobody can read.
 
-    orbax looks for what it has written by a pattern that begins with the whole path. It finds
-    nothing where the path has `[…]` or a backslash, and takes the checkpoint for finished.
+    orbax looks for what it has written by a pattern that begins with the whole path. If the pattern
+    matches nothing, it takes the checkpoint for finished; if it matches another folder too, it
+    merges that one's arrays.
     """
     path = str(paths.of(directory).absolute())
-    if found := _PATTERN.search(path):
+    if glob.has_magic(path) or "\\" in path:
         raise ValueError(
-            f"The path of a directory for checkpoints must not have {found[0]!r}, which orbax "
-            f"takes for a pattern, got {path}. Choose another name, or a symbolic link to it."
+            "The path of a directory for checkpoints must not have `*`, `?`, `[` or a backslash, "
+            f"which orbax takes for a pattern, got {path}. Choose another name, or name a symbolic "
+            "link to it."
         )
 
 
@@ -183,7 +185,12 @@ def _like(path: pathlib.Path) -> str:
         return ""
     stray = next(each for each in (path, *path.parents) if each.parent.is_dir())
     with contextlib.suppress(OSError):
-        folders = [each.name for each in stray.parent.iterdir() if each.is_dir()]
+        unusable = (DAMAGED_PREFIX, DELETED_PREFIX, ".")
+        folders = [
+            each.name
+            for each in stray.parent.iterdir()
+            if each.is_dir() and not each.name.startswith(unusable)
+        ]
         if near := difflib.get_close_matches(stray.name, folders, n=1):
             return f" Did you mean {stray.parent / near[0]}?"
     return ""

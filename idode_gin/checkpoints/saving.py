@@ -220,19 +220,22 @@ class Checkpoints:
             return
         with self._explained(self._last_save):
             waiting.while_answering(self._directory, self._lazy_manager.wait_until_finished)
-            self._whole = self._last_save or self._whole
             if self._last_save is not None and jax.process_index() == 0:
+                self._check_index(self._last_save)
                 self._delete_old()
+            self._whole = self._last_save or self._whole
+
+    def _check_index(self, step: int) -> None:
+        """Raise OSError if orbax has reported success for a checkpoint that cannot be read."""
+        if step != self._whole and not files.has_index(checkpoint_path(self._directory, step)):
+            raise OSError("orbax has not merged its arrays")
 
     def _delete_old(self) -> None:
         steps = saved_steps(self._directory)
         doomed = files.doomed(steps, self._config.save, self._bpd)
         doomed = [step for step in doomed if not files.is_pinned(self._directory, step)]
         if doomed:
-            newest = checkpoint_path(self._directory, steps[-1])
-            if not files.has_index(newest):
-                raise OSError("its arrays have no index")
-            files.sync(newest)
+            files.sync(checkpoint_path(self._directory, steps[-1]))
         files.delete(self._directory, doomed)
 
     def _check_space(self, parts: Mapping[str, Any]) -> None:

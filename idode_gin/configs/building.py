@@ -78,8 +78,11 @@ def _check_program(root: Callable[..., Any], bindings: Sequence[loading.Binding]
         if target.__module__ in theirs
     }
     if root in targets and others:
-        found = " and ".join(f"{named} is of {module}" for named, module in others.items())
-        raise ConfigError(f"A run is of one program: this is {ours}, but {found}. Leave it out.")
+        found = " and ".join(f"{named} binds {module}" for named, module in others.items())
+        raise ConfigError(
+            f"A file configures one program. This is {ours}, but {found}: leave that file out, or "
+            "those lines."
+        )
     if root not in targets:
         other = next(iter(others.values()), "")
         near = f" They are files of {other}: run `python -m {other} …`." if other else ""

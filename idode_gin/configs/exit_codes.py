@@ -99,8 +99,8 @@ def message(error: BaseException, function: str) -> str:
         )
     if isinstance(error, MemoryError):
         return (
-            f"This machine has too little memory: {text.splitlines()[0]} Let images stay on the "
-            "disk (DatasetConfig.memory_map = True), or take fewer (NUM_IMAGES)."
+            f"This machine has too little memory: {text.splitlines()[0].rstrip('.')}. Use another, "
+            "or let images stay on the disk: DatasetConfig.memory_map = True, the default."
         )
     calls = [(name, scope) for name, scope in _IN_CALL.findall(text) if name != function]
     text = _IN_CALL.sub("", text)

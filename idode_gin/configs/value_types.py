@@ -153,16 +153,18 @@ def hint(value: Any, annotation: Any) -> str:
         if fits(other, annotation):
             return advice
     types_wanted = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
-    modules = [
-        each.__module__
+    classes = [
+        each
         for each in types_wanted
         if inspect.isclass(each) and each.__module__ not in ("builtins", "collections.abc")
     ]
-    if modules and value is None:
+    if classes and value is None:
         return "It cannot be left out: drop the line to keep what the files bind, or bind another."
-    if modules and isinstance(value, int | float | str):
-        package = modules[0].rpartition(".")[0] or modules[0]
-        return f"Write a reference that builds one, @MODULE.NAME(), such as one of {package}."
+    ours = [each for each in classes if each.__module__.startswith("idode_gin.")]
+    if ours and isinstance(value, int | float | str):
+        module = ours[0].__module__
+        place = module.rpartition(".")[0] if ours[0].__name__.startswith("Abstract") else module
+        return f"Write a reference that builds one, @MODULE.NAME(), such as one of {place}."
     return ""
 
 

@@ -86,8 +86,9 @@ def _with_trace(estimator: Any, dims: int) -> int:
 def _of_solve(estimator: Any, dims: int) -> int:
     """Return the network evaluations of an `ODELikelihood` for an image."""
     solver = estimator.solver
-    tableau, steps = getattr(solver, "tableau", None), getattr(solver, "steps", None)
-    stages = 1 if tableau is None else len(tableau.without_idle_stages().c)
+    steps, tableau = getattr(solver, "steps", None), getattr(solver, "tableau", None)
+    used = getattr(tableau, "without_idle_stages", lambda: tableau)()
+    stages = len(getattr(used, "c", (1,)))
     evaluations = ODE_EVALUATIONS if steps is None else steps * stages
     draws = estimator.num_repeats * estimator.num_importance
     return int(evaluations * _with_trace(estimator, dims) * draws)

@@ -164,7 +164,10 @@ def _find_task_or_mixture(config: DatasetConfig) -> Any:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise ValueError(f"`module`: cannot import {module!r}: {error}.") from error
+            raise ValueError(
+                f"`module`: {module!r} cannot be imported: {error}. Install what it imports, or "
+                "correct the name there."
+            ) from error
         raise ValueError(
             f"`module` must name an importable module that registers {name!r}, got "
             f"module={module!r}: {error}. Is the folder that holds it on PYTHONPATH?{unread}"

@@ -59,9 +59,9 @@ class Encoder:
 
     def __post_init__(self) -> None:
         """Check the counts."""
-        checks.check_lanes_fit(self.method.lanes, self.solve_size)
         checks.check_count("grid_images", self.grid_images)
         checks.check_count("solve_size", self.solve_size)
+        checks.check_lanes_fit(self.method.lanes, self.solve_size)
         checks.check_seed("seed", self.seed)
 
     def dry_run(

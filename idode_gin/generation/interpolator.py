@@ -61,9 +61,9 @@ class Interpolator:
     def __post_init__(self) -> None:
         """Check pairs and counts."""
         checks.check_count("solve_size", self.solve_size)
-        checks.check_lanes_fit(self.method.lanes, self.solve_size, images_each=2)
         checks.check_seed("seed", self.seed)
         checks.check_integer("num_points", self.num_points, at_least=2)
+        checks.check_lanes_fit(self.method.lanes, self.solve_size, images_each=self.num_points)
         if not self.pairs or any(np.shape(each) != (2,) for each in self.pairs):
             raise ValueError(
                 "`pairs` must be pairs of places in the split, such as ((0, 1), (5, 7)), got "

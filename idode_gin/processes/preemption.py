@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -134,10 +135,13 @@ class _Listener:
             code, label = checks.EXIT_PREEMPTED, "stopped"
             try:
                 message = last_words(signal.Signals(self.received).name)
-            except Exception as error:  # without this thread, a second signal would do nothing
+            except (checks.NonFiniteError, OSError, ValueError) as error:
                 is_bad = isinstance(error, checks.NonFiniteError)
                 code = checks.EXIT_NON_FINITE if is_bad else checks.EXIT_BAD_INPUT
-                label, message = "error", str(error) or type(error).__name__
+                label, message = "error", str(error)
+            except Exception as error:  # without this thread, a second signal would do nothing
+                traceback.print_exc()
+                code, label, message = 1, "error", f"{type(error).__name__}: {error}"
             output.complain(f"{label}: {message}")
             failures.fail(code, message)
             os._exit(code)

@@ -5,8 +5,11 @@ import dataclasses
 import hashlib
 import importlib
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, final
+
+from absl import logging
 
 from idode_gin.reports import paths
 from idode_gin.reports.metrics import numbers
@@ -81,9 +84,15 @@ class WandBWriter:
             self._run.log({**numbers(values), "step": step})
 
     def close(self) -> None:
-        """End the run."""
-        with _explained():
-            self._run.finish()
+        """End the run; if an error ends it already, that one stays the reason."""
+        is_failing = sys.exc_info()[0] is not None
+        try:
+            with _explained():
+                self._run.finish()
+        except OSError as error:
+            if not is_failing:
+                raise
+            logging.warning("%s", error)
 
 
 @contextlib.contextmanager
@@ -92,7 +101,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split())[-200:] or type(error).__name__
+        reason = " ".join(str(error).split())[-200:].rstrip(".") or type(error).__name__
         raise OSError(
             f"Weights & Biases failed: {reason}. Log in by `wandb login`, log to files by "
             "WANDB_MODE=offline, or leave Trainer.wandb unbound."

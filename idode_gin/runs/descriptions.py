@@ -119,9 +119,8 @@ def describe_use(
             every one is damaged, files of the dataset are missing, or the output folder holds
             values of another computation.
     """
-    partial_results.check(
-        paths.of(loop.output_dir) / image_loop.FOLDER, facts_lib.setting_facts(model, loop)
-    )
+    begun = paths.of(loop.output_dir) / image_loop.FOLDER
+    partial_results.check(begun, facts_lib.setting_facts(model, loop), ["model", *vars(loop)])
     partitioner = loop.partitioner.without_devices()
     shape = shape_for_dry_run(model)
     absent = "" if dataset is None else loading.nothing_there(dataset, model.num_classes)

@@ -243,8 +243,11 @@ class PartialResults:
             )
 
 
-def check(folder: pathlib.Path, facts: Mapping[str, Any]) -> None:
-    """Check that values in `folder`, if any, depend on these facts; the others are not compared.
+def check(folder: pathlib.Path, facts: Mapping[str, Any], roots: Collection[str] = ()) -> None:
+    """Check that values in `folder`, if any, depend on these facts; others are not compared.
+
+    `facts` has all facts whose names begin with one of `roots`, as `likelihoods.uniform.solver`
+    does with `likelihoods`: one that is saved and not among them is a difference.
 
     Raises:
         ValueError: if they depend on others.
@@ -254,7 +257,8 @@ def check(folder: pathlib.Path, facts: Mapping[str, Any]) -> None:
     except (FileNotFoundError, *_DAMAGED):
         return
     known = json.loads(json.dumps(dict(facts)))
-    _check_same(folder, {name: each for name, each in saved.items() if name in known}, known)
+    compared = (each for each in saved if each in known or each.partition(".")[0] in roots)
+    _check_same(folder, {name: saved[name] for name in compared}, known)
 
 
 def _described(path: pathlib.Path) -> tuple[dict[str, Any], str]:

@@ -15,7 +15,9 @@ from idode_gin.runs import run_inputs
 
 
 def check_begun(directory: str | pathlib.Path, model: DiffusionODE) -> None:
-    """Check that a run can be in a directory, and no other one is; reads descriptions alone.
+    """Check that a run can be saved in a directory that holds no run of another model.
+
+    Reads descriptions alone.
 
     Raises:
         ValueError: if orbax cannot write to its path, the network of its newest checkpoint differs,

@@ -81,7 +81,7 @@ def test_values_of_another_computation_are_refused(name, tmp_path, capsys):
     building.load_and_check(ROOTS[name], files, bindings)
     arguments = building.build(ROOTS[name])
     (loop,) = (each for each in arguments.values() if isinstance(each, descriptions.Loop))
-    known = facts.setting_facts(arguments["model"], loop) | {"dataset_sha256": "0" * 64}
+    known = facts.result_facts(arguments["model"], {}, loop) | {"dataset_sha256": "0" * 64}
     folder = tmp_path / image_loop.FOLDER
     kept = partial_results.PartialResults(folder, known, 3)
     kept.add("a", np.arange(2), {"bpd": np.ones(2)})
@@ -92,6 +92,10 @@ def test_values_of_another_computation_are_refused(name, tmp_path, capsys):
     building.load_and_check(ROOTS[name], files, [bindings[0], "RANDOM_SEED = 4"])
     with pytest.raises(ValueError, match="another computation.* seed was 3 and is now 4"):
         dry_run_of(dry_run=True)
+    if name == "eval":
+        building.load_and_check(ROOTS[name], files, [*bindings, "LIKELIHOODS = {}"])
+        with pytest.raises(ValueError, match="truncated_normal was ODELikelihood and is now"):
+            dry_run_of(dry_run=True)
 
 
 @pytest.mark.parametrize("name", ["eval", "encode", "interpolate"])

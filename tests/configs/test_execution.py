@@ -191,8 +191,8 @@ def test_file_of_another_program(run, tmp_path: pathlib.Path) -> None:
     assert "`python -m idode_gin.sample …`" in errors
     code, _, errors = run(f"--gin_file={sample}")
     assert code == 2
-    assert "this is toy_program, but " in errors
-    assert f"{sample} is of idode_gin.sample. Leave it out." in errors
+    assert "This is toy_program, but " in errors
+    assert f"{sample} binds idode_gin.sample: leave that file" in errors
 
 
 def test_error_of_a_constructor_can_be_traced(run) -> None:
@@ -300,7 +300,7 @@ def test_too_little_memory_on_a_device_is_no_bug() -> None:
 def test_too_little_memory_of_the_machine_is_no_bug() -> None:
     error = MemoryError("Unable to allocate 9. GiB for an array")
     assert exit_codes.exit_code(error) == checks.EXIT_BAD_INPUT
-    assert "9. GiB for an array Let images stay" in exit_codes.message(error, "train")
+    assert "9. GiB for an array. Use another" in exit_codes.message(error, "train")
 
 
 def test_refuses_what_a_caller_overrides(tmp_path: pathlib.Path) -> None:

@@ -13,7 +13,10 @@ from idode_gin.configs import value_types
 from idode_gin.configs.value_types import Built, Named
 from idode_gin.reports import paths
 from idode_gin.reports.paths import LocalPath, StoredPath
+from idode_gin.solvers.base import AbstractSolver
+from idode_gin.solvers.tableaus import Tableau
 
+REFERENCE = "Write a reference that builds one, @MODULE.NAME(), such as"
 T = TypeVar("T")
 
 
@@ -146,8 +149,9 @@ def test_not_fitting(value: object, annotation: object) -> None:
         (Named(Circle, "Circle"), AbstractShape, "Add () to build it: @Circle()."),
         (Built(float, "double"), Callable[[float], float], "Drop the () to pass"),
         (None, AbstractShape, "It cannot be left out: drop the line"),
-        ("Circle", AbstractShape, "Write a reference that builds one, @MODULE.NAME(), such as"),
-        (3, AbstractShape | None, "Write a reference that builds one"),
+        ("adams", AbstractSolver, f"{REFERENCE} one of idode_gin.solvers."),
+        ("heun", Tableau | None, f"{REFERENCE} one of idode_gin.solvers.tableaus."),
+        ("Circle", AbstractShape, ""),
         (None, int, ""),
         (None, tuple[int, ...], ""),
         ("ten", int, ""),

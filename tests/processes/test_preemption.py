@@ -400,7 +400,8 @@ LATE = {**PART, "before": "until_asked(stop)"}
     [
         (WHOLE, "return name", 75),
         (WHOLE, "raise OSError('full')", 2),
-        (WHOLE, "raise RuntimeError('full')", 2),
+        (WHOLE, "raise RuntimeError('full')", 1),
+        (WHOLE, "raise preemption.checks.NonFiniteError('full')", 3),
         (PART, "return name", 75),
         (LATE, "return name", 75),
     ],
@@ -417,7 +418,7 @@ def test_a_loop_that_does_not_come_to_its_next_poll_says_its_last_words(context,
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=30)
         assert process.returncode == code
-        assert errors.endswith("stopped: SIGTERM\n" if code == 75 else "error: full\n")
+        assert errors.endswith("stopped: SIGTERM\n" if code == 75 else ": full\n")
     finally:
         process.kill()
         process.communicate()

@@ -193,6 +193,9 @@ def test_what_is_known_before_a_start_is_compared(folder):
     partial_results.check(folder, {"seed": 3, "shape": (4, 4)})
     with pytest.raises(ValueError, match="seed was 3 and is now 4"):
         partial_results.check(folder, {"seed": 4})
+    with pytest.raises(ValueError, match="likelihood.solver was Euler and is now nothing"):
+        partial_results.check(folder, {"seed": 3}, ["likelihood", "seed"])
+    partial_results.check(folder, {"seed": 3}, ["seed", "other"])
     with pytest.raises(ValueError, match="new was nothing and is now 1"):
         partial_results.check(folder, {"new": 1})
     with pytest.raises(ValueError, match="code_sha256 was 0{12}… and is now 1{12}…. Restore"):

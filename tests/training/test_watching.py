@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
+from idode_gin import checks
 from idode_gin.devices import flops
 from idode_gin.losses import first_order
 from idode_gin.reports import metrics, plots, wandb_writer
@@ -312,7 +313,7 @@ def test_wandb_that_refuses_is_an_error_with_a_way_out(monkeypatch, tmp_path):
     fake = FakeWandB()
     monkeypatch.setitem(sys.modules, "wandb", fake)
     settings = wandb_writer.WandB(project="mine")
-    message = r"Biases failed: api_key not configured \(no-tty\)\.\. Log in by `wandb login`"
+    message = r"Biases failed: api_key not configured \(no-tty\)\. Log in by `wandb login`"
     writer = settings.open(tmp_path, {})
     for name, call in (
         ("log", lambda: writer.write(1, {})),
@@ -322,6 +323,22 @@ def test_wandb_that_refuses_is_an_error_with_a_way_out(monkeypatch, tmp_path):
         monkeypatch.setattr(fake, name, refuse)
         with pytest.raises(OSError, match=message):
             call()
+
+
+def test_an_error_that_ends_a_run_is_not_replaced_by_one_of_wandb(monkeypatch, tmp_path):
+    """The exit code of a run that was asked to stop decides if it is requeued."""
+
+    def ask_to_stop():
+        with contextlib.closing(wandb_writer.WandB(project="mine").open(tmp_path, {})):
+            raise checks.Preempted("stopped")
+
+    def refuse():
+        raise RuntimeError("network")
+
+    monkeypatch.setitem(sys.modules, "wandb", fake := FakeWandB())
+    monkeypatch.setattr(fake, "finish", refuse)
+    with pytest.raises(checks.Preempted):
+        ask_to_stop()
 
 
 def test_wandb_needs_a_project(monkeypatch):
