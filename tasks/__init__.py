@@ -25,7 +25,9 @@ def register_images(
     load_labels: Callable[[str], np.ndarray] | None = None,
     class_names: Sequence[str] = (),
 ) -> None:
-    """Register a seqio task over images that fit in memory.
+    """Register a seqio task over images that fit in memory, unless there is one of that name.
+
+    To replace it, as in a notebook, call `seqio.TaskRegistry.remove(name)` first.
 
     Args:
       name: the task's name.
@@ -36,18 +38,26 @@ def register_images(
       class_names: name of each class, by its number, for messages and summaries.
 
     Raises:
-      ValueError: if other code has registered a task of that name.
+      ValueError: if the name is that of a dataset of this project. When the task is read, also if a
+        split has another number of images.
     """
+    is_ours = getattr(load_split, "__module__", "").startswith(f"{__name__}.")
+    if name in _OURS and not is_ours:
+        raise ValueError(f"{name!r} is a dataset of this project already. Choose another name.")
     from tasks.support import array_images, registration
 
     source = array_images.ArrayImages(split_sizes, load_split, load_labels, class_names=class_names)
     registration.add_task(name, source)
 
 
+_OURS: set[str] = set()
+
+
 def _register_all() -> None:
     for module in pkgutil.iter_modules(__path__):
         if not module.ispkg:
-            importlib.import_module(f"{__name__}.{module.name}")
+            found = importlib.import_module(f"{__name__}.{module.name}")
+            _OURS.update(getattr(found, "TASKS", [module.name]))
 
 
 # `python -m tasks.prepare` needs no task; without this it would wait seconds for seqio's import.

@@ -5,7 +5,6 @@ import difflib
 import errno
 import glob
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -371,11 +370,7 @@ def sync(checkpoint: pathlib.Path) -> None:
     if paths.in_bucket(checkpoint):
         return
     for path in [*checkpoint.rglob("*"), checkpoint, checkpoint.parent]:
-        number = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
+        report_files.flush(path)
 
 
 def check_space(directory: pathlib.Path, num_bytes: int) -> None:

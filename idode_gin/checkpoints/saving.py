@@ -220,14 +220,19 @@ class Checkpoints:
             return
         with self._explained(self._last_save):
             waiting.while_answering(self._directory, self._lazy_manager.wait_until_finished)
-            if self._last_save is not None and jax.process_index() == 0:
-                self._check_index(self._last_save)
-                self._delete_old()
+            is_first = self._last_save is not None and jax.process_index() == 0
+            if is_first:
+                self._check_index()
             self._whole = self._last_save or self._whole
+            if is_first:
+                self._delete_old()
 
-    def _check_index(self, step: int) -> None:
+    def _check_index(self) -> None:
         """Raise OSError if orbax has reported success for a checkpoint that cannot be read."""
-        if step != self._whole and not files.has_index(checkpoint_path(self._directory, step)):
+        last = self._last_save
+        if last is None or last == self._whole:
+            return
+        if not files.has_index(checkpoint_path(self._directory, last)):
             raise OSError("orbax has not merged its arrays")
 
     def _delete_old(self) -> None:

@@ -69,6 +69,21 @@ def partial_path(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f".{path.name}.{os.getpid()}_{secrets.token_hex(4)}.partial")
 
 
+def flush(path: pathlib.Path) -> None:
+    """Write a file or a folder's entries from the page cache to the disk.
+
+    Some network file systems flush files alone: a folder that cannot be flushed is left.
+    """
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    finally:
+        os.close(number)
+
+
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """Return the object in a JSON file; None if there is no file, or it holds something else.
 

@@ -20,8 +20,8 @@ from tasks.formats import depth
 
 SPLITS = ("train", "validation", "test")
 """Folders of a user's images."""
-_NO_CLASSES = frozenset(("__MACOSX", "@eaDir"))
-"""Folders that a Mac's archive and a network drive leave beside others, with hidden files alone."""
+_OF_MACS = "__MACOSX"
+"""Folder that a Mac's archive leaves beside others, with hidden files alone."""
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 """Pillow's names: the content decides the format, not the file's name."""
 CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
@@ -91,8 +91,9 @@ def classes_of(
         return [], {}
     folders = [each for split in SPLITS for each in root.glob(f"{split}/*") if each.is_dir()]
     names = {each.name for each in folders if not each.name.startswith(".")}
-    used = {parts[0] for found in inside.values() for parts in found}
-    return numbered(names - (_NO_CLASSES - used), inside)
+    if not any(parts[0] == _OF_MACS for found in inside.values() for parts in found):
+        names.discard(_OF_MACS)
+    return numbered(names, inside)
 
 
 def numbered(

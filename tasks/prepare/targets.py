@@ -142,11 +142,4 @@ def _put_back(final: pathlib.Path, replaced: pathlib.Path) -> None:
 def _sync(folder: pathlib.Path) -> None:
     """Write the content to the disk, before the rename makes it visible."""
     for path in [*folder.rglob("*"), folder]:
-        number = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        except OSError as error:  # some network file systems flush files, but no folders
-            if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
-                raise
-        finally:
-            os.close(number)
+        files.flush(path)

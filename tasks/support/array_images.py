@@ -34,13 +34,6 @@ class ArrayImages(AbstractImages):
         self._load_split, self._load_labels = load_split, load_labels
         self._class_names = class_names
 
-    @property
-    def origin(self) -> tuple[str, str, str]:
-        """Name, module and file of the function."""
-        made = self._load_split
-        file = getattr(getattr(made, "__code__", None), "co_filename", "")
-        return getattr(made, "__qualname__", type(made).__qualname__), made.__module__, file
-
     def array(self, split: str) -> np.ndarray:
         """Return the images of the split; raise ValueError if their number is not as declared."""
         found, declared = self._load_split(split), self.num_input_examples(split)

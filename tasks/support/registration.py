@@ -15,25 +15,13 @@ Length = int | Sequence[int | None] | None
 
 
 def add_task(name: str, source: AbstractImages) -> None:
-    """Register a task that yields the images of `source`, unless the same code has done so.
+    """Register a task that yields the images of `source`, unless there is one of that name.
 
     The task refuses to be cropped, augments what its source marks, and has `BitsPerDim` as its
-    metric. A cell of a notebook that is run again replaces its task.
-
-    Raises:
-        ValueError: if other code has registered a task of that name.
+    metric.
     """
     if name in seqio.TaskRegistry.names():
-        there = getattr(seqio.TaskRegistry.get(name).source, "origin", ("", "", ""))
-        what, *where = source.origin
-        if what != there[0] or set(where).isdisjoint(there[1:]):
-            raise ValueError(
-                f"There is a task {name!r} already, with images of {there[0]} in {there[1]}; got "
-                f"{what} in {where[0]}. Choose another name."
-            )
-        if "__main__" not in where:
-            return
-        seqio.TaskRegistry.remove(name)
+        return
     features = {"image": seqio.ContinuousFeature(dtype=tf.uint8, rank=3)}
     preprocessors: list[Any] = [RefuseCropping()]
     if source.augmentation is not None:

@@ -33,11 +33,6 @@ class AbstractImages(seqio.DataSource, ImageSource):
         super().__init__(splits=tuple(splits), num_input_examples=num_input_examples)
         self.augmentation = augmentation
 
-    @property
-    def origin(self) -> tuple[str, str, str]:
-        """Name, module and file of the code that the images come from."""
-        return type(self).__qualname__, type(self).__module__, type(self).__module__
-
     @abc.abstractmethod
     def images(
         self, split: str, *, shuffle: bool, seed: int | None, shard_info: seqio.ShardInfo | None

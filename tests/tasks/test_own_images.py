@@ -110,10 +110,9 @@ def test_folders_of_a_split_are_classes(labelled):
         labels(labelled, 10)
 
 
-def test_folders_that_programs_leave_are_no_classes(labelled):
+def test_the_folder_that_a_macs_archive_leaves_is_no_class(labelled):
     (labelled / "train" / "__MACOSX" / "cat").mkdir(parents=True)
     (labelled / "train" / "__MACOSX" / "cat" / "._a.png").write_bytes(b"no image")
-    (labelled / "test" / "@eaDir").mkdir()
     np.testing.assert_array_equal(labels(labelled, 3), [1, 1, 2, 2, 2, 2])
 
 

@@ -1,5 +1,6 @@
 """The two datasets that need no download: what they hold, and that their splits share nothing."""
 
+import functools
 import hashlib
 import importlib
 import pathlib
@@ -69,31 +70,33 @@ def test_registering_twice_keeps_the_first(tasks):
     assert seqio.TaskRegistry.get("digits") is first
 
 
-def test_a_name_is_not_taken_twice(tasks):
+@pytest.mark.parametrize("name", ["digits", "cifar10_aug", "image_folder", "imagenet32_old"])
+def test_the_name_of_a_dataset_of_ours_is_taken(tasks, name):
     """The task that trains would be another one than the user has written."""
     import seqio
 
     def mine(split):
         return np.zeros((3, 2, 2, 1), np.uint8)
 
-    first = seqio.TaskRegistry.get("digits")
-    with pytest.raises(ValueError, match="a task 'digits' already, .*; got .*mine in .*test_tasks"):
-        tasks.register_images("digits", {"train": 3}, mine)
-    assert seqio.TaskRegistry.get("digits") is first
+    first = seqio.TaskRegistry.get(name)
+    for load_split in (mine, functools.partial(mine), functools.lru_cache(mine)):
+        with pytest.raises(ValueError, match=f"'{name}' is a dataset of this project already"):
+            tasks.register_images(name, {"train": 3}, load_split)
+    assert seqio.TaskRegistry.get(name) is first
+
+
+def test_a_split_has_as_many_images_as_it_was_registered_with(tasks):
+    import seqio
+
+    pixels = np.zeros((3, 2, 2, 1), np.uint8)
+    tasks.register_images("made_short", {"train": 3, "test": 2}, lambda split: pixels)
     try:
-        for number in (2, 4):
-            tasks.register_images("made_again", {"train": number}, lambda split: mine(split))
-            with pytest.raises(ValueError, match="must have 2 images, .* got 3"):
-                seqio.TaskRegistry.get("made_again").source.array("train")
-        for number in (2, 4):
-            cell = lambda split: mine(split)  # noqa: E731
-            cell.__module__ = "__main__"
-            tasks.register_images("made_in_a_cell", {"train": number}, cell)
-            with pytest.raises(ValueError, match=f"must have {number} images, .* got 3"):
-                seqio.TaskRegistry.get("made_in_a_cell").source.array("train")
+        source = seqio.TaskRegistry.get("made_short").source
+        assert source.array("train") is pixels
+        with pytest.raises(ValueError, match="'test' must have 2 images, .* got 3"):
+            source.array("test")
     finally:
-        for name in ("made_again", "made_in_a_cell"):
-            seqio.TaskRegistry.remove(name)
+        seqio.TaskRegistry.remove("made_short")
 
 
 def test_registering_reads_no_data(tasks):
