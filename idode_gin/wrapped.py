@@ -254,7 +254,7 @@ class _Function(AbstractNetwork):
                 f"The function must return one number for each of z, {list(z.shape)}, got "
                 f"{getattr(output, 'shape', type(output).__name__)}."
             )
-        if jnp.finfo(output.dtype).bits < 32:
+        if jnp.issubdtype(output.dtype, jnp.floating) and jnp.finfo(output.dtype).bits < 32:
             logging.warning(
                 "The function returns %s. Its error is not measured, and biases bits per dim: "
                 "compute in float32 to report a number.",

@@ -73,7 +73,9 @@ def score(
     if solver is not None:
         checks.check_kind("solver", solver, AbstractSolver)
     if isinstance(bound, ODELikelihood):
-        name, estimator = "likelihood", bound
+        kind, estimator = type(bound.dequantizer), bound
+        # Its noise is keyed by the name, as that of a bound by name.
+        name = next((each for each, found in LIKELIHOODS.items() if found is kind), kind.__name__)
     elif bound in LIKELIHOODS:
         name, estimator = bound, ODELikelihood(dequantizer=LIKELIHOODS[bound](), solver=None)
     else:

@@ -282,7 +282,8 @@ def _part(a: np.ndarray, b: np.ndarray) -> dict[str, float | None]:
 def _image(index: int, places: np.ndarray, a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     figures = {"first": float(a[index]), "other": float(b[index])}
     return {
-        "index": int(places[index]),
+        "index": index,
+        "place": int(places[index]),
         **figures,
         "difference": figures["other"] - figures["first"],
     }
@@ -310,7 +311,7 @@ def table(found: Mapping[str, Any]) -> str:
         )
     for each in found["differences"]:
         for side in ("lower", "higher"):
-            named = ", ".join(f"#{i['index']} {i['difference']:+.3g}" for i in each[side])
+            named = ", ".join(f"#{i['place']} {i['difference']:+.3g}" for i in each[side])
             if named:
                 lines.append(f"{each['bound']}: most {side} in {each['other']}: {named}")
     return "\n".join([*lines, *(f"Note: {note}" for note in found["notes"])])

@@ -135,7 +135,7 @@ class _Listener:
             code, label = checks.EXIT_PREEMPTED, "stopped"
             try:
                 message = last_words(signal.Signals(self.received).name)
-            except (checks.NonFiniteError, OSError, ValueError) as error:
+            except (checks.NonFiniteError, OSError, ValueError, MemoryError) as error:
                 is_bad = isinstance(error, checks.NonFiniteError)
                 code = checks.EXIT_NON_FINITE if is_bad else checks.EXIT_BAD_INPUT
                 label, message = "error", str(error)

@@ -89,13 +89,18 @@ class InMemory:
 
 
 def _hashable(value: Any) -> Any:
-    """Return a key for a value: itself, or what it is and holds if it is equal to itself alone."""
+    """Return a key for a value that changes with what it holds, if that is changed in place."""
+    kind = type(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = (getattr(value, each.name) for each in dataclasses.fields(value))
+        return kind, tuple(map(_hashable, fields))
     try:
         hash(value)
     except TypeError:
-        return type(value), id(value), repr(vars(value))
-    is_mutable = type(value).__hash__ is object.__hash__ and hasattr(value, "__dict__")
-    return (type(value), id(value), repr(vars(value))) if is_mutable else value
+        return kind, id(value)
+    if kind.__hash__ is not object.__hash__ or callable(value) or not hasattr(value, "__dict__"):
+        return value
+    return kind, id(value), tuple((name, _hashable(v)) for name, v in sorted(vars(value).items()))
 
 
 def key_of(seed: Seed) -> types.PRNGKey:

@@ -124,6 +124,7 @@ def test_slurm_queues_again_what_was_stopped(calls, layout, code, leaves_with, r
     assert calls.run(script, "train", EXPERIMENT, MODEL_DIR, CODE=str(code)) == leaves_with
     assert calls.of("scontrol") == [["requeue", "77"]] * requeued
     (step,) = calls.of("srun")
+    assert not any(each.startswith("--cpus-per-task") for each in step)
     assert "--kill-on-bad-exit=0" in step  # the first to be done must not have the others killed
     assert "--wait=900" in step  # SLURM notices a lost node sooner, and requeues the job
     (arguments,) = calls.of("python")
@@ -133,6 +134,15 @@ def test_slurm_queues_again_what_was_stopped(calls, layout, code, leaves_with, r
     assert options.gin_bindings == [MODEL_DIR.removeprefix("--gin.")]
     assert options.local_device_ids == (["all"] if layout == "node" else None)
     assert options.coordinator_address is options.process_count is options.process_index is None
+
+
+@pytest.mark.parametrize("layout", ["node", "gpu"])
+def test_slurm_tasks_keep_their_cpus(calls, layout) -> None:
+    """srun of SLURM 22.05 to 23.02 does not take them from the job."""
+    script = f"launch/slurm_{layout}.sbatch"
+    assert calls.run(script, "train", EXPERIMENT, MODEL_DIR, SLURM_CPUS_PER_TASK="6") == 0
+    (step,) = calls.of("srun")
+    assert "--cpus-per-task=6" in step
 
 
 def test_a_task_of_a_job_array_is_requeued_alone(calls) -> None:

@@ -100,9 +100,10 @@ def test_images_of_a_part_are_named_by_their_places_in_the_whole_split(both, cap
     printed = capsys.readouterr().out
     for each in found["differences"]:
         values = b[f"{each['bound']}/bpd"] - a[f"{each['bound']}/bpd"]
-        assert all(f"#{image['index']} " in printed for image in each["lower"] + each["higher"])
+        assert all(f"#{image['place']} " in printed for image in each["lower"] + each["higher"])
         for image in each["lower"] + each["higher"]:
-            assert image["difference"] == values[(image["index"] - 100) // 3]
+            assert image["place"] == 3 * image["index"] + 100
+            assert image["difference"] == values[image["index"]]
 
 
 def test_tensorflow_is_silenced_before_jax_sets_its_log_level(tmp_path):

@@ -17,6 +17,7 @@ from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.networks.base import AbstractNetwork
 from idode_gin.parameterizations.data import Data
 from idode_gin.parameterizations.noise import Noise
+from idode_gin.samplers.ode import ODESampler
 from idode_gin.schedules.straight_path import StraightPath
 from idode_gin.schedules.variance_preserving import VariancePreserving
 from idode_gin.solvers.adams import Adams
@@ -231,7 +232,7 @@ def test_a_coarse_function_is_reported(images, caplog):
 
 
 def test_a_likelihood_of_one_s_own_is_a_bound(images):
-    """Importance samples tighten the bound; a likelihood as by name gives the same numbers."""
+    """Importance samples tighten the bound; without, the numbers are those of the bound by name."""
     flow = idode_gin.wrap_flow(exact_velocity(None, 0), SHAPE, data_at=0, levels=LEVELS)
     one = ODELikelihood(dequantizer=TruncatedNormal(), solver=Adams(steps=24))
     many = dataclasses.replace(one, num_importance=8)
@@ -239,6 +240,10 @@ def test_a_likelihood_of_one_s_own_is_a_bound(images):
     gain = loose.per_image - tight.per_image
     assert gain.mean() > 5 * gain.std() / len(images) ** 0.5 > 0
     assert tight.mean > exact_bits(images).mean()
+    named = flow.bits_per_dim(
+        images, bound="truncated_normal", solver=Adams(steps=24), tolerance=None
+    )
+    np.testing.assert_array_equal(named.per_image, loose.per_image)
     chosen = flow.bits_per_dim(images, bound=dataclasses.replace(one, solver=None), tolerance=1e-2)
     assert chosen.report is not None
     assert chosen.mean == pytest.approx(loose.mean, abs=2e-2)
@@ -246,19 +251,27 @@ def test_a_likelihood_of_one_s_own_is_a_bound(images):
         flow.bits_per_dim(images, bound="unifrom")
 
 
-def test_a_solver_that_changed_is_not_taken_for_the_one_before(images):
-    @dataclasses.dataclass  # of a user, not frozen: it is equal to itself alone
+@pytest.mark.parametrize("decorate", [dataclasses.dataclass, lambda kind: kind])
+def test_a_solver_that_changed_is_not_taken_for_the_one_before(images, decorate):
+    """Of a user, and not frozen; also within a sampler, which is equal to one of equal parts."""
+
+    @decorate
     class Changing(AbstractSolver):
         steps: int
+
+        def __init__(self, steps):
+            self.steps = steps
 
         def solve(self, *given, **more):
             return Adams(steps=self.steps).solve(*given, **more)
 
     flow = idode_gin.wrap_flow(exact_velocity(None, 0), SHAPE, data_at=0, levels=LEVELS)
-    solver, found = Changing(steps=4), []
-    for steps in (4, 32):
-        solver.steps = steps
-        found.append(
-            flow.bits_per_dim(images[:8], bound="uniform", solver=solver, tolerance=None).mean
-        )
-    assert found[0] != found[1]
+    solver = Changing(2)
+    calls = {
+        "score": lambda: flow.bits_per_dim(images[:8], solver=solver, tolerance=None).mean,
+        "sample": lambda: flow.encode(images[:8], method=ODESampler(solver=solver)).mean(),
+    }
+    first = {name: call() for name, call in calls.items()}
+    assert {name: call() for name, call in calls.items()} == first
+    solver.steps = 32
+    assert all(call() != first[name] for name, call in calls.items())

@@ -418,7 +418,9 @@ def test_a_loop_that_does_not_come_to_its_next_poll_says_its_last_words(context,
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=30)
         assert process.returncode == code
-        assert errors.endswith("stopped: SIGTERM\n" if code == 75 else ": full\n")
+        label = {75: "stopped: SIGTERM", 1: "error: RuntimeError: full"}.get(code, "error: full")
+        assert errors.endswith(f"\n{label}\n")
+        assert ("Traceback" in errors) == (code == 1)  # a bug
     finally:
         process.kill()
         process.communicate()

@@ -66,7 +66,10 @@ class AbstractTime(abc.ABC):
     @property
     @abc.abstractmethod
     def gamma_min(self) -> types.GammaEnd:
-        """gamma at t = 0, the clean end; nats. A field of this name needs a default."""
+        """gamma at t = 0, the clean end; nats.
+
+        A field of a dataclass that is named `gamma_min` or `gamma_max` needs a default value.
+        """
 
     @property
     @abc.abstractmethod
