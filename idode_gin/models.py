@@ -263,7 +263,7 @@ class DiffusionODE:
         if self.adaptation is not None:
             span = here.time.gamma_max - here.time.gamma_min
             parts["gamma_fraction"] = (parts["gamma"] - here.time.gamma_min) / span
-            parts["integrand"] = (parts["diffusion"] + parts["second_order"]) * density
+            parts["integrand"] = parts["diffusion"] * density  # a bound has no second-order term
         return jnp.mean(parts["loss"]), parts
 
     def bound_fn(
