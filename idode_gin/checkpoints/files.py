@@ -29,7 +29,9 @@ COMMITTED = "commit_success.txt"
 """What orbax writes last into a checkpoint in a bucket, where nothing can be renamed."""
 _TIMES = "_CHECKPOINT_METADATA"
 """What orbax writes before that: when a save began, and when all parts were there."""
-_PARTS = (_TIMES, "meta", "params", "ema", "training")
+_ARRAYS = ("params", "ema", "training")
+"""Parts of a checkpoint that hold arrays."""
+_PARTS = (_TIMES, "meta", *_ARRAYS)
 """What a save of this project writes: one of these is there, wherever it was interrupted."""
 PIN = "PINNED"
 """A checkpoint whose folder holds a file of this name is not deleted."""
@@ -111,7 +113,7 @@ def check_path(directory: str | pathlib.Path) -> None:
 
 def has_index(checkpoint: pathlib.Path) -> bool:
     """Return True unless orbax has left out an index of arrays, which cannot be read then."""
-    parts = (checkpoint / name for name in ("params", "ema", "training"))
+    parts = (checkpoint / name for name in _ARRAYS)
     return all((each / _INDEX).exists() for each in parts if each.is_dir())
 
 

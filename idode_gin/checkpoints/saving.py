@@ -220,20 +220,16 @@ class Checkpoints:
             return
         with self._explained(self._last_save):
             waiting.while_answering(self._directory, self._lazy_manager.wait_until_finished)
-            is_first = self._last_save is not None and jax.process_index() == 0
-            if is_first:
-                self._check_index()
-            self._whole = self._last_save or self._whole
+            last, is_first = self._last_save, jax.process_index() == 0
+            if last is None:
+                return
+            # orbax reports success for some checkpoints that cannot be read.
+            is_new = is_first and last != self._whole
+            if is_new and not files.has_index(checkpoint_path(self._directory, last)):
+                raise OSError("orbax has not merged its arrays")
+            self._whole = last
             if is_first:
                 self._delete_old()
-
-    def _check_index(self) -> None:
-        """Raise OSError if orbax has reported success for a checkpoint that cannot be read."""
-        last = self._last_save
-        if last is None or last == self._whole:
-            return
-        if not files.has_index(checkpoint_path(self._directory, last)):
-            raise OSError("orbax has not merged its arrays")
 
     def _delete_old(self) -> None:
         steps = saved_steps(self._directory)

@@ -38,8 +38,8 @@ def plot_bpd_histogram(
     order = np.argsort(bpd, kind="stable").tolist()
     shown = {"best": order[:columns], "worst": order[::-1][:columns]}
     place = np.arange(len(bpd)) if places is None else places
-    texts = lambda i: (f"{bpd[i]:.3f}", f"#{place[i]}")  # noqa: E731
-    _draw_between(figure, bpd, _Shown(images, levels, shown, texts))
+    with_texts = _Shown(images, levels, shown, lambda i: (f"{bpd[i]:.3f}", f"#{place[i]}"))
+    _draw_between(figure, bpd, with_texts)
     axes = figure.axes[0]
     axes.axvline(bpd.mean(), color="0.35", linestyle="--", label=f"mean: {bpd.mean():.3f}")
     axes.legend(frameon=False)

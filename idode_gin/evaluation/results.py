@@ -89,9 +89,9 @@ def draw(
 ) -> None:
     """Plot the distribution of bits per dim and of the NFE, and the integrand of the bound."""
     with progress.phase("plotting"):
+        places = split.place_of(np.arange(split.num_images))
         for name, each in scores.items():
             path = folder / f"bpd_{name}.png"
-            places = split.place_of(np.arange(split.num_images))
             eval_plots.plot_bpd_histogram(
                 each["bpd"], split.images, levels, path, name=name, places=places
             )
