@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu_hlo [--card=h200] [--step=first|second] [--channels=128] [--levels=32]
         [--batch_size=128] [--dtype=bfloat16] [--remat=convolutions] [--loops] [--dropout=0.1]
-        [--attention_everywhere] [--float32_buffers] [--save=step.hlo]
+        [--fused] [--attention_everywhere] [--float32_buffers] [--save=step.hlo]
 
 XLA compiles for a described card; nothing is run. Of the scheduled program, loops taken as often as
 they run, a kernel moves its operands and its results once, which is what is summed by kind; a slice
@@ -94,6 +94,9 @@ CARDS = {
     "h200": Card("NVIDIA H200 141GB HBM3e", 151397597184, 4.8e12, 989e12, 495e12),
 }
 
+HAS_CAPABILITY = "jax._src.cudnn.fused_attention_stablehlo.check_compute_capability"
+"""jax asks a local GPU, where there is none."""
+
 SIZE = 32
 """Height and width of an image."""
 
@@ -122,7 +125,10 @@ def step_of(args: argparse.Namespace) -> Step:
     topology = topologies.get_topology_desc(
         "", "cuda", target_config=CARDS[args.card].target(), topology="1x1x1"
     )
-    with mock.patch.object(jax, "devices", return_value=topology.devices):
+    with (
+        mock.patch.object(jax, "devices", return_value=topology.devices),
+        mock.patch(HAS_CAPABILITY, return_value=True),
+    ):
         useful = flops.count(*_program(args, remat=None))
         step, *arguments = _program(args, remat=args.remat)
         done = flops.count(step, *arguments)
@@ -144,6 +150,7 @@ def _program(args: argparse.Namespace, remat: str | None) -> tuple[Any, Any, Any
         dropout_rate=args.dropout,
         remat=remat,
         scan=args.loops,
+        fused=args.fused,
         dtype=args.dtype,
     )
     loss = {"first": FirstOrder, "second": SecondOrder}[args.step]()
@@ -210,7 +217,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--remat", default=None)
     parser.add_argument("--save", default=None, help="write the program to this file")
-    for name in ("loops", "attention_everywhere", "float32_buffers"):
+    for name in ("loops", "fused", "attention_everywhere", "float32_buffers"):
         parser.add_argument(f"--{name}", action="store_true")
     for name, value in (("peak_share", 0.75), ("bandwidth_share", 0.9), ("kernel_us", 3.0)):
         parser.add_argument(f"--{name}", type=float, default=value)

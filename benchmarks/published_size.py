@@ -84,6 +84,8 @@ def model_of(args: argparse.Namespace, dtype: str | None, **network: Any) -> Dif
             groups=min(32, args.channels // 2),
             fourier_exponents=tuple(args.fourier),
             scan=not args.unrolled,
+            fused=args.fused,
+            dropout_rate=args.dropout,
             dtype=dtype,
             **network,
         ),
@@ -261,6 +263,8 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=3e-4)
     parser.add_argument("--seconds", type=float, default=120, help="of training")
     parser.add_argument("--peak_tflops", default="", help="of bfloat16, float32 (TF32), highest")
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--fused", action="store_true", help="train with UNet.fused")
     parser.add_argument("--unrolled", action="store_true", help="blocks one by one: see UNet.scan")
     parser.add_argument(
         "--parts", nargs="+", choices=("train", "score"), default=("train", "score")
@@ -283,8 +287,9 @@ def main() -> None:
     device = jax.devices()[0]
     say(
         f"{datetime.date.today()}, jax {jax.__version__}, {device.device_kind} ({device.platform});"
-        f" {args.channels} channels, {args.levels} levels{', unrolled' if args.unrolled else ''}, "
-        f"32 x 32 x 3, batch {args.batch_size}, Fourier exponents {tuple(args.fourier)}\n"
+        f" {args.channels} channels, {args.levels} levels{', unrolled' if args.unrolled else ''}"
+        f"{', fused' if args.fused else ''}, dropout {args.dropout}, 32 x 32 x 3, batch "
+        f"{args.batch_size}, Fourier exponents {tuple(args.fourier)}\n"
     )
     if "train" in args.parts:
         report_training(args, images.train, peaks)

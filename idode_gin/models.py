@@ -175,13 +175,17 @@ class DiffusionODE:
         params: types.Params,
         conditioning: Float[Array, "batch bits"],
         dropout: types.PRNGKeys | None = None,
+        reverse_mode_only: bool = False,
     ) -> ode.Field:
-        """Return the field of the network with parameters, conditioning and dropout keys bound."""
+        """Return the field of the network with parameters, conditioning and dropout keys bound.
 
+        With `reverse_mode_only` it may have no forward-mode derivative.
+        """
         params = self.network_params(params)
+        function = self.network.in_reverse_mode() if reverse_mode_only else self.network
 
         def network(z: types.Images, gamma: types.PerExample, conditioning: Array) -> types.Images:
-            return self.network(params, z, self.time.rescale(gamma), conditioning, dropout)
+            return function(params, z, self.time.rescale(gamma), conditioning, dropout)
 
         return ode.Field(
             schedule=self.schedule,
@@ -365,7 +369,8 @@ class DiffusionODE:
     ) -> losses.LossTerms:
         """Return the terms of the loss at gammas; `others` are the images and random arrays."""
         f, conditioning, drawn, dropout = others
-        return self.loss(self.field(params, conditioning, dropout), f, gamma, density, drawn)
+        field = self.field(params, conditioning, dropout, self.loss.reverse_mode_only)
+        return self.loss(field, f, gamma, density, drawn)
 
     def _weight(self, gamma: types.Gamma) -> types.Gamma:
         return self.parameterization.weight(self.schedule, gamma)

@@ -11,6 +11,13 @@ from typing import Any
 
 import jax
 
+PRODUCTS_OF_ATTENTION = {
+    "dot_product_attention_fwd_wrapper": 2,
+    "dot_product_attention_bwd_wrapper": 5,
+}
+"""Matrix products of cuDNN's attention, whose arguments are `[B, pixels, heads, size]`, by the
+names of jax's primitives. The gradient recomputes one."""
+
 
 def count(function: Any, *arguments: Any) -> float:
     """Return the operations of one call, over all devices.
@@ -37,6 +44,9 @@ def _of_equation(equation: Any) -> float:
         return _of_product(equation)
     if name == "conv_general_dilated":
         return _of_convolution(equation)
+    if name in PRODUCTS_OF_ATTENTION:
+        query, key = (each.aval.shape for each in equation.invars[:2])
+        return PRODUCTS_OF_ATTENTION[name] * 2.0 * math.prod(query) * key[1]
     inner = list(map(of_jaxpr, _jaxprs(equation.params)))
     if not inner:
         return 0.0

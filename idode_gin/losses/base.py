@@ -36,10 +36,13 @@ class AbstractLoss(abc.ABC):
 
     Its value also trains the parameters of gamma(t) if it is an unbiased estimate of the bound,
     differentiable in gamma and density. A subclass that is none sets `trains_time` to False, and
-    leaves these parameters as they are.
+    leaves these parameters as they are. One whose gradient is all that is taken of the field, with
+    no forward-mode derivative such as a divergence, sets `reverse_mode_only` to True, so that a
+    network may use kernels that have none.
     """
 
     trains_time: ClassVar[bool] = True
+    reverse_mode_only: ClassVar[bool] = False
 
     @abc.abstractmethod
     def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...]) -> LossDraws:

@@ -1,7 +1,7 @@
 """First-order maximum likelihood: the diffusion term of the bound."""
 
 import dataclasses
-from typing import final
+from typing import ClassVar, final
 
 import jax.numpy as jnp
 
@@ -17,6 +17,8 @@ class FirstOrder(base.AbstractLoss):
     Equal to 1/2 |eps - eps_hat|^2 / p(gamma) for every parameterization.
     Refs: i-DODE, likelihood weighting; VDM, continuous-time loss.
     """
+
+    reverse_mode_only: ClassVar[bool] = True
 
     def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...]) -> base.LossDraws:
         """Draw noise; no probes."""

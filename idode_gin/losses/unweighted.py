@@ -26,6 +26,7 @@ class Unweighted(base.AbstractLoss):
     """
 
     trains_time: ClassVar[bool] = False
+    reverse_mode_only: ClassVar[bool] = True
 
     def draw(self, keys: types.PRNGKeys, shape: tuple[int, ...]) -> base.LossDraws:
         """Draw noise; no probes."""

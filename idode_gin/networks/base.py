@@ -1,6 +1,7 @@
 """The interface of a network."""
 
 import abc
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeAlias
 
 import jax
@@ -26,7 +27,7 @@ class AbstractNetwork(abc.ABC):
     is one of `computation`.
     """
 
-    computation: ClassVar[tuple[str, ...]] = ("dropout_rate", "remat", "scan", "dtype")
+    computation: ClassVar[tuple[str, ...]] = ("dropout_rate", "remat", "scan", "dtype", "fused")
     """Fields, also of a part such as a module, that say how F is computed: trained parameters keep
     their meaning under any value."""
 
@@ -51,6 +52,10 @@ class AbstractNetwork(abc.ABC):
 
     def in_full_precision(self) -> "AbstractNetwork":
         """Return this function of the same parameters, computed in float32 or better."""
+        return self
+
+    def in_reverse_mode(self) -> Callable[..., types.Images]:
+        """Return this function for a gradient alone: it may have no forward-mode derivative."""
         return self
 
     @abc.abstractmethod

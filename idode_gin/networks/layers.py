@@ -13,12 +13,13 @@ The rules of a partitioner refer to these names; they do not affect the arithmet
     layers        equal blocks in order, if their parameters are stacked
 """
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from idode_gin import types
 
@@ -77,6 +78,66 @@ class SplitDense(nn.Module):
         bias = self.param("bias", _named(ZEROS, self.axes[1]), (self.channels,))
         kernel, bias = (jnp.asarray(each, self.dtype) for each in (kernel, bias))
         return first @ kernel[:split] + second @ kernel[split:] + bias
+
+
+class ConvApart(nn.Module):
+    """`conv` that returns its bias instead of adding it."""
+
+    channels: int
+    axes: Axes
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Features) -> tuple[Features, Array]:
+        """Return the convolution without bias, and the bias `[channels]`."""
+        kernel_init = _named(LECUN_NORMAL, "kernel_height", "kernel_width", *self.axes)
+        kernel = self.param("kernel", kernel_init, (3, 3, x.shape[-1], self.channels))
+        bias = self.param("bias", _named(ZEROS, self.axes[1]), (self.channels,))
+        x, kernel, bias = (jnp.asarray(each, self.dtype) for each in (x, kernel, bias))
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", None, None, dimensions), bias
+
+
+def check_fused(channels: int, groups: int) -> None:
+    """Raise ValueError unless blocks of these sizes fit the kernels of `NormSwish`."""
+    from idode_gin.networks import norm_swish
+
+    norm_swish.check(channels, groups)
+
+
+class NormSwish(nn.Module):
+    """`group_norm`, swish and dropout in one kernel, with the parameters of `group_norm`."""
+
+    groups: int
+    axis: str
+    dropout_rate: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: Sequence[Features],
+        shift: Float[Array, "batch _"] | None = None,
+        keep: Bool[Array, "batch height width _"] | None = None,
+    ) -> Features:
+        """Return features of the inputs side by side; `shift` and `keep` as in `norm_swish`."""
+        from idode_gin.networks import norm_swish
+
+        *image, channels = inputs[0].shape
+        count = len(inputs) * channels
+        scale = self.param("scale", _named(nn.initializers.ones, self.axis), (count,))
+        bias = self.param("bias", _named(ZEROS, self.axis), (count,))
+        flat = [each.reshape(image[0], -1, channels) for each in inputs]
+        kept = None if keep is None else keep.reshape(flat[0].shape).astype(jnp.uint8)
+        y = norm_swish.norm_swish(
+            flat,
+            scale,
+            bias,
+            groups=self.groups,
+            shift=shift,
+            keep=kept,
+            rate=self.dropout_rate,
+        )
+        return y.reshape(*image, count)
 
 
 def group_norm(groups: int, axis: str, dtype: Any, name: str) -> Any:

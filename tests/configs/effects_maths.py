@@ -292,6 +292,7 @@ CASES = {
             "remat": "full",
             "scan": True,
             "dtype": "bfloat16",
+            "fused": Refused(True, "multiple of 16"),
         },
     ),
 }

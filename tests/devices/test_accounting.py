@@ -47,6 +47,21 @@ def test_arithmetic_by_hand(fn, arguments, expected):
     assert flops.count(fn, *arguments) == (3 * CONVOLUTION if expected is None else expected)
 
 
+def test_arithmetic_of_cudnns_attention(monkeypatch):
+    """Two products, and five in the gradient, which works out the weights again."""
+    found = "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version"
+    monkeypatch.setattr(found, lambda: 91000)
+    query, keys = jnp.zeros((2, 6, 3, 8), jnp.bfloat16), jnp.zeros((2, 10, 3, 8), jnp.bfloat16)
+
+    def total(query, key, value):
+        y = jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+        return jnp.sum(y.astype(jnp.float32))
+
+    product = 2 * (2 * 3) * 6 * 10 * 8
+    assert flops.count(total, query, keys, keys) == 2 * product
+    assert flops.count(jax.grad(total), query, keys, keys) == 7 * product
+
+
 def test_arithmetic_of_a_network_agrees_with_the_compilers_analysis():
     """Which adds elementwise work, and leaves out the padding of a convolution's edges."""
     network = UNet(channels=64, levels=1)

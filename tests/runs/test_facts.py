@@ -259,7 +259,13 @@ def test_a_network_of_other_classes_is_refused(tmp_path):
         resuming.check_resumed(tmp_path, saved, now, after, is_done=False)
 
 
-COMPUTATIONS = {"dropout_rate": 0.5, "remat": "full", "scan": True, "dtype": "bfloat16"}
+COMPUTATIONS = {
+    "dropout_rate": 0.5,
+    "remat": "full",
+    "scan": True,
+    "dtype": "bfloat16",
+    "fused": True,
+}
 
 
 def test_the_same_function_computed_otherwise_is_accepted(tmp_path):
