@@ -16,7 +16,7 @@ REQUIREMENTS = [
     "clu>=0.0.12",
     "flax>=0.10.6",
     "gin-config>=0.5",
-    "jax>=0.6",
+    "jax>=0.6.2",
     "jaxtyping>=0.3",
     "matplotlib>=3.8",
     "numpy>=2",
@@ -36,9 +36,9 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
-    "cuda12": ["jax[cuda12]>=0.6"],
+    "cuda12": ["jax[cuda12]>=0.6.2"],
     "cuda13": ["jax[cuda13]>=0.7"],
-    "tpu": ["jax[tpu]>=0.6"],
+    "tpu": ["jax[tpu]>=0.6.2"],
     "gcs": ["gcsfs>=2025.7"],
     "s3": ["orbax-checkpoint>=0.12.8,<0.13", "s3fs>=2025.7"],
     "docs": [

@@ -172,30 +172,48 @@ def report(args: argparse.Namespace) -> None:
     if args.save:
         pathlib.Path(args.save).write_text(text)
     found = list(kernels(*parse(text)))
-    peak = card.tf32 if args.dtype == "float32" else card.bfloat16
     moved: collections.Counter[str] = collections.Counter()
     launches: collections.Counter[str] = collections.Counter()
-    seconds: dict[str, float] = collections.defaultdict(float)
     for each in found:
         moved[each.kind] += each.bytes * each.times
         launches[each.kind] += each.times
-        by_bytes = each.bytes / (card.bandwidth * args.bandwidth_share)
-        seconds[each.kind] += each.times * max(by_bytes, 1e-6 * args.kernel_us)
-    seconds["convolution"] = max(step.done / (peak * args.peak_share), seconds["convolution"])
+    seconds = seconds_by_kind(found, step, card, args)
     print("| kind | GB | kernels | ms |\n|---|--:|--:|--:|")
     for kind, size in moved.most_common():
         print(f"| {kind} | {size / 1e9:.1f} | {launches[kind]:,} | {1e3 * seconds[kind]:.1f} |")
     whole, memory = sum(seconds.values()), step.program.memory_analysis()
     print(
         f"| all | {moved.total() / 1e9:.1f} | {launches.total():,} | {1e3 * whole:.1f} |\n\n"
-        f"{step.useful / 1e12:.2f} TFLOP ({step.done / 1e12:.2f} with what remat works out again), "
-        f"{step.useful / whole / peak:.1%} of peak; temporaries "
-        f"{memory.temp_size_in_bytes / 2**30:.1f} GiB, arguments "
+        f"{step.useful / 1e12:.2f} TFLOP ({step.done / 1e12:.2f} with what remat works out again); "
+        f"temporaries {memory.temp_size_in_bytes / 2**30:.1f} GiB, arguments "
         f"{memory.argument_size_in_bytes / 2**30:.2f} GiB; traced in {step.traced:.0f} s, "
-        f"compiled in {step.compiled:.0f} s"
+        f"compiled in {step.compiled:.0f} s\n"
     )
+    for name, other in CARDS.items():
+        whole = sum(seconds_by_kind(found, step, other, args).values())
+        print(
+            f"- {name}: {1e3 * whole:.1f} ms, {args.batch_size / whole:,.0f} images/s, "
+            f"{step.useful / whole / peak_of(other, args):.1%} of peak"
+        )
     if args.float32_buffers:
         report_float32(found, args)
+
+
+def peak_of(card: Card, args: argparse.Namespace) -> float:
+    return card.tf32 if args.dtype == "float32" else card.bfloat16
+
+
+def seconds_by_kind(
+    found: list[Kernel], step: Step, card: Card, args: argparse.Namespace
+) -> dict[str, float]:
+    """Return the estimated time of each kind; products are counted with the convolutions."""
+    seconds: dict[str, float] = collections.defaultdict(float)
+    for each in found:
+        by_bytes = each.bytes / (card.bandwidth * args.bandwidth_share)
+        seconds[each.kind] += each.times * max(by_bytes, 1e-6 * args.kernel_us)
+    by_operations = step.done / (peak_of(card, args) * args.peak_share)
+    seconds["convolution"] = max(by_operations, seconds["convolution"])
+    return seconds
 
 
 def report_float32(found: list[Kernel], args: argparse.Namespace) -> None:

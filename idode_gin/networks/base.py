@@ -27,7 +27,7 @@ class AbstractNetwork(abc.ABC):
     is one of `computation`.
     """
 
-    computation: ClassVar[tuple[str, ...]] = ("dropout_rate", "remat", "scan", "dtype", "fused")
+    computation: ClassVar[tuple[str, ...]] = ("dropout_rate", "remat", "scan", "dtype")
     """Fields, also of a part such as a module, that say how F is computed: trained parameters keep
     their meaning under any value."""
 

@@ -54,8 +54,9 @@ class UNet(base.AbstractNetwork):
             convolution in a loop is about 20 times slower.
         fused: in the first-order loss, on an NVIDIA GPU from Ampere on, compute norm, swish and
             dropout in one kernel (`norm_swish`), and attention in cuDNN's if `dtype` has 16 bits.
-            It changes nothing elsewhere: the kernels have no forward-mode derivative, which scores
-            and the second-order loss take.
+            It changes no numbers elsewhere: the kernels have no forward-mode derivative, which
+            scores and the second-order loss take. It needs images of a multiple of 16 pixels, and
+            the sizes that `norm_swish.check` names.
         dtype: type of the blocks' arithmetic, such as "bfloat16"; None for the dtype of z.
             First and last layers, normalization statistics and softmax stay in float32 or better,
             and so do the parameters.
@@ -65,7 +66,7 @@ class UNet(base.AbstractNetwork):
     Refs: VDM, appendix on the score network; i-DODE, experimental settings.
     """
 
-    computation = (*base.AbstractNetwork.computation, "min_channels_per_group")
+    computation = (*base.AbstractNetwork.computation, "min_channels_per_group", "fused")
 
     channels: int = 128
     levels: int = 32

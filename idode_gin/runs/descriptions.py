@@ -17,6 +17,7 @@ from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.feed import data, loading
 from idode_gin.models import DiffusionODE
 from idode_gin.networks import blocks
+from idode_gin.networks.unet import UNet
 from idode_gin.reports import paths
 from idode_gin.runs import facts as facts_lib
 from idode_gin.runs import image_loop, partial_results, run_inputs
@@ -49,12 +50,15 @@ def warnings(model: DiffusionODE) -> list[str]:
             f"{time} keeps its initial or restored parameters: the loss {loss} is no bound, and "
             "does not train gamma(t)."
         )
-    if getattr(model.network, "fused", False):
-        network = f"`fused` of {type(model.network).__name__} changes nothing"
+    if isinstance(model.network, UNet) and model.network.fused:
         if not model.loss.reverse_mode_only:
-            found.append(f"{network}: {loss} takes a derivative that the kernels do not have.")
+            found.append(
+                f"`UNet.fused` changes nothing: {loss} may take forward-mode derivatives, and the "
+                "kernels have none (its `reverse_mode_only` is False)."
+            )
         elif not blocks.can_fuse():
-            found.append(f"{network} on this device: it needs an NVIDIA GPU from Ampere on.")
+            needed = "it needs an NVIDIA GPU from Ampere on"
+            found.append(f"`UNet.fused` changes nothing on this device: {needed}.")
     if model.time_sampler.uses_gamma_of_t or isinstance(model.time, Linear | LearnedLinear):
         return found
     return [

@@ -119,6 +119,13 @@ class _TracedOnce(AbstractNetwork):
     def _traced(self) -> Any:
         return jax.jit(self.network.__call__)
 
+    @functools.cached_property
+    def _traced_in_reverse_mode(self) -> Any:
+        return jax.jit(self.network.in_reverse_mode())
+
+    def in_reverse_mode(self) -> Any:
+        return self._traced_in_reverse_mode
+
     def init(self, key: types.PRNGKey, image_shape: tuple[int, int, int]) -> types.Params:
         return self.network.init(key, image_shape)
 

@@ -8,8 +8,9 @@ import jax
 import optax
 
 from idode_gin import types
-from idode_gin.devices import partitioning
+from idode_gin.devices import mesh, partitioning
 from idode_gin.models import DiffusionODE
+from idode_gin.networks.unet import UNet
 from idode_gin.processes import joining
 from idode_gin.training import train_state, train_step
 from idode_gin.types import TrainState
@@ -51,7 +52,11 @@ def build(
 
     `image_shape` is (height, width, channels); of `batch`, shapes and dtypes suffice. Initial
     parameters, training and evaluation draw from three independent keys of `seed`.
+
+    Raises:
+        ValueError: if the network's fused kernels cannot run on the mesh.
     """
+    _check_fused(model, partitioner)
     key_init, key_train, key_eval = keys(seed)
 
     def init_params(key: types.PRNGKey) -> types.Params:
@@ -85,3 +90,12 @@ def build(
         evaluate=joining.together(jax.jit(evaluate, out_shardings=partitioner.replicated)),
         abstract_state=partitioning.abstract(shapes, sharding),
     )
+
+
+def _check_fused(model: DiffusionODE, partitioner: partitioning.PjitPartitioner) -> None:
+    parts = partitioner.mesh.shape[mesh.MODEL]
+    if parts > 1 and isinstance(model.network, UNet) and model.network.fused:
+        raise ValueError(
+            "`UNet.fused` needs all channels of an image on one device, got a mesh whose axis "
+            f"'{mesh.MODEL}' has size {parts}. Set it to 1 (num_partitions=1), or fused=False."
+        )

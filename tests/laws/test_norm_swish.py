@@ -14,12 +14,14 @@ import pytest
 import tiny
 from flax import linen as nn
 
+from idode_gin.devices import partitioning
 from idode_gin.losses.first_order import FirstOrder
 from idode_gin.losses.second_order import SecondOrder
 from idode_gin.losses.unweighted import Unweighted
 from idode_gin.networks import blocks, norm_swish
 from idode_gin.networks.unet import UNet
 from idode_gin.runs import descriptions
+from idode_gin.training import dry_run, programs
 
 from .test_networks import inputs, perturbed
 
@@ -117,18 +119,24 @@ mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 split, whole = (NamedSharding(mesh, PartitionSpec(*each)) for each in (("data",), ()))
 x = np.random.default_rng(0).normal(size=(4, 32, 16)).astype(np.float32)
 
-def total(x, scale, bias):
-    y = norm_swish.norm_swish((x,), scale, bias, groups=4, interpret=True)
+def total(x, scale, bias, groups=4):
+    y = norm_swish.norm_swish((x,), scale, bias, groups=groups, interpret=True)
     return jnp.sum(jnp.cos(jnp.arange(y.size)).reshape(y.shape) * y)
 
 step = jax.jit(jax.grad(total, (0, 1, 2)))
 given = x, np.ones(16, np.float32), np.zeros(16, np.float32)
 placed = [jax.device_put(each, where) for each, where in zip(given, (split, whole, whole))]
 together = step(*placed)
+
+def without_addresses(groups):
+    lowered = jax.jit(lambda *given: total(*given, groups)).lower(*placed).as_text()
+    return re.subn('backend_config = "[0-9]+"', "", lowered)
+
 print(json.dumps({
     "alone": [np.asarray(each).tolist() for each in step(*given)],
     "together": [np.asarray(each).tolist() for each in together],
     "split": together[0].sharding.is_equivalent_to(split, 3),
+    "programs": [without_addresses(groups) for groups in (4, 4, 2)],
     "gathers": len(re.findall("all-gather", step.lower(*placed).compile().as_text())),
 }))
 """
@@ -141,6 +149,10 @@ def test_devices_share_a_batch_without_gathering_it():
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["split"]
     assert found["gathers"] == 0
+    (four, addresses), again, (two, _) = found["programs"]
+    assert addresses == 1
+    assert again == [four, 1]
+    assert two != four, "jax can leave addresses out of the key of its cache"
     for together, alone in zip(found["together"], found["alone"], strict=True):
         np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-5)
 
@@ -216,7 +228,7 @@ def test_without_a_gpu_nothing_changes():
     given = (perturbed(network, (4, 4, 3)), *inputs(network, 2, (4, 4, 3)))
     assert not is_fused(network.in_reverse_mode(), *given)
     (warning,) = descriptions.warnings(tiny.model(network=network))
-    assert "`fused` of UNet changes nothing on this device: it needs an NVIDIA" in warning
+    assert "`UNet.fused` changes nothing on this device: it needs an NVIDIA" in warning
 
 
 @pytest.mark.parametrize(("found", "expected"), [("9.0", 9.0), ("12.1", 12.1), ("gfx942", 0.0)])
@@ -240,7 +252,7 @@ def test_kernels_run_where_no_forward_mode_derivative_is_taken(loss, expected, o
     step = jax.grad(lambda params: model.loss_fn(params, batch, jax.random.key(0))[0])
     assert is_fused(step, params) == expected
     warnings = descriptions.warnings(model)
-    assert any("SecondOrder takes a derivative" in each for each in warnings) != expected
+    assert any("SecondOrder may take forward-mode" in each for each in warnings) != expected
     field = model.field(params, batch["conditioning"])
     assert not is_fused(field.output, jnp.zeros((2, 4, 4, 1)), jnp.zeros(2))
 
@@ -251,11 +263,33 @@ def test_kernels_run_where_no_forward_mode_derivative_is_taken(loss, expected, o
         ({"groups": 1}, "even `groups`"),
         ({"channels": 24}, "a power of two"),
         ({"channels": 8}, "a multiple of 16, got channels=8 and groups=4. Set fused=False"),
+        ({"channels": 2048, "groups": 2}, "a power of two up to 256"),
     ],
 )
 def test_sizes_that_the_kernels_do_not_take_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
         UNet(**{**SMALL, **sizes})
+
+
+def test_a_shift_of_two_inputs_is_refused():
+    x = jnp.zeros((1, 16, 16))
+    parameters = jnp.zeros(32), jnp.zeros(32)
+    with pytest.raises(ValueError, match="`shift` and `keep` need a single input, got two"):
+        norm_swish.norm_swish((x, x), *parameters, groups=4, shift=x[:, 0])
+
+
+def test_a_mesh_that_splits_channels_is_refused():
+    partitioner = partitioning.PjitPartitioner(mesh_shape={"model": 2}).without_devices()
+    with pytest.raises(ValueError, match="all channels of an image on one device, got a mesh"):
+        programs._check_fused(tiny.model(network=UNet(**SMALL)), partitioner)
+
+
+def test_a_dry_run_traces_what_the_run_computes(on_gpu):
+    network = UNet(**SMALL)
+    model = dry_run.traced_once(tiny.model(network=network))
+    given = (perturbed(network, (4, 4, 3)), *inputs(network, 2, (4, 4, 3)))
+    assert is_fused(model.network.in_reverse_mode(), *given)
+    assert not is_fused(model.network, *given)
 
 
 def test_images_of_an_odd_size_are_refused(on_gpu):
