@@ -134,6 +134,11 @@ class UNet(base.AbstractNetwork):
         return self if self.coarse_dtype is None else dataclasses.replace(self, dtype=None)
 
     @property
+    def needs_whole_channels(self) -> bool:
+        """True if all channels of an image must be on one device."""
+        return self.fused
+
+    @property
     def _width(self) -> int:
         return self.conditioning_size + self.num_classes
 

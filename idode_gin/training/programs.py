@@ -10,7 +10,6 @@ import optax
 from idode_gin import types
 from idode_gin.devices import mesh, partitioning
 from idode_gin.models import DiffusionODE
-from idode_gin.networks.unet import UNet
 from idode_gin.processes import joining
 from idode_gin.training import train_state, train_step
 from idode_gin.types import TrainState
@@ -94,7 +93,7 @@ def build(
 
 def _check_fused(model: DiffusionODE, partitioner: partitioning.PjitPartitioner) -> None:
     parts = partitioner.mesh.shape[mesh.MODEL]
-    if parts > 1 and isinstance(model.network, UNet) and model.network.fused:
+    if parts > 1 and getattr(model.network, "needs_whole_channels", False):
         raise ValueError(
             "`UNet.fused` needs all channels of an image on one device, got a mesh whose axis "
             f"'{mesh.MODEL}' has size {parts}. Set it to 1 (num_partitions=1), or fused=False."

@@ -21,7 +21,7 @@ from idode_gin.losses.unweighted import Unweighted
 from idode_gin.networks import blocks, norm_swish
 from idode_gin.networks.unet import UNet
 from idode_gin.runs import descriptions
-from idode_gin.training import dry_run, programs
+from idode_gin.training import dry_run
 
 from .test_networks import inputs, perturbed
 
@@ -278,10 +278,13 @@ def test_a_shift_of_two_inputs_is_refused():
         norm_swish.norm_swish((x, x), *parameters, groups=4, shift=x[:, 0])
 
 
-def test_a_mesh_that_splits_channels_is_refused():
-    partitioner = partitioning.PjitPartitioner(mesh_shape={"model": 2}).without_devices()
+def test_a_mesh_that_splits_channels_is_refused(tmp_path):
+    trainer = tiny.trainer(
+        tmp_path, 1, partitioner=partitioning.PjitPartitioner(mesh_shape={"model": 2})
+    )
+    model = tiny.model(network=UNet(**SMALL), image_shape=tiny.SHAPE)
     with pytest.raises(ValueError, match="all channels of an image on one device, got a mesh"):
-        programs._check_fused(tiny.model(network=UNet(**SMALL)), partitioner)
+        trainer.dry_run(model, tiny.config(8))
 
 
 def test_a_dry_run_traces_what_the_run_computes(on_gpu):
