@@ -36,9 +36,9 @@ class AbstractLoss(abc.ABC):
 
     Its value also trains the parameters of gamma(t) if it is an unbiased estimate of the bound,
     differentiable in gamma and density. A subclass that is none sets `trains_time` to False, and
-    leaves these parameters as they are. One that takes no forward-mode
-    derivative of the field, such as a divergence, sets `reverse_mode_only` to True, so that a
-    network may use kernels without one.
+    leaves these parameters as they are. One that takes no forward-mode derivative of the field,
+    such as a divergence, sets `reverse_mode_only` to True, so that a network may use kernels
+    without one.
     """
 
     trains_time: ClassVar[bool] = True

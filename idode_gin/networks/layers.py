@@ -98,13 +98,6 @@ class ConvApart(nn.Module):
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", None, None, dimensions), bias
 
 
-def check_fused(channels: int, groups: int) -> None:
-    """Raise ValueError unless blocks of these sizes fit the kernels of `NormSwish`."""
-    from idode_gin.networks import norm_swish
-
-    norm_swish.check(channels, groups)
-
-
 class NormSwish(nn.Module):
     """`group_norm`, swish and dropout in one kernel, with the parameters of `group_norm`."""
 

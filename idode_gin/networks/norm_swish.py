@@ -131,14 +131,14 @@ def _differentiable(form: Form, arrays: tuple[Array, ...]) -> Array:
 
 
 def _kept(form: Form, arrays: tuple[Array, ...]) -> tuple[Array, Any]:
-    value, *moments = _over_batch(_forward, form, arrays, results=3)
+    value, *moments = _over_batch(_forward, form, arrays)
     return value, (arrays, tuple(moments))
 
 
 def _pulled_back(form: Form, kept: Any, cotangent: Array) -> tuple[Any]:
     arrays, moments = kept
     count = form.inputs + form.shifted
-    found = _over_batch(_backward, form, (*arrays, *moments, cotangent), results=count + 2)
+    found = _over_batch(_backward, form, (*arrays, *moments, cotangent))
     of_parameters = [jnp.sum(each, axis=0).reshape(-1) for each in found[count:]]
     gradients = zip([*found[:count], *of_parameters], arrays, strict=False)
     result = tuple(gradient.astype(array.dtype) for gradient, array in gradients)
@@ -333,21 +333,33 @@ def _backward_of(form: Form, group: int, arguments: _Arguments, number: int) -> 
         results[form.inputs][:] = total
 
 
-def _over_batch(function: Any, form: Form, arrays: Sequence[Array], results: int) -> Any:
+def _over_batch(function: Any, form: Form, arrays: Sequence[Array]) -> Any:
     """Call `function(form, *arrays)`, which keeps images apart, where their batch is split.
 
     All arrays but the parameters start with the batch axis, and so do the results. Any other axis
     that is split over devices is gathered.
+    """
+    told_apart = f"{function.__name__} {form}".encode()
+    fingerprint = jnp.asarray([zlib.crc32(told_apart, CODE)], jnp.uint32)
+    shapes = tuple(jax.ShapeDtypeStruct(each.shape, each.dtype) for each in arrays)
+    return _partitioned(function, form, shapes)(fingerprint, *arrays)
+
+
+@functools.lru_cache(maxsize=64)
+def _partitioned(function: Any, form: Form, given: tuple[jax.ShapeDtypeStruct, ...]) -> Any:
+    """Return the function that `_over_batch` calls; equal blocks share it, and what it traces.
 
     jax puts no more than the address of `partition` into the program that it compiles, and keeps in
     its cache. `fingerprint` tells programs apart whose kernels differ in form or code alone.
     """
     first = form.inputs + form.shifted
-    batched = [not first <= at < first + 2 for at in range(len(arrays))]
+    batched = [not first <= at < first + 2 for at in range(len(given))]
 
-    def local(fingerprint: Array, *arrays: Array) -> Any:
+    def local(fingerprint: Any, *arrays: Array) -> Any:
         del fingerprint
         return tuple(function(form, *arrays))
+
+    results = jax.eval_shape(local, None, *given)
 
     def partition(mesh: Any, arguments: Any, found: Any) -> Any:
         batch = arguments[1].sharding.spec[:1]
@@ -355,19 +367,17 @@ def _over_batch(function: Any, form: Form, arrays: Sequence[Array], results: int
         def sharding(is_batched: bool) -> NamedSharding:
             return NamedSharding(mesh, PartitionSpec(*batch) if is_batched else PartitionSpec())
 
-        return mesh, local, (sharding(True),) * results, tuple(map(sharding, [False, *batched]))
+        in_shardings = tuple(map(sharding, [False, *batched]))
+        return mesh, local, tuple(sharding(True) for _ in results), in_shardings
 
-    told_apart = f"{function.__name__} {form}".encode()
-    fingerprint = jnp.asarray([zlib.crc32(told_apart, CODE)], jnp.uint32)
-    shapes = jax.eval_shape(local, fingerprint, *arrays)
     names = itertools.count()
 
     def axes(rank: int, is_batched: bool) -> str:
         others = (f"i{next(names)}" for _ in range(rank - is_batched))
         return " ".join([*["b"] * is_batched, *others])
 
-    left = ", ".join(axes(each.ndim, here) for each, here in zip(arrays, batched, strict=True))
-    right = ", ".join(axes(each.ndim, True) for each in shapes)
+    left = ", ".join(axes(each.ndim, here) for each, here in zip(given, batched, strict=True))
+    right = ", ".join(axes(each.ndim, True) for each in results)
     split = custom_partitioning(local)
     split.def_partition(partition, sharding_rule=f"one, {left} -> {right}")
-    return split(fingerprint, *arrays)
+    return jax.jit(split)

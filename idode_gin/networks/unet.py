@@ -113,7 +113,9 @@ class UNet(base.AbstractNetwork):
         remat.check(self.remat)
         _check_dtype(self.dtype)
         if self.fused:
-            layers.check_fused(self.channels, self.groups)
+            from idode_gin.networks import norm_swish  # imports Pallas
+
+            norm_swish.check(self.channels, self.groups)
 
     def init(self, key: types.PRNGKey, image_shape: tuple[int, int, int]) -> types.Params:
         """Initialize parameters: LeCun normal kernels, zero if a block must start as identity."""
@@ -157,23 +159,10 @@ class UNet(base.AbstractNetwork):
         time: types.PerExample,
         conditioning: base.Conditioning,
         key: types.PRNGKeys | None = None,
+        *,
+        in_kernels: bool = False,
     ) -> types.Images:
-        """Return the raw output F, in the dtype of z."""
-        return self._apply(False, params, z, time, conditioning, key)
-
-    def in_reverse_mode(self) -> Callable[..., types.Images]:
-        """Return this function, with the kernels of `fused` where they run."""
-        return functools.partial(self._apply, self.fused and blocks.can_fuse())
-
-    def _apply(
-        self,
-        fused: bool,
-        params: types.Params,
-        z: types.Images,
-        time: types.PerExample,
-        conditioning: base.Conditioning,
-        key: types.PRNGKeys | None = None,
-    ) -> types.Images:
+        """Return the raw output F, in the dtype of z; see `in_reverse_mode` for `in_kernels`."""
         expected = (z.shape[0], self._width)
         if conditioning.shape != expected:
             raise ValueError(
@@ -182,9 +171,13 @@ class UNet(base.AbstractNetwork):
                 "zeros of that shape."
             )
         stacking.check(params, self.scan)
-        network = _LinenUNet(self, fused)
+        network = _LinenUNet(self, fused=in_kernels)
         output = network.apply({"params": params}, z, time, conditioning, key)
         return jnp.asarray(output)
+
+    def in_reverse_mode(self) -> Callable[..., types.Images]:
+        """Return this function, with the kernels of `fused` where they run."""
+        return functools.partial(self.__call__, in_kernels=self.fused and blocks.can_fuse())
 
 
 class _LinenUNet(nn.Module):
