@@ -4,6 +4,7 @@ TensorFlow only reads data here, but its libraries log where they found no GPU b
 setting: two copies of `WARNING: All log messages before absl::InitializeLog() …` at every start.
 """
 
+import faulthandler
 import importlib.abc
 import importlib.util
 import os
@@ -52,10 +53,13 @@ class _Finder(importlib.abc.MetaPathFinder):
 def filtered(call: Callable[[], None]) -> None:
     """Call a function, and print what it wrote to standard error without TensorFlow's messages.
 
-    What C code writes is filtered as well.
+    What C code writes is filtered as well. If it ends the process, as TensorFlow does on a CPU that
+    it was not compiled for, Python prints the stack of the import.
     """
     sys.stderr.flush()
     original = os.dup(2)
+    if is_crash_silent := not faulthandler.is_enabled():
+        faulthandler.enable(original)
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
@@ -63,6 +67,8 @@ def filtered(call: Callable[[], None]) -> None:
         finally:
             sys.stderr.flush()
             os.dup2(original, 2)
+            if is_crash_silent:
+                faulthandler.disable()
             os.close(original)
             held.seek(0)
             lines = held.read().splitlines(keepends=True)

@@ -1,6 +1,8 @@
 """Messages of TensorFlow's import are dropped, and nothing else is."""
 
+import faulthandler
 import os
+import signal
 import subprocess
 import sys
 
@@ -19,6 +21,7 @@ print("ours", file=sys.stderr)
 warnings.warn("also ours")
 os.write(2, b"E0000 00:00:1795559223.171988   17476 file.cc:31] an error\\n")
 if os.environ.get("FAIL"): raise ImportError("broken")
+if os.environ.get("ABORT"): os.abort()
 """
 PROGRAM = """
 from idode_gin.configs import quiet
@@ -65,6 +68,23 @@ def test_an_import_that_fails_raises(start):
     assert code == 1
     assert "ours\n" in errors
     assert errors.endswith("ImportError: broken\n")
+
+
+def test_an_import_that_ends_the_process_shows_where(start):
+    code, _, errors = start(ABORT="1")
+    assert code == -signal.SIGABRT
+    assert errors.startswith("Fatal Python error: Aborted")
+    assert "tensorflow.py" in errors
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_the_handler_of_faults_is_left_as_it_was(monkeypatch, is_enabled):
+    calls = []
+    monkeypatch.setattr(faulthandler, "is_enabled", lambda: is_enabled)
+    for name in ("enable", "disable"):
+        monkeypatch.setattr(faulthandler, name, lambda *_, name=name: calls.append(name))
+    quiet.filtered(lambda: None)
+    assert calls == ([] if is_enabled else ["enable", "disable"])
 
 
 def test_the_log_level_of_the_environment_wins(start):
