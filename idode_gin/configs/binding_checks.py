@@ -92,7 +92,8 @@ def _without_effect(bindings: Sequence[Binding], reach: Reach) -> Iterator[str]:
     """Report files and bindings of the command line of which the program reads nothing.
 
     Of a file it also reads nothing if later ones replaced all that it binds. A file that is
-    included may bind what this program does not use.
+    included may bind what this program does not use, but it must not replace what is bound above
+    its include.
     """
     bound: dict[str, list[Key]] = {}
     last = {each.key: each for each in bindings}
@@ -111,6 +112,14 @@ def _without_effect(bindings: Sequence[Binding], reach: Reach) -> Iterator[str]:
                 f"{_flag(named)} has no effect: what is read later wins, and all that this program "
                 f"reads of it is replaced by {' and '.join(map(_flag, winners))}. Leave it out, or "
                 "name it last."
+            )
+    for each in bindings:
+        winner = last[each.key]
+        is_included = winner.is_part and winner.named == each.named and not each.is_part
+        if is_included and winner.value != each.value and each.key in reach.used:
+            yield (
+                f"{each.key} has no effect [{each.where}]: {winner.where}, included below it, "
+                "replaces it. Include files first, and bind after them."
             )
 
 

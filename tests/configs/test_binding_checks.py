@@ -402,3 +402,24 @@ def test_a_file_whose_bindings_are_all_replaced(tmp_path: pathlib.Path) -> None:
         with pytest.raises(ConfigError, match=f"^--gin_file=mine.gin has no effect: .* by {by}. L"):
             load(files, *bindings)
     load(["wheel.gin", "experiment.gin", "mine.gin"], "FOLDER = 'a'", "FOLDER = 'b'")
+
+
+def test_a_binding_that_a_file_included_below_it_replaces(tmp_path: pathlib.Path) -> None:
+    toy_files.write(tmp_path)
+    mine, other = tmp_path / "mine.gin", tmp_path / "other.gin"
+    other.write_text("STEPS = 4")
+
+    def load(*bindings: str) -> None:
+        building.load_and_check(toy_program.main, ["mine.gin"], bindings, [str(tmp_path)])
+
+    lost = "include 'experiment.gin'\nSTEPS = 3\ninclude 'other.gin'"
+    mine.write_text(lost)
+    expected = r"^STEPS has no effect \[.*mine.gin:2\]: .*other.gin:1, "
+    with pytest.raises(ConfigError, match=expected):
+        load()
+    load("STEPS = 5")
+    for harmless in (lost.replace("3", "4"), lost + "\nSTEPS = 5", lost + "\nSTEPS = 3"):
+        mine.write_text(harmless)
+        load()
+    mine.write_text("include 'experiment.gin'\ninclude 'other.gin'\nSTEPS = 3")
+    load()
