@@ -30,6 +30,10 @@ class LossSpikeError(NonFiniteError):
     """A training loss is finite, but far above earlier ones. Programs exit with 3 as well."""
 
 
+class NonFiniteEvaluationError(NonFiniteError):
+    """An evaluation during training is not finite, after a step that was. Programs exit with 3."""
+
+
 class Preempted(Exception):
     """The process was asked to stop and has saved its state. Programs exit with 75.
 

@@ -70,11 +70,12 @@ def row(values: Mapping[str, np.ndarray], step: int) -> dict[str, float]:
     """Return means over images, with `bpd_stderr` if known, as `eval/…` of a row of metrics.
 
     Raises:
-        checks.NonFiniteError: if a mean is not finite.
+        checks.NonFiniteEvaluationError: if a mean is not finite.
     """
     found = {f"eval/{name}": float(np.mean(each)) for name, each in values.items()}
     if not all(math.isfinite(each) for each in found.values()):
-        raise checks.NonFiniteError(f"The evaluation at step {step} is not finite: {found}.")
+        text = f"The evaluation at step {step} is not finite: {found}."
+        raise checks.NonFiniteEvaluationError(text)
     if (error := standard_error(values["bpd"])) is not None:
         found["eval/bpd_stderr"] = error
     return {**found, "eval/images": values["bpd"].size}

@@ -13,6 +13,7 @@ import numpy as np
 
 from idode_gin import checks, types
 from idode_gin.checkpoints import steps_left
+from idode_gin.checkpoints.files import checkpoint_path
 from idode_gin.checkpoints.saving import Checkpoints
 from idode_gin.feed import batches as batch_lib
 from idode_gin.processes.preemption import StopRequest
@@ -182,8 +183,17 @@ class Reporter:
         """Write the summary and the batch of a run that a guard stopped; raise with advice."""
         is_spike, watch = isinstance(error, checks.LossSpikeError), self.saver.watch
         reason = "loss_spike" if is_spike else "non_finite"
-        good = self.summarize(reason, str(error))["checkpoint"]
+        summary = self.summarize(reason, str(error))
+        good = summary["checkpoint"]
         self.plot_rows()
+        is_evaluation = isinstance(error, checks.NonFiniteEvaluationError)
+        if is_evaluation and good == str(checkpoint_path(self.setup.directory, summary["step"])):
+            raise type(error)(
+                f"{error} The same command would evaluate {good} again. Move this folder out of "
+                f"{self.setup.directory}, lower the learning rate or set AdamW.clip_norm, and run "
+                "the command again, which resumes from an older checkpoint. If the network is in "
+                "bfloat16, UNet.dtype = 'float32' may be enough."
+            ) from error
         found = f"The last good checkpoint is {good}" if good else "No checkpoint had been saved"
         source = f" from INITIAL_CHECKPOINT_PATH = {good!r}" if good else ""
         text = (

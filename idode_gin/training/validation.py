@@ -55,7 +55,7 @@ class Validation:
         `last_words` saves the run if it is asked to stop while the evaluation compiles.
 
         Raises:
-            checks.NonFiniteError: if a mean is not finite.
+            checks.NonFiniteEvaluationError: if a mean is not finite.
         """
         images = self.setup.eval
         assert images is not None

@@ -170,9 +170,22 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path, at_step, good):
 
 
 def test_evaluation_that_is_not_finite(tmp_path, monkeypatch):
+    kind, folder = checks.NonFiniteEvaluationError, tmp_path / "run"
+    with monkeypatch.context() as broken:
+        broken.setattr(evaluation, "over_batches", lambda *_: {"bpd": np.asarray([np.inf])})
+        with pytest.raises(kind, match=f"step 4 .* evaluate {folder}/checkpoint_4 again. Move"):
+            run(folder)
+        with pytest.raises(kind, match="step 4 .*checkpoint_4 again"):
+            run(folder)
+    (folder / "checkpoint_4").rename(tmp_path / "elsewhere")
+    run(folder)
+    assert json.loads((folder / "summary.json").read_text())["exit_reason"] == "done"
+
+
+def test_evaluation_that_is_not_finite_without_a_checkpoint_of_its_step(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "over_batches", lambda *_: {"bpd": np.asarray([np.inf])})
-    with pytest.raises(checks.NonFiniteError, match="evaluation at step 4 is not finite"):
-        run(tmp_path / "run")
+    with pytest.raises(checks.NonFiniteEvaluationError, match=r"step 3 .*checkpoint_2\. Lower"):
+        run(tmp_path / "run", eval_period=3)
 
 
 def test_two_runs_in_one_directory(tmp_path):
