@@ -13,6 +13,7 @@ if __name__ == "__main__":  # above the imports, so that --help answers at once
     programs.main("idode_gin.train", "train", __doc__)
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -78,8 +79,16 @@ def train(
     Returns:
         The run directory; None if nothing was to be trained.
     """
+    if not dry_run:
+        outputs.check_agreement()  # before anything is written
+        checkpoint_cfg = _with_one_start(checkpoint_cfg, model_dir, relative_steps)
     restore = checkpoint_cfg.restore
     last_step = steps_left.last_step(model_dir, restore, total_steps, relative_steps)
+    if relative_steps is not None:
+        print(
+            f"Training ends at step {last_step}: TRAIN_STEPS_RELATIVE = {relative_steps}, so that "
+            "TRAIN_STEPS has no effect."
+        )
     trainer = _built(
         trainer_cls,
         model_dir=model_dir,
@@ -101,7 +110,6 @@ def train(
         print(trainer.dry_run(model, *datasets, full=dry_run == "full"))
         return None
     compilation_cache.use(compilation_cache_dir)
-    outputs.check_agreement()  # before anything is written
     try:
         datasets = train_dataset_cfg, train_eval_dataset_cfg
         trainer.run(model, *datasets, begin=lambda: _held(model_dir))
@@ -114,6 +122,16 @@ def _built(trainer_cls: Callable[..., Trainer], **fields: Any) -> Trainer:
     """Return the trainer; its other fields are those that gin binds."""
     building.refuse_bindings(Trainer, fields, "`train` passes its own value of it")
     return trainer_cls(**fields)
+
+
+def _with_one_start(
+    checkpoint_cfg: CheckpointConfig, model_dir: str, relative_steps: int | None
+) -> CheckpointConfig:
+    """Return the config in which steps are counted from the checkpoint that is restored."""
+    if relative_steps is None:
+        return checkpoint_cfg
+    restore = steps_left.settled(model_dir, checkpoint_cfg.restore)
+    return dataclasses.replace(checkpoint_cfg, restore=restore)
 
 
 @contextlib.contextmanager

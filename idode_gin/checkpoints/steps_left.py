@@ -1,9 +1,10 @@
 """Check that a run has steps left, from the names and descriptions of checkpoints alone."""
 
+import dataclasses
 import pathlib
 
 from idode_gin import checks
-from idode_gin.checkpoints import files, warm_start
+from idode_gin.checkpoints import files, reading, warm_start
 from idode_gin.checkpoints.config import RestoreCheckpointConfig
 
 FIRST_STEP = "first_step"
@@ -66,6 +67,27 @@ def last_step(
     return first + relative_steps
 
 
+def settled(
+    directory: str | pathlib.Path, restore: RestoreCheckpointConfig
+) -> RestoreCheckpointConfig:
+    """Return the config of a warm start with the one checkpoint that is newest now.
+
+    A run that is trained meanwhile adds checkpoints. Process 0 chooses for all.
+    """
+    path = restore.path
+    if path is None or restore.step != warm_start.RESTORE:
+        return restore
+
+    def newest() -> list[pathlib.Path]:
+        if files.saved_steps(directory):
+            return []
+        found = files.described(files.candidates(path, restore.mode))
+        return [] if found is None else [found[0]]
+
+    chosen = reading.listed(newest)
+    return dataclasses.replace(restore, path=str(chosen[0]), mode=None) if chosen else restore
+
+
 def check_step(checkpoint: pathlib.Path, step: int, train_steps: int) -> None:
     """Raise ValueError if a warm start that keeps `step` leaves nothing to train."""
     if step >= train_steps:
@@ -83,7 +105,7 @@ def nothing(directory: str | pathlib.Path, step: int, train_steps: int) -> str:
     shorter = "" if step == train_steps else "; for a shorter run, another MODEL_DIR"
     return (
         f"Nothing left to train: {directory} is at step {step}, {reached}. To continue, bind a "
-        f"larger TRAIN_STEPS{shorter}."
+        f"larger TRAIN_STEPS (or TRAIN_STEPS_RELATIVE, if it is not None){shorter}."
     )
 
 
