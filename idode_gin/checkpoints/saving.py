@@ -93,6 +93,9 @@ class Checkpoints:
             checkpoint.
         bpd: bits per dim of a step, None without an evaluation; decides which are best.
 
+    Attributes:
+        directory: the run directory, absolute.
+
     Raises:
         ValueError: for a path that orbax cannot write to, see `files.check_path`.
     """
@@ -104,9 +107,9 @@ class Checkpoints:
         facts: Mapping[str, Any],
         bpd: Callable[[int], float | None] = lambda _: None,
     ) -> None:
-        self._directory = paths.of(directory).absolute()
+        self.directory = paths.of(directory).absolute()
         files.check_path(directory)
-        orbax_internals.accept(self._directory)
+        orbax_internals.accept(self.directory)
         self._config = config
         self._facts = dict(facts)
         self._bpd = bpd
@@ -122,18 +125,18 @@ class Checkpoints:
         # Created after restoring, when a damaged checkpoint has been renamed and orbax ignores it.
         if self._lazy_manager is None:
             if jax.process_index() == 0:
-                files.delete(self._directory, ())
-                files.delete_unfinished(self._directory)
+                files.delete(self.directory, ())
+                files.delete_unfinished(self.directory)
             self._lazy_manager = ocp.CheckpointManager(
-                self._directory,
+                self.directory,
                 options=ocp.CheckpointManagerOptions(
                     step_prefix=PREFIX,
                     max_to_keep=None,
-                    cleanup_tmp_directories=not paths.in_bucket(self._directory),
+                    cleanup_tmp_directories=not paths.in_bucket(self.directory),
                     async_options=ocp.AsyncOptions(barrier_sync_fn=_wait_for_others),
                 ),
             )
-            self._identity = files.identity(self._directory)
+            self._identity = files.identity(self.directory)
         return self._lazy_manager
 
     def __enter__(self) -> "Checkpoints":
@@ -180,7 +183,7 @@ class Checkpoints:
         step = int(state.step)
         self._wait()
         # Process 0 decides: another may not see the newest folder of a network file system yet.
-        there = checkpoint_path(self._directory, step)
+        there = checkpoint_path(self.directory, step)
         if exchange.from_first(lambda: b"saved" if files.is_complete(there) else None):
             return
         parts = restoring.parts(state)
@@ -207,8 +210,8 @@ class Checkpoints:
             OSError: if it could not be written.
         """
         self._wait()
-        steps = saved_steps(self._directory)
-        return checkpoint_path(self._directory, steps[-1]) if steps else None
+        steps = saved_steps(self.directory)
+        return checkpoint_path(self.directory, steps[-1]) if steps else None
 
     def _wait(self) -> None:
         """Wait for the last save, then delete checkpoints that need not be kept.
@@ -219,30 +222,30 @@ class Checkpoints:
         if self._lazy_manager is None or self._is_broken:
             return
         with self._explained(self._last_save):
-            waiting.while_answering(self._directory, self._lazy_manager.wait_until_finished)
+            waiting.while_answering(self.directory, self._lazy_manager.wait_until_finished)
             last, is_first = self._last_save, jax.process_index() == 0
             if last is None:
                 return
             # orbax reports success for some checkpoints that cannot be read.
             is_new = is_first and last != self._whole
-            if is_new and not files.has_index(checkpoint_path(self._directory, last)):
+            if is_new and not files.has_index(checkpoint_path(self.directory, last)):
                 raise OSError("orbax has not merged its arrays")
             self._whole = last
             if is_first:
                 self._delete_old()
 
     def _delete_old(self) -> None:
-        steps = saved_steps(self._directory)
+        steps = saved_steps(self.directory)
         doomed = files.doomed(steps, self._config.save, self._bpd)
-        doomed = [step for step in doomed if not files.is_pinned(self._directory, step)]
+        doomed = [step for step in doomed if not files.is_pinned(self.directory, step)]
         if doomed:
-            files.sync(checkpoint_path(self._directory, steps[-1]))
-        files.delete(self._directory, doomed)
+            files.sync(checkpoint_path(self.directory, steps[-1]))
+        files.delete(self.directory, doomed)
 
     def _check_space(self, parts: Mapping[str, Any]) -> None:
         """Raise OSError on every process if process 0 has too little free disk."""
         num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(parts))
-        exchange.from_first(lambda: files.check_space(self._directory, num_bytes))
+        exchange.from_first(lambda: files.check_space(self.directory, num_bytes))
 
     @contextlib.contextmanager
     def _explained(self, step: int | None) -> Iterator[None]:
@@ -259,25 +262,26 @@ class Checkpoints:
             raise
         except Exception as error:  # orbax and tensorstore raise errors of many types
             self._is_broken = True
-            if self._identity not in (None, files.identity(self._directory)):
+            if self._identity not in (None, files.identity(self.directory)):
                 raise OSError(
-                    f"The checkpoint of step {step} could not be saved: {self._directory} was "
+                    f"The checkpoint of step {step} could not be saved: {self.directory} was "
                     "deleted or replaced during the run. Put it back with its checkpoints and run "
                     "the same command again; without them it trains from the beginning."
                 ) from error
             failed = (
-                f"The checkpoint of step {step} could not be saved in {self._directory} "
+                f"The checkpoint of step {step} could not be saved in {self.directory} "
                 f"({orbax_logging.reason(error)})."
             )
-            if paths.in_bucket(self._directory):  # threads of orbax would wait for it at the end
+            if paths.in_bucket(self.directory):  # threads of orbax would wait for it at the end
                 raise paths.StoreError(failed) from error
-            whole = filter(files.has_index, files.newest_first(self._directory))
+            whole = filter(files.has_index, files.newest_first(self.directory))
             good = next((each.name for each in whole), None)
             raise OSError(
                 failed
                 + (f" The last good one is {good}." if good else " There is no other checkpoint.")
-                + " Free space there and run the same command again, or bind another MODEL_DIR"
-                + (f", with INITIAL_CHECKPOINT_PATH = '{self._directory / good}'." if good else ".")
+                + " Free space there and run the same command again, or "
+                + (f"copy {self.directory / good} into" if good else "bind")
+                + " another MODEL_DIR."
             ) from error
 
     def restore(
@@ -325,8 +329,8 @@ class Checkpoints:
             ValueError: as `restore`.
         """
         config = self._config.restore
-        files.warn_of_misnamed(self._directory)
-        if own := files.newest_first(self._directory):
+        files.warn_of_misnamed(self.directory)
+        if own := files.newest_first(self.directory):
             if (newest := files.described(own)) is None:
                 raise ValueError(self._all_damaged())
             found, meta = newest
@@ -340,8 +344,8 @@ class Checkpoints:
         return f"from {found}:\n{chosen.summary()}"
 
     def _restore_own(self, abstract_state: TrainState, fresh: Fresh) -> Restored | None:
-        files.warn_of_misnamed(self._directory)
-        own = reading.listed(lambda: files.newest_first(self._directory))
+        files.warn_of_misnamed(self.directory)
+        own = reading.listed(lambda: files.newest_first(self.directory))
         damaged = list[pathlib.Path]()
 
         @reading.together
@@ -376,7 +380,7 @@ class Checkpoints:
 
     def _to_resume(self) -> str:
         good = self._whole
-        known = "No checkpoint is" if good is None else f"{PREFIX}_{good} of {self._directory} is"
+        known = "No checkpoint is" if good is None else f"{PREFIX}_{good} of {self.directory} is"
         return (
             f"{known} known to be complete. Run the same command again when the bucket answers: "
             "it resumes."
@@ -384,7 +388,7 @@ class Checkpoints:
 
     def _all_damaged(self) -> str:
         return (
-            f"Every checkpoint of {self._directory} is damaged (steps "
-            f"{saved_steps(self._directory)}). None was changed. If their disk is whole, move them "
+            f"Every checkpoint of {self.directory} is damaged (steps "
+            f"{saved_steps(self.directory)}). None was changed. If their disk is whole, move them "
             "away: the same command then trains from scratch."
         )

@@ -21,7 +21,9 @@ from collections.abc import Iterator
 from idode_gin.reports import files, paths
 
 NAME = "run.lock"
-_held: set[pathlib.Path] = set()
+_held: dict[pathlib.Path, tuple[int, os.stat_result] | None] = {}
+"""Locks of this process: the open file, and its folder; None in a bucket, where `lease` ends the
+program that lost it."""
 
 
 @contextlib.contextmanager
@@ -46,12 +48,12 @@ def held(
     if paths.in_bucket(path):
         from idode_gin.runs import lease
 
-        _held.add(path)
+        _held[path] = None
         try:
             with lease.held(path, macro):  # type: ignore[arg-type]
                 yield
         finally:
-            _held.discard(path)
+            del _held[path]
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,14 +63,38 @@ def held(
             f"{path} cannot be written: {error.strerror}. Make {path.parent} writable, with some "
             f"free space, or choose another {macro}."
         ) from error
-    _held.add(path)
+    _held[path] = number, os.stat(path.parent)
     try:
         yield
     finally:
-        _held.discard(path)
         with contextlib.suppress(OSError):
+            check(directory)
             path.unlink()  # while it is locked: the next owner then finds that it is gone
+        del _held[path]
         os.close(number)
+
+
+def check(directory: str | pathlib.Path) -> None:
+    """Raise OSError if the folder of a lock that this process holds was deleted or replaced.
+
+    Another run may have begun at the same path: nothing may be written there.
+    """
+    path = paths.of(directory).absolute() / NAME
+    lock = _held.get(path)
+    if lock is None:
+        return
+    number, folder = lock
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(number), os.stat(path)):
+            return
+    with contextlib.suppress(FileNotFoundError):
+        if not path.exists() and os.path.samestat(folder, os.stat(path.parent)):
+            return  # someone removed the lock alone
+    raise OSError(
+        f"{path.parent} was deleted, moved or replaced while this run wrote to it, so it ends. "
+        "Another run may use that path now. To continue this one, put its folder back and run the "
+        "same command again."
+    )
 
 
 def _acquire(path: pathlib.Path, macro: str) -> int:

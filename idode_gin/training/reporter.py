@@ -16,10 +16,11 @@ from idode_gin.checkpoints import steps_left
 from idode_gin.checkpoints.files import checkpoint_path
 from idode_gin.checkpoints.saving import Checkpoints
 from idode_gin.feed import batches as batch_lib
+from idode_gin.processes import exchange
 from idode_gin.processes.preemption import StopRequest
 from idode_gin.reports import files, fingerprints, metrics, plots, progress
 from idode_gin.reports.wandb_writer import WandB
-from idode_gin.runs import descriptions
+from idode_gin.runs import descriptions, run_lock
 from idode_gin.training import early_stopping, guards, replays, train_state
 from idode_gin.training.meters import Meters
 from idode_gin.training.optimizers import AdamW
@@ -53,6 +54,7 @@ class Saver:
         self.watch.drain()
         saving = progress.phase(f"saving the state of step {int(self.state.step)}")
         with saving, self.meters.clock.inside("checkpoint"):
+            exchange.from_first(lambda: run_lock.check(self.checkpoints.directory))
             self.meters.log.flush()
             self.checkpoints.save(self.state)
 
@@ -133,7 +135,9 @@ class Reporter:
                 return
             rule = self.validation.early_stopping
             row |= evaluated | early_stopping.field(rule, self.log.rows, evaluated["eval/bpd"])
-        written = self.log.write(step, row | self.meters.lap(step))
+        row |= self.meters.lap(step)
+        run_lock.check(self.setup.directory)  # known to process 0
+        written = self.log.write(step, row)
         for writer in self.writers:
             writer.write(step, written)
         plots_due = self.is_first_row() or (eval_due and self.plot_due())

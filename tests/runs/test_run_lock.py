@@ -104,3 +104,27 @@ def test_a_lock_that_cannot_be_written_says_what_to_do(tmp_path, monkeypatch, nu
     with pytest.raises(OSError, match=message) as error, run_lock.held(tmp_path, macro="OUTPUT"):
         pass
     assert "Errno" not in str(error.value)
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_folder_that_is_moved_away_is_noticed_and_its_successor_stays(tmp_path, is_replaced):
+    folder, lock = tmp_path / "run", tmp_path / "run" / run_lock.NAME
+    with run_lock.held(folder):
+        run_lock.check(folder)
+        folder.rename(tmp_path / "away")
+        if is_replaced:
+            folder.mkdir()
+            lock.write_text("of another run")
+        with pytest.raises(OSError, match="run was deleted, moved or replaced while this run"):
+            run_lock.check(folder)
+    assert lock.exists() == is_replaced
+    run_lock.check(folder)
+
+
+def test_a_lock_that_is_removed_alone_matters_once_another_run_has_one(tmp_path):
+    with run_lock.held(tmp_path):
+        (tmp_path / run_lock.NAME).unlink()
+        run_lock.check(tmp_path)
+        (tmp_path / run_lock.NAME).write_text("of another run")
+        with pytest.raises(OSError, match="deleted, moved or replaced"):
+            run_lock.check(tmp_path)

@@ -6,6 +6,7 @@ import fcntl
 import json
 import math
 import re
+import time
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ from idode_gin.runs import resuming, run_inputs
 from idode_gin.schedules.time.base import AbstractTime
 from idode_gin.schedules.time.learned_linear import LearnedLinear
 from idode_gin.time_samplers.importance import Importance
-from idode_gin.training import optimizers, setup
+from idode_gin.training import meters, optimizers, setup
 
 
 def state_at(model_dir, step):
@@ -196,6 +197,25 @@ def test_two_runs_in_one_directory(tmp_path):
         with pytest.raises(ValueError, match="for one run at a time, and .*run is in use"):
             run(folder)
         assert [each.name for each in folder.iterdir()] == ["run.lock"]
+
+
+def test_a_run_whose_folder_is_moved_away_leaves_its_successor_alone(tmp_path, monkeypatch):
+    folder, away, lap = tmp_path / "run", tmp_path / "away", meters.Meters.lap
+
+    def moved(self, step):
+        found = lap(self, step)
+        if step == 3:
+            while saving.saved_steps(folder) != [2]:
+                time.sleep(0.01)
+            folder.rename(away)
+            folder.mkdir()
+            (folder / "run.lock").write_text("of another run")
+        return found
+
+    monkeypatch.setattr(meters.Meters, "lap", moved)
+    with pytest.raises(OSError, match="run was deleted, moved or replaced while this run"):
+        run(folder)
+    assert [each.name for each in folder.iterdir()] == ["run.lock"]
 
 
 def test_the_best_stays(tmp_path):
