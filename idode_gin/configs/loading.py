@@ -380,6 +380,8 @@ def _import(statement: config_parser.ImportStatement, context: Any) -> None:
             ) from error
         near = checks.nearest(missing, _modules_of(package)) if package else "Is it on PYTHONPATH?"
         raise ConfigError(f"There is no module {statement.module!r}. {near}") from error
+    except ImportError as error:
+        raise ConfigError(f"Cannot import {statement.module!r}: {error}.") from error
 
 
 def _modules_of(package: str) -> list[str]:

@@ -104,7 +104,8 @@ class Augmentation:
         if not any(getattr(self, kind) for kind in KINDS):
             raise ValueError(
                 "`Augmentation` needs one of flip, rotation and channels, got none. To train on "
-                "images as they are, set augmentation = None."
+                "images as they are, use a task that does not augment, such as 'cifar10', and "
+                "DatasetConfig.augmentation = None."
             )
 
     @property

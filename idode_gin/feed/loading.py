@@ -162,8 +162,9 @@ def _find_task_or_mixture(config: DatasetConfig) -> Any:
     unread = f" {file} is not imported: rename it and bind DatasetConfig.module." if file else ""
     try:
         importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+    except ImportError as error:
+        is_missing = isinstance(error, ModuleNotFoundError) and error.name is not None
+        if not is_missing or not f"{module}.".startswith(f"{error.name}."):
             raise ValueError(
                 f"`module`: {module!r} cannot be imported: {error}. Install what it imports, or "
                 "correct the name there."

@@ -120,6 +120,9 @@ class _Lease:
                 continue
             if not self.is_over.is_set():
                 text = f"another run has taken over {self.path.parent}, because this one was silent"
+                with contextlib.suppress(OSError):
+                    if not self.path.exists():
+                        text = f"{self.path} was removed, so that another run may begin there"
                 print(f"error: {text}.", file=sys.stderr, flush=True)
                 failures.fail(checks.EXIT_BAD_INPUT, text)
                 os._exit(checks.EXIT_BAD_INPUT)

@@ -121,7 +121,11 @@ def test_a_request_whose_answer_got_lost_is_this_runs(bucket, monkeypatch):
     assert not path.exists()
 
 
-def test_an_owner_whose_lease_was_replaced_ends(bucket, monkeypatch):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b'{"pid": 1, "host": "other"}', "another run has taken over"), (None, "run.lock was removed")],
+)
+def test_an_owner_whose_lease_was_lost_ends(bucket, monkeypatch, capsys, content, reason):
     path, ended = bucket / run_lock.NAME, threading.Event()
 
     def leave(code):
@@ -132,10 +136,13 @@ def test_an_owner_whose_lease_was_replaced_ends(bucket, monkeypatch):
     monkeypatch.setattr(lease.os, "_exit", leave)
     mine = lease._Lease(path)
     mine.acquire("MODEL_DIR")
-    path.write_bytes(b'{"pid": 1, "host": "other"}')
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
     with pytest.raises(SystemExit):
         mine.keep()
     assert ended.is_set()
+    assert reason in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("ignored", ["all", "of a version"])

@@ -167,10 +167,14 @@ B = @right_hand.Glove()
 
 
 def test_module_that_cannot_be_imported_is_explained(tmp_path: pathlib.Path, monkeypatch) -> None:
-    (tmp_path / "needs_more.py").write_text("import not_installed_anywhere")
     monkeypatch.syspath_prepend(tmp_path)
-    message = error(tmp_path, toy_files.HEADER + "import needs_more")
-    assert "Cannot import 'needs_more': No module named 'not_installed_anywhere'" in message
+    for name, statement, reason in (
+        ("needs_more", "import not_installed_anywhere", "No module named 'not_installed_anywhere'"),
+        ("has_less", "from math import tau_of_pi", "cannot import name 'tau_of_pi' from 'math'"),
+    ):
+        (tmp_path / f"{name}.py").write_text(statement)
+        message = error(tmp_path, toy_files.HEADER + f"import {name}")
+        assert f"Cannot import {name!r}: {reason}" in message
 
 
 def test_a_folder_searched_twice_is_listed_once(tmp_path: pathlib.Path) -> None:

@@ -97,7 +97,7 @@ def test_bits(bits, expected):
 
 def test_nonsense_is_refused():
     with pytest.raises(
-        ValueError, match=r"one of flip, rotation and channels.*augmentation = None"
+        ValueError, match=r"one of flip, rotation and channels.*task that does not augment"
     ):
         Augmentation(flip=False, rotation=False)
     with pytest.raises(ValueError, match=r"square images, got 4 x 5.*rotation = False"):

@@ -169,11 +169,13 @@ def test_an_unknown_module_is_named():
         load("digits", module="no_such_module")
 
 
-def test_a_module_that_misses_something_itself_says_so(tmp_path, monkeypatch):
-    (tmp_path / "my_broken_tasks.py").write_text("import not_installed_anywhere\n")
+@pytest.mark.parametrize("statement", ["import not_there", "from math import not_there"])
+def test_a_module_that_misses_something_itself_says_so(tmp_path, monkeypatch, statement):
+    name = f"my_broken_tasks_{len(statement)}"
+    (tmp_path / f"{name}.py").write_text(statement)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ValueError, match="cannot be imported: .*not_installed_anywhere.*Install"):
-        load("digits", module="my_broken_tasks")
+    with pytest.raises(ValueError, match="cannot be imported: .*not_there.*Install"):
+        load("digits", module=name)
 
 
 def test_a_users_own_module_is_imported(register, tmp_path, monkeypatch):

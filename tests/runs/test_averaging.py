@@ -10,10 +10,12 @@ from idode_gin.runs import averaging, run_inputs
 
 @pytest.mark.parametrize("rate", [0.0, 0.05, 0.1, 0.5, 0.9, 0.99, 0.9999])
 @pytest.mark.parametrize("updates", [0, 1, 2, 9, 10, 300, 5000])
+@pytest.mark.parametrize("before", [0, 1, 8, 40])
 @pytest.mark.parametrize("warms_up", [False, True])
-def test_the_share_is_the_product_of_all_rates(rate, updates, warms_up):
-    rates = (min(rate, (1 + n) / (10 + n)) if warms_up else rate for n in range(updates))
-    found = averaging.initial_share(rate, updates, warms_up=warms_up)
+def test_the_share_is_the_product_of_all_rates(rate, updates, before, warms_up):
+    first, last = before, before + updates
+    rates = (min(rate, (1 + n) / (10 + n)) if warms_up else rate for n in range(first, last))
+    found = averaging.initial_share(rate, last, first, warms_up=warms_up)
     assert found == pytest.approx(math.prod(rates), rel=1e-9, abs=1e-300)
 
 
@@ -25,6 +27,8 @@ def test_the_share_is_the_product_of_all_rates(rate, updates, warms_up):
         ({"ema_rate": 0.999, "ema_warmup": True}, 1, "10 %"),
         ({"ema_rate": 0.999, "ema_warmup": True}, 100, None),
         ({"ema_rate": 0.9}, 100, None),
+        ({"ema_rate": 0.999, "first_step": 100_000}, 100_500, "60.64 %"),
+        ({"ema_rate": 0.999, "first_step": None}, 500, "60.64 %"),
         ({}, 1, None),
         ({"ema_rate": None}, 1, None),
     ],
