@@ -6,8 +6,11 @@ import pytest
 
 from idode_gin import eval as eval_program
 from idode_gin import train as train_program
+from idode_gin.checkpoints.config import RestoreCheckpointConfig
 from idode_gin.configs import building
+from idode_gin.losses.second_order import SecondOrder
 from idode_gin.networks.unet import UNet
+from idode_gin.solvers.probes import Rademacher
 from idode_gin.training.optimizers import AdamW
 
 CIFAR10 = {"channels": 128, "attention_everywhere": False, "dropout_rate": 0.1}
@@ -16,8 +19,8 @@ IMAGENET = {"channels": 256, "attention_everywhere": False, "dropout_rate": 0.1}
 # Steps, images per step, network, importance samples of the evaluation, its split.
 PUBLISHED = {
     "cifar10": (6_000_000, 128, CIFAR10, 1, "test"),
-    "cifar10_aug": (10_000_000, 1024, AUGMENTED, 20, "test"),
-    "cifar10_aug_with_channel": (10_000_000, 1024, AUGMENTED, 20, "test"),
+    "cifar10_aug": (1_950_000, 1024, AUGMENTED, 20, "test"),
+    "cifar10_aug_with_channel": (1_950_000, 1024, AUGMENTED, 20, "test"),
     "imagenet32_old": (2_000_000, 512, IMAGENET, 1, "validation"),
     "imagenet32_new": (2_000_000, 128, IMAGENET, 1, "validation"),
     "imagenet64_old": (2_000_000, 512, IMAGENET, 1, "validation"),  # as 32: none was published
@@ -68,6 +71,27 @@ def test_evaluation(name):
     assert dataclasses.replace(trained, dropout_rate=0.0) == dataclasses.replace(
         arguments["model"].network, dropout_rate=0.0
     )
+
+
+# The first-order run; steps to which the second-order loss trains it further.
+FINETUNED = {"cifar10": 6_200_000, "imagenet32_new": 2_250_000, "imagenet32_old": 2_125_000}
+
+
+@pytest.mark.parametrize("name", FINETUNED)
+def test_fine_tuning(name):
+    """All goes on, the optimizer too, but with the second-order loss."""
+    before = build(train_program.train, name)
+    after = build(train_program.train, f"{name}_finetune")
+    assert after["model"].loss == SecondOrder(strength=0.1, num_probes=1, probe=Rademacher())
+    assert dataclasses.replace(after["model"], loss=before["model"].loss) == before["model"]
+    assert after["total_steps"] == FINETUNED[name]
+    restore = RestoreCheckpointConfig(path=before["model_dir"])
+    assert after["checkpoint_cfg"] == dataclasses.replace(before["checkpoint_cfg"], restore=restore)
+    for same in ("optimizer", "train_dataset_cfg", "train_eval_dataset_cfg", "eval_period"):
+        assert after[same] == before[same]
+    trainers = [each["trainer_cls"](model_dir="m", train_steps=1) for each in (before, after)]
+    num_microbatches = 4 if name == "imagenet32_old" else 1
+    assert trainers[1] == dataclasses.replace(trainers[0], num_microbatches=num_microbatches)
 
 
 # Steps, images per step, learning rate, network, gamma(t).
