@@ -106,7 +106,8 @@ class RestoreCheckpointConfig:
         ema: 'restore', or 'reset' to start the moving average at the parameters.
         optimizer: 'restore', or 'reset' to start without moments.
         step: 'restore' to continue counting at the checkpoint's step, or 'reset' to count from
-            zero. A learning-rate schedule follows the step.
+            zero. The schedule of an `AdamW` follows the step, also if `optimizer` is reset; that of
+            another optax transformation follows the optimizer's own count.
         rules: exceptions for single leaves, regular expression to action; see `warm_start`.
 
     Raises:

@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from idode_gin import checks
@@ -18,6 +18,7 @@ UPLOAD_PERIOD = 60.0
 """Seconds between two uploads of a file that grows."""
 SMALL = 2**20
 """Bytes of a metrics.jsonl that is uploaded with every row."""
+_BPD, _IMAGES = "eval/bpd", "eval/images"
 TIME_PREFIX = "time/"
 """Prefix of the fields that differ between two runs of the same command; no others do."""
 
@@ -66,6 +67,10 @@ class MetricsLog:
                 files.write_atomically(self._path, lines)
             self._content = lines if paths.in_bucket(self._path) else ""
 
+    def bpd(self, step: int) -> float | None:
+        """Return the bits per dim of `step`; None unless it is among `evaluations`."""
+        return next((row[_BPD] for row in evaluations(self.rows) if row["step"] == step), None)
+
     def row(self, step: int) -> Row | None:
         """Return the row of `step`, None without one."""
         return next((row for row in reversed(self.rows) if row["step"] == step), None)
@@ -98,6 +103,12 @@ class MetricsLog:
         if self._path is not None and self._is_ahead:
             files.write_atomically(self._path, self._content)
             self._is_ahead, self._uploaded = False, time.monotonic()
+
+
+def evaluations(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows of evaluations of as many images as the last one: others do not compare."""
+    found = [row for row in rows if row.get(_BPD) is not None]
+    return [row for row in found if row.get(_IMAGES) == found[-1].get(_IMAGES)]
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:

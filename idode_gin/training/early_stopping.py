@@ -20,7 +20,8 @@ _BPD = "eval/bpd"
 class EarlyStopping:
     """Ends training after `patience` evaluations in a row without a new best one.
 
-    The count is a function of the rows of metrics.jsonl, so a resumed run continues it.
+    The count is a function of the rows of metrics.jsonl, so a resumed run continues it. It starts
+    anew if the number of images of an evaluation has changed.
 
     Args:
         patience: evaluations.
@@ -62,7 +63,7 @@ class EarlyStopping:
 
     def message(self, rows: Iterable[metrics.Row]) -> str | None:
         """Return why the run with these rows ends; None if it does not."""
-        since, best = self.since_best(_values(rows))
+        since, best = self.since_best(row[_BPD] for row in metrics.evaluations(rows))
         if since < self.patience:
             return None
         improved = f" by more than {self.min_improvement:g}" if self.min_improvement else ""
@@ -73,18 +74,17 @@ class EarlyStopping:
         )
 
 
-def field(setting: EarlyStopping | None, rows: Iterable[metrics.Row], bpd: float) -> dict[str, Any]:
+def field(
+    setting: EarlyStopping | None, rows: Iterable[metrics.Row], evaluated: metrics.Row
+) -> dict[str, Any]:
     """Return what early stopping adds to the row of an evaluation that follows `rows`."""
     if setting is None:
         return {}
-    return {SINCE_BEST: setting.since_best([*_values(rows), bpd])[0]}
+    alike = metrics.evaluations([*rows, evaluated])
+    return {SINCE_BEST: setting.since_best(row[_BPD] for row in alike)[0]}
 
 
 def instead(setting: EarlyStopping | None, directory: str | pathlib.Path) -> str | None:
     """Return why the run in a directory has ended; None if it trains on."""
     path = paths.of(directory) / "metrics.jsonl"
     return None if setting is None else setting.message(metrics.read_rows(path))
-
-
-def _values(rows: Iterable[metrics.Row]) -> list[float]:
-    return [row[_BPD] for row in rows if row.get(_BPD) is not None]

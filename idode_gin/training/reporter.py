@@ -134,7 +134,7 @@ class Reporter:
             if evaluated is None:
                 return
             rule = self.validation.early_stopping
-            row |= evaluated | early_stopping.field(rule, self.log.rows, evaluated["eval/bpd"])
+            row |= evaluated | early_stopping.field(rule, self.log.rows, evaluated)
         row |= self.meters.lap(step)
         run_lock.check(self.setup.directory)  # known to process 0
         written = self.log.write(step, row)

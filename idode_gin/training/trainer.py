@@ -174,7 +174,7 @@ class Trainer:
                 setup.directory,
                 self.checkpoints,
                 setup.facts,
-                lambda step: (log.row(step) or {}).get("eval/bpd"),
+                lambda step: log.bpd(step),
             )
             stack.enter_context(saved)
             with stop.with_last_words(nothing_lost, saves=False):

@@ -123,7 +123,7 @@ def test_a_request_whose_answer_got_lost_is_this_runs(bucket, monkeypatch):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b'{"pid": 1, "host": "other"}', "another run has taken over"), (None, "run.lock was removed")],
+    [(b'{"pid": 1, "host": "other"}', "another run has taken"), (None, "run.lock was removed")],
 )
 def test_an_owner_whose_lease_was_lost_ends(bucket, monkeypatch, capsys, content, reason):
     path, ended = bucket / run_lock.NAME, threading.Event()
