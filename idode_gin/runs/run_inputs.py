@@ -36,12 +36,13 @@ def load(dataset: data.DatasetConfig, model: DiffusionODE) -> data.ImageSplit:
             split = dataclasses.replace(split, labels=found, num_classes=count, class_names=names)
         data.check_images(split, model.encoding.levels)
         images = split.facts()
-    given, expected = split.conditioning.shape[1], getattr(model.network, "conditioning_size", None)
-    if expected is not None and given != expected:
+    given, expected = split.conditioning.shape[1], model.conditioning_size - model.num_classes
+    if given != expected:
         raise ValueError(
             f"{split} has {given} conditioning numbers per image, the network takes {expected}. "
-            f"Set UNet.conditioning_size = {given}, and bind data.DatasetConfig.augmentation, if "
-            "any, without a scope: for training and evaluation alike."
+            f"Set its conditioning_size = {given} (a network without this field takes 1), and bind "
+            "data.DatasetConfig.augmentation, if any, without a scope: for training and evaluation "
+            "alike."
         )
     order = {"seed": dataset.seed, "batch_size": dataset.batch_size}
     agreement.check(f"the data, {split}", lambda: {**images, **order})

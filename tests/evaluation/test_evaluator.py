@@ -327,6 +327,11 @@ def test_conditioning_must_match_the_network(monkeypatch):
     network = UNet(channels=8, levels=1, groups=2, conditioning_size=3)
     with pytest.raises(ValueError, match=r"1 conditioning numbers.*takes 3.*conditioning_size = 1"):
         run_inputs.load(tiny.config(), tiny.model(network=network))
+    split = dataclasses.replace(tiny.split(), conditioning=np.zeros((20, 3), np.float32))
+    monkeypatch.setattr(loading, "load_split", lambda _: split)
+    assert not hasattr(tiny.model().network, "conditioning_size")
+    with pytest.raises(ValueError, match=r"3 conditioning numbers.*takes 1.*without this field"):
+        run_inputs.load(tiny.config(), tiny.model())
 
 
 @pytest.mark.full
