@@ -235,6 +235,8 @@ class Checkpoints:
                 self._delete_old()
 
     def _delete_old(self) -> None:
+        if self._identity != files.identity(self.directory):
+            return  # another run may have begun at this path
         steps = saved_steps(self.directory)
         doomed = files.doomed(steps, self._config.save, self._bpd)
         doomed = [step for step in doomed if not files.is_pinned(self.directory, step)]

@@ -116,7 +116,8 @@ def _without_effect(bindings: Sequence[Binding], reach: Reach) -> Iterator[str]:
     for each in bindings:
         winner = last[each.key]
         is_included = winner.is_part and winner.named == each.named and not each.is_part
-        if is_included and winner.value != each.value and each.key in reach.used:
+        is_lost = repr(winner.value) != repr(each.value) and not needs_value(each.value)
+        if is_included and is_lost and each.key in reach.used:
             yield (
                 f"{each.key} has no effect [{each.where}]: {winner.where}, included below it, "
                 "replaces it. Include files first, and bind after them."

@@ -31,7 +31,7 @@ _MEANING = ("bound", "bound.num_importance", "bound.dequantizer")
 _TIMES = "bound.time_sampler"
 _CHAIN = (_TIMES, f"{_TIMES}.steps")
 """Settings that make it another one if either is of a chain of discrete steps."""
-_NO_FIGURES = {"bpd", "nfe", "success", "repeats_sd", "trace_sd"}
+_NO_FIGURES = {"bpd", "nfe", "success", "repeats_sd", "trace_sd", "importance_bias"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

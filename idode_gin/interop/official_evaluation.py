@@ -43,9 +43,9 @@ class OfficialParity(parity.AbstractParity):
 
     Each row is the change in bits per dim when this choice is added to those above it; with our
     figure they sum to the published one. Choices that change noise but not the mean are left
-    out: one probe for all repeats, new noise whenever an image is repeated, one norm for all images
-    of a batch. The stream is of the published kind with the order of `seed`; `random_batches_sd` is
-    its standard deviation over orders.
+    out: with K = 1 one probe for all repeats, new noise whenever an image is repeated, one norm for
+    all images of a batch. The stream is of the published kind with the order of `seed`;
+    `random_batches_sd` is its standard deviation over orders.
 
     Args:
         num_batches: number of scored batches.
@@ -79,13 +79,10 @@ class OfficialParity(parity.AbstractParity):
         x, end, dequantizer = batch["image"], model.end, estimator.dequantizer
         samples, dims = estimator.num_importance, numerics.num_dims(batch["image"])
         draws = REPEATS_OF_ONE_SAMPLE if samples == 1 else samples
-        single = dataclasses.replace(estimator, num_importance=1, num_repeats=draws)
-        found = model.likelihood_fn(params, batch, key, single).repeats
+        theirs = dataclasses.replace(estimator, num_repeats=draws // samples)
+        found = model.likelihood_fn(params, batch, key, theirs).log_weights.reshape(draws, -1)
         keys, numbers = numerics.fold_in_each(key, batch["index"]), jnp.arange(draws)
-        noise = jax.lax.map(lambda each: single.draw(each, x.shape[1:], end, keys)[0], numbers)
-        if samples > 1:  # with K = 1 the mean of -log q is used instead
-            found = found - dequantizer.entropy(dims, end)
-            found = found + jax.vmap(lambda each: dequantizer.neg_log_q(each, end))(noise)
+        noise = jax.lax.map(lambda each: theirs.draw(each, x.shape[1:], end, keys)[0], numbers)
         twice = found + jax.vmap(lambda each: _second_division(dequantizer, x, each, end))(noise)
 
         def to_bpd(log_p: jax.Array) -> types.PerExample:

@@ -17,7 +17,7 @@ from idode_gin.integration_variables.base import (
 from idode_gin.integration_variables.gamma import Gamma
 from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.base import AbstractSolver, Solution, WeightFn
-from idode_gin.solvers.divergence import AbstractDivergence, Probes
+from idode_gin.solvers.divergence import AbstractDivergence, Probes, Traces
 
 _GAMMA = Gamma()
 
@@ -33,6 +33,8 @@ class Density(NamedTuple):
     """Log-density of `latent` under the prior, nats."""
     log_det: types.PerExample
     """log p(z) - log_prior, nats."""
+    log_dets: Traces
+    """`log_det` by each probe, nats; one column if the trace is exact."""
     trace_sd: types.PerExample
     """Standard deviation of log p(z) due to random probes, nats; NaN with one probe."""
     num_evaluations: Integer[Array, " batch"]
@@ -177,14 +179,12 @@ class Problem:
 
     def arrived(self, solution: Solution) -> tuple[types.Images, types.PerExample]:
         """Return z at the end, and the integral of the drift's divergence, nats."""
-        y, log_dets_per_dim = solution.state
-        scales = self.dims * (math.log(self.scale_end) - math.log(self.scale_start))
-        return y * self.scale_end, self.dims * jnp.mean(log_dets_per_dim, axis=1) + scales
+        return solution.state[0] * self.scale_end, jnp.mean(self._log_dets(solution), axis=1)
 
     def density_of(self, solution: Solution) -> Density:
         """Return the log-density of a solution."""
         latent, log_det = self.arrived(solution)
-        estimates = self.dims * solution.state[1]
+        log_dets = self._log_dets(solution)
         log_sigma = self.dims * math.log(self.sigma_end)
         log_prior = numerics.log_normal(latent / self.sigma_end) - log_sigma
         return Density(
@@ -192,7 +192,12 @@ class Problem:
             latent=latent,
             log_prior=log_prior,
             log_det=log_det,
-            trace_sd=jnp.sqrt(self.divergence.variance_of_mean(estimates, self.dims)),
+            log_dets=log_dets,
+            trace_sd=jnp.sqrt(self.divergence.variance_of_mean(log_dets, self.dims)),
             num_evaluations=solution.num_evaluations,
             success=solution.success,
         )
+
+    def _log_dets(self, solution: Solution) -> Traces:
+        scales = self.dims * (math.log(self.scale_end) - math.log(self.scale_start))
+        return self.dims * solution.state[1] + scales

@@ -1,7 +1,7 @@
 """Bounds on an image's log-likelihood from the log-density of the ODE."""
 
 import dataclasses
-from typing import NamedTuple, TypeAlias, final
+from typing import Any, NamedTuple, TypeAlias, final
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from idode_gin.integration_variables.base import AbstractIntegrationVariable
 from idode_gin.integration_variables.exponential import Exponential
 from idode_gin.likelihood.density import Density, log_density
 from idode_gin.solvers.base import AbstractSolver
-from idode_gin.solvers.divergence import AbstractDivergence, Hutchinson, Probes
+from idode_gin.solvers.divergence import AbstractDivergence, Hutchinson, Probes, Traces
 
 Weights: TypeAlias = Float[Array, "repeats draws batch"]
 """One number per repeat, importance sample and image."""
@@ -26,6 +26,8 @@ class ImageLikelihood(NamedTuple):
     """The bound, nats, mean over repeats."""
     repeats: Float[Array, "repeats batch"]
     """The bound of each repeat, nats."""
+    log_weights: Weights
+    """Result of `ODELikelihood.log_weight` for each draw, nats."""
     log_prior: types.PerExample
     """Log-density under the prior at the end of the ODE, nats. This and the next three are means
     over all draws; with K = 1 they add up to the bound."""
@@ -38,8 +40,8 @@ class ImageLikelihood(NamedTuple):
     trace_sd: types.PerExample
     """Standard deviation of the bound due to random probes, nats; NaN if unknown."""
     importance_bias: types.PerExample
-    """Expected increase of an importance-weighted bound from trace noise, nats; NaN if unknown,
-    zero for K = 1. See `importance_bias`."""
+    """Expected increase of the bound from random probes, nats; NaN if unknown, zero for K = 1. See
+    `trace_noise`."""
     num_evaluations: Float[Array, " batch"]
     """Network evaluations per solve, mean over draws."""
     success: Bool[Array, " batch"]
@@ -58,12 +60,17 @@ class ODELikelihood:
     With K = 1 the entropy of q is used in closed form, which has the same mean and less variance.
     Every draw is keyed by image and number, so that a result does not depend on the batch.
 
+    The K draws of a repeat share their probes, so that the noise of the trace is nearly the same in
+    all of them and moves the logarithm up or down. Independent noise would raise it on average,
+    because the sample with the luckiest noise counts most. Noise that is shared does not fall with
+    K, but with probes and repeats.
+
     Args:
         dequantizer: q, and the start of the ODE.
         solver: solver of the ODE. None leaves the choice to a pilot (see `pilot.Pilot`); such a
             likelihood cannot be called yet.
         variable: variable that the ODE is integrated in.
-        divergence: method for the trace; each draw has its own probes.
+        divergence: method for the trace.
         num_importance: K, importance samples inside the logarithm; more make the bound tighter.
         num_repeats: independent bounds to average; more make its estimate less noisy.
         lanes: images integrated at the same time, for any batch size; None for the whole batch.
@@ -98,40 +105,56 @@ class ODELikelihood:
             ValueError: if `solver` is None.
         """
 
-        def draw(number: Array) -> tuple[Array, Density, Array, Array]:
-            noise, probes = self.draw(number, x.shape[1:], end, keys)
+        shape, dims = x.shape[1:], numerics.num_dims(x)
+        samples = jnp.arange(self.num_importance)
+
+        def draw(number: Array, probes: Probes) -> tuple[Array, Density, Array, Array]:
+            noise = self._noise(number, shape, end, keys)
             weight, density = self.log_weight(field, end, gamma_max, x, noise, probes)
             z = self.dequantizer.start(x, noise, end)
             reconstruction = self.dequantizer.log_reconstruction(x, z, end)
             rest = weight - density.log_p - reconstruction
             return weight, density._replace(latent=jnp.zeros(())), reconstruction, rest
 
-        count = self.num_repeats * self.num_importance
-        weights, densities, reconstruction, neg_log_q = jax.lax.map(draw, jnp.arange(count))
-        weights = weights.reshape(self.num_repeats, self.num_importance, -1)
-        trace_sd = densities.trace_sd.reshape(weights.shape)
+        def repeat(number: Array) -> Any:
+            first = number * self.num_importance
+            probes = self._probes(first, shape, keys)
+            return jax.lax.map(lambda each: draw(first + each, probes), samples)
+
+        found = jax.lax.map(repeat, jnp.arange(self.num_repeats))
+        weights, densities, reconstruction, neg_log_q = found
+        sd, bias = trace_noise(weights, densities.log_dets, self.divergence, dims)
         repeats = jax.vmap(numerics.log_mean_exp)(weights)
+        draws = (0, 1)
         return ImageLikelihood(
             log_p=jnp.mean(repeats, axis=0),
             repeats=repeats,
-            log_prior=jnp.mean(densities.log_prior, axis=0),
-            log_det=jnp.mean(densities.log_det, axis=0),
-            neg_log_q=jnp.mean(neg_log_q, axis=0),
-            log_reconstruction=jnp.mean(reconstruction, axis=0),
-            trace_sd=bound_sd(weights, trace_sd),
-            importance_bias=jnp.mean(importance_bias(weights, trace_sd), axis=0),
-            num_evaluations=jnp.mean(densities.num_evaluations, axis=0, dtype=repeats.dtype),
-            success=jnp.all(densities.success, axis=0),
+            log_weights=weights,
+            log_prior=jnp.mean(densities.log_prior, axis=draws),
+            log_det=jnp.mean(densities.log_det, axis=draws),
+            neg_log_q=jnp.mean(neg_log_q, axis=draws),
+            log_reconstruction=jnp.mean(reconstruction, axis=draws),
+            trace_sd=sd,
+            importance_bias=bias,
+            num_evaluations=jnp.mean(densities.num_evaluations, axis=draws, dtype=repeats.dtype),
+            success=jnp.all(densities.success, axis=draws),
         )
 
     def draw(
         self, number: int | Array, shape: tuple[int, ...], end: CleanEnd, keys: types.PRNGKeys
     ) -> tuple[types.Images, Probes]:
-        """Draw dequantization noise and probes number `number` from each image's key."""
-        keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
-        keys_noise, keys_probes = numerics.split_each(keys, 2)
-        noise = self.dequantizer.draw(keys_noise, shape, end)
-        return noise, self.divergence.draw(keys_probes, shape)
+        """Draw dequantization noise `[B, H, W, C]` and probes of draw `number` of each image."""
+        first = number - number % self.num_importance
+        return self._noise(number, shape, end, keys), self._probes(first, shape, keys)
+
+    def _noise(
+        self, number: int | Array, shape: tuple[int, ...], end: CleanEnd, keys: types.PRNGKeys
+    ) -> types.Images:
+        return self.dequantizer.draw(_keys_of_draw(keys, number)[0], shape, end)
+
+    def _probes(self, first: int | Array, shape: tuple[int, ...], keys: types.PRNGKeys) -> Probes:
+        """Draw the probes of the repeat whose first draw has this number."""
+        return self.divergence.draw(_keys_of_draw(keys, first)[1], shape)
 
     def log_weight(
         self,
@@ -173,28 +196,44 @@ class ODELikelihood:
         return density.log_p + self.dequantizer.log_reconstruction(x, z, end) + neg_log_q, density
 
 
-def bound_sd(log_weights: Weights, trace_sd: Weights) -> types.PerExample:
-    """Return the standard deviation of the mean over repeats of log 1/K sum_k w_k, nats.
+def trace_noise(
+    log_weights: Weights,
+    log_dets: Float[Array, "repeats draws batch estimates"],
+    divergence: AbstractDivergence,
+    dims: int,
+) -> tuple[types.PerExample, types.PerExample]:
+    """Return what probes do to the mean over repeats of log 1/K sum_k w_k: its noise and bias.
 
-    To first order, independent noise of standard deviation s_k in log w_k moves the logarithm by
-    s_k times the share of w_k in the sum.
+        standard deviation   sd(sum_k r_k e_k)               r_k = w_k / sum_j w_j
+        increase on average  1/2 (sum_k r_k var(e_k) - var(sum_k r_k e_k))
+
+    in nats, per image, to second order in the noise e_k of log w_k, which the K draws of a repeat
+    have from the same probes; rough unless what they do not share is much smaller than one. Both
+    are NaN with one probe, but the increase is zero for K = 1.
+
+    Args:
+        log_weights: log w_k of each draw, nats.
+        log_dets: the part of log w_k by each probe, nats.
+        divergence: the method that made them.
+        dims: values of an image.
     """
+
+    def variance(estimates: Traces) -> types.PerExample:
+        return divergence.variance_of_mean(estimates, dims)
+
     shares = jax.nn.softmax(log_weights, axis=1)
-    variance = jnp.sum((shares * trace_sd) ** 2, axis=1)
-    return jnp.sqrt(jnp.sum(variance, axis=0)) / log_weights.shape[0]
-
-
-def importance_bias(log_weights: Weights, trace_sd: Weights) -> Float[Array, "repeats batch"]:
-    """Return the expected increase of log 1/K sum_k w_k from noise in each log w_k, nats.
-
-        1/2 sum_k s_k^2 (r_k - r_k^2)        r_k = w_k / sum_j w_j
-
-    to second order, for noise of standard deviation s_k: the exponential of a noisy logarithm is
-    too large on average. It is zero for K = 1, and half the variance if no draw dominates. The
-    noisy weights themselves are used; unless s is much smaller than one, use more probes or the
-    exact trace.
-    """
+    together = jax.vmap(variance)(jnp.sum(shares[..., None] * log_dets, axis=1))
+    sd = jnp.sqrt(jnp.sum(together, axis=0)) / log_weights.shape[0]
     if log_weights.shape[1] == 1:
-        return jnp.zeros_like(log_weights[:, 0])
-    shares = jax.nn.softmax(log_weights, axis=1)
-    return jnp.sum(trace_sd**2 * (shares - shares**2), axis=1) / 2
+        return sd, jnp.zeros_like(sd)
+    apart = jnp.sum(shares * jax.vmap(jax.vmap(variance))(log_dets), axis=1)
+    return sd, jnp.mean(apart - together, axis=0) / 2
+
+
+def _keys_of_draw(
+    keys: types.PRNGKeys, number: int | Array
+) -> tuple[types.PRNGKeys, types.PRNGKeys]:
+    """Return the keys of a draw's noise and probes, one of each per image."""
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+    keys_noise, keys_probes = numerics.split_each(keys, 2)
+    return keys_noise, keys_probes

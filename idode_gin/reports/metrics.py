@@ -68,8 +68,8 @@ class MetricsLog:
             self._content = lines if paths.in_bucket(self._path) else ""
 
     def bpd(self, step: int) -> float | None:
-        """Return the bits per dim of `step`; None unless it is among `evaluations`."""
-        return next((row[_BPD] for row in evaluations(self.rows) if row["step"] == step), None)
+        """Return the bits per dim of `step`; None if it was not evaluated."""
+        return (self.row(step) or {}).get(_BPD)
 
     def row(self, step: int) -> Row | None:
         """Return the row of `step`, None without one."""

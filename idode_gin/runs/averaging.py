@@ -41,6 +41,6 @@ def warning(facts: Mapping[str, Any], step: int) -> str | None:
         f"{100 * share:.4g} % of the EMA parameters at step {step} are still those that the run "
         f"began with, after {updates - first} updates with ema_rate = {rate:g}: bits per dim and "
         "samples are not those of the trained parameters. Use the last ones (use_ema = False of "
-        "Evaluator, Sampler …), train longer, or train again with a smaller EMA_RATE or with "
-        "EMA_WARMUP = True."
+        "Evaluator, Sampler …), train longer, or train again with a smaller EMA_RATE"
+        + ("." if first else " or with EMA_WARMUP = True.")
     )

@@ -84,9 +84,12 @@ def check(directory: str | pathlib.Path) -> None:
     if lock is None:
         return
     number, folder = lock
-    with contextlib.suppress(FileNotFoundError):
+    try:
         if os.path.samestat(os.fstat(number), os.stat(path)):
             return
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE):
+            raise
     with contextlib.suppress(FileNotFoundError):
         if not path.exists() and os.path.samestat(folder, os.stat(path.parent)):
             return  # someone removed the lock alone

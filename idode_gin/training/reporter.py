@@ -195,8 +195,8 @@ class Reporter:
             raise type(error)(
                 f"{error} The same command would evaluate {good} again. Move this folder out of "
                 f"{self.setup.directory}, lower the learning rate or set AdamW.clip_norm, and run "
-                "the command again, which resumes from an older checkpoint. If the network is in "
-                "bfloat16, UNet.dtype = 'float32' may be enough."
+                "the command again, which resumes from an older checkpoint if there is one. If the "
+                "network is in bfloat16, UNet.dtype = 'float32' may be enough."
             ) from error
         found = f"The last good checkpoint is {good}" if good else "No checkpoint had been saved"
         source = f" from INITIAL_CHECKPOINT_PATH = {good!r}" if good else ""
@@ -216,6 +216,7 @@ class Reporter:
     def summarize(self, exit_reason: str, error: str | None = None) -> dict[str, Any]:
         """Write summary.json and return it: see `Trainer.run`. All processes must call it."""
         setup, state, images = self.setup, self.saver.state, self.setup.train
+        exchange.from_first(lambda: run_lock.check(setup.directory))
         is_finite = exit_reason in ("done", "preempted", early_stopping.REASON)
         step = int(state.step)
         if not is_finite:  # the step that failed, not those already under way

@@ -418,7 +418,8 @@ def test_a_binding_that_a_file_included_below_it_replaces(tmp_path: pathlib.Path
     with pytest.raises(ConfigError, match=expected):
         load()
     load("STEPS = 5")
-    for harmless in (lost.replace("3", "4"), lost + "\nSTEPS = 5", lost + "\nSTEPS = 3"):
+    declared = lost.replace("3", "%gin.REQUIRED")
+    for harmless in (declared, lost.replace("3", "4"), lost + "\nSTEPS = 5", lost + "\nSTEPS = 3"):
         mine.write_text(harmless)
         load()
     mine.write_text("include 'experiment.gin'\ninclude 'other.gin'\nSTEPS = 3")

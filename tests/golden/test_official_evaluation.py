@@ -68,20 +68,23 @@ def test_published_figure_is_the_recorded_one(name, float64, monkeypatch):
         )
     )(log_p, noise)
 
-    def recorded_repeats(self, params, batch, key, estimator):
-        assert (estimator.num_importance, estimator.num_repeats) == (1, len(noise))
-        return types.SimpleNamespace(repeats=right + dequantizer.entropy(case.dims, end))
-
-    monkeypatch.setattr(models.DiffusionODE, "likelihood_fn", recorded_repeats)
-    monkeypatch.setattr(ODELikelihood, "draw", lambda self, number, *_: (noise[number], None))
     samples = case.model["num_importance"]
+    if samples == 1:
+        weights = right + dequantizer.entropy(case.dims, end)
+    else:
+        weights = right + jax.vmap(lambda each: dequantizer.neg_log_q(each, end))(noise)
+
+    def recorded(self, params, batch, key, estimator):
+        shape = (estimator.num_repeats, estimator.num_importance)
+        assert shape == ((len(noise), 1) if samples == 1 else (1, len(noise)))
+        return types.SimpleNamespace(log_weights=weights.reshape(*shape, -1))
+
+    monkeypatch.setattr(models.DiffusionODE, "likelihood_fn", recorded)
+    monkeypatch.setattr(ODELikelihood, "draw", lambda self, number, *_: (noise[number], None))
     estimator = ODELikelihood(dequantizer=dequantizer, num_importance=samples)
     batch = {"image": images, "index": jnp.arange(len(images))}
-    if samples == 1:  # a first draw, as one repeat gives
-        ours = right[0] + dequantizer.entropy(case.dims, end)
-    else:
-        each = jax.vmap(lambda noise: dequantizer.neg_log_q(noise, end))(noise)
-        ours = numerics.log_mean_exp(right + each)
+    # Of one sample, a first draw, as one repeat gives.
+    ours = weights[0] if samples == 1 else numerics.log_mean_exp(weights)
     bpd = numerics.nats_to_bpd(-ours, case.dims)
     parts = PARITY.likelihood_parts(model, {}, batch, jax.random.key(0), estimator, bpd)
     np.testing.assert_allclose(bpd + sum(parts.values()), case.f64["tight_bpd"], rtol=1e-11)

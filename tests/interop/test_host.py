@@ -29,6 +29,30 @@ def test_a_right_derivative_has_a_small_error(point, others):
     assert derivative_error(function, derivative, *point, others) < 1e-4
 
 
+@pytest.mark.parametrize("exponent", [0, 3, 6, 7])
+def test_fast_sines_of_fourier_features(point, exponent):
+    factor = 2 * np.pi * 2**exponent
+
+    def waves(z, t):
+        return z + 0.3 * np.sin(factor * z)
+
+    def slope(z, t, dz):
+        return dz * (1 + 0.3 * factor * np.cos(factor * z))
+
+    assert derivative_error(waves, slope, *point) < 0.01
+
+
+def test_arguments_are_those_that_jax_passes(point):
+    dtypes = []
+
+    def recorded(*given):
+        dtypes.append([each.dtype for each in given])
+        return derivative(*given)
+
+    derivative_error(function, recorded, *point, [np.eye(4)[:, :2] + 1])
+    assert dtypes == [[np.float32] * 4]
+
+
 @pytest.mark.parametrize("factor", [0.0, 0.9, -1.0])
 def test_a_wrong_factor_is_the_error(point, factor):
     found = derivative_error(function, lambda *given: factor * derivative(*given), *point)

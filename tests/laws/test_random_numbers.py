@@ -151,15 +151,19 @@ def test_a_likelihood_draws_noise_and_probes_apart(ledger, dequantizer, divergen
     )
     run = jax.jit(lambda key: model.likelihood_fn(params, batch_of(), key, estimator))
     run(jax.random.key(0, impl=ledger.impl))
-    assert len(ledger.keys()) == IMAGES * 2 * 3 * (1 + probes)
+    assert len(ledger.keys()) == IMAGES * 3 * (2 + probes)  # a repeat has probes, each draw noise
 
 
 def test_noise_and_probes_of_a_likelihood_are_not_correlated():
     model, shape = tiny.model(), (32, 32, 3)
-    estimator = ODELikelihood(dequantizer=TruncatedNormal(), divergence=Hutchinson(num_probes=2))
+    estimator = ODELikelihood(
+        dequantizer=TruncatedNormal(), divergence=Hutchinson(num_probes=2), num_importance=2
+    )
     keys = jax.random.split(jax.random.key(0), IMAGES)
-    pairs = [estimator.draw(number, shape, model.end, keys) for number in range(2)]
-    assert_uncorrelated([array for noise, probes in pairs for array in (noise, *probes)])
+    pairs = [estimator.draw(number, shape, model.end, keys) for number in range(4)]
+    for first, second in (pairs[:2], pairs[2:]):
+        np.testing.assert_array_equal(first[1], second[1])
+    assert_uncorrelated([*(noise for noise, _ in pairs), *pairs[0][1], *pairs[2][1]])
 
 
 @each("estimator", AbstractBound)
@@ -277,7 +281,7 @@ def test_figures_follow_the_index_and_the_seed(name):
     moved = run(jax.tree.map(lambda leaf: leaf[order], batch_of(index)), key)
     other_index, other_seed = run(batch_of((6, 8, 3)), key), run(batch_of(index), jax.random.key(4))
     for figure, values in found.items():
-        axis = 1 if figure == "repeats" else 0
+        axis = {"repeats": 1, "log_weights": 2}.get(figure, 0)
         at_order = np.take(np.asarray(values), order, axis=axis)
         np.testing.assert_array_equal(moved[figure], at_order, err_msg=figure)
         if figure in FIXED:

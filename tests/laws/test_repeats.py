@@ -14,7 +14,7 @@ from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.parameterizations.velocity import Velocity
 from idode_gin.schedules.straight_path import StraightPath
 from idode_gin.solvers.adaptive import DormandPrince
-from idode_gin.solvers.divergence import Hutchinson
+from idode_gin.solvers.divergence import Exact, Hutchinson
 from idode_gin.solvers.fixed_grid import FixedGrid
 from idode_gin.solvers.probes import Gaussian
 
@@ -74,13 +74,17 @@ def test_every_figure_from_its_draws(dequantizer, samples, repeats):
     variance = np.zeros(IMAGES)
     bias = np.zeros(IMAGES)
     for repeat in range(repeats):
+        mixed = np.zeros((IMAGES, 3))
         for sample in range(samples):
-            share, sd = shares[repeat, sample], density.trace_sd[repeat, sample]
-            variance += (share * sd / repeats) ** 2
-            bias += sd**2 * share * (1 - share) / 2 / repeats
+            share, each = shares[repeat, sample], density.log_dets[repeat, sample]
+            mixed += share[:, None] * each
+            bias += share * each.var(axis=1, ddof=1) / 3 / 2 / repeats
+        variance += mixed.var(axis=1, ddof=1) / 3 / repeats**2
+        bias -= mixed.var(axis=1, ddof=1) / 3 / 2 / repeats
     expected = {
         "log_p": each_repeat.mean(axis=0),
         "repeats": each_repeat,
+        "log_weights": weights,
         "log_prior": density.log_prior.mean(axis=(0, 1)),
         "log_det": density.log_det.mean(axis=(0, 1)),
         "neg_log_q": neg_log_q.mean(axis=(0, 1)),
@@ -97,6 +101,36 @@ def test_every_figure_from_its_draws(dequantizer, samples, repeats):
         )
     if samples * repeats > 1:
         assert np.all(np.ptp(weights, axis=(0, 1)) > 1e-3)
+
+
+def test_noise_of_the_trace_moves_a_bound_and_does_not_raise_it():
+    """The Jacobian of a Gaussian's field is the same for all samples, and so is its noise."""
+    _, end, x, keys = problem()
+    schedule, dims = StraightPath(), math.prod(SHAPE)
+    pixels = toys.Gaussian(np.zeros(SHAPE), np.linspace(0.1, 2.0, dims).reshape(SHAPE), schedule)
+    rotation, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(dims, dims)))
+
+    def turned(z, matrix):
+        return (z.reshape(-1, dims) @ matrix).reshape(z.shape)
+
+    def noise_hat(z, gamma):
+        return turned(pixels.noise_hat(turned(z, rotation), gamma), rotation.T)
+
+    field = toys.field_of(schedule, Velocity(), noise_hat)
+    exact, estimated = (
+        ODELikelihood(
+            dequantizer=TruncatedNormal(),
+            solver=FixedGrid(steps=8),
+            divergence=divergence,
+            num_importance=SAMPLES,
+            num_repeats=REPEATS,
+        )(field, end, NOISY, x, keys)
+        for divergence in (Exact(), Hutchinson())
+    )
+    shift = np.asarray(estimated.log_weights - exact.log_weights)
+    assert np.all(np.ptp(shift, axis=1) < 1e-9)
+    assert np.all(np.ptp(shift, axis=0) > 0.01)
+    np.testing.assert_allclose(estimated.repeats, exact.repeats + shift[:, 0], atol=1e-9)
 
 
 def test_an_image_succeeds_if_all_of_its_solves_do():

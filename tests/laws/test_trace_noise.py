@@ -76,19 +76,28 @@ def test_more_probes_than_dimensions_are_refused():
         OrthogonalHutchinson(num_probes=7).draw(toys.keys_of(0, 1), SHAPE)
 
 
-def test_the_bias_of_importance_weights_is_as_large_as_told():
-    """log 1/K sum exp(l_k + noise) is too large on average, by the second-order formula."""
-    clean = jnp.asarray([[0.0, -0.5, 0.3, -2.0]])[..., None]
-    sd = jnp.full((1, 4, 1), 0.3)
-    noise = 0.3 * jax.random.normal(jax.random.key(0), (400_000, 1, 4, 1))
-    noisy = jax.nn.logsumexp(clean + noise, axis=2)
-    rise = np.ravel(noisy - jax.nn.logsumexp(clean, axis=1)[None])
-    told = float(ode_likelihood.importance_bias(clean, sd)[0, 0])
-    assert np.mean(rise) == pytest.approx(told, rel=0.08)
-    spread = float(ode_likelihood.bound_sd(clean, sd)[0])
-    assert np.std(rise) == pytest.approx(spread, rel=0.03)
+@pytest.mark.parametrize("common", [0.0, 0.6])
+def test_noise_of_importance_weights_is_as_large_as_told(common):
+    """log 1/K sum exp(l_k + noise) is too large on average, by what the draws do not share."""
+    clean = jnp.asarray([0.0, -0.5, 0.3, -2.0])[:, None, None]  # draws, images, probes
+    keys, shape = jax.random.split(jax.random.key(0)), (4, 200_000, 3)
+    own = jax.random.normal(keys[0], shape)
+    noise = 0.5 * own + common * jax.random.normal(keys[1], (1, *shape[1:]))
+    weights = jnp.mean(clean + noise, axis=2)
+    rise = jax.nn.logsumexp(weights, axis=0) - jax.nn.logsumexp(clean[..., 0], axis=0)
+    divergence = Hutchinson(num_probes=3)
+    repeated = [each[None] for each in (weights, noise)]
+    told = ode_likelihood.trace_noise(*repeated, divergence, DIMS)
+    sd, bias, found = (np.asarray(each) for each in (*told, rise))
+    assert np.mean(found) == pytest.approx(np.mean(bias), rel=0.1)
+    assert np.std(found) == pytest.approx(np.sqrt(np.mean(sd**2)), rel=0.03)
 
 
-def test_a_single_sample_has_no_bias():
-    weights = jnp.zeros((3, 1, 2))
-    np.testing.assert_array_equal(ode_likelihood.importance_bias(weights, weights + jnp.nan), 0)
+def test_a_single_sample_has_no_bias_and_the_noise_of_a_mean():
+    weights = jnp.zeros((3, 1, 50_000))
+    noise = jax.random.normal(jax.random.key(0), (*weights.shape, 2))
+    told = ode_likelihood.trace_noise(weights, noise, Hutchinson(), DIMS)
+    sd, bias = (np.asarray(each) for each in told)
+    np.testing.assert_array_equal(bias, 0)
+    spread = np.std(np.mean(np.asarray(noise), axis=(0, 1, 3)))
+    assert np.sqrt(np.mean(sd**2)) == pytest.approx(spread, rel=0.03)

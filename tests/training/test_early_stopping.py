@@ -6,7 +6,6 @@ import pytest
 import tiny
 from tiny_runs import rows, run
 
-from idode_gin.reports import metrics
 from idode_gin.training import early_stopping
 from idode_gin.training.early_stopping import EarlyStopping
 from idode_gin.training.trainer import Trainer
@@ -142,11 +141,3 @@ def test_evaluations_of_another_number_of_images_do_not_count():
     assert rule.message([*earlier, *later, *([later[0]] * 2)]) is not None
     assert early_stopping.field(rule, [*earlier, *later], later[0])[early_stopping.SINCE_BEST] == 1
     assert early_stopping.field(rule, earlier, later[0])[early_stopping.SINCE_BEST] == 0
-
-
-def test_what_is_best_is_decided_among_evaluations_of_as_many_images(tmp_path):
-    log = metrics.MetricsLog(tmp_path / "metrics.jsonl", -1)
-    for step, images in ((1, 8), (2, 64), (3, 64)):
-        log.write(step, {"eval/bpd": 3.0 + step, "eval/images": images})
-    log.write(4, {"train/bpd": 3.0})
-    assert [log.bpd(step) for step in range(1, 6)] == [None, 5.0, 6.0, None, None]

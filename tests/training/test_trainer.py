@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from states import save
 from tiny_runs import rows, run
 
 from idode_gin import checks, models
@@ -201,6 +202,7 @@ def test_two_runs_in_one_directory(tmp_path):
 
 def test_a_run_whose_folder_is_moved_away_leaves_its_successor_alone(tmp_path, monkeypatch):
     folder, away, lap = tmp_path / "run", tmp_path / "away", meters.Meters.lap
+    others = [10, 20, 30, 40, 50]
 
     def moved(self, step):
         found = lap(self, step)
@@ -208,14 +210,15 @@ def test_a_run_whose_folder_is_moved_away_leaves_its_successor_alone(tmp_path, m
             while saving.saved_steps(folder) != [2]:
                 time.sleep(0.01)
             folder.rename(away)
-            folder.mkdir()
+            save(folder, *others)
             (folder / "run.lock").write_text("of another run")
         return found
 
     monkeypatch.setattr(meters.Meters, "lap", moved)
     with pytest.raises(OSError, match="run was deleted, moved or replaced while this run"):
         run(folder)
-    assert [each.name for each in folder.iterdir()] == ["run.lock"]
+    assert saving.saved_steps(folder) == others
+    assert {each.name for each in folder.iterdir() if each.is_file()} == {"run.lock"}
 
 
 def test_the_best_stays(tmp_path):
