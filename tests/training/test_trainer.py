@@ -200,23 +200,30 @@ def test_two_runs_in_one_directory(tmp_path):
         assert [each.name for each in folder.iterdir()] == ["run.lock"]
 
 
-def test_a_run_whose_folder_is_moved_away_leaves_its_successor_alone(tmp_path, monkeypatch):
-    folder, away, lap = tmp_path / "run", tmp_path / "away", meters.Meters.lap
-    others = [10, 20, 30, 40, 50]
+@pytest.mark.parametrize(
+    ("owner", "name", "optimizer"),
+    [(meters.Meters, "lap", None), (metrics.MetricsLog, "write", exploding(4))],
+    ids=["before a row", "before a step that diverges"],
+)
+def test_a_run_whose_folder_is_moved_away_leaves_its_successor_alone(
+    tmp_path, monkeypatch, owner, name, optimizer
+):
+    folder, call, others = tmp_path / "run", getattr(owner, name), [10, 20, 30, 40, 50]
 
-    def moved(self, step):
-        found = lap(self, step)
+    def moved(self, step, *more):
+        found = call(self, step, *more)
         if step == 3:
             while saving.saved_steps(folder) != [2]:
                 time.sleep(0.01)
-            folder.rename(away)
+            folder.rename(tmp_path / "away")
             save(folder, *others)
             (folder / "run.lock").write_text("of another run")
         return found
 
-    monkeypatch.setattr(meters.Meters, "lap", moved)
+    monkeypatch.setattr(owner, name, moved)
+    changes = {} if optimizer is None else {"optimizer": optimizer}
     with pytest.raises(OSError, match="run was deleted, moved or replaced while this run"):
-        run(folder)
+        run(folder, **changes)
     assert saving.saved_steps(folder) == others
     assert {each.name for each in folder.iterdir() if each.is_file()} == {"run.lock"}
 
