@@ -266,7 +266,10 @@ def _way_out(checkpoint: pathlib.Path, tried: int) -> str:
         if step < int(checkpoint.name.rpartition("_")[2]):
             with contextlib.suppress(ValueError):
                 meta.read_meta(before)
-                return f"The one before it is {before}."
+                return (
+                    f"The one before it is --gin.CHECKPOINT_PATH=\"'{before}'\" (in training "
+                    "INITIAL_CHECKPOINT_PATH)."
+                )
     return "There is none before it."
 
 

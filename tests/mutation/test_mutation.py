@@ -91,7 +91,7 @@ def test_an_edit_changes_its_place_alone_and_is_named_once():
 def test_a_fixed_sample(tmp_path):
     """An edit that the tests notice, and one of a bound that no test meets exactly."""
     names = {
-        "updates - rising -> updates + rising": "killed",
+        "end - begin -> end + begin": "killed",
         "share < NEGLIGIBLE -> share <= NEGLIGIBLE": "survived",
     }
     command = [sys.executable, str(HERE), "--tests", "tests/runs/test_averaging.py"]
