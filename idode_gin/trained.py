@@ -181,7 +181,7 @@ class TrainedModel:
                 steps, or measures the error of `solver`. None measures nothing.
             solver: solver of the ODE; None leaves the choice to the pilot.
             key: see `in_memory.Seed`.
-            index: places in the split, `[N]`.
+            index: places in the split, `[N]`, which key the noise; give them if you score in parts.
             conditioning: `[N, K]`.
             label: class of each image, `[N]`, or of all.
 

@@ -160,10 +160,12 @@ class Pilot:
         if estimator.solver is None:
             grid, bpd, of = self._chosen(score, params, found, unknown)
             estimator = dataclasses.replace(estimator, solver=grid)
+        elif estimator.solver == adams.Adams(steps=steps):
+            bpd, of = reference, _ALL
         else:
             bpd, of = score.by_solver(params), _ALL
             _check_finite(bpd, str(estimator.solver), "the number of its steps")
-        if bpd is reference:  # the chosen grid would have no error against itself
+        if bpd is reference:  # a grid would have no error against itself
             reference = found[steps // 2]
         fine = score.in_full_precision(estimator)
         coarseness = None if fine is None else _mean_error(bpd[of], fine.by_solver(params)[of])

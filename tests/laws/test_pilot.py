@@ -1,6 +1,7 @@
 """The pilot: compare reported errors with an exact density that the pilot does not use."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -89,6 +90,23 @@ def test_a_given_solver_is_kept_and_measured():
     error = error_of(model, batch, key, estimator, exact)
     assert report.error == pytest.approx(error, abs=3e-4)
     assert not Pilot(tolerance=1e-9).run(model, {}, batch, key, estimator)[1].is_within
+
+
+def test_a_given_grid_that_is_the_reference_is_not_measured_against_itself():
+    model, batch, key, estimator, _ = problem(VariancePreserving(), Noise())
+    pilot = Pilot(tolerance=1e-3)
+    steps = pilot.run(model, {}, batch, key, estimator)[1].reference_evaluations - 1
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def figures(steps):
+        given = dataclasses.replace(estimator, solver=Adams(steps=steps))
+        return model.likelihood_fn({}, batch, key, given).bits_per_dim(4)
+
+    given = dataclasses.replace(estimator, solver=Adams(steps=steps))
+    _, report = pilot.run(model, {}, batch, key, given)
+    expected = np.mean(np.abs(figures(steps) - figures(steps // 2)))
+    assert expected > 1e-6
+    assert report.error == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_bias_is_the_figures_minus_the_exact_ones():
