@@ -113,7 +113,7 @@ class Encoder:
             "num_encoded": len(chosen),
             **facts.checkpoint_used(restored, self.use_ema),
             "seed": self.seed,
-            "round_trip": outputs.round_trip(found["error"]),
+            "round_trip": outputs.round_trip(found["error"], chosen),
             "changed_pixels": int(found["changed"].sum()),
             "noise_mean_square": float(np.mean(found["noise"].astype(np.float64) ** 2)),
             "nfe": float(np.mean(found["nfe"])),

@@ -124,7 +124,7 @@ class Interpolator:
             "num_points": self.num_points,
             **facts.checkpoint_used(restored, self.use_ema),
             "seed": self.seed,
-            "round_trip": outputs.round_trip(found["error"]),
+            "round_trip": outputs.round_trip(found["error"], np.asarray(self.pairs)),
             "nfe": float(np.mean(found["nfe"])),
             **loop.cost_since(began),
         }

@@ -127,7 +127,14 @@ def check_indices(indices: tuple[int, ...], split: data.ImageSplit, name: str, r
         )
 
 
-def round_trip(error: np.ndarray) -> dict[str, Any]:
-    """Return mean, its standard error and maximum of round-trip errors of any shape."""
+def round_trip(error: np.ndarray, index: np.ndarray) -> dict[str, Any]:
+    """Return mean, its standard error and maximum of round-trip errors, of each image once.
+
+    Args:
+        error: errors of any shape.
+        index: places of their images, of the same shape.
+    """
+    _, once = np.unique(index, return_index=True)
+    error = np.ravel(error)[once]
     unit = {"unit": "levels, root mean square over pixels"}
     return {**unit, **means.summarize(error), "max": float(np.max(error))}

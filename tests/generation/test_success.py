@@ -192,6 +192,12 @@ def test_figures_of_pairs(solves, tmp_path):
     assert_figures(summary["round_trip"], {**mean_of(errors), "max": 4.7})
 
 
+def test_an_image_of_several_pairs_counts_once(solves, tmp_path):
+    summary = run(Interpolator, tmp_path, pairs=((3, 9), (3, 1), (9, 3)), num_points=POINTS, seed=3)
+    errors = 3.1 + 0.1 * np.array([1, 3, 9])
+    assert_figures(summary["round_trip"], {**mean_of(errors), "max": 4.0})
+
+
 def test_figures_of_samples(solves, tmp_path):
     fields = {"num_samples": 6, "return_log_prob": True, "seed": 3, "conditioning": (0.25,)}
     summary = run(Sampler, tmp_path, method=METHOD, **fields)
