@@ -35,8 +35,6 @@ class Density(NamedTuple):
     """log p(z) - log_prior, nats."""
     log_dets: Traces
     """`log_det` by each probe, nats; one column if the trace is exact."""
-    trace_sd: types.PerExample
-    """Standard deviation of log p(z) due to random probes, nats; NaN with one probe."""
     num_evaluations: Integer[Array, " batch"]
     """Network evaluations, each with its trace."""
     success: Bool[Array, " batch"]
@@ -184,7 +182,6 @@ class Problem:
     def density_of(self, solution: Solution) -> Density:
         """Return the log-density of a solution."""
         latent, log_det = self.arrived(solution)
-        log_dets = self._log_dets(solution)
         log_sigma = self.dims * math.log(self.sigma_end)
         log_prior = numerics.log_normal(latent / self.sigma_end) - log_sigma
         return Density(
@@ -192,8 +189,7 @@ class Problem:
             latent=latent,
             log_prior=log_prior,
             log_det=log_det,
-            log_dets=log_dets,
-            trace_sd=jnp.sqrt(self.divergence.variance_of_mean(log_dets, self.dims)),
+            log_dets=self._log_dets(solution),
             num_evaluations=solution.num_evaluations,
             success=solution.success,
         )

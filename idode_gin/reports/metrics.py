@@ -18,7 +18,9 @@ UPLOAD_PERIOD = 60.0
 """Seconds between two uploads of a file that grows."""
 SMALL = 2**20
 """Bytes of a metrics.jsonl that is uploaded with every row."""
-_BPD, _IMAGES = "eval/bpd", "eval/images"
+_IMAGES = "eval/images"
+BPD = "eval/bpd"
+"""Field of an evaluation: bits per dim, mean over images."""
 TIME_PREFIX = "time/"
 """Prefix of the fields that differ between two runs of the same command; no others do."""
 
@@ -69,7 +71,7 @@ class MetricsLog:
 
     def bpd(self, step: int) -> float | None:
         """Return the bits per dim of `step`; None if it was not evaluated."""
-        return (self.row(step) or {}).get(_BPD)
+        return (self.row(step) or {}).get(BPD)
 
     def row(self, step: int) -> Row | None:
         """Return the row of `step`, None without one."""
@@ -107,7 +109,7 @@ class MetricsLog:
 
 def evaluations(rows: Iterable[Row]) -> list[Row]:
     """Return the rows of evaluations of as many images as the last one: others do not compare."""
-    found = [row for row in rows if row.get(_BPD) is not None]
+    found = [row for row in rows if row.get(BPD) is not None]
     return [row for row in found if row.get(_IMAGES) == found[-1].get(_IMAGES)]
 
 

@@ -12,7 +12,6 @@ from idode_gin.reports import metrics, paths
 REASON = "early_stopping"
 """`exit_reason` in the summary of a run that ended here."""
 SINCE_BEST = "eval/evaluations_since_best"
-_BPD = "eval/bpd"
 
 
 @final
@@ -63,7 +62,7 @@ class EarlyStopping:
 
     def message(self, rows: Iterable[metrics.Row]) -> str | None:
         """Return why the run with these rows ends; None if it does not."""
-        since, best = self.since_best(row[_BPD] for row in metrics.evaluations(rows))
+        since, best = self.since_best(row[metrics.BPD] for row in metrics.evaluations(rows))
         if since < self.patience:
             return None
         improved = f" by more than {self.min_improvement:g}" if self.min_improvement else ""
@@ -81,7 +80,7 @@ def field(
     if setting is None:
         return {}
     alike = metrics.evaluations([*rows, evaluated])
-    return {SINCE_BEST: setting.since_best(row[_BPD] for row in alike)[0]}
+    return {SINCE_BEST: setting.since_best(row[metrics.BPD] for row in alike)[0]}
 
 
 def instead(setting: EarlyStopping | None, directory: str | pathlib.Path) -> str | None:

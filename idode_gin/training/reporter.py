@@ -228,7 +228,7 @@ class Reporter:
             "error": error,
             "step": step,
             "train_steps": setup.train_steps,
-            "bpd": row.get("eval/bpd"),
+            "bpd": row.get(metrics.BPD),
             "bpd_stderr": row.get("eval/bpd_stderr"),
             "bpd_of": "variational bound of the EMA parameters on the evaluation split, bits/dim",
             "params_sha256": fingerprints.sha256(whole(state.params)) if is_finite else None,
