@@ -25,6 +25,7 @@ def _write(directory: str | os.PathLike[str], macro: str, given: str, used: str)
     """
     if joining.index() > 0:
         return
+    run_lock.check(directory)
     folder = make_folder(directory, macro)
     with _errors_named(folder, macro):
         for name, text in (("config.gin", given), ("operative_config.gin", used)):

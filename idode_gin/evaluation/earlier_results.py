@@ -7,6 +7,7 @@ from typing import Any
 
 from idode_gin.reports import differences, files
 from idode_gin.runs import facts as facts_lib
+from idode_gin.runs import run_lock
 
 SETTINGS = "settings.json"
 _STALE = ("summary.json", "table.txt", "plots/bpd_*.png", "plots/nfe.png", "plots/integrand.png")
@@ -60,7 +61,12 @@ def announce(directory: pathlib.Path) -> None:
 
 
 def replace(directory: pathlib.Path, settings: Mapping[str, Any]) -> None:
-    """Remove the files that new results may not overwrite, and save the settings of these."""
+    """Remove the files that new results may not overwrite, and save the settings of these.
+
+    Raises:
+        OSError: if another program may have begun there since.
+    """
+    run_lock.check(directory)
     for pattern in _STALE:
         for path in directory.glob(pattern):
             path.unlink(missing_ok=True)

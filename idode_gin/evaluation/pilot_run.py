@@ -20,6 +20,7 @@ from idode_gin.likelihood.pilot import Pilot, Report
 from idode_gin.models import DiffusionODE
 from idode_gin.processes import exchange
 from idode_gin.reports import files, progress
+from idode_gin.runs import run_lock
 from idode_gin.solvers import spacings
 from idode_gin.solvers.adams import Adams
 
@@ -59,7 +60,8 @@ class Kept:
         return None
 
     def write(self, name: str, outcome: bytes) -> None:
-        """Write an outcome, atomically."""
+        """Write an outcome, atomically. Raises OSError if the output folder was replaced."""
+        run_lock.check(self.folder)
         files.write_atomically(self._path(name), outcome)
 
     def _path(self, name: str) -> pathlib.Path:

@@ -11,7 +11,7 @@ import numpy as np
 
 from idode_gin.feed import data
 from idode_gin.reports import files, paths, plots, progress
-from idode_gin.runs import means
+from idode_gin.runs import means, run_lock
 
 SAMPLES = "samples"
 """Folder in the output folder that holds the samples as pictures."""
@@ -97,7 +97,12 @@ def write_pngs(output_dir: str, images: np.ndarray | None) -> None:
 
 
 def _outdate(directory: pathlib.Path) -> None:
-    """Remove the summary of earlier output, which would describe new files."""
+    """Remove the summary of earlier output, which would describe new files.
+
+    Raises:
+        OSError: if another program may have begun there since.
+    """
+    run_lock.check(directory)
     (directory / "summary.json").unlink(missing_ok=True)
 
 

@@ -25,6 +25,7 @@ from absl import logging
 
 from idode_gin.processes import exchange
 from idode_gin.reports import differences, files
+from idode_gin.runs import run_lock
 
 FORMAT = 1
 WRITE_PERIOD = 5.0
@@ -149,11 +150,12 @@ class PartialResults:
         """Write the values that no part holds yet.
 
         Raises:
-            OSError: naming the file, if it cannot be written.
+            OSError: naming the file, if it cannot be written; if the output folder was replaced.
         """
         with self._lock:
             unwritten = {name: each for name, each in self._sections.items() if each.unwritten}
             if unwritten and jax.process_index() == 0:
+                run_lock.check(self._folder)
                 now = time.monotonic()
                 if not (self._folder / "facts.json").exists():
                     description = {"facts": self._facts, "place": self._hardware}
@@ -176,6 +178,7 @@ class PartialResults:
             for section in self._sections.values():
                 section.unwritten.clear()
             if jax.process_index() == 0:
+                run_lock.check(self._folder)
                 files.remove_folder(self._folder)
 
     def _section(self, name: str) -> _Section:

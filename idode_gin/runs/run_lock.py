@@ -75,15 +75,19 @@ def held(
 
 
 def check(directory: str | pathlib.Path) -> None:
-    """Raise OSError if the folder of a lock that this process holds was deleted or replaced.
+    """Raise OSError if `directory` is in a folder that was replaced since it was locked.
 
-    Another run may have begun at the same path: nothing may be written there.
+    Another run may have begun at the same path: nothing may be written there. Folders that this
+    process holds no lock of are not checked.
     """
-    path = paths.of(directory).absolute() / NAME
-    lock = _held.get(path)
-    if lock is None:
-        return
-    number, folder = lock
+    directory = paths.of(directory).absolute()
+    for path, lock in list(_held.items()):
+        if lock is not None and path.parent in (directory, *directory.parents):
+            _check_held(path, *lock)
+
+
+def _check_held(path: pathlib.Path, number: int, folder: os.stat_result) -> None:
+    """Check that the lock at `path` is the open file `number`, or its folder is still `folder`."""
     try:
         if os.path.samestat(os.fstat(number), os.stat(path)):
             return

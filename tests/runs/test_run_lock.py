@@ -9,9 +9,13 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from idode_gin.runs import run_lock
+from idode_gin.configs import outputs as config_outputs
+from idode_gin.evaluation import earlier_results, pilot_run
+from idode_gin.generation import outputs
+from idode_gin.runs import partial_results, run_lock
 
 HERE = pathlib.Path(__file__).parent
 OTHER_RUN = """
@@ -128,3 +132,37 @@ def test_a_lock_that_is_removed_alone_matters_once_another_run_has_one(tmp_path)
         (tmp_path / run_lock.NAME).write_text("of another run")
         with pytest.raises(OSError, match="deleted, moved or replaced"):
             run_lock.check(tmp_path)
+
+
+def _partial(folder):
+    kept = partial_results.PartialResults(folder / "partial_results", {}, num_images=1)
+    kept.add("samples", np.arange(1), {"nfe": np.ones(1)})
+    return kept
+
+
+WRITERS = {
+    "partial results": lambda folder: _partial(folder).write(),
+    "their removal": lambda folder: _partial(folder).remove(),
+    "a pilot": lambda folder: pilot_run.Kept(folder / "partial_results", {}).write("a", b"{}"),
+    "a summary of an evaluation": lambda folder: earlier_results.replace(folder, {}),
+    "samples": lambda folder: outputs.write(str(folder), {}, "a.npz", {}, "a.png", np.ones(1)),
+    "pictures": lambda folder: outputs.write_pngs(str(folder), None),
+    "a configuration": lambda folder: config_outputs._write(folder, "A", "", ""),
+}
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+@pytest.mark.parametrize("inside", ["", "step_5"])
+def test_a_program_whose_folder_was_replaced_writes_and_removes_nothing(tmp_path, write, inside):
+    folder = tmp_path / "output"
+    with run_lock.held(folder):
+        folder.rename(tmp_path / "away")
+        (folder / inside / "partial_results").mkdir(parents=True)
+        others = {"run.lock", "summary.json", f"{inside}/summary.json"}
+        for name in others:
+            (folder / name).write_text("of another program")
+        there = sorted(folder.rglob("*"))
+        with pytest.raises(OSError, match="output was deleted, moved or replaced"):
+            write(folder / inside)
+    assert sorted(folder.rglob("*")) == there
+    assert all((folder / name).read_text() == "of another program" for name in others)
