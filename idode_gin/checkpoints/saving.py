@@ -392,5 +392,5 @@ class Checkpoints:
         return (
             f"Every checkpoint of {self.directory} is damaged (steps "
             f"{saved_steps(self.directory)}). None was changed. If their disk is whole, move them "
-            "away: the same command then trains from scratch."
+            "and summary.json away: the same command then trains from scratch."
         )

@@ -6,26 +6,37 @@ from typing import Any
 
 from absl import logging
 
-from idode_gin.checkpoints import files
+from idode_gin.checkpoints import files, steps_left
 from idode_gin.checkpoints import meta as checkpoint_meta
+from idode_gin.checkpoints.config import RestoreCheckpointConfig
 from idode_gin.models import DiffusionODE
 from idode_gin.reports import differences, paths
+from idode_gin.reports import files as report_files
 from idode_gin.runs import facts as facts_lib
 from idode_gin.runs import run_inputs
 
+_DIVERGED = ("non_finite", "loss_spike")
+"""Ends of a run after which the newest checkpoint may have to be moved away."""
 
-def check_begun(directory: str | pathlib.Path, model: DiffusionODE) -> None:
+
+def check_begun(
+    directory: str | pathlib.Path, model: DiffusionODE, restore: RestoreCheckpointConfig
+) -> None:
     """Check that a run can be saved in a directory that holds no run of another model.
 
-    Reads descriptions alone.
+    Reads descriptions alone. Logs a warning if `restore` names a start that has no effect.
 
     Raises:
         ValueError: if orbax cannot write to its path, the network of its newest checkpoint differs,
-            or its output is interpreted differently.
+            its output is interpreted differently, or a summary names a checkpoint and there is
+            none.
     """
     files.check_path(directory)
+    _check_not_emptied(paths.of(directory))
     if (newest := _newest(directory)) is None:
         return
+    if warning := steps_left.other_start(directory, restore):
+        logging.warning("%s", warning)
     path, meta = newest
     _check_meaning(paths.of(directory), meta["facts"], model)
     if model.image_shape is not None:
@@ -72,6 +83,19 @@ def warn_of_meaning(path: pathlib.Path, saved: Mapping[str, Any], model: Diffusi
             "same, and first has to adapt them.",
             path,
             differences.listed(changes),
+        )
+
+
+def _check_not_emptied(directory: pathlib.Path) -> None:
+    """Raise ValueError if the checkpoints of a run were removed, and its summary and rows not."""
+    found = report_files.read_json(directory / "summary.json") or {}
+    reason, known = found.get("exit_reason"), found.get("checkpoint")
+    if reason not in (None, *_DIVERGED) and known and not files.saved_steps(directory):
+        raise ValueError(
+            f"A run continues from its checkpoints, and {directory} has none, though its "
+            f"summary.json names {known}. Training would begin anew, and replace summary.json and "
+            "metrics.jsonl. Put the checkpoint back or choose another MODEL_DIR; or move "
+            "summary.json away to train from the beginning."
         )
 
 

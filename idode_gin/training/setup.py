@@ -137,5 +137,5 @@ def resume_or_begin(setup: Setup, saved: Checkpoints) -> Start:
     elif restored is not None:  # may be another checkpoint than `Trainer.check_start` saw
         steps_left.check_step(restored.path, step, setup.train_steps)
         resuming.warn_of_meaning(restored.path, restored.facts, setup.model)
-    has_trained = is_resumed and step not in (0, setup.facts[steps_left.FIRST_STEP])
+    has_trained = is_resumed and step not in (0, setup.facts.get(steps_left.FIRST_STEP))
     return Start(state, step, restored, is_resumed, has_trained)

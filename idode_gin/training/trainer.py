@@ -268,10 +268,11 @@ class Trainer:
         """Check what training starts from, from the descriptions of checkpoints alone.
 
         Raises:
-            ValueError: if the run directory holds a run of another model, there is no checkpoint
-                to start from, or a warm start would begin where training ends.
+            ValueError: if the run directory holds a run of another model, or one whose checkpoints
+                are gone; there is no checkpoint to start from, or a warm start would begin where
+                training ends.
         """
-        resuming.check_begun(self.model_dir, model)
+        resuming.check_begun(self.model_dir, model, self.checkpoints.restore)
         steps_left.check(self.model_dir, self.checkpoints.restore, self.train_steps)
 
     def dry_run(
@@ -374,14 +375,14 @@ class Trainer:
         train, held_out, facts = images_of(model, self.partitioner, train_dataset, eval_dataset)
         size, shape = train_dataset.batch_size, train.split.image_shape
         facts |= self.settings(model, train_dataset)
-        first = steps_left.first_step(self.model_dir, self.checkpoints.restore)
+        facts |= steps_left.beginning(self.model_dir, self.checkpoints.restore)
         return Setup(
             directory=paths.of(self.model_dir).absolute(),
             model=model,
             train=train,
             eval=held_out,
             program=self.program(model, shape, run_inputs.blank_batch(model, shape, size)),
-            facts=facts | {steps_left.FIRST_STEP: first},
+            facts=facts,
             train_steps=self.train_steps,
         )
 

@@ -223,6 +223,52 @@ def test_starting_from_another_run(undisturbed, tmp_path):
     assert "optimizer/" in report
 
 
+def test_a_start_that_a_begun_run_did_not_have_is_said_to_have_no_effect(
+    undisturbed, tmp_path, caplog
+):
+    """The newest checkpoint of the run is its own, at step 5; it started from that at step 4."""
+    folder, model = undisturbed[0], tiny.model(image_shape=tiny.SHAPE)
+    run(tmp_path / "run", 5, restore=RestoreCheckpointConfig(path=str(folder / "checkpoint_4")))
+    run(tmp_path / "run", 6)  # later checkpoints hold it as well
+    assert "has no effect" not in caplog.text
+    shutil.copytree(folder, tmp_path / "scratch")
+    own = tmp_path / "run"
+    for directory, path, has_effect in (
+        (own, folder, True),
+        (own, folder / ".." / folder.name / "checkpoint_4", True),
+        (own, own, True),
+        (own, own / "checkpoint_6", True),
+        (own, own / "checkpoint_5", False),
+        (own, folder / "checkpoint_6", False),
+        (own, tmp_path / "gone", False),
+        (tmp_path / "scratch", folder, False),
+        (tmp_path / "scratch", tmp_path / "scratch", True),
+    ):
+        caplog.clear()
+        restore = RestoreCheckpointConfig(path=str(path))
+        tiny.trainer(directory, 9, restore=restore).dry_run(model, tiny.config())
+        said = f"INITIAL_CHECKPOINT_PATH = '{path}' has no effect: {directory} holds a run"
+        assert (said not in caplog.text) == has_effect, (directory, path)
+    assert f"started from {folder / 'checkpoint_4'}" in steps_left.other_start(
+        own, RestoreCheckpointConfig(path="elsewhere")
+    )
+
+
+def test_a_run_whose_checkpoints_are_gone_keeps_its_rows(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed[0], folder)
+    for each in folder.glob("checkpoint_*"):
+        shutil.rmtree(each)
+    there = {each: each.read_bytes() for each in folder.rglob("*") if each.is_file()}
+    for begin in (run, lambda at: tiny.trainer(at).check_start(tiny.model())):
+        with pytest.raises(ValueError, match=r"has none, though its summary.json names .*_6\."):
+            begin(folder)
+    assert {each: each.read_bytes() for each in folder.rglob("*") if each.is_file()} == there
+    (folder / "summary.json").unlink()
+    run(folder)
+    assert outcome(folder) == outcome(undisturbed[0])
+
+
 def test_a_warm_start_that_is_stopped_before_its_first_step(undisturbed, tmp_path, monkeypatch):
     """An evaluation is due after step 4, which this run has not trained."""
     source = RestoreCheckpointConfig(path=str(undisturbed[0] / "checkpoint_4"))
