@@ -298,7 +298,9 @@ def _packed(sections: Mapping[str, Rows], seconds: float) -> bytes:
 def _unpacked(content: bytes) -> dict[str, Rows]:
     sections: dict[str, Rows] = {}
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        # Names of sections and of values may have slashes, and every section has an index.
+        names = [key.removesuffix("/index") for key in arrays.files if key.endswith("/index")]
         for key in arrays.files:
-            section, _, name = key.rpartition("/")
-            sections.setdefault(section, {})[name] = arrays[key]
+            section = max((name for name in ("", *names) if key.startswith(f"{name}/")), key=len)
+            sections.setdefault(section, {})[key.removeprefix(f"{section}/")] = arrays[key]
     return sections

@@ -35,6 +35,7 @@ def values(index):
         "bpd": (index + 0.1).astype(np.float32),
         "image": np.stack([index, index + 1], axis=1).astype(np.uint8),
         "success": index % 2 == 0,
+        "parity/random_batches": index + 0.5,
     }
 
 
