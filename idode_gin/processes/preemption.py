@@ -25,7 +25,7 @@ MORE_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 process: not if they are ignored, as SIGHUP is by `nohup`, or have a handler."""
 SAME_REQUEST = 1.0
 """Seconds after the first signal in which another one is the same request: SLURM sends two. Ctrl-C
-never is."""
+never is. SIGXCPU always is: beyond its limit, the kernel sends one for every second on the CPU."""
 TRAINING = "stopping after this step. Again to stop at once, unsaved."
 RESULTS = "stopping before the next batch. Again to stop at once."
 _MOMENT = 0.05
@@ -148,8 +148,9 @@ class _Listener:
 
 
 def _is_same_request(number: int, first: float | None) -> bool:
-    is_soon = first is not None and time.monotonic() - first < SAME_REQUEST
-    return is_soon and number != signal.SIGINT
+    if first is None or number == signal.SIGINT:
+        return False
+    return number == signal.SIGXCPU or time.monotonic() - first < SAME_REQUEST
 
 
 def _leave_closed_outputs() -> None:

@@ -202,6 +202,24 @@ def test_one_signal_leaves_the_context_to_finish():
     assert process.returncode == 0
 
 
+def test_a_limit_of_cpu_time_asks_once_though_the_kernel_repeats_it():
+    """Its signal comes again for every second that the process computes beyond the limit."""
+    code = BUSY.format(seconds=0) + textwrap.dedent(
+        """
+        import resource, time
+        with StopRequest() as stop:
+            soft = int(time.process_time()) + 1
+            resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
+            while time.process_time() < soft + 2.5:
+                pass
+            print(stop.requested, flush=True)
+        """
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (found.returncode, found.stdout.split()) == (0, ["ready", "left", "True"])
+    assert found.stderr.count("SIGXCPU: stopping") == 1
+
+
 @pytest.mark.parametrize("notice", [preemption.TRAINING, preemption.RESULTS])
 def test_a_signal_says_what_it_will_do(notice, monkeypatch):
     monkeypatch.setattr(sys, "stderr", said := io.StringIO())
