@@ -192,6 +192,7 @@ def test_several_ways_to_bind_on_the_command_line() -> None:
     bindings = [
         "Trainer.num_microbatches = 2",
         "train/DatasetConfig.shuffle = False",
+        "DatasetConfig.seed = 5",
         "SaveCheckpointConfig.keep = 1",
         "INITIAL_CHECKPOINT_PATH = 'c'",
         "RestoreCheckpointConfig.mode = 'latest'",
@@ -207,6 +208,7 @@ def test_several_ways_to_bind_on_the_command_line() -> None:
     arguments = building.build(train_program.train)
     assert arguments["model"].network.channels == 16
     assert arguments["train_dataset_cfg"].shuffle is False
+    assert arguments["train_dataset_cfg"].seed == 5
     assert arguments["train_eval_dataset_cfg"].shuffle is True
     assert arguments["checkpoint_cfg"].save.keep == 1
     assert arguments["checkpoint_cfg"].restore.rules == {".*/dense_0/kernel": "pad"}
