@@ -86,8 +86,8 @@ def train(
     last_step = steps_left.last_step(model_dir, restore, total_steps, relative_steps)
     if relative_steps is not None:
         print(
-            f"Training ends at step {last_step}: TRAIN_STEPS_RELATIVE = {relative_steps}, so that "
-            "TRAIN_STEPS has no effect."
+            f"Training ends at step {last_step}: TRAIN_STEPS_RELATIVE = {relative_steps} replaces "
+            "TRAIN_STEPS."
         )
     trainer = _built(
         trainer_cls,

@@ -27,7 +27,8 @@ class SaveCheckpointConfig:
             back on if that one is damaged.
         keep_period: steps that are multiples of it are never deleted.
         keep_best: number of checkpoints with the lowest bits per dim on the evaluation split to
-            keep as well, each judged by the evaluation of its own step.
+            keep as well, each judged by the evaluation of its own step, among those of as many
+            images.
 
     Raises:
         ValueError: if a number is not positive, or a setting has no effect.
@@ -51,7 +52,12 @@ class SaveCheckpointConfig:
                     f"`{name}` has no effect with keep=None, which deletes nothing. Got "
                     f"{name}={getattr(self, name)}: set `keep`, for example to 3."
                 )
-        if self.keep_period is not None and self.period is not None:
+        if self.keep_period is not None:
+            if self.period is None:
+                raise ValueError(
+                    f"`keep_period` has no effect with period=None, which saves the last step and "
+                    f"`checkpoint_steps` alone. Got keep_period={self.keep_period}: set `period`."
+                )
             unit = f"`keep_period` must be a multiple of period={self.period}"
             if self.keep_period % self.period:
                 raise ValueError(

@@ -1,5 +1,6 @@
 """Checkpoint directories: list them, resolve a path to one, select and delete old ones."""
 
+import collections
 import contextlib
 import difflib
 import errno
@@ -274,14 +275,17 @@ def _way_out(checkpoint: pathlib.Path, tried: int) -> str:
 
 
 def doomed(
-    steps: Sequence[int], config: SaveCheckpointConfig, bpd: Callable[[int], float | None]
+    steps: Sequence[int],
+    config: SaveCheckpointConfig,
+    evaluated: Callable[[int], tuple[float, int | None] | None],
 ) -> list[int]:
     """Return the steps whose checkpoints may be deleted.
 
     Args:
         steps: steps of the complete checkpoints, ascending.
         config: what to keep.
-        bpd: bits per dim of a step, None if unknown.
+        evaluated: bits per dim of a step, and the number of images; None without an evaluation.
+            Evaluations of different numbers of images do not compare: the best of each stay.
     """
     if config.keep is None:
         return []
@@ -289,8 +293,12 @@ def doomed(
     if config.keep_period is not None:
         stay |= {step for step in steps if step % config.keep_period == 0}
     if config.keep_best is not None:
-        judged = [(value, -step) for step in steps if (value := bpd(step)) is not None]
-        stay |= {-step for _, step in sorted(judged)[: config.keep_best]}
+        judged = collections.defaultdict[int | None, list[tuple[float, int]]](list)
+        for step in steps:
+            if (found := evaluated(step)) is not None:
+                judged[found[1]].append((found[0], -step))
+        for each in judged.values():
+            stay |= {-step for _, step in sorted(each)[: config.keep_best]}
     return [step for step in steps if step not in stay]
 
 

@@ -91,7 +91,8 @@ class Checkpoints:
         config: when to save, what to restore.
         facts: JSON-serializable numbers and strings that describe the run, saved in every
             checkpoint.
-        bpd: bits per dim of a step, None without an evaluation; decides which are best.
+        evaluated: bits per dim of a step, and of how many images; None without an evaluation.
+            Decides which are best.
 
     Attributes:
         directory: the run directory, absolute.
@@ -105,14 +106,14 @@ class Checkpoints:
         directory: str | pathlib.Path,
         config: CheckpointConfig,
         facts: Mapping[str, Any],
-        bpd: Callable[[int], float | None] = lambda _: None,
+        evaluated: Callable[[int], tuple[float, int | None] | None] = lambda _: None,
     ) -> None:
         self.directory = paths.of(directory).absolute()
         files.check_path(directory)
         orbax_internals.accept(self.directory)
         self._config = config
         self._facts = dict(facts)
-        self._bpd = bpd
+        self._evaluated = evaluated
         self._lazy_manager: ocp.CheckpointManager | None = None
         self._last_save: int | None = None
         self._whole: int | None = None  # the last step whose checkpoint is known to be complete
@@ -238,7 +239,7 @@ class Checkpoints:
         if self._identity != files.identity(self.directory):
             return  # another run may have begun at this path
         steps = saved_steps(self.directory)
-        doomed = files.doomed(steps, self._config.save, self._bpd)
+        doomed = files.doomed(steps, self._config.save, self._evaluated)
         doomed = [step for step in doomed if not files.is_pinned(self.directory, step)]
         if doomed:
             files.sync(checkpoint_path(self.directory, steps[-1]))

@@ -69,9 +69,10 @@ class MetricsLog:
                 files.write_atomically(self._path, lines)
             self._content = lines if paths.in_bucket(self._path) else ""
 
-    def bpd(self, step: int) -> float | None:
-        """Return the bits per dim of `step`; None if it was not evaluated."""
-        return (self.row(step) or {}).get(BPD)
+    def evaluated(self, step: int) -> tuple[float, int | None] | None:
+        """Return the bits per dim of `step`, and of how many images; None if it was not."""
+        row = self.row(step) or {}
+        return None if row.get(BPD) is None else (row[BPD], row.get(_IMAGES))
 
     def row(self, step: int) -> Row | None:
         """Return the row of `step`, None without one."""

@@ -24,7 +24,8 @@ def check_begun(
 ) -> None:
     """Check that a run can be saved in a directory that holds no run of another model.
 
-    Reads descriptions alone. Logs a warning if `restore` names a start that has no effect.
+    Reads descriptions alone. Logs a warning if `restore` names a start that has no effect, or one
+    that was trained as another model.
 
     Raises:
         ValueError: if orbax cannot write to its path, the network of its newest checkpoint differs,
@@ -34,6 +35,9 @@ def check_begun(
     files.check_path(directory)
     _check_not_emptied(paths.of(directory))
     if (newest := _newest(directory)) is None:
+        start = restore.path and files.described(files.candidates(restore.path, restore.mode))
+        if start:
+            _warn_of_meaning(start[0], start[1]["facts"], model)
         return
     if warning := steps_left.other_start(directory, restore):
         logging.warning("%s", warning)
@@ -75,7 +79,7 @@ def check_resumed(
         logging.warning("%s", each)
 
 
-def warn_of_meaning(path: pathlib.Path, saved: Mapping[str, Any], model: DiffusionODE) -> None:
+def _warn_of_meaning(path: pathlib.Path, saved: Mapping[str, Any], model: DiffusionODE) -> None:
     """Log a warning if a warm start's checkpoint is that of another model."""
     if changes := facts_lib.changed_meaning(saved, model):
         logging.warning(

@@ -20,7 +20,7 @@ from idode_gin.processes import exchange
 from idode_gin.processes.preemption import StopRequest
 from idode_gin.reports import files, fingerprints, metrics, plots, progress
 from idode_gin.reports.wandb_writer import WandB
-from idode_gin.runs import descriptions, run_lock
+from idode_gin.runs import averaging, descriptions, run_lock
 from idode_gin.training import early_stopping, guards, replays, train_state
 from idode_gin.training.meters import Meters
 from idode_gin.training.optimizers import AdamW
@@ -99,7 +99,7 @@ class Reporter:
         say(f"Training from {source} to step {setup.train_steps} in {setup.directory}.")
         if classes := setup.train.split.classes:
             say(classes)
-        for each in descriptions.warnings(setup.model):
+        for each in setup.warnings:
             say(f"WARNING: {each}")
         if restored is not None and restored.report is not None:
             say("Of that checkpoint\n" + restored.report.partition("\n\n")[0])
@@ -243,13 +243,17 @@ class Reporter:
         self._write("summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
 
-    def plot(self) -> None:
-        """Plot the bound by step, its integrand on the first images, and the loss by gamma."""
+    def finish(self, exit_reason: str) -> dict[str, Any]:
+        """Write the summary of a run that ends well, return it, and plot everything."""
+        summary = self.summarize(exit_reason)
         self.plot_rows()
         params = self.setup.train.partitioner.whole(self.saver.state.ema)
         if jax.process_index() == 0:
             with progress.phase("computing the integrand of the bound"):
                 self._plot_integrand(params)
+        if warning := averaging.warning(self.setup.facts, summary["step"]):
+            self.meters.bar.say(f"WARNING: {warning}")
+        return summary
 
     def plot_rows(self) -> None:
         """Plot the rows so far: the bound by step, and the loss by gamma."""

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -64,7 +64,8 @@ class Setup:
     """Everything about a run that is fixed before its first step.
 
     `facts`, JSON-able, describe the run in its checkpoints. Training ends at `train_steps`.
-    `settled` is called before the first step, when nothing can refuse to train any more.
+    `warnings` are printed before it begins. `settled` is called before the first step, when nothing
+    can refuse to train any more.
     """
 
     directory: pathlib.Path
@@ -74,6 +75,7 @@ class Setup:
     program: Program
     facts: dict[str, Any]
     train_steps: int
+    warnings: Sequence[str] = ()
     settled: Callable[[], Any] | None = None
 
 
@@ -136,6 +138,5 @@ def resume_or_begin(setup: Setup, saved: Checkpoints) -> Start:
         resuming.check_resumed(directory, restored.facts, setup.facts, setup.model, is_done=is_done)
     elif restored is not None:  # may be another checkpoint than `Trainer.check_start` saw
         steps_left.check_step(restored.path, step, setup.train_steps)
-        resuming.warn_of_meaning(restored.path, restored.facts, setup.model)
     has_trained = is_resumed and step not in (0, setup.facts.get(steps_left.FIRST_STEP))
     return Start(state, step, restored, is_resumed, has_trained)

@@ -21,12 +21,13 @@ from idode_gin.processes.preemption import StopRequest, nothing_lost
 from idode_gin.reports import metrics, paths, progress
 from idode_gin.reports.paths import StoredPath
 from idode_gin.reports.wandb_writer import WandB
-from idode_gin.runs import averaging, descriptions, resuming, run_inputs, run_lock
+from idode_gin.runs import descriptions, resuming, run_inputs, run_lock
 from idode_gin.runs import facts as facts_lib
 from idode_gin.training import (
     dry_run,
     early_stopping,
     guards,
+    idle_settings,
     profiling,
     programs,
     replays,
@@ -171,10 +172,7 @@ class Trainer:
             is_first = jax.process_index() == 0
             stack.enter_context(run_lock.held(setup.directory, is_first=is_first))
             saved = Checkpoints(
-                setup.directory,
-                self.checkpoints,
-                setup.facts,
-                lambda step: log.bpd(step),
+                setup.directory, self.checkpoints, setup.facts, lambda step: log.evaluated(step)
             )
             stack.enter_context(saved)
             with stop.with_last_words(nothing_lost, saves=False):
@@ -217,11 +215,7 @@ class Trainer:
                 reason = self._train(setup, start, stop, saver, reporter)
             except checks.NonFiniteError as error:
                 reporter.fail(error, self.seed)
-            summary = reporter.summarize(reason)
-            reporter.plot()
-            if warning := averaging.warning(setup.facts, summary["step"]):
-                say(f"WARNING: {warning}")
-            return summary
+            return reporter.finish(reason)
 
     def _train(
         self, setup: Setup, start: Start, stop: StopRequest, saver: Saver, reporter: Reporter
@@ -303,7 +297,7 @@ class Trainer:
         done = steps_left.instead(self.model_dir, self.train_steps)
         done = done or early_stopping.instead(self.early_stopping, self.model_dir)
         warned = resuming.changed_since(self.model_dir, settings, is_done=done is not None)
-        warned += descriptions.warnings(model)
+        warned += self._warnings(model)
         warnings = "".join(f"WARNING: {each}\n" for each in warned)
         parts = self.num_microbatches
         text = dry_run.describe(model, traced, program, there.partitioner, size, parts, full=full)
@@ -384,7 +378,12 @@ class Trainer:
             program=self.program(model, shape, run_inputs.blank_batch(model, shape, size)),
             facts=facts,
             train_steps=self.train_steps,
+            warnings=self._warnings(model),
         )
+
+    def _warnings(self, model: DiffusionODE) -> list[str]:
+        """Return a line for each setting that has no effect."""
+        return idle_settings.lines(model, self.optimizer, self.checkpoints.save, self.train_steps)
 
     def _check(
         self, train_dataset: data.DatasetConfig, eval_dataset: data.DatasetConfig | None

@@ -33,7 +33,7 @@ def saving(directory, bpd=None, **config):
 
 
 STEPS = [2, 4, 6, 8, 10, 12]
-BPD = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.0, 12: 2.7}
+BPD = {step: (bpd, 10) for step, bpd in {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.0, 12: 2.7}.items()}
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,13 @@ def test_what_stays(config, stay):
     config = SaveConfig(period=2, **config)
     doomed = files.doomed(STEPS, config, BPD.get)
     assert sorted(set(STEPS) - set(doomed)) == stay
+
+
+def test_the_best_are_those_of_as_many_images():
+    """The first evaluation was of easier images, and so no better checkpoint."""
+    config, evaluated = SaveConfig(period=2, keep=1, keep_best=1), {**BPD, 2: (1.0, 3)}
+    doomed = files.doomed(STEPS, config, evaluated.get)
+    assert sorted(set(STEPS) - set(doomed)) == [2, 8, 12]
 
 
 def test_the_run_directory_ends_with_what_stays(tmp_path):
@@ -222,3 +229,5 @@ def test_fields_without_an_effect_are_refused():
         ValueError, match=re.escape("Got keep_period=5. The next valid value is 6.")
     ):
         SaveConfig(period=2, keep_period=5)
+    with pytest.raises(ValueError, match="no effect with period=None.* Got keep_period=5"):
+        SaveConfig(period=None, keep_period=5, checkpoint_steps=(5,))

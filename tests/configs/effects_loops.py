@@ -69,7 +69,8 @@ def prepare_run(room: Room) -> None:
     """Provide data without seqio, no plots, and a bad step to replay."""
     stand_in_for_wandb(room)
     room.patch.setattr(loading, "load_split", lambda config: tiny.split())
-    room.patch.setattr(reporter.Reporter, "plot", lambda *_: None)
+    for name in ("plot_rows", "_plot_integrand"):
+        room.patch.setattr(reporter.Reporter, name, lambda *_: None)
     room.patch.setattr(jax.profiler, "start_trace", os.makedirs)
     room.patch.setattr(jax.profiler, "stop_trace", lambda: None)
     batch = batches.train_batch(tiny.split(), tiny.config(), 0)
