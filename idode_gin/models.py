@@ -18,8 +18,8 @@ from idode_gin.losses import bound, least_variance
 from idode_gin.networks.base import AbstractNetwork
 from idode_gin.parameterizations.base import AbstractParameterization
 from idode_gin.samplers import latents
-from idode_gin.samplers.base import AbstractSampler, Samples
-from idode_gin.samplers.ode import ODESampler
+from idode_gin.samplers.base import AbstractDeterministicSampler, AbstractSampler, Samples
+from idode_gin.samplers.ode import Encoded, ODESampler
 from idode_gin.schedules.base import AbstractSchedule
 from idode_gin.schedules.time.base import (
     ENDS,
@@ -325,13 +325,26 @@ class DiffusionODE:
 
     def encode_fn(
         self, params: types.Params, batch: types.Batch, key: types.PRNGKey, sampler: ODESampler
+    ) -> Encoded:
+        """Encode every image to its latent, keyed by its `index`."""
+        return latents.encode(*self._to_encode(params, batch, key), sampler)
+
+    def round_trip_fn(
+        self, params: types.Params, batch: types.Batch, key: types.PRNGKey, sampler: ODESampler
     ) -> latents.RoundTrip:
-        """Encode every image to its latent and decode it, keyed by its `index`."""
+        """Encode every image, as `encode_fn` does, and decode it."""
+        return latents.round_trip(*self._to_encode(params, batch, key), sampler)
+
+    def _to_encode(
+        self, params: types.Params, batch: types.Batch, key: types.PRNGKey
+    ) -> tuple[ode.Field, CleanEnd, float, types.Pixels, types.PRNGKeys]:
         keys = numerics.fold_in_each(key, batch["index"])
         field, here = self.field(params, batch["conditioning"]), self.at(params)
-        return latents.round_trip(field, here.end, here.gamma_max, batch["image"], keys, sampler)
+        return field, here.end, here.gamma_max, batch["image"], keys
 
-    def decode_fn(self, params: types.Params, batch: types.Batch, sampler: ODESampler) -> Samples:
+    def decode_fn(
+        self, params: types.Params, batch: types.Batch, sampler: AbstractDeterministicSampler
+    ) -> Samples:
         """Decode `noise` of `batch`, which also holds `conditioning`."""
         field, here = self.field(params, batch["conditioning"]), self.at(params)
         return sampler.from_noise(field, here.end, here.gamma_max, batch["noise"])

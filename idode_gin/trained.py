@@ -20,21 +20,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from idode_gin import checks, types
+from idode_gin import checks, numerics, types
 from idode_gin.checkpoints import saving
 from idode_gin.configs import from_training, gin_internals, quiet
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.evaluation import bits_per_dim
-from idode_gin.evaluation.bits_per_dim import BitsPerDim
+from idode_gin.evaluation.bits_per_dim import BitsPerDim, Bound
 from idode_gin.feed import data, labels, loading
-from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.models import DiffusionODE
 from idode_gin.reports import differences, paths
 from idode_gin.runs import image_loop, in_memory, run_inputs
 from idode_gin.runs.in_memory import Seed
-from idode_gin.samplers.base import AbstractSampler, Samples
-from idode_gin.samplers.ode import ODESampler
-from idode_gin.solvers.base import AbstractSolver
+from idode_gin.samplers.base import AbstractDeterministicSampler, AbstractSampler, Samples
+from idode_gin.samplers.ode import ODESampler, check_images_alone
+from idode_gin.solvers.base import AbstractSolver, all_finite
 
 Label: TypeAlias = int | Sequence[int] | np.ndarray | None
 """A class for all images, or one for each; None for a model without classes."""
@@ -163,7 +162,7 @@ class TrainedModel:
         self,
         images: np.ndarray,
         *,
-        bound: str | ODELikelihood = "truncated_normal",
+        bound: Bound = "truncated_normal",
         tolerance: float | None = 1e-3,
         solver: AbstractSolver | None = None,
         key: Seed = None,
@@ -175,8 +174,9 @@ class TrainedModel:
 
         Args:
             images: integers `[N, H, W, C]`.
-            bound: `truncated_normal`, `uniform`, `variational` (ODE likelihoods by dequantizer),
-                `variational_bound`, which needs no solver, or an `ODELikelihood` of your own.
+            bound: `truncated_normal`, `uniform`, `variational` (ODE likelihoods by dequantizer), an
+                `ODELikelihood` of your own; `variational_bound` or an `AbstractBound`, which solve
+                no ODE.
             tolerance: largest solver error, bits per dim. A pilot on 16 of the images chooses the
                 steps, or measures the error of `solver`. None measures nothing.
             solver: solver of the ODE; None leaves the choice to the pilot.
@@ -221,12 +221,12 @@ class TrainedModel:
             label: class of each image, `[n]`, or of all; None takes all classes in turn.
 
         Raises:
+            ValueError: if `method` computes a density too, which is not returned.
             checks.NonFiniteError: if a solve failed.
         """
         checks.check_integer("n", n, at_least=1)
-        checks.check_integer("first", first, at_least=0)
         checks.check_places("first", np.arange(first, first + n), n)
-        checks.check_kind("method", method, AbstractSampler)
+        check_images_alone(method)
         batch = {"index": np.arange(first, first + n, dtype=np.int32)}
         if label is None and self._is_short(conditioning):
             label = run_inputs.labels_for(self.model, batch["index"], None)
@@ -269,7 +269,7 @@ class TrainedModel:
             given: types.Params, batch: types.Batch, key: types.PRNGKey
         ) -> Mapping[str, Array]:
             found = self.model.encode_fn(given["network"], batch, key, method)
-            return {"noise": found.noise, "success": found.success & jnp.isfinite(found.error)}
+            return {"noise": found.noise, "success": found.success & all_finite(found.noise)}
 
         checks.check_kind("method", method, ODESampler)
         batch = self._batch(images, index, conditioning, label)
@@ -281,7 +281,7 @@ class TrainedModel:
         self,
         noise: np.ndarray,
         *,
-        method: ODESampler = _ODE,
+        method: AbstractDeterministicSampler = _ODE,
         conditioning: np.ndarray | None = None,
         label: Label = None,
     ) -> np.ndarray:
@@ -289,15 +289,15 @@ class TrainedModel:
 
         Args:
             noise: standard normal, or from `encode`; `[N, H, W, C]`.
-            method: the ODE's solver.
+            method: takes noise to images.
             conditioning: `[N, K]`.
             label: class of each image, `[N]`, or of all.
 
         Raises:
             checks.NonFiniteError: if a solve failed.
         """
-        checks.check_kind("method", method, ODESampler)
-        noise = np.asarray(noise, np.float32)
+        checks.check_kind("method", method, AbstractDeterministicSampler)
+        noise = np.asarray(noise, numerics.float_dtype())
         self._check_shape("noise", noise)
 
         def decode(
@@ -350,8 +350,8 @@ class TrainedModel:
 
     def _levels(self, found: Samples) -> Mapping[str, Array]:
         dtype = np.min_scalar_type(self.model.encoding.levels - 1)
-        finite = jnp.isfinite(found.latent).all(axis=(1, 2, 3))
-        return {"levels": found.pixels.astype(dtype), "success": found.success & finite}
+        success = found.success & all_finite(found.latent)
+        return {"levels": found.pixels.astype(dtype), "success": success}
 
     def _batch(
         self,

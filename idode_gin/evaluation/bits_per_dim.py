@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from idode_gin import checks, types
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
@@ -18,6 +19,7 @@ from idode_gin.evaluation.summary import VARIATIONAL_BOUND
 from idode_gin.feed import data
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.likelihood.pilot import Pilot, Report
+from idode_gin.losses.base import AbstractBound
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.models import DiffusionODE
 from idode_gin.reports import progress
@@ -28,7 +30,10 @@ from idode_gin.solvers.base import AbstractSolver
 
 LIKELIHOODS = {"truncated_normal": TruncatedNormal, "uniform": Uniform, "variational": Variational}
 """Dequantizers of the ODE likelihoods, by the name of the bound, as in `gin_configs/bounds.gin`."""
+Bound: TypeAlias = str | ODELikelihood | AbstractBound
+"""A bound on log P(x), or the name of one."""
 _BOUND_TIMES = 64
+_REMEDIES = "Give a `solver` with more steps, or raise `tolerance`."
 
 
 class BitsPerDim(NamedTuple):
@@ -63,13 +68,20 @@ def score(
     batch: types.Batch,
     key: types.PRNGKey,
     *,
-    bound: str | ODELikelihood,
+    bound: Bound,
     tolerance: float | None,
     solver: AbstractSolver | None,
 ) -> BitsPerDim:
     """Score images; see `trained.TrainedModel.bits_per_dim`."""
     if bound == VARIATIONAL_BOUND:
-        return _of_bound(model, memory, batch, key)
+        bound = VariationalBound(num_times=_BOUND_TIMES, time_sampler=model.time_sampler)
+    if isinstance(bound, AbstractBound):
+        if solver is not None:
+            raise ValueError(
+                f"A variational bound solves no ODE, so it takes no `solver`, got {solver!r}. "
+                "Leave it out, or score by an ODE likelihood, such as bound='truncated_normal'."
+            )
+        return _of_bound(model, memory, batch, key, bound)
     if solver is not None:
         checks.check_kind("solver", solver, AbstractSolver)
     if isinstance(bound, ODELikelihood):
@@ -81,7 +93,8 @@ def score(
     else:
         near = checks.nearest(str(bound), [*LIKELIHOODS, VARIATIONAL_BOUND])
         raise ValueError(
-            f"`bound` must be an ODELikelihood, or the name of a bound, got {bound!r}. {near}"
+            f"`bound` must be an ODELikelihood, a bound such as VariationalBound, or the name of "
+            f"one, got {bound!r}. {near}"
         )
     if solver is not None:
         estimator = dataclasses.replace(estimator, solver=solver)
@@ -113,6 +126,8 @@ def _piloted(
         how = pilot_run.watched(bound), partitioning.over_local_devices
         found, report = pilot.run(model, params, chosen, key, estimator, *how)
     pilot.check_precision(model, report)
+    if not report.is_within:
+        logging.warning("%s: %s", bound, pilot_run.in_words(report, _REMEDIES))
     return found, report
 
 
@@ -143,16 +158,18 @@ def _of_likelihood(
 
 
 def _of_bound(
-    model: DiffusionODE, memory: InMemory, batch: types.Batch, key: types.PRNGKey
+    model: DiffusionODE,
+    memory: InMemory,
+    batch: types.Batch,
+    key: types.PRNGKey,
+    bound: AbstractBound,
 ) -> BitsPerDim:
-    bound = VariationalBound(num_times=_BOUND_TIMES, time_sampler=model.time_sampler)
-
     def score(
         given: types.Params, batch: types.Batch, key: types.PRNGKey
     ) -> Mapping[str, jax.Array]:
         return scores.of_bound(model, bound, key)(given["network"], batch)
 
-    found = memory.run(f"scoring {VARIATIONAL_BOUND}", (), score, batch, key)
+    found = memory.run(f"scoring {VARIATIONAL_BOUND}", (bound,), score, batch, key)
     return _scored(VARIATIONAL_BOUND, found, None)
 
 

@@ -27,6 +27,8 @@ from idode_gin.solvers.adams import Adams
 _MANY_STEPS = 256
 """Steps above which a chosen grid is worth a warning: most need a tenth to a fifth of it."""
 
+REMEDIES = "Double Pilot.max_steps at least, bind a SOLVER with more steps, or raise the tolerance."
+
 Run = Callable[..., tuple[ODELikelihood, Report]]
 """`(params, name, estimator, kept=None) -> likelihood with a solver, and its error`."""
 SolverError = Mapping[str, Any]
@@ -114,7 +116,7 @@ def runner(
                 kept.write(name, outcome)
         found, report = _unpacked(outcome, estimator)
         pilot.check_precision(model, report)
-        more += warning(found, pilot) if estimator.solver is None else ""
+        more += warning(found, pilot) if estimator.solver is None else _without_fit(pilot)
         print(f"{name}: {in_words(report)}{more}", flush=True)
         return found, report
 
@@ -161,21 +163,29 @@ def _unpacked(content: bytes, estimator: ODELikelihood) -> tuple[ODELikelihood, 
     return estimator, report
 
 
-def in_words(report: Report) -> str:
+def in_words(report: Report, remedies: str = REMEDIES) -> str:
     """Return the solver and its error as text, with advice if the error is too large."""
+    unknown = report.reference_error + report.rounding
     shown = (
         f"{report.solver}, error {report.error:.1e} bits per dim (mean {report.bias:+.1e}) on "
-        f"{report.num_images} images, known to within {report.reference_error:.1e}."
+        f"{report.num_images} images, known to within {unknown:.1e}."
     )
     if report.precision_error is not None:
         shown += f" Arithmetic coarser than float32 adds an error of {report.precision_error:.1e}."
     if report.is_within:
         return shown
-    return (
-        f"{shown} This exceeds the tolerance of {report.tolerance:.1e}: the network is rough "
-        "between the steps, or float32 is too coarse. Raise Pilot.max_steps, bind a SOLVER with "
-        "more steps, or raise the tolerance."
-    )
+    shown += f" This exceeds the tolerance of {report.tolerance:.1e}"
+    if report.rounding >= report.tolerance:
+        return (
+            f"{shown}, which float32 cannot reach: it rounds by {report.rounding:.1e}. Raise the "
+            "tolerance."
+        )
+    return f"{shown}: the network is rough between the steps. {remedies}"
+
+
+def _without_fit(pilot: Pilot) -> str:
+    """Return a line that says so if a spacing was to be fitted, and a solver was given."""
+    return "\nPilot.fit_spacing has no effect: SOLVER is bound." if pilot.fit_spacing else ""
 
 
 def warning(estimator: ODELikelihood, pilot: Pilot) -> str:

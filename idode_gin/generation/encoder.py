@@ -129,7 +129,7 @@ class Encoder:
         dtype = np.min_scalar_type(model.encoding.levels - 1)
 
         def encode(params: types.Params, batch: types.Batch) -> Mapping[str, jax.Array]:
-            found = model.encode_fn(params, batch, jax.random.key(self.seed), self.method)
+            found = model.round_trip_fn(params, batch, jax.random.key(self.seed), self.method)
             return {
                 "noise": found.noise,
                 "levels": found.pixels.astype(dtype),

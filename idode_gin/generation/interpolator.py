@@ -157,7 +157,7 @@ class Interpolator:
 
         def strip(params: types.Params, batch: types.Batch) -> dict[str, jax.Array]:
             ends = {name: _flat(each) for name, each in batch.items()}
-            encoded = model.encode_fn(params, ends, jax.random.key(self.seed), self.method)
+            encoded = model.round_trip_fn(params, ends, jax.random.key(self.seed), self.method)
             noise = _grouped(encoded.noise, 2)
             conditioning = batch["conditioning"]
             points = {

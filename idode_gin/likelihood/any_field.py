@@ -16,7 +16,8 @@ suit image networks for 256 levels. Both ends affect the result:
   most the mean of e^{-gamma_max} |x|^2 / 2. A field in closed form can be integrated further.
 
 The result can be differentiated with respect to x and to what `field` holds: in forward mode with
-every solver, in reverse mode with grids (`Adams`, `FixedGrid`).
+every solver, in reverse mode with grids (`Adams`, `FixedGrid`), which keep the state of each step
+and compute the field again. Call it inside `jax.jit`: outside, every call compiles.
 
 Refs: VDM, the prior loss.
 """

@@ -20,6 +20,9 @@ _BETWEEN = (1.25, 1.5, 1.75)
 
 _KNOWN = 0.25
 """Required accuracy of the reference, as a share of the tolerance."""
+_MORE_STEPS = (
+    "Double Pilot.max_steps (in Python, give a `solver` with more steps and tolerance = None)"
+)
 _ALL, _FITTED, _MEASURED = slice(None), slice(0, None, 2), slice(1, None, 2)
 """Images: a spacing is fitted on every other image and its error measured on the rest."""
 
@@ -71,7 +74,7 @@ class Pilot:
     Args:
         tolerance: largest mean error over images, bits per dim.
         num_images: number of images, spread over the split.
-        max_steps: largest number of steps of the reference.
+        max_steps: bound on the steps of the reference, of which there are 8, 16, 32, …
         precision_tolerance: largest mean change, over images, caused by arithmetic coarser than
             float32 (of the network, or of an accelerator's products), bits per dim; None for
             `tolerance`. See `check_precision`.
@@ -155,7 +158,7 @@ class Pilot:
             move = _mean_error(found[steps], found[steps // 2])
             moves.append(move if math.isfinite(move) else math.inf)  # NaN would end the loop
         for tried in (steps // 2, steps):
-            _check_finite(found[tried], f"{tried} steps of Adams", "Pilot.max_steps")
+            _check_finite(found[tried], f"{tried} steps of Adams", _MORE_STEPS)
         reference, unknown = found[steps], _still_to_move(*moves[-2:])
         if estimator.solver is None:
             grid, bpd, of = self._chosen(score, params, found, unknown)
@@ -164,7 +167,7 @@ class Pilot:
             bpd, of = reference, _ALL
         else:
             bpd, of = score.by_solver(params), _ALL
-            _check_finite(bpd, str(estimator.solver), "the number of its steps")
+            _check_finite(bpd, str(estimator.solver), "Raise the number of its steps")
         if bpd is reference:  # a grid would have no error against itself
             reference = found[steps // 2]
         fine = score.in_full_precision(estimator)
@@ -197,8 +200,8 @@ class Pilot:
             "per dim of those in float32 (`Pilot.tolerance`), got a mean distance of "
             f"{report.precision_error:.1e} on {report.num_images} images. Evaluate in float32 "
             "(UNet.dtype = None, the checkpoint is the same; on an accelerator also "
-            "JAX_DEFAULT_MATMUL_PRECISION=highest in the environment), raise "
-            "`Pilot.tolerance`, or set `Pilot.precision_tolerance`."
+            "JAX_DEFAULT_MATMUL_PRECISION=highest in the environment), or allow more: by "
+            "`Pilot.tolerance` or `Pilot.precision_tolerance` in gin, by `tolerance` in Python."
         )
 
     def _chosen(
@@ -276,7 +279,7 @@ def _check_finite(bpd: np.ndarray, solver: str, remedy: str) -> None:
     if count := int(np.sum(~np.isfinite(bpd))):
         raise checks.NonFiniteError(
             f"{count} of the {len(bpd)} images of the pilot have no finite figure by {solver}: the "
-            f"ODE needs more steps, or the network diverges. Raise {remedy}, or use an earlier "
+            f"ODE needs more steps, or the network diverges. {remedy}, or use an earlier "
             "checkpoint."
         )
 

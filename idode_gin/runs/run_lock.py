@@ -74,7 +74,7 @@ def held(
         os.close(number)
 
 
-def check(directory: str | pathlib.Path) -> None:
+def check(directory: str | os.PathLike[str]) -> None:
     """Raise OSError if `directory` is in a folder that was replaced since it was locked.
 
     Another run may have begun at the same path: nothing may be written there. Folders that this

@@ -160,6 +160,17 @@ class ODESamplerWithDensity(base.AbstractSampler):
         return _samples(end, solution, latent)._replace(log_p=log_p)
 
 
+def check_images_alone(method: object) -> None:
+    """Raise ValueError unless `method` is a sampler, and one that computes no density."""
+    checks.check_kind("method", method, base.AbstractSampler)
+    if isinstance(method, ODESamplerWithDensity):
+        raise ValueError(
+            "`sample` returns images alone, got `method` with `with_log_prob`. Use it without, and "
+            "score the images with `bits_per_dim`; `idode_gin.sample` with RETURN_LOG_PROB = True "
+            "writes samples with their log-densities."
+        )
+
+
 def _scale(field: ode.Field, gamma: float, like: types.Images) -> Array:
     """Return sigma at `gamma`."""
     return field.schedule.sigma(jnp.asarray(gamma, like.dtype))

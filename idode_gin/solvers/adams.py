@@ -162,12 +162,11 @@ def _run(
     def solve(problem: tuple[base.State, tuple[Any, ...]]) -> base.Solution:
         state, args = problem
         blank = base.full_like_batch(state, 0.0)
-        carry = jax.lax.fori_loop(
-            0,
-            steps + 1,
-            lambda number, carry: advance(field, number, carry, tables, args),
-            begin(state, tables),
+        # In reverse mode a step keeps its carry alone, and computes the field once more.
+        step = jax.checkpoint(
+            lambda number, carry: advance(field, number, carry, tables, args), prevent_cse=False
         )
+        carry = jax.lax.fori_loop(0, steps + 1, step, begin(state, tables))
         return base.Solution(
             state=carry.state,
             num_evaluations=jnp.full(blank.shape, 1, jnp.int32) + steps,

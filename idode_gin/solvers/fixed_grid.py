@@ -63,7 +63,9 @@ class FixedGrid(base.AbstractSolver):
                 return base.added(state, lost, change)
 
             lost = jax.tree.map(jnp.zeros_like, state)
-            state, _ = jax.lax.fori_loop(0, self.steps, advance, (state, lost))
+            # In reverse mode a step keeps its carry alone, and computes the field again.
+            step = jax.checkpoint(advance, prevent_cse=False)
+            state, _ = jax.lax.fori_loop(0, self.steps, step, (state, lost))
             evaluations = self.steps * len(tableau.c)
             return base.Solution(
                 state=state,

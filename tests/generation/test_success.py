@@ -24,7 +24,7 @@ from idode_gin.models import DiffusionODE
 from idode_gin.reports import plots
 from idode_gin.samplers.base import Samples
 from idode_gin.samplers.latents import RoundTrip
-from idode_gin.samplers.ode import ODESampler
+from idode_gin.samplers.ode import Encoded, ODESampler
 from idode_gin.solvers.fixed_grid import FixedGrid
 from idode_gin.trained import TrainedModel
 
@@ -51,7 +51,7 @@ def solves(monkeypatch):
     def pixels_of(conditioning):
         return jnp.broadcast_to(conditioning[:, :1, None, None], (len(conditioning), *tiny.SHAPE))
 
-    def encode_fn(model, params, batch, key, sampler):
+    def round_trip_fn(model, params, batch, key, sampler):
         shape, index = batch["image"].shape, batch["index"]
         return RoundTrip(
             noise=jnp.full(shape, seed_of(key)),
@@ -61,6 +61,11 @@ def solves(monkeypatch):
             num_evaluations=1 + index,
             success=~is_in(index, "encode"),
         )
+
+    def encode_fn(model, params, batch, key, sampler):
+        found = round_trip_fn(model, params, batch, key, sampler)
+        noise = jnp.where(jnp.isfinite(found.error)[:, None, None, None], found.noise, jnp.nan)
+        return Encoded(noise, found.num_evaluations, found.success)
 
     def decode_fn(model, params, batch, sampler):
         conditioning = batch["conditioning"]
@@ -83,6 +88,7 @@ def solves(monkeypatch):
             log_p=jnp.where(is_in(index, "no density"), -jnp.inf, -1.5 * index),
         )
 
+    monkeypatch.setattr(DiffusionODE, "round_trip_fn", round_trip_fn)
     monkeypatch.setattr(DiffusionODE, "encode_fn", encode_fn)
     monkeypatch.setattr(DiffusionODE, "decode_fn", decode_fn)
     monkeypatch.setattr(DiffusionODE, "sample_fn", sample_fn)
@@ -213,14 +219,14 @@ def test_figures_of_samples(solves, tmp_path):
 
 def test_pictures_have_the_original_images_first(solves, tmp_path, monkeypatch):
     """Those of a pair at the ends of its row; those that are encoded above their round trips."""
-    shown, encode = [], DiffusionODE.encode_fn
+    shown, encode = [], DiffusionODE.round_trip_fn
 
     def inverted(*arguments):
         found = encode(*arguments)
         return found._replace(pixels=tiny.LEVELS - 1 - found.pixels.astype(int))
 
     monkeypatch.setattr(plots, "image_grid", lambda images, *_: shown.append(images))
-    monkeypatch.setattr(DiffusionODE, "encode_fn", inverted)
+    monkeypatch.setattr(DiffusionODE, "round_trip_fn", inverted)
     images, pairs = tiny.split(number=interrupted.NUMBER).images, ((3, 9), (16, 1))
     run(Interpolator, tmp_path / "a", pairs=pairs, num_points=POINTS)
     rows = shown[0].reshape(2, POINTS + 2, *tiny.SHAPE)

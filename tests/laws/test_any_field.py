@@ -15,6 +15,7 @@ from idode_gin.schedules.straight_path import StraightPath
 from idode_gin.schedules.variance_preserving import VariancePreserving
 from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.adaptive import DormandPrince
+from idode_gin.solvers.fixed_grid import FixedGrid
 
 pytestmark = pytest.mark.usefixtures("float64")
 AS_USERS_CALL_IT = inspect.unwrap(likelihood.log_prob)
@@ -51,6 +52,26 @@ def test_it_is_exact_and_differentiates():
     np.testing.assert_allclose(log_p(x), expected, atol=1e-4)
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(log_p(x))))(x)
     np.testing.assert_allclose(gradient, -x / 4, atol=1e-4)
+
+
+@pytest.mark.parametrize("solver", [Adams, FixedGrid])
+def test_in_reverse_mode_a_step_keeps_less_than_one_layer_of_the_network(solver):
+    """The memory of a gradient grows with the steps, by less than a hidden layer each."""
+    batch, width, hidden = 16, 4, 4096
+    inner = jax.random.normal(key(), (width, hidden)) / hidden
+    x = jax.random.normal(key(), (batch, width))
+
+    def field(z, gamma):
+        return 0.5 * z + jnp.tanh(z @ inner) @ inner.T
+
+    def memory(steps):
+        def value(x):
+            return jnp.sum(likelihood.log_prob(field, x, key(), solver=solver(steps=steps)))
+
+        return jax.jit(jax.grad(value)).lower(x).compile().memory_analysis().temp_size_in_bytes
+
+    layer = batch * hidden * x.dtype.itemsize
+    assert 0 < memory(40) - memory(8) < 32 * layer
 
 
 def test_adaptive_steps_differentiate_forward_and_say_so_in_reverse():

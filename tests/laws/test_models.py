@@ -328,7 +328,7 @@ def test_every_figure_is_of_the_ends_that_were_learned():
                 "monitored": model.eval_fn(params, batch, KEY),
                 "likelihood": model.likelihood_fn(params, batch, KEY, likelihood).log_p,
                 "sample": model.sample_fn(params, batch, KEY, sampler).latent,
-                "encode": model.encode_fn(params, batch, KEY, sampler)[:3],
+                "encode": model.round_trip_fn(params, batch, KEY, sampler)[:3],
                 "decode": model.decode_fn(params, {**batch, "noise": noise}, sampler)[:2],
             }
 

@@ -201,8 +201,8 @@ def test_grids_that_overflow_are_refined_until_they_do_not(bad):
 @pytest.mark.parametrize(
     ("solver", "finite_from", "said"),
     [
-        (None, 1 << 20, r"1 of the 2 images .* by 32 steps of Adams: .* Raise Pilot.max_steps,"),
-        (None, 64, r"by 32 steps of Adams: .* Raise Pilot.max_steps,"),
+        (None, 1 << 20, r"1 of the 2 images .* by 32 steps of Adams: .* Double Pilot.max_steps "),
+        (None, 64, r"by 32 steps of Adams: .* Double Pilot.max_steps "),
         (Adams(steps=24), 32, r"by Adams\(steps=24.*Raise the number of its steps,"),
     ],
 )

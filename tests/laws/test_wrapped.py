@@ -14,14 +14,20 @@ import idode_gin
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.interop.host import on_host
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
+from idode_gin.losses.bound import VariationalBound
 from idode_gin.networks.base import AbstractNetwork
 from idode_gin.parameterizations.data import Data
 from idode_gin.parameterizations.noise import Noise
+from idode_gin.samplers.ancestral import Ancestral
+from idode_gin.samplers.base import start_noise
+from idode_gin.samplers.dpm_solver import DPMSolverPlusPlus
 from idode_gin.samplers.ode import ODESampler
 from idode_gin.schedules.straight_path import StraightPath
 from idode_gin.schedules.variance_preserving import VariancePreserving
 from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.base import AbstractSolver
+from idode_gin.solvers.divergence import Hutchinson
+from idode_gin.time_samplers.discrete_steps import DiscreteSteps
 
 SHAPE, LEVELS, MEAN, VARIANCE = (4, 4, 3), 64, 0.1, 0.05
 """Pixels are independent: f = 2 (x + 1/2) / V - 1 is N(MEAN, VARIANCE), cut into bins."""
@@ -247,7 +253,7 @@ def test_a_likelihood_of_one_s_own_is_a_bound(images):
     chosen = flow.bits_per_dim(images, bound=dataclasses.replace(one, solver=None), tolerance=1e-2)
     assert chosen.report is not None
     assert chosen.mean == pytest.approx(loose.mean, abs=2e-2)
-    with pytest.raises(ValueError, match="must be an ODELikelihood, or the name of a bound"):
+    with pytest.raises(ValueError, match="must be an ODELikelihood, a bound such as .*unifrom"):
         flow.bits_per_dim(images, bound="unifrom")
 
 
@@ -275,3 +281,64 @@ def test_a_solver_that_changed_is_not_taken_for_the_one_before(images, decorate)
     assert {name: call() for name, call in calls.items()} == first
     solver.steps = 32
     assert all(call() != first[name] for name, call in calls.items())
+
+
+def test_what_sampling_encoding_and_decoding_cost_and_take(images):
+    """Encoding is one solve; decoding takes the noise of any deterministic sampler."""
+    calls, steps = [], 6
+    velocity = exact_velocity((-1.0, 1.0), 0)
+
+    def counted(z, t):
+        calls.append(z.shape)
+        return np.asarray(velocity(jnp.asarray(z), jnp.asarray(t)))
+
+    host = on_host(counted, lambda z, t, dz: dz)
+    flow = idode_gin.wrap_flow(host, SHAPE, data_at=0, inputs=(-1, 1), levels=LEVELS)
+    method, found = ODESampler(solver=Adams(steps=steps)), {}
+    noise = flow.encode(images[:2], method=method)
+    found["encode"] = len(calls)
+    flow.decode(noise, method=method)
+    flow.sample(2, method=method)
+    assert (found["encode"], len(calls)) == (steps + 1, 3 * (steps + 1))
+    fast = DPMSolverPlusPlus(steps=steps)
+    drawn = flow.sample(2, 3, method=fast)
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(3), i))(jnp.arange(2))
+    noise = np.asarray(start_noise(keys, SHAPE))
+    np.testing.assert_array_equal(flow.decode(noise, method=fast), drawn)
+    decode = inspect.unwrap(type(flow).decode)  # without the annotations' check of tests
+    with pytest.raises(ValueError, match="`method` must be an instance of AbstractDeterministic"):
+        decode(flow, np.zeros((1, *SHAPE)), method=Ancestral(steps=2))
+    with pytest.raises(ValueError, match=r"images alone, .*score the images with `bits_per_dim`"):
+        flow.sample(1, method=method.with_log_prob(Hutchinson()))
+
+
+def test_a_bound_that_solves_nothing(images):
+    """Its quadrature is the caller's choice; a solver would have no effect."""
+    velocity = exact_velocity((-1.0, 1.0), 0)
+    flow = idode_gin.wrap_flow(velocity, SHAPE, data_at=0, inputs=(-1, 1), levels=LEVELS)
+    named = flow.bits_per_dim(images, bound="variational_bound")
+    own = VariationalBound(num_times=64, time_sampler=flow.model.time_sampler)
+    np.testing.assert_array_equal(flow.bits_per_dim(images, bound=own).per_image, named.per_image)
+    chain = VariationalBound(num_times=4, time_sampler=DiscreteSteps(steps=4))
+    assert flow.bits_per_dim(images, bound=chain).mean > named.mean
+    with pytest.raises(ValueError, match=r"solves no ODE, .*got Adams.*bound='truncated_normal'"):
+        flow.bits_per_dim(images, bound="variational_bound", solver=Adams(steps=2))
+
+
+def test_a_tolerance_that_is_missed_is_reported(images, caplog):
+    flow = idode_gin.wrap_flow(
+        exact_velocity((-1.0, 1.0), 0), SHAPE, data_at=0, inputs=(-1, 1), levels=LEVELS
+    )
+    found = flow.bits_per_dim(images[:4], bound="uniform", tolerance=1e-9)
+    assert not found.report.is_within
+    assert found.report.rounding > 1e-9
+    assert "uniform: Adams" in caplog.text
+    rounding = f"{found.report.rounding:.1e}"
+    assert f"tolerance of 1.0e-09, which float32 cannot reach: it rounds by {rounding}" in (
+        caplog.text
+    )
+    assert "known to within 0.0" not in caplog.text
+    caplog.clear()
+    coarse = flow.bits_per_dim(images[:4], solver=Adams(steps=2), tolerance=1e-4)
+    assert not coarse.report.is_within
+    assert "Give a `solver` with more steps, or raise `tolerance`." in caplog.text
