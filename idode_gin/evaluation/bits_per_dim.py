@@ -105,7 +105,8 @@ def score(
         if tolerance is not None:
             of_pilot = tolerance, batch, scores.key_of(key, name)
             estimator, report = _piloted(model, memory, name, estimator, *of_pilot)
-        return _scored(name, _of_likelihood(model, memory, name, estimator, key, batch), report)
+        found = _of_likelihood(model, memory, name, estimator, key, batch)
+        return _scored(name, found, report, batch["index"])
 
 
 def _piloted(
@@ -170,10 +171,12 @@ def _of_bound(
         return scores.of_bound(model, bound, key)(given["network"], batch)
 
     found = memory.run(f"scoring {VARIATIONAL_BOUND}", (bound,), score, batch, key)
-    return _scored(VARIATIONAL_BOUND, found, None)
+    return _scored(VARIATIONAL_BOUND, found, None, batch["index"])
 
 
-def _scored(name: str, found: Mapping[str, np.ndarray], report: Report | None) -> BitsPerDim:
+def _scored(
+    name: str, found: Mapping[str, np.ndarray], report: Report | None, places: np.ndarray
+) -> BitsPerDim:
     values = {key: np.asarray(each, np.float64) for key, each in found.items()}
-    scores.check_scores(name, values)
+    scores.check_scores(name, values, places)
     return BitsPerDim(per_image=values["bpd"], log_prob=-values["nats"], report=report)

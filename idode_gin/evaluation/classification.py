@@ -123,9 +123,8 @@ def classify(
     places, name = setting.images(split), f"{CLASSIFICATION} by {setting.by}"
     found = loop.run(name, scorer, params, loop.batches_of(split), places)
     nats = np.asarray(found["nats"], np.float64)
-    scores.check_scores(
-        name, {"bpd": nats.sum(axis=1), "success": np.all(found["success"], axis=1)}
-    )
+    sums = {"bpd": nats.sum(axis=1), "success": np.all(found["success"], axis=1)}
+    scores.check_scores(name, sums, split.place_of(places))
     predicted = np.full(split.num_images, -1)
     predicted[places] = setting.posterior(-nats).argmax(axis=1)
     is_right = (predicted == split.labels)[places].astype(np.float64)

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from idode_gin.evaluation import paired, summary
-from idode_gin.reports import differences
+from idode_gin.evaluation import earlier_results, paired, summary
+from idode_gin.reports import differences, files
 
 SHOWN = 6
 """Images with the largest differences that are named, on either side."""
@@ -26,6 +26,12 @@ _NAMES = (
     *("num_classes", "seed", "solve_size", "parameters"),
 )
 """Entries of a summary that are mentioned if they differ."""
+_ARITHMETIC = ("float", "matmul_precision", "coarse_products")
+"""Settings that are mentioned if they differ, as is every `dtype` of a network."""
+_NOISE = ("noise_by_pixels", "random_numbers")
+"""Settings that choose the noise beside the seed."""
+_PIXELS = ("channel_mean", "pixel_range")
+"""Entries of a summary that are equal for equal pixels, whatever their order and dtype."""
 _MEANING = ("bound", "bound.num_importance", "bound.dequantizer")
 """Settings of a bound, with parts of the last: the bound is another one if they differ."""
 _TIMES = "bound.time_sampler"
@@ -42,6 +48,7 @@ class Evaluation:
         label: a letter, in tables and messages.
         path: its folder.
         summary: of `summary.json`.
+        settings: of `settings.json`; none of an older version, which wrote none.
         scores: values of all images in the order of the split, `[N]`, by bound and name.
         places: of the images in the whole split, `[N]`.
     """
@@ -49,6 +56,7 @@ class Evaluation:
     label: str
     path: pathlib.Path
     summary: Mapping[str, Any]
+    settings: Mapping[str, Any]
     scores: Mapping[str, Mapping[str, np.ndarray]]
     places: np.ndarray
 
@@ -88,7 +96,10 @@ def read(path: pathlib.Path, label: str) -> Evaluation:
             f"{path}: results.npz and summary.json are not those of one evaluation, or are "
             f"damaged: {str(error) or type(error).__name__} Evaluate again."
         ) from error
-    return Evaluation(label=label, path=path, summary=found, scores=scores, places=places)
+    settings = files.read_json(path / earlier_results.SETTINGS) or {}
+    return Evaluation(
+        label=label, path=path, summary=found, settings=settings, scores=scores, places=places
+    )
 
 
 def _scores(
@@ -160,6 +171,13 @@ def _check_images(first: Evaluation, other: Evaluation) -> None:
     reasons = ", ".join(f"{name} {a.get(name)} and {b.get(name)}" for name in differing)
     if differing == ["sha256"] and a.get("content_sha256") == b.get("content_sha256"):
         reasons += " (the same images in another order)"
+    elif differing == ["sha256"] and all(
+        a.get(each) == b.get(each) is not None for each in _PIXELS
+    ):
+        reasons += (
+            " (with equal range and channel means: perhaps the same pixels as another integer "
+            "dtype, such as uint8 and int32)"
+        )
     raise ValueError(
         "A paired comparison needs two evaluations of the same images, got "
         f"{a.get('dataset')} / {a.get('split')} in {first.path} and {b.get('dataset')} / "
@@ -230,6 +248,7 @@ def _notes(first: Evaluation, other: Evaluation, shared: Sequence[str]) -> list[
         for name in _NAMES
         if a.get(name) != b.get(name)
     ]
+    found += _notes_on_settings(first, other)
     found += [
         f"{each.path} does not record settings: its bounds were matched by their names alone."
         for each in (first, other)
@@ -242,6 +261,28 @@ def _notes(first: Evaluation, other: Evaluation, shared: Sequence[str]) -> list[
         alone = summary.bounds(each.summary).keys() - summary.bounds(apart.summary).keys()
         if alone:
             found.append(f"Only {each.label} and not {apart.label} has {', '.join(sorted(alone))}.")
+    return found
+
+
+def _notes_on_settings(first: Evaluation, other: Evaluation) -> list[str]:
+    """Return a note for each setting beside the bounds' that differs, if both sides record it."""
+    a, b = first.settings, other.settings
+    dtypes = sorted(each for each in a if each.startswith("model.") and each.endswith(".dtype"))
+    reasons = {
+        **dict.fromkeys([*dtypes, *_ARITHMETIC], "they compute in different arithmetic"),
+        **dict.fromkeys(_NOISE, "they draw different noise, which raises the paired error"),
+    }
+    found = [
+        f"{name} is {a[name]} in {first.label} and {b[name]} in {other.label}: {why}."
+        for name, why in reasons.items()
+        if name in a and name in b and a[name] != b[name]
+    ]
+    labels = [each.summary.get("labels_sha256") for each in (first, other)]
+    if None not in labels and labels[0] != labels[1]:
+        found.append(
+            f"The labels of the images differ (labels_sha256): those of {first.label} and "
+            f"{other.label} condition their models on different classes."
+        )
     return found
 
 

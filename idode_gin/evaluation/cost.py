@@ -11,7 +11,15 @@ from typing import Any
 from idode_gin.reports import files
 
 ODE_EVALUATIONS = 50
-"""Network evaluations of a solve where they are unknown: a pilot mostly chooses 25 to 60."""
+"""Network evaluations of a solve whose steps a pilot will choose: mostly 25 to 60."""
+ADAPTIVE_EVALUATIONS = 440
+"""Those of an adaptive solve: of Dormand-Prince at 1e-5 on the 32x32 patches of
+`benchmarks/results/likelihood.md`."""
+_ASSUMED = (
+    f"{ADAPTIVE_EVALUATIONS} evaluations are assumed for a solve, as measured at 1e-5 on 32x32 "
+    "patches. 8x8 digits took 278,\n  a rough network over 1,000 "
+    "(benchmarks/results/likelihood.md)."
+)
 _PILOT_EVALUATIONS = 512
 """Those of all grids that a pilot tries on one image: of one draw, however many are scored."""
 _TRAINING = 3
@@ -35,6 +43,7 @@ def in_words(
     *,
     dims: int,
     classified: tuple[str, int] | None = None,
+    parity: Any = None,
 ) -> str:
     """Return the cost of an evaluation as lines of text.
 
@@ -47,9 +56,9 @@ def in_words(
         facts: of the run that it is of.
         dims: values of an image.
         classified: the bound that images are classified by, and the number of classes.
+        parity: an `AbstractParity`, whose own solves of each likelihood are counted; None for none.
     """
-    solves = {name: _of_solve(each, dims) for name, each in likelihoods.items()}
-    of_bounds = {**times, **solves}
+    of_bounds = {**times, **_of_likelihoods(likelihoods, dims, parity)}
     total = sum(of_bounds.values())
     weights = sum(_with_trace(each, dims) for each in likelihoods.values())
     pilots = pilot_images * _PILOT_EVALUATIONS * weights
@@ -59,6 +68,11 @@ def in_words(
         f"Estimated cost of an image: {total:,} network evaluations, "
         f"{total * operations:.2g} FLOPs.\n  {listed}{more}."
     ]
+    if adaptive := [name for name, each in likelihoods.items() if _is_adaptive(each)]:
+        lines.append(
+            f"Adaptive steps ({', '.join(adaptive)}): their number depends on the image and on the "
+            f"tolerance.\n  {_ASSUMED}"
+        )
     classes = 0
     if classified is not None:
         classes = classified[1] * of_bounds[classified[0]]
@@ -83,15 +97,31 @@ def _with_trace(estimator: Any, dims: int) -> int:
     return 1 + int(getattr(estimator.divergence, "num_probes", dims))
 
 
-def _of_solve(estimator: Any, dims: int) -> int:
-    """Return the network evaluations of an `ODELikelihood` for an image."""
+def _of_likelihoods(likelihoods: Mapping[str, Any], dims: int, parity: Any) -> dict[str, int]:
+    """Return the network evaluations for an image by likelihood, and those that a parity adds."""
+    found = {
+        name: each.num_repeats * each.num_importance * _of_draw(each, dims)
+        for name, each in likelihoods.items()
+    }
+    if parity is None:
+        return found
+    more = sum(parity.num_draws(each) * _of_draw(each, dims) for each in likelihoods.values())
+    return found | {"parity": more}
+
+
+def _is_adaptive(estimator: Any) -> bool:
+    """Return True if a solver is given that does not declare its number of steps."""
+    return estimator.solver is not None and getattr(estimator.solver, "steps", None) is None
+
+
+def _of_draw(estimator: Any, dims: int) -> int:
+    """Return the network evaluations of one solve of an `ODELikelihood` for an image."""
     solver = estimator.solver
     steps, tableau = getattr(solver, "steps", None), getattr(solver, "tableau", None)
     used = getattr(tableau, "without_idle_stages", lambda: tableau)()
     stages = len(getattr(used, "c", (1,)))
-    evaluations = ODE_EVALUATIONS if steps is None else steps * stages
-    draws = estimator.num_repeats * estimator.num_importance
-    return int(evaluations * _with_trace(estimator, dims) * draws)
+    unknown = ADAPTIVE_EVALUATIONS if _is_adaptive(estimator) else ODE_EVALUATIONS
+    return int((unknown if steps is None else steps * stages) * _with_trace(estimator, dims))
 
 
 def _speed(run: pathlib.Path, facts: Mapping[str, Any]) -> float | None:

@@ -32,14 +32,14 @@ from idode_gin.evaluation import parity as parity_lib
 from idode_gin.evaluation.classification import Classification
 from idode_gin.evaluation.prepared import Computed, Functions, Prepared
 from idode_gin.evaluation.summary import VARIATIONAL_BOUND, Scores
-from idode_gin.feed import data, loading
+from idode_gin.feed import data
 from idode_gin.likelihood import pilot_grids
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.likelihood.pilot import Pilot
 from idode_gin.losses.base import AbstractBound
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.models import DiffusionODE
-from idode_gin.reports import paths, progress
+from idode_gin.reports import paths
 from idode_gin.reports.paths import StoredPath
 from idode_gin.runs import descriptions, facts, image_loop, run_inputs
 from idode_gin.time_samplers.discrete_steps import DiscreteSteps
@@ -73,7 +73,8 @@ class Evaluator:
             and the gap between the two is reported.
         checkpoints: which checkpoints of the run directory to score, each into `step_<step>/`, with
             a curve over them; None scores the one at `checkpoint_path`.
-        histogram_split: split that the histogram baseline is fitted on; None for no baseline.
+        histogram_split: split that the histogram baseline is fitted on; None for no baseline. It is
+            left out if that split holds the images that are scored.
         use_ema: score the averaged parameters rather than the last ones.
         seed: of dequantization noise and probes.
         noise_by_pixels: draw the noise of an image by a hash of its pixels instead of its place in
@@ -184,7 +185,7 @@ class Evaluator:
         if self.classification is not None and model.num_classes:
             by = (self.classification.by, model.num_classes)
         given = times, self.likelihoods, count, operations, *checkpoint
-        return cost.in_words(*given, dims=dims, classified=by)
+        return cost.in_words(*given, dims=dims, classified=by, parity=self.parity)
 
     def run(
         self, model: DiffusionODE, dataset: data.DatasetConfig, config_sha256: str | None = None
@@ -231,17 +232,9 @@ class Evaluator:
         split: data.ImageSplit,
         config_sha256: str | None,
     ) -> Prepared:
-        histogram = None
+        histogram, levels = None, model.encoding.levels
         if self.histogram_split is not None:
-            with progress.phase(f"fitting a histogram to {self.histogram_split}"):
-                fitted_on = loading.load_split(
-                    dataclasses.replace(
-                        dataset, split=self.histogram_split, num_images=None, fingerprint=None
-                    )
-                )
-                histogram = histogram_lib.bits_per_dim(
-                    fitted_on.images, split.images, model.encoding.levels
-                )
+            histogram = histogram_lib.baseline(dataset, self.histogram_split, split, levels)
         coarse = pilot_grids.coarse_arithmetic(model)
         if coarse is not None and (self.pilot is None or not self.likelihoods):
             why = "PILOT is None" if self.pilot is None else "LIKELIHOODS is empty"
@@ -327,7 +320,8 @@ class Evaluator:
         done.loop.kept.remove()
         print(summary.table(whole, histogram), flush=True)
         if self.parity is not None:
-            print(parity_lib.table(whole["parity"], self.parity.legend), flush=True)
+            found = whole["parity"]
+            print(parity_lib.table(found, self.parity.legend(found)), flush=True)
         return whole
 
     def _computed(

@@ -1,13 +1,47 @@
 """The baseline of an evaluation: independent histograms, which ignore relations between pixels."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
 
 from idode_gin import checks
+from idode_gin.feed import data, loading
+from idode_gin.reports import progress
 
 _CELLS = 1 << 22  # of the table held at one time: 32 MB of counts, and as much of logarithms
 _CHUNK = 1024  # images whose pixels are held as 8-byte integers at one time
+
+
+def baseline(
+    dataset: data.DatasetConfig, fitted_on: str, split: data.ImageSplit, levels: int
+) -> np.ndarray | None:
+    """Return the bits per dim of a split under histograms fitted on the split `fitted_on`, `[N]`.
+
+    None, with a line that says so, if `fitted_on` holds the images of `split`: histograms of the
+    images that they score would give too few bits per dim.
+    """
+    if fitted_on != dataset.split:
+        with progress.phase(f"fitting a histogram to {fitted_on}"):
+            fitted = loading.load_split(
+                dataclasses.replace(dataset, split=fitted_on, num_images=None, fingerprint=None)
+            )
+            if not _holds(fitted, split):
+                return bits_per_dim(fitted.images, split.images, levels)
+    print(
+        f"The histogram baseline is left out: {fitted_on!r} (Evaluator.histogram_split) holds the "
+        "images that are scored, and a histogram fitted on those gives too few bits per dim.",
+        flush=True,
+    )
+    return None
+
+
+def _holds(fitted: data.ImageSplit, split: data.ImageSplit) -> bool:
+    """Return True if `fitted` is, in any order, the split that `split` is or was chosen from."""
+    if fitted.num_images != (split.whole or split.num_images):
+        return False  # before pixels are hashed
+    same = fitted.some(split.num_images).fingerprint.content_sha256
+    return same == split.fingerprint.content_sha256
 
 
 def bits_per_dim(train: np.ndarray, images: np.ndarray, levels: int) -> np.ndarray:

@@ -26,6 +26,10 @@ class AbstractParity(abc.ABC):
     """Another program's evaluation, described by its differences from ours."""
 
     @abc.abstractmethod
+    def num_draws(self, estimator: ODELikelihood) -> int:
+        """Return how many solves of an image `likelihood_parts` makes."""
+
+    @abc.abstractmethod
     def likelihood_parts(
         self,
         model: DiffusionODE,
@@ -50,17 +54,20 @@ class AbstractParity(abc.ABC):
     def bound_parts(self, model: DiffusionODE, batch: types.Batch, key: types.PRNGKey) -> Parts:
         """Return what each choice of the other program adds to the variational bound, `[B]`."""
 
-    @property
     @abc.abstractmethod
-    def legend(self) -> str:
-        """Explanation of the rows of `table`."""
+    def legend(self, section: Mapping[str, Mapping[str, float]]) -> str:
+        """Return an explanation of the rows of a result of `summarize`."""
 
     @abc.abstractmethod
-    def summarize(self, scores: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    def summarize(
+        self, scores: Mapping[str, Mapping[str, np.ndarray]], whole: int | None = None
+    ) -> dict[str, Any]:
         """Return, by bound, our mean over images, what each choice adds, and the other's figure.
 
         Args:
             scores: by bound, `bpd` and the parts above, with `PREFIX` before their names; `[N]`.
+            whole: number of images of the whole split, if these are only some of them. What
+                depends on the scores of the others is left out.
         """
 
 

@@ -129,21 +129,27 @@ def score_split(
     """
     found = loop.run(name, scorer, params, loop.batches_of(split))
     scores = {key: np.asarray(each, np.float64) for key, each in found.items()}
-    check_scores(name, scores)
+    check_scores(name, scores, split.place_of(np.arange(split.num_images)))
     return scores
 
 
-def check_scores(name: str, scores: Scores) -> None:
-    """Raise NonFiniteError unless every image has a finite score and every solve succeeded."""
+def check_scores(name: str, scores: Scores, places: np.ndarray) -> None:
+    """Raise NonFiniteError unless every image has a finite score and every solve succeeded.
+
+    `places` are those of the images in the split, `[N]`.
+    """
     failed = ~np.isfinite(scores["bpd"]) | (scores.get("success", np.ones(1)) == 0)
-    if failed.any():
-        first = np.flatnonzero(failed)
-        raise checks.NonFiniteError(
-            f"{name}: {first.size} of {failed.size} images have no finite bits per dim, the first "
-            f"at index {first[0]}. The network gave NaN or infinity, or an adaptive solver reached "
-            "its `max_steps`. Evaluate an earlier checkpoint, or raise `max_steps` or the "
-            "tolerances."
-        )
+    if not failed.any():
+        return
+    cause, remedy = "", ""
+    if "success" in scores:
+        cause = ", or an adaptive solver reached its `max_steps`"
+        remedy = ", or raise `max_steps` or the tolerances"
+    raise checks.NonFiniteError(
+        f"{name}: {np.sum(failed)} of {failed.size} images have no finite bits per dim, the first "
+        f"at place {places[failed.argmax()]} of the split. The network gave NaN or infinity"
+        f"{cause}. Evaluate an earlier checkpoint{remedy}."
+    )
 
 
 def of_bound(

@@ -56,7 +56,9 @@ def assemble(
     likelihoods = {name: each.estimator for name, each in chosen.items()}
     for name, used in {VARIATIONAL_BOUND: bound, **discrete, **likelihoods}.items():
         found[name]["settings"] = facts.described("bound", used)
-    return found if parity is None else {**found, "parity": parity.summarize(scores)}
+    if parity is None:
+        return found
+    return {**found, "parity": parity.summarize(scores, head.get("whole_split"))}
 
 
 def summarize(

@@ -24,6 +24,7 @@ DECODER = "decoder_divides_twice"
 BITS_OF_BIN = "bits_of_uniform_bin"
 BATCHES = "random_batches"
 RIGHT, PUBLISHED, UNSCORED = "right", "published", "images_never_scored"
+DEVIATION, OF_ALL_ORDERS = f"{BATCHES}_sd", f"{PUBLISHED}_mean_over_orders"
 REPEATS_OF_ONE_SAMPLE = 5
 """Number of dequantization draws averaged for the published `num_importance=1`."""
 _PUBLISHED_BITS = 7.0
@@ -47,6 +48,12 @@ class OfficialParity(parity.AbstractParity):
     all images of a batch. The stream is of the published kind with the order of `seed`;
     `random_batches_sd` is its standard deviation over orders.
 
+    The published program draws its batches from the whole split. If only some of its images are
+    scored, `random_batches` and `published` are unknown, because they need the scores of the
+    others. Instead, `published_mean_over_orders` is the sum of the rows above, which estimates the
+    mean of the published figure over orders. `random_batches_sd` is that of the whole split,
+    estimated from the spread of the images scored, and `images_never_scored` is of the whole split.
+
     Args:
         num_batches: number of scored batches.
         batch_size: images per batch, over all devices.
@@ -66,6 +73,11 @@ class OfficialParity(parity.AbstractParity):
         if self.num_skipped < 0:
             raise ValueError(f"`num_skipped` cannot be negative, got {self.num_skipped}.")
 
+    def num_draws(self, estimator: ODELikelihood) -> int:
+        """Return five for K = 1, else K: repeats of K > 1 are not averaged."""
+        samples = estimator.num_importance
+        return REPEATS_OF_ONE_SAMPLE if samples == 1 else samples
+
     def likelihood_parts(
         self,
         model: DiffusionODE,
@@ -75,10 +87,10 @@ class OfficialParity(parity.AbstractParity):
         estimator: ODELikelihood,
         bpd: types.PerExample,
     ) -> parity.Parts:
-        """See `parity.AbstractParity`; makes five more solves if K = 1, else K more."""
+        """See `parity.AbstractParity`."""
         x, end, dequantizer = batch["image"], model.end, estimator.dequantizer
         samples, dims = estimator.num_importance, numerics.num_dims(batch["image"])
-        draws = REPEATS_OF_ONE_SAMPLE if samples == 1 else samples
+        draws = self.num_draws(estimator)
         theirs = dataclasses.replace(estimator, num_repeats=draws // samples)
         found = model.likelihood_fn(params, batch, key, theirs).log_weights.reshape(draws, -1)
         keys, numbers = numerics.fold_in_each(key, batch["index"]), jnp.arange(draws)
@@ -108,37 +120,49 @@ class OfficialParity(parity.AbstractParity):
         added = -_second_division(Variational(), x, noise, end)
         return {DECODER: numerics.nats_to_bpd(added, numerics.num_dims(x))}
 
-    @property
-    def legend(self) -> str:
-        """Return descriptions of the rows."""
-        return (
+    def legend(self, section: Mapping[str, Mapping[str, float]]) -> str:
+        """Return descriptions of the rows, and why some are left out for a part of a split."""
+        is_part = any(OF_ALL_ORDERS in each for each in section.values())
+        figure = (
+            f"figure's mean over orders ({OF_ALL_ORDERS})" if is_part else f"figure ({PUBLISHED})"
+        )
+        told = (
             f"Figures of the published program: ours ({RIGHT}) plus the effect of each difference, "
-            f"added in this order,\nis the published figure ({PUBLISHED}). {BATCHES}_sd is the "
+            f"added in this order,\nis the published {figure}. {DEVIATION} is the "
             f"standard deviation over orders of the {self.num_batches} batches,\n{UNSCORED} a "
             "number of images."
         )
+        left_out = (
+            f"\n{BATCHES} and {PUBLISHED} are left out: the published program draws its batches "
+            "from the whole split,\nof which NUM_IMAGES scores a part. NUM_IMAGES=None gives them."
+        )
+        return told + left_out if is_part else told
 
-    def summarize(self, scores: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    def summarize(
+        self, scores: Mapping[str, Mapping[str, np.ndarray]], whole: int | None = None
+    ) -> dict[str, Any]:
         """Return `right`, the change by each choice, and `published` by bound; bits per dim."""
-        return {name: self._explained(each) for name, each in scores.items()}
+        return {name: self._explained(each, whole) for name, each in scores.items()}
 
-    def _explained(self, scores: Mapping[str, np.ndarray]) -> dict[str, float]:
+    def _explained(self, scores: Mapping[str, np.ndarray], whole: int | None) -> dict[str, float]:
         parts = {
             name.removeprefix(parity.PREFIX): np.asarray(each, np.float64)
             for name, each in scores.items()
             if name.startswith(parity.PREFIX)
         }
         published = np.asarray(scores["bpd"], np.float64) + sum(parts.values())
-        order = self.stream(published.size)
-        sizes = {name: float(np.mean(each)) for name, each in parts.items()}
-        sizes[BATCHES] = float(np.mean(published[order]) - np.mean(published))
-        return {
-            RIGHT: float(np.mean(scores["bpd"])),
-            **sizes,
-            PUBLISHED: float(np.mean(published[order])),
-            f"{BATCHES}_sd": self.deviation(published),
-            UNSCORED: float(published.size - np.unique(order).size),
-        }
+        count = whole or published.size
+        order = self.stream(count)
+        found = {RIGHT: float(np.mean(scores["bpd"]))}
+        found |= {name: float(np.mean(each)) for name, each in parts.items()}
+        if whole is None:
+            found[BATCHES] = float(np.mean(published[order]) - np.mean(published))
+            found[PUBLISHED] = float(np.mean(published[order]))
+        else:
+            found[OF_ALL_ORDERS] = float(np.mean(published))
+        if whole is None or published.size > 1:  # one image of several has no spread
+            found[DEVIATION] = self.deviation(published, count)
+        return {**found, UNSCORED: float(count - np.unique(order).size)}
 
     def stream(self, count: int) -> np.ndarray:
         """Return the indices of scored images out of `count`, in order, epoch after epoch."""
@@ -147,13 +171,13 @@ class OfficialParity(parity.AbstractParity):
         epochs = [generator.permutation(count) for _ in range(-(-last // count))]
         return np.concatenate(epochs)[first:last]
 
-    def deviation(self, values: np.ndarray) -> float:
+    def deviation(self, values: np.ndarray, count: int) -> float:
         """Return the standard deviation over orders of the mean of the stream; 0 for whole epochs.
 
         Part of an epoch is drawn without replacement: n of N have a sum of variance
-        n (1 - n / N) S^2.
+        n (1 - n / N) S^2. N is `count`, and S^2 the variance of all images, or the estimate of it
+        by the `values` of some.
         """
-        count = values.size
         if count < 2:
             return 0.0
         first, last = self._ends()

@@ -60,6 +60,17 @@ def test_a_checkpoint_that_is_not_there_yet_is_no_error(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_solves_of_a_parity_are_estimated(monkeypatch, tmp_path, capsys):
+    """Five more of each of three likelihoods, of 50 evaluations with their trace."""
+    monkeypatch.chdir(tmp_path)
+    files = ["gin_configs/experiments/digits_eval.gin", "gin_configs/parity/official.gin"]
+    building.load_and_check(ROOTS["eval"], files)
+    config.get_configurable(ROOTS["eval"])(dry_run=True)
+    text = capsys.readouterr().out
+    assert "Estimated cost of an image: 1,864 network evaluations" in text
+    assert "parity 1,500;" in text
+
+
 @pytest.mark.parametrize("program", ["eval", "sample", "encode", "interpolate"])
 def test_a_run_that_is_not_there_yet_is_no_error_either(program, tmp_path, capsys):
     given = [f"--gin.CHECKPOINT_PATH={str(tmp_path / 'none')!r}"]

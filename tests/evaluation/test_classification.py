@@ -179,16 +179,16 @@ def test_one_class_of_one_image_without_a_score_is_an_error(tmp_path, monkeypatc
 
     classification_of = classification.of_all_classes
     monkeypatch.setattr(classification, "of_all_classes", broken)
-    with pytest.raises(checks.NonFiniteError, match="by tn: 1 of 60 images .* at index 7"):
+    with pytest.raises(checks.NonFiniteError, match="by tn: 1 of 60 images .* at place 7 of the"):
         evaluate(tmp_path)
 
 
 def test_classes_are_scored_with_the_noise_of_the_evaluations_seed(tmp_path, monkeypatch):
     seen, check = {}, scores.check_scores
 
-    def checked(name, found):
+    def checked(name, found, places):
         seen[name] = found["bpd"]
-        check(name, found)
+        check(name, found, places)
 
     monkeypatch.setattr(scores, "check_scores", checked)
     evaluate(tmp_path, seed=5)
@@ -209,7 +209,7 @@ def test_noise_by_pixels_is_that_of_every_class(tmp_path, monkeypatch):
     seen, split = {}, classes.unlabelled(NUMBER)
     split.images[7] = split.images[4]
     monkeypatch.setattr(loading, "load_split", lambda config: split)
-    monkeypatch.setattr(scores, "check_scores", lambda name, found: seen.update({name: found}))
+    monkeypatch.setattr(scores, "check_scores", lambda name, found, _: seen.update({name: found}))
     evaluate(tmp_path, noise_by_pixels=True)
     for name in ("classification by tn", "tn"):
         assert seen[name]["bpd"][4] == pytest.approx(seen[name]["bpd"][7], rel=1e-6), name

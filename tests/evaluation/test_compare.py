@@ -228,6 +228,47 @@ def test_every_name_that_differs_is_told(both, capsys):
         assert f"{name} is {before} in A and {changes[name]} in B." in printed
 
 
+@pytest.mark.parametrize(
+    ("name", "before", "value", "why"),
+    [
+        ("model.network.dtype", "None", "'bfloat16'", "compute in different arithmetic"),
+        ("matmul_precision", "None", "highest", "compute in different arithmetic"),
+        ("coarse_products", None, "the gpu's", "compute in different arithmetic"),
+        ("float", "float32", "float64", "compute in different arithmetic"),
+        ("noise_by_pixels", False, True, "draw different noise"),
+        ("random_numbers", "threefry2x32", "rbg", "draw different noise"),
+    ],
+)
+def test_settings_of_arithmetic_and_noise_that_differ_are_told(name, before, value, why, both):
+    """Where both sides record them: other versions wrote fewer, or no file."""
+
+    def notes(*settings):
+        for folder, each in zip(both, settings, strict=True):
+            path = folder / "settings.json"
+            path.unlink(missing_ok=True)
+            if each is not None:
+                path.write_text(json.dumps(each))
+        assert run(*both) == 0
+        found = json.loads((both[0].with_name("a_compared") / "compare.json").read_text())
+        return found["notes"]
+
+    (note,) = notes({name: before}, {name: value})
+    assert note.startswith(f"{name} is {before} in A and {value} in B: they {why}")
+    assert notes({name: value}, {name: value}) == []
+    assert notes({}, {name: value}) == []
+    assert notes(None, {name: value}) == []
+
+
+def test_other_labels_are_told(both, capsys):
+    for folder, labels in zip(both, "ab", strict=True):
+        change_summary(folder, num_classes=3, labels_sha256=labels * 64)
+    assert run(*both) == 0
+    assert "Note: The labels of the images differ (labels_sha256)" in capsys.readouterr().out
+    change_summary(both[1], labels_sha256="a" * 64)
+    assert run(*both) == 0
+    assert "The labels" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", TOLD)
 def test_what_differs_without_harm_is_told(name, both, capsys):
     changes, said = TOLD[name]
@@ -239,6 +280,14 @@ def test_what_differs_without_harm_is_told(name, both, capsys):
 REFUSED = {
     "split": (lambda b: change_summary(b, split="test", sha256="0"), "sha256 .* and 0"),
     "order": (lambda b: change_summary(b, sha256="0"), "the same images in another order"),
+    "dtype": (
+        lambda b: change_summary(b, sha256="0", content_sha256="1"),
+        "perhaps the same pixels as another integer dtype",
+    ),
+    "pixels": (
+        lambda b: change_summary(b, sha256="0", content_sha256="1", channel_mean=[1.0]),
+        r"sha256 \w+ and 0\. Evaluate both",
+    ),
     "levels": (lambda b: change_summary(b, levels=16), "levels 17 and 16"),
     "shape": (lambda b: change_summary(b, image_shape=[2, 8, 1]), r"image_shape \[4, 4, 1\] and"),
     "dequantizer": (

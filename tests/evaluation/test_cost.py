@@ -7,8 +7,9 @@ import pytest
 
 from idode_gin.dequantizers.uniform import Uniform
 from idode_gin.evaluation import cost
+from idode_gin.interop.official_evaluation import OfficialParity
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
-from idode_gin.solvers import adams, divergence, fixed_grid
+from idode_gin.solvers import adams, adaptive, divergence, fixed_grid
 
 PILOTED = ODELikelihood(dequantizer=Uniform())
 SUMMARY = {
@@ -37,6 +38,32 @@ def test_evaluations_of_each_bound_are_added(estimator, evaluations):
     assert "Pilots" not in text
     assert "Time" not in text
     assert cost.QUICK_FILE in text
+
+
+def test_adaptive_steps_are_counted_as_measured():
+    """More than a pilot's: 8x8 digits took 278 evaluations at 1e-5, 32x32 patches 440."""
+    own = dataclasses.replace(PILOTED, solver=adaptive.DormandPrince(), num_repeats=2)
+    bounds = {"own": own, "piloted": PILOTED}
+    text = cost.in_words({}, bounds, 0, 1e6, None, {}, dims=48)
+    assert "own 1,760, piloted 100;" in text  # 440 x 2 with the trace x 2 repeats
+    assert "Adaptive steps (own): their number depends on the image and on the tolerance." in text
+    assert "440 evaluations are assumed for a solve" in text
+    text = cost.in_words({}, {"piloted": PILOTED}, 0, 1e6, None, {}, dims=48)
+    assert "Adaptive" not in text
+
+
+@pytest.mark.parametrize(
+    ("importance", "repeats", "own", "added"),
+    [(1, 1, 100, 500), (1, 4, 400, 500), (3, 1, 300, 300), (3, 4, 1200, 300)],
+)
+def test_a_parity_adds_its_own_solves(importance, repeats, own, added):
+    """Five for K = 1, else one repeat of K; none when images are classified."""
+    estimator = dataclasses.replace(PILOTED, num_importance=importance, num_repeats=repeats)
+    given = {"dims": 48, "classified": ("own", 10), "parity": OfficialParity()}
+    text = cost.in_words({"bound": 8}, {"own": estimator}, 0, 1e6, None, {}, **given)
+    assert f"image: {8 + own + added:,} network evaluations" in text
+    assert f"bound 8, own {own:,}, parity {added};" in text
+    assert f"Each image that is classified: {10 * own:,} more." in text
 
 
 def test_time_is_that_of_the_training(tmp_path):

@@ -85,6 +85,7 @@ def score(monkeypatch, tmp_path):
             "likelihoods": {},
             "variational_bound": VariationalBound(num_times=2),
             "solve_size": 8,
+            "histogram_split": None,
         }
         made = Evaluator(
             output_dir=str(tmp_path / output),
@@ -337,11 +338,11 @@ def test_scores_that_are_not_finite_do_not_stop_the_others(score, add, monkeypat
     add(2), add(4)
     check = eval_scores.check_scores
 
-    def failing(name, scores):
+    def failing(name, *given):
         if not (tmp_path / "out/step_2/summary.json").exists() and not failed:
             failed.append(name)
             raise checks.NonFiniteError("no finite bits per dim")
-        return check(name, scores)
+        return check(name, *given)
 
     failed = []
     monkeypatch.setattr(eval_scores, "check_scores", failing)

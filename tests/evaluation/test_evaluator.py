@@ -275,6 +275,21 @@ def test_the_histogram_may_be_of_other_images(monkeypatch):
     assert [(each.split, each.fingerprint) for each in asked] == [("train", None)]
 
 
+@pytest.mark.parametrize("scored", ["train", "same", "reordered", "part", "part of train"])
+def test_no_histogram_is_fitted_on_the_images_that_it_scores(scored, monkeypatch, capsys):
+    """It would give fewer bits per dim than the images have; a split's name is not all it takes."""
+    whole = tiny.split(number=30)
+    order = slice(None, None, -1 if scored == "reordered" else 1)
+    images = data.ImageSplit(
+        images=whole.images[order], conditioning=whole.conditioning, name="tiny", split="other"
+    )
+    split = images.some(7) if "part" in scored else images
+    monkeypatch.setattr(loading, "load_split", lambda _: whole)
+    dataset = tiny.config(split="train" if "train" in scored else "other")
+    assert histogram.baseline(dataset, "train", split, tiny.LEVELS) is None
+    assert "left out: 'train' (Evaluator.histogram_split) holds" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("lanes", [4, 5])
 def test_lanes_must_not_exceed_the_solve_size(lanes):
     estimator = ODELikelihood(dequantizer=TruncatedNormal(), solver=LOOSE, lanes=lanes)

@@ -18,6 +18,8 @@ from idode_gin.evaluation import parity, results
 from idode_gin.evaluation import scores as scores_lib
 from idode_gin.evaluation import summary as summary_lib
 from idode_gin.evaluation.evaluator import Evaluator
+from idode_gin.feed import loading
+from idode_gin.interop.official_evaluation import OfficialParity
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.runs import run_inputs
@@ -46,7 +48,8 @@ def evaluated(tmp_path_factory):
         return saving.RestoredParams(params, 3, folder / "checkpoint_3", {})
 
     with pytest.MonkeyPatch.context() as patch:
-        tiny.use_tiny_data(patch, NUMBER)
+        splits = {"train": tiny.split(number=NUMBER), "other": tiny.split(number=NUMBER, seed=1)}
+        patch.setattr(loading, "load_split", lambda config: splits[config.split])
         patch.setattr(run_inputs, "load_params", load_params)
         patch.setattr(saving, "find", lambda path: path)
         made = Evaluator(
@@ -54,6 +57,7 @@ def evaluated(tmp_path_factory):
             checkpoint_path="made",
             likelihoods={"tn": ODELikelihood(**LIKELIHOOD, num_repeats=3)},
             variational_bound=VariationalBound(num_times=2),
+            histogram_split="other",
         )
         return folder, made.run(tiny.model(), tiny.config(4), "ab" * 32)
 
@@ -243,8 +247,23 @@ def test_the_integrand_is_a_mean_over_whole_batches_spread_over_the_split():
 
 def test_scores_that_are_not_finite_raise():
     scores = {"bpd": np.array([1.0, np.inf, 2.0]), "success": np.array([1.0, 1.0, 0.0])}
-    with pytest.raises(checks.NonFiniteError, match="tn: 2 of 3 images .* at index 1"):
-        scores_lib.check_scores("tn", scores)
+    places = np.array([0, 20, 40])  # of the part of a split that is scored
+    raised = pytest.raises(checks.NonFiniteError, match="tn: 2 of 3 images .* at place 20 .*max_st")
+    with raised:
+        scores_lib.check_scores("tn", scores, places)
+    del scores["success"]  # a variational bound solves nothing
+    with pytest.raises(checks.NonFiniteError, match=r"tn: 1 of 3 .* infinity\. .* checkpoint\."):
+        scores_lib.check_scores("tn", scores, places)
+
+
+@pytest.mark.parametrize("whole", [None, 50])
+def test_a_parity_knows_of_how_many_images_the_scored_ones_are(whole):
+    scores = {"variational_bound": {"bpd": np.ones(5), "nfe": np.ones(5)}}
+    head = {} if whole is None else {"whole_split": whole}
+    bound, made = VariationalBound(), OfficialParity(num_batches=1, batch_size=4, num_skipped=0)
+    found = summary_lib.assemble(head, scores, {}, bound, None, made)["parity"]
+    assert found["variational_bound"]["images_never_scored"] == (whole or 5) - 4
+    assert ("published" in found["variational_bound"]) == (whole is None)
 
 
 def test_a_parity_table_lists_choices_between_right_and_published():

@@ -185,7 +185,7 @@ def test_random_batches(count, sizes):
     orders = [each.stream(count) for each in made]
     assert {len(each) for each in orders} == {num_batches * batch_size}
     means = [np.mean(values[order]) for order in orders]
-    expected = made[0].deviation(values)
+    expected = made[0].deviation(values, count)
     assert np.std(means) == pytest.approx(expected, rel=0.1, abs=1e-12)
     assert abs(np.mean(means) - np.mean(values)) <= 4 * expected / math.sqrt(len(means)) + 1e-12
     assert (expected == 0) == (sizes == (4, 5, 0))
@@ -202,7 +202,8 @@ def test_the_deviation_is_that_over_all_orders(count, sizes):
     values = np.array([1.0, 2.0, 4.0, 8.0])[:count]
     first = num_skipped * batch_size
     parts = [each[first : first + num_batches * batch_size] for each in permutations(values)]
-    assert parity.deviation(values) == pytest.approx(np.std(np.mean(parts, axis=1)), rel=1e-12)
+    expected = np.std(np.mean(parts, axis=1))
+    assert parity.deviation(values, count) == pytest.approx(expected, rel=1e-12)
 
 
 def test_summary_adds_up():
@@ -214,10 +215,32 @@ def test_summary_adds_up():
     total = section["right"] + section["a"] + section[official_evaluation.BATCHES]
     assert section["published"] == pytest.approx(total, rel=1e-12)
     assert section["right"] == np.mean(scores["bpd"])
-    *legend, head, first, _, _, _, last, unscored = parity.table(found, PARITY.legend).splitlines()
+    *legend, head, first, _, _, _, last, unscored = parity.table(
+        found, PARITY.legend(found)
+    ).splitlines()
     for name in (first, last, unscored):
         assert name.split()[0] in " ".join(legend)
     assert head.split() == ["bits", "per", "dim", "x"]
+
+
+def test_a_part_has_the_rows_that_do_not_need_the_other_images():
+    """Of 200 of 10,000 images: the program never scores a part, so its batches are of all."""
+    rng = np.random.default_rng(3)
+    whole = {"bpd": rng.normal(3, 0.5, 10_000), "parity/a": rng.normal(1, 0.1, 10_000)}
+    part = {name: each[::50] for name, each in whole.items()}
+    section = PARITY.summarize({"x": part}, 10_000)
+    found, of_all = section["x"], PARITY.summarize({"x": whole})["x"]
+    assert found["images_never_scored"] == of_all["images_never_scored"] == 0
+    assert found["random_batches_sd"] == pytest.approx(of_all["random_batches_sd"], rel=0.2)
+    assert 0 < found["random_batches_sd"] < 0.01
+    assert found["published_mean_over_orders"] == pytest.approx(found["right"] + found["a"])
+    assert {"random_batches", "published"} & found.keys() == set()
+    assert "random_batches and published are left out" in PARITY.legend(section)
+    assert "left out" not in PARITY.legend({"x": of_all})
+    few = OfficialParity(num_batches=1, batch_size=100)
+    assert few.summarize({"x": part}, 10_000)["x"]["images_never_scored"] == 9_900
+    one = PARITY.summarize({"x": {"bpd": np.array([3.0])}}, 10_000)["x"]
+    assert one.keys() == {"right", "published_mean_over_orders", "images_never_scored"}
 
 
 def test_published_sizes():
