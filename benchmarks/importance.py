@@ -31,7 +31,8 @@ def weights_and_log_dets(
     """Return log-weights `[K, N]` and log-determinants by probe `[K, N, P]`, nats."""
     model, x = trained.model, jnp.asarray(images)
     keys = numerics.fold_in_each(jax.random.key(5), jnp.arange(len(images)))
-    field = model.field(trained.params, jnp.zeros((len(images), 1)))
+    conditioning = jnp.zeros((len(images), model.conditioning_size))
+    field = model.field(trained.params, conditioning)
     estimator = ODELikelihood(
         dequantizer=TruncatedNormal(),
         solver=Adams(steps=8),

@@ -24,9 +24,9 @@ class Case:
     """The problem that every solver solves.
 
     Args:
-        model: network and path.
+        model: network and path; gamma(t) as it was learned.
         params: moving averages.
-        conditioning: `[B, n]`.
+        conditioning: `[B, K + C]`, that of an image and its class.
         z: dequantized images at the clean end, `[B, H, W, C]`.
         probes: one Rademacher vector per image, `[1, B, H, W, C]`.
         about: description of images and network.
@@ -85,6 +85,7 @@ def load(
     model = built["model"]
     split = run_inputs.load(built["dataset_cfg"], model)
     restored = run_inputs.load_params(model, split.image_shape, checkpoint, use_ema=True)
+    model = model.at(restored.params)
     x = jnp.asarray(split.images[:count])
     keys = numerics.fold_in_each(jax.random.key(seed), jnp.arange(len(x)))
     keys_noise, keys_probes = numerics.split_each(keys, 2)
@@ -93,7 +94,7 @@ def load(
     return Case(
         model=model,
         params=restored.params,
-        conditioning=jnp.asarray(split.conditioning[: len(x)]),
+        conditioning=jnp.asarray(split.conditioning_of(np.arange(len(x)))),
         z=DEQUANTIZER.start(x, noise, model.end),
         probes=Hutchinson().draw(keys_probes, split.image_shape),
         about=f"{len(x)} images of {split.name} / {split.split}, {size}; step {restored.step}",

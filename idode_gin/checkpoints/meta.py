@@ -22,6 +22,11 @@ ROUNDED = "rounded_to"
 """Fact of a smaller copy of a checkpoint: the dtype that its parameters are rounded to."""
 STATE_OF_T5X = "state"
 """Folder in a checkpoint of t5x that holds its train state."""
+SAVE_WITH_ORBAX = (
+    "Save it once from t5x with use_orbax=True, then convert that checkpoint_<step> "
+    "(python -m idode_gin.interop.convert)."
+)
+"""Way out where a checkpoint of t5x cannot be converted as it is."""
 FORMAT = 1
 _SHA256 = "sha256"
 _PARTS = {"params", "ema", "training"}
@@ -118,15 +123,33 @@ def kept(checkpoint: pathlib.Path, what: str, reason: str) -> str:
 
 
 def is_of_t5x(checkpoint: pathlib.Path) -> bool:
-    """Return True for a checkpoint that upstream t5x wrote."""
-    return (checkpoint / STATE_OF_T5X).is_dir() and not (checkpoint / "meta").exists()
+    """Return True for a checkpoint that upstream t5x wrote, with orbax or without."""
+    if (checkpoint / "meta").exists():
+        return False
+    return (checkpoint / STATE_OF_T5X).is_dir() or _is_without_orbax(checkpoint)
+
+
+def _is_without_orbax(checkpoint: pathlib.Path) -> bool:
+    """Return True for a checkpoint of t5x with a file of msgpack and a folder for each leaf."""
+    is_file = (checkpoint / "checkpoint").is_file()
+    return is_file and any(each.name.startswith("target.") for each in checkpoint.iterdir())
 
 
 def must_be_converted(checkpoint: pathlib.Path) -> str:
     """Return the message about a checkpoint of t5x that a program was given."""
-    return (
+    return must_be_saved_again(checkpoint) or (
         f"{checkpoint} is a checkpoint of t5x, which is neither read nor changed here. Convert it: "
         f"python -m idode_gin.interop.convert --source {checkpoint} --output …"
+    )
+
+
+def must_be_saved_again(checkpoint: pathlib.Path) -> str:
+    """Return the message about a checkpoint that t5x wrote without orbax; "" for any other."""
+    if not _is_without_orbax(checkpoint):
+        return ""
+    return (
+        f"{checkpoint} was written by t5x with use_orbax=False, which is neither read nor changed "
+        f"here. {SAVE_WITH_ORBAX}"
     )
 
 

@@ -49,6 +49,8 @@ def load(path: str | pathlib.Path) -> types.TrainState:
         ValueError: if it cannot be read, or its leaves do not fit each other; with their names.
     """
     checkpoint = files.find(path)
+    if problem := checkpoint_meta.must_be_saved_again(checkpoint):
+        raise ValueError(problem)
     tree = plain_trees.read(checkpoint / checkpoint_meta.STATE_OF_T5X)
     params, state = (_mapping(tree, name, checkpoint) for name in ("target", "state"))
     step = _step(state.get("step"), checkpoint)
@@ -117,8 +119,8 @@ def _mapping(tree: Any, name: str, checkpoint: pathlib.Path) -> Mapping[str, Any
     found = tree.get(name) if isinstance(tree, Mapping) else None
     if not isinstance(found, Mapping) or not found:
         raise ValueError(
-            f"{checkpoint} is no checkpoint of t5x: its state has no {name!r}. Give a folder "
-            "checkpoint_<step> that t5x has written with use_orbax=True."
+            f"{checkpoint} is no checkpoint of t5x: its state has no {name!r}. "
+            f"{checkpoint_meta.SAVE_WITH_ORBAX}"
         )
     return found
 

@@ -26,9 +26,11 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 """Pillow's names: the content decides the format, not the file's name."""
 CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
 """Number of channels of each colour mode that holds 8 bits per channel."""
-MAX_PIXELS = 1 << 24  # per image; a small file can claim to be as large as memory
+MAX_PIXELS = 1 << 27
+"""Of an image: more than cameras take. A small file can claim to be as large as memory."""
 MAX_BYTES = 256 << 20  # of a file
 
+_WAY_OUT = "Reduce it first, or remove it."
 _TIFF_EXTRA_SAMPLES = 338
 _PLAIN_ALPHA = (2,)
 
@@ -126,7 +128,7 @@ def is_image(path: pathlib.Path) -> bool:
     if (mimetypes.guess_type(path)[0] or "").startswith("image/"):
         return True
     try:
-        with Image.open(path, formats=FORMATS):
+        with _open(path):
             return True
     except Exception:  # Pillow's parsers raise many types for damage
         return False
@@ -153,7 +155,7 @@ def read_image(path: pathlib.Path, shape: tuple[int, int, int]) -> np.ndarray:
         try:
             image.verify()  # compares the checksums of a PNG; afterwards it must be opened again
             file.seek(0)
-            with Image.open(file, formats=FORMATS) as image:
+            with _open(file) as image:
                 pixels = np.asarray(image)
                 found = _shape(image)
         except Exception as error:  # Pillow's decoders raise many types for damage
@@ -177,10 +179,7 @@ def _opened(path: pathlib.Path) -> Iterator[tuple[Image.Image, IO[bytes]]]:
             raise ValueError(f"{path} is larger than {MAX_BYTES:,} bytes. Replace or remove it.")
         try:
             file.seek(0)
-            with warnings.catch_warnings():
-                # MAX_PIXELS is the bound.
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                image = stack.enter_context(Image.open(file, formats=FORMATS))
+            image = stack.enter_context(_open(file))
             too_large = image.width * image.height > MAX_PIXELS
             frames = 1 if too_large else getattr(image, "n_frames", 1)
             bits = depth.other_than_8_bits(image, file)
@@ -189,6 +188,11 @@ def _opened(path: pathlib.Path) -> Iterator[tuple[Image.Image, IO[bytes]]]:
                 f"{path} is not an image that can be read ({', '.join(FORMATS)}): it starts with "
                 f"{start!r}. Convert it or move it away; only hidden files are skipped."
             ) from error
+        except Image.DecompressionBombError as error:  # beyond Pillow's own, larger bound
+            raise ValueError(
+                f"{path} claims to have more than {MAX_PIXELS:,} pixels, the most that an image "
+                f"may have. {_WAY_OUT}"
+            ) from error
         except Exception as error:  # Pillow's parsers raise many types for damage
             raise ValueError(
                 f"{path} is not a readable image: {error}. Replace or remove it."
@@ -196,7 +200,7 @@ def _opened(path: pathlib.Path) -> Iterator[tuple[Image.Image, IO[bytes]]]:
         if too_large:
             raise ValueError(
                 f"{path} claims to be {image.height} x {image.width}, but images may have at most "
-                f"{MAX_PIXELS:,} pixels. Replace or remove it."
+                f"{MAX_PIXELS:,} pixels. {_WAY_OUT}"
             )
         if bits:
             raise ValueError(f"{path} must have 8 bits per channel, got {bits}. {depth.WAY_OUT}")
@@ -207,6 +211,13 @@ def _opened(path: pathlib.Path) -> Iterator[tuple[Image.Image, IO[bytes]]]:
             )
         _check_kept(path, image)
         yield image, file
+
+
+def _open(file: pathlib.Path | IO[bytes]) -> Image.Image:
+    """Open an image; Pillow warns of fewer pixels than `MAX_PIXELS`, which is the bound here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(file, formats=FORMATS)
 
 
 def _check_kept(path: pathlib.Path, image: Image.Image) -> None:

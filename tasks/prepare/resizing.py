@@ -8,9 +8,13 @@ to 28 pixels it drops a row. Here all sums are integers below 2^53, so that floa
 every machine finds the same pixels.
 """
 
+import math
+
 import numpy as np
 
 from tasks.prepare.refusals import SourceError
+
+_ROWS = 256  # that are float64 at one time: all of a large photograph would take a gigabyte
 
 
 def in_words(size: int) -> str:
@@ -46,25 +50,39 @@ def reduce(image: np.ndarray, size: int, what: str) -> np.ndarray:
     square = image[top : top + side, left : left + side]
     if side == size:
         return square
+    covers, whole = _covers(side, size), side**2
     planes = np.moveaxis(square, -1, 0)
-    opacity = planes[3].astype(np.float64) if channels == 4 else 1.0
-    means = [_mean(plane * opacity, opacity, size) for plane in planes[:3]]
+    colours, opacity = planes[:3], planes[3:]  # the latter has one plane, or none
+    weights = _sums(covers, *opacity) if channels == 4 else whole
+    means = [_mean(_sums(covers, each, *opacity), weights) for each in colours]
     if channels == 4:
-        means.append(_mean(planes[3], 1.0, size))
+        means.append(_mean(weights, whole))
     return np.stack(means, axis=-1)
 
 
-def _mean(values: np.ndarray, weights: np.ndarray | float, size: int) -> np.ndarray:
-    """Return sum of values / sum of weights over areas, rounded, uint8; 0 where no weight is.
+def _covers(side: int, size: int) -> np.ndarray:
+    """Return how much of each pixel an area covers in one direction, in units of 1 / size.
 
-    `[side, side] -> [size, size]`.
+    Integers as float64 `[size, side]`; those of an area add up to `side`.
     """
-    side = len(values)
-    # In units of 1 / size of a pixel, an area has `side` units in each direction.
     starts, areas = np.arange(side) * size, np.arange(size)[:, None] * side
     overlaps = np.minimum(starts + size, areas + side) - np.maximum(starts, areas)
-    covers = overlaps.clip(0).astype(np.float64)  # [size, side]
-    totals = covers @ values.astype(np.float64) @ covers.T
-    norms = covers @ np.broadcast_to(weights, values.shape) @ covers.T
-    # Neither is above 2^24 pixels * 255 * 255 < 2^41.
-    return ((2 * totals + norms) // np.maximum(2 * norms, 1)).astype(np.uint8)
+    return overlaps.clip(0).astype(np.float64)
+
+
+def _sums(covers: np.ndarray, *factors: np.ndarray) -> np.ndarray:
+    """Return sums over areas of a product of uint8 planes, `[side, side] -> [size, size]`.
+
+    With one factor or two, no sum is above 2^27 pixels (`image_files.MAX_PIXELS`) * 255 * 255,
+    which is below 2^43.
+    """
+    rows = []
+    for start in range(0, covers.shape[1], _ROWS):
+        some = [each[start : start + _ROWS].astype(np.float64) for each in factors]
+        rows.append(math.prod(some) @ covers.T)
+    return covers @ np.concatenate(rows)
+
+
+def _mean(sums: np.ndarray, weights: np.ndarray | int) -> np.ndarray:
+    """Return sums / weights, rounded, uint8; 0 where no weight is."""
+    return ((2 * sums + weights) // np.maximum(2 * weights, 1)).astype(np.uint8)

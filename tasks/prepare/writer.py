@@ -49,6 +49,12 @@ def write(source: Source, data_dir: pathlib.Path) -> dict[str, ImageFingerprint]
     class Builder(tfds.dataset_builders.AdhocBuilder, skip_registration=True):  # type: ignore
         url_infos = None  # nothing is downloaded; TFDS would look for a list of checksums
 
+        def _info(self) -> Any:
+            info = super()._info()
+            # TFDS would make an empty folder in /tmp for it at every start, and leave it there.
+            info.initialize_from_bucket = lambda: None
+            return info
+
     # TFDS prints that it downloads to the temporary folder.
     with _disk_explained(data_dir), progress.alone():
         builder = Builder(
@@ -92,7 +98,12 @@ def record(
     Returns:
         per split, the fingerprint of the images in their order on disk.
     """
-    tfds = on_cpu.tfds()
+    tf, tfds = on_cpu.tensorflow(), on_cpu.tfds()
+
+    @tf.autograph.experimental.do_not_convert  # converted code goes to files in /tmp
+    def image_of(example: Mapping[str, Any]) -> Any:
+        return example["image"]
+
     builder = tfds.builder_from_directory(str(folder))
     written = {}
     for split, info in builder.info.splits.items():
@@ -102,7 +113,7 @@ def record(
             read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
             decoders=tfds.decode.PartialDecoding({"image": True}),
         )
-        dataset = dataset.map(lambda example: example["image"])
+        dataset = dataset.map(image_of)
         count = max(map(_chunk, dataset.take(1).as_numpy_iterator()), default=1)
         dataset = dataset.batch(count).prefetch(1)
         with progress.phase(f"reading back {split}", info.num_examples) as going_on:

@@ -122,3 +122,46 @@ def test_kinds_of_checkpoints_are_told_apart(tmp_path, capsys):
     assert "checkpoint_6 is a checkpoint of t5x" in capsys.readouterr().err
     shutil.rmtree(path / "state")
     assert convert.main([f"--source={path}", f"--output={tmp_path / 'new'}"]) == 2
+
+
+def write_without_orbax(folder):
+    """Write what t5x leaves with use_orbax=False: a file of msgpack, and a folder for each leaf."""
+    checkpoint = folder / f"checkpoint_{STEP}"
+    for name in ("target.hidden.bias", "state.param_states.0.0.mu.hidden.bias"):
+        (checkpoint / name).mkdir(parents=True)
+        (checkpoint / name / ".zarray").write_text("{}")
+    content = {"version": 3, "optimizer": {"target": {}, "state": {"step": np.int32(STEP)}}}
+    (checkpoint / "checkpoint").write_bytes(serialization.msgpack_serialize(content))
+    return checkpoint
+
+
+@pytest.mark.parametrize("to", convert.FORMATS)
+@pytest.mark.parametrize("of_run", [False, True])
+def test_what_t5x_saved_without_orbax_must_be_saved_again(tmp_path, capsys, to, of_run):
+    path = write_without_orbax(tmp_path / "theirs")
+    source = path.parent if of_run else path
+    command = [f"--to={to}", f"--source={source}", f"--output={tmp_path / 'new'}"]
+    assert convert.main(command) == 2
+    assert capsys.readouterr().err == (
+        f"error: {path} was written by t5x with use_orbax=False, which is neither read nor changed "
+        "here. Save it once from t5x with use_orbax=True, then convert that checkpoint_<step> "
+        "(python -m idode_gin.interop.convert).\n"
+    )
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("start", [False, True])
+def test_a_run_takes_none_without_orbax_for_a_damaged_one_of_ours(tmp_path, start):
+    path = write_without_orbax(tmp_path / "theirs")
+    before = sorted(tmp_path.rglob("*"))
+    of_run = {"path": str(path.parent)} if start else {}
+    with pytest.raises(ValueError, match="by t5x with use_orbax=False") as error:
+        states.restore(tmp_path / ("run" if start else "theirs"), **of_run)
+    assert error.type is ValueError
+    assert set(before) <= set(tmp_path.rglob("*"))
+
+
+def test_a_file_named_checkpoint_is_none_of_t5x(tmp_path):
+    (tmp_path / f"checkpoint_{STEP}").mkdir()
+    (tmp_path / f"checkpoint_{STEP}" / "checkpoint").write_bytes(b"of flax")
+    assert not t5x_checkpoints.holds(tmp_path)

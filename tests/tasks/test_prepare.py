@@ -4,6 +4,7 @@ import hashlib
 import json
 import pathlib
 import tarfile
+import tempfile
 import types
 
 import archives
@@ -142,6 +143,14 @@ def test_every_format_keeps_every_pixel(path, tmp_path, capsys):
     assert [each.name for each in (tmp_path / "data").iterdir()] == [
         folder.relative_to(tmp_path / "data").parts[0]
     ]
+
+
+def test_nothing_is_left_among_temporary_files(tmp_path, monkeypatch):
+    _, sources = own_images(tmp_path / "source")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    prepare("image_folder", sources, tmp_path / "data")
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Reducing a folder of images to one size: exact means of areas, recorded, never enlarged."""
 
 import json
+import tracemalloc
 
 import archives
 import numpy as np
@@ -9,7 +10,8 @@ from PIL import Image
 from test_prepare import prepare, read
 
 from idode_gin.feed import data, loading
-from tasks.prepare import resizing
+from tasks.formats import image_files
+from tasks.prepare import datasets, image_folder, resizing
 from tasks.prepare.refusals import SourceError
 
 
@@ -23,7 +25,9 @@ def mean_of_areas(image, size):
     return np.einsum("yi,xj,ijc->yxc", weights, weights, image.astype(float))
 
 
-@pytest.mark.parametrize(("side", "size"), [(32, 16), (30, 10), (29, 28), (47, 16), (8, 1)])
+@pytest.mark.parametrize(
+    ("side", "size"), [(32, 16), (30, 10), (29, 28), (47, 16), (8, 1), (299, 7)]
+)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_pixel_is_the_mean_of_its_area(side, size, channels):
     image = np.random.default_rng(0).integers(0, 256, (side, side, channels)).astype(np.uint8)
@@ -59,6 +63,40 @@ def test_transparent_pixels_have_no_colour():
     np.testing.assert_array_equal(
         resizing.reduce(clear + np.array([7, 7, 7, 0], np.uint8), 4, "image"), clear[:4, :4]
     )
+
+
+@pytest.mark.parametrize(("side", "size"), [(29, 28), (299, 7)])
+def test_colours_are_weighted_by_their_opacity(side, size):
+    image = np.random.default_rng(0).integers(0, 256, (side, side, 4)).astype(np.uint8)
+    found = resizing.reduce(image, size, "image")
+    opacity = image[..., 3:].astype(float)
+    weights = mean_of_areas(opacity, size)
+    expected = np.concatenate([mean_of_areas(image[..., :3] * opacity, size) / weights, weights], 2)
+    assert np.abs(found - expected).max() <= 0.5 + 1e-9
+
+
+def test_a_photograph_of_24_megapixels_is_reduced(tmp_path):
+    (tmp_path / "train").mkdir()
+    half = np.zeros((4000, 6000), np.uint8)
+    half[:, :3000] = 200
+    Image.fromarray(half).save(tmp_path / "train" / "a.png", compress_level=1)
+    source = image_folder.read(datasets.image_folder("mine"), [tmp_path], partial=False, size=2)
+    (record,) = source.splits["train"]()
+    np.testing.assert_array_equal(record.image[..., 0], [[200, 0], [200, 0]])
+
+
+def test_sums_over_the_largest_image_are_exact():
+    """Twice a sum of colours times opacities, and the sum of opacities."""
+    assert image_files.MAX_PIXELS * 255 * (2 * 255 + 1) < 2**53
+
+
+def test_a_large_image_is_not_copied_as_floating_point_numbers():
+    image = np.zeros((2000, 2000, 4), np.uint8)
+    tracemalloc.start()
+    resizing.reduce(image, 8, "image")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < image[..., 0].astype(float).nbytes
 
 
 def test_nothing_is_enlarged():
