@@ -1,8 +1,9 @@
 """Settings of saving and restoring."""
 
+import collections
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
 from idode_gin import checks
@@ -64,6 +65,31 @@ class SaveCheckpointConfig:
                     f"{unit}: no other step is saved. Got keep_period={self.keep_period}. The next "
                     f"valid value is {-(-self.keep_period // self.period) * self.period}."
                 )
+
+    def doomed(
+        self,
+        steps: Sequence[int],
+        evaluated: Callable[[int], tuple[float, int | None] | None],
+    ) -> list[int]:
+        """Return the steps whose checkpoints may be deleted.
+
+        Args:
+            steps: steps of the complete checkpoints, ascending.
+            evaluated: bits per dim of a step, and of how many images; None without an evaluation.
+                Evaluations of different numbers of images do not compare: the best of each stay.
+        """
+        if self.keep is None:
+            return []
+        stay = {*steps[-self.keep :], *self.checkpoint_steps}
+        if self.keep_period is not None:
+            stay |= {step for step in steps if step % self.keep_period == 0}
+        judged = collections.defaultdict[int | None, list[tuple[float, int]]](list)
+        for step in steps:
+            if (found := evaluated(step)) is not None:
+                judged[found[1]].append((found[0], -step))
+        for each in judged.values():
+            stay |= {-step for _, step in sorted(each)[: self.keep_best or 0]}
+        return [step for step in steps if step not in stay]
 
     def check_best(self, *, evaluates: bool, eval_period: int | None, last_step: int) -> None:
         """Check that `keep_best` has evaluations to judge by.

@@ -1,6 +1,5 @@
 """Checkpoint directories: list them, resolve a path to one, select and delete old ones."""
 
-import collections
 import contextlib
 import difflib
 import errno
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from absl import logging
 
 from idode_gin.checkpoints import meta
-from idode_gin.checkpoints.config import SaveCheckpointConfig
 from idode_gin.checkpoints.meta import DamagedError
 from idode_gin.reports import files as report_files
 from idode_gin.reports import paths
@@ -272,34 +270,6 @@ def _way_out(checkpoint: pathlib.Path, tried: int) -> str:
                     "INITIAL_CHECKPOINT_PATH)."
                 )
     return "There is none before it."
-
-
-def doomed(
-    steps: Sequence[int],
-    config: SaveCheckpointConfig,
-    evaluated: Callable[[int], tuple[float, int | None] | None],
-) -> list[int]:
-    """Return the steps whose checkpoints may be deleted.
-
-    Args:
-        steps: steps of the complete checkpoints, ascending.
-        config: what to keep.
-        evaluated: bits per dim of a step, and the number of images; None without an evaluation.
-            Evaluations of different numbers of images do not compare: the best of each stay.
-    """
-    if config.keep is None:
-        return []
-    stay = {*steps[-config.keep :], *config.checkpoint_steps}
-    if config.keep_period is not None:
-        stay |= {step for step in steps if step % config.keep_period == 0}
-    if config.keep_best is not None:
-        judged = collections.defaultdict[int | None, list[tuple[float, int]]](list)
-        for step in steps:
-            if (found := evaluated(step)) is not None:
-                judged[found[1]].append((found[0], -step))
-        for each in judged.values():
-            stay |= {-step for _, step in sorted(each)[: config.keep_best]}
-    return [step for step in steps if step not in stay]
 
 
 def is_pinned(directory: pathlib.Path, step: int) -> bool:

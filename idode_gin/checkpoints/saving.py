@@ -239,7 +239,7 @@ class Checkpoints:
         if self._identity != files.identity(self.directory):
             return  # another run may have begun at this path
         steps = saved_steps(self.directory)
-        doomed = files.doomed(steps, self._config.save, self._evaluated)
+        doomed = self._config.save.doomed(steps, self._evaluated)
         doomed = [step for step in doomed if not files.is_pinned(self.directory, step)]
         if doomed:
             files.sync(checkpoint_path(self.directory, steps[-1]))

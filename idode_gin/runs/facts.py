@@ -1,9 +1,12 @@
 """Facts that identify a run or a result: saved beside it, and compared when it is resumed."""
 
 import dataclasses
+import functools
+import inspect
 import re
 import sys
-from collections.abc import Mapping, Sequence
+import types as types_lib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,13 +34,37 @@ UNRELATED = {
 
 
 def described(name: str, value: Any) -> dict[str, str]:
-    """Flatten a dataclass into facts such as `model.network.channels`, defaults included."""
+    """Flatten a dataclass into facts such as `model.network.channels`, defaults included.
+
+    Of a named tuple of functions, an optax transformation, also what they were made with.
+    """
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return {name: shortened(value)}
+        found = {name: shortened(value)}
+        if isinstance(value, tuple) and hasattr(value, "_fields") and all(map(callable, value)):
+            found |= dict(_enclosed(name, value, ()))
+        return found
     found = {name: type(value).__name__}
     for field in dataclasses.fields(value):
         found |= described(f"{name}.{field.name}", getattr(value, field.name))
     return found
+
+
+def _enclosed(name: str, value: Any, inside: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
+    """Yield the variables that a function holds, and those of the functions among them."""
+    if any(value is each for each in inside):
+        return
+    inside = (*inside, value)
+    if isinstance(value, types_lib.FunctionType):
+        parts: Mapping[Any, Any] = inspect.getclosurevars(value).nonlocals
+    elif isinstance(value, functools.partial):
+        parts = {**dict(enumerate(value.args)), **value.keywords, "func": value.func}
+    elif isinstance(value, tuple | list):
+        parts = dict(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
+    else:
+        yield name, shortened(value)
+        return
+    for key, each in parts.items():
+        yield from _enclosed(f"{name}.{key}", each, inside)
 
 
 def shortened(value: Any) -> str:

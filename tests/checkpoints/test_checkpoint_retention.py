@@ -52,14 +52,14 @@ BPD = {step: (bpd, 10) for step, bpd in {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.0, 12: 2.7
 )
 def test_what_stays(config, stay):
     config = SaveConfig(period=2, **config)
-    doomed = files.doomed(STEPS, config, BPD.get)
+    doomed = config.doomed(STEPS, BPD.get)
     assert sorted(set(STEPS) - set(doomed)) == stay
 
 
 def test_the_best_are_those_of_as_many_images():
     """The first evaluation was of easier images, and so no better checkpoint."""
     config, evaluated = SaveConfig(period=2, keep=1, keep_best=1), {**BPD, 2: (1.0, 3)}
-    doomed = files.doomed(STEPS, config, evaluated.get)
+    doomed = config.doomed(STEPS, evaluated.get)
     assert sorted(set(STEPS) - set(doomed)) == [2, 8, 12]
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 from flax import linen as nn
@@ -334,3 +335,18 @@ def test_processes_agree_on_images_and_checkpoint(monkeypatch, tmp_path):
     monkeypatch.setattr(saving, "restore_params", lambda *_, **__: restored)
     run_inputs.load_params(tiny.model(), tiny.SHAPE, str(tmp_path), True)
     assert agreed == {"path": str(tmp_path / "checkpoint_3"), "step": 3}
+
+
+def test_numbers_of_an_optax_transformation_are_facts():
+    """Its repr is the same whatever they are: functions hold them."""
+
+    def made(rate, **numbers):
+        schedule = optax.cosine_decay_schedule(rate, 100)
+        adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, **numbers))
+        return facts.described("optimizer", adam)
+
+    assert facts.changed(made(1e-3), made(1e-3)) == []
+    (rate,) = facts.changed(made(1e-3), made(5e-4))
+    assert rate.endswith("learning_rate.init_value was 0.001 and is now 0.0005")
+    (decay,) = facts.changed(made(1e-3), made(1e-3, b1=0.8))
+    assert decay.endswith(".b1 was 0.9 and is now 0.8")
