@@ -6,7 +6,7 @@ from typing import Any
 __version__ = "0.1.0"
 _LAZY = {
     "TrainedModel": "idode_gin.trained",
-    "load": "idode_gin.trained",
+    "load": "idode_gin.loaded",
     "wrap": "idode_gin.wrapped",
     "wrap_flow": "idode_gin.wrapped",
 }

@@ -21,14 +21,12 @@ import numpy as np
 from jaxtyping import Array
 
 from idode_gin import checks, numerics, types
-from idode_gin.checkpoints import saving
-from idode_gin.configs import from_training, gin_internals, quiet
+from idode_gin.configs import quiet
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.evaluation import bits_per_dim
 from idode_gin.evaluation.bits_per_dim import BitsPerDim, Bound
 from idode_gin.feed import data, labels, loading
 from idode_gin.models import DiffusionODE
-from idode_gin.reports import differences, paths
 from idode_gin.runs import image_loop, in_memory, run_inputs
 from idode_gin.runs.in_memory import Seed
 from idode_gin.samplers.base import AbstractDeterministicSampler, AbstractSampler, Samples
@@ -40,62 +38,10 @@ Label: TypeAlias = int | Sequence[int] | np.ndarray | None
 _ODE = ODESampler()
 
 
-def load(path: str | pathlib.Path, step: int | None = None, ema: bool = True) -> "TrainedModel":
-    """Load a trained model from its run directory.
-
-    The model is built from the configuration in the run directory. gin's configuration in this
-    process stays as it is, and so do its devices.
-
-    Args:
-        path: a run directory, or one `checkpoint_<step>` in it.
-        step: of the checkpoint; None takes the newest undamaged one.
-        ema: load the averaged parameters, as the programs do, rather than the last ones.
-
-    Raises:
-        ValueError: if there is no run or checkpoint, it is damaged, or this version or environment
-            cannot build its model.
-    """
-    path = paths.stored(path, "The path of a run")
-    if step is not None:
-        checks.check_integer("step", step, at_least=0)
-        run, path = paths.of(path), saving.checkpoint_path(path, step)
-        if run.name.startswith("checkpoint_") and not path.exists():
-            raise ValueError(f"`step` needs a run directory, got the checkpoint {run}.")
-    source = from_training.config_of(path)
-    saving.find(path)
-    with gin_internals.isolated():
-        model, dataset = _built(source)
-    if not isinstance(model, DiffusionODE) or model.image_shape is None:
-        raise ValueError(f"{source} must declare a DiffusionODE with an image_shape, got {model}.")
-    shape, partitioner = model.image_shape, PjitPartitioner()
-    restored = run_inputs.load_params(model, shape, str(path), ema, partitioner.replicated)
-    return TrainedModel(
-        model=model.at(restored.params),
-        params=restored.params,
-        config=differences.bindings(source.read_text("utf-8")),
-        step=restored.step,
-        path=restored.path,
-        partitioner=partitioner,
-        class_names=tuple(restored.facts.get("class_names", ())),
-        dataset=data.DatasetConfig(**dataset, split="test", batch_size=1),
-    )
-
-
-def _built(source: pathlib.Path) -> tuple[Any, dict[str, Any]]:
-    try:
-        return from_training.model_and_dataset_of(source)
-    except (ValueError, TypeError, SyntaxError, ImportError, AttributeError) as error:
-        raise ValueError(
-            f"The model of {source.parent} cannot be built from {source.name}: {error} Modules of "
-            "your own must be on sys.path. If another version of idode_gin wrote the run, load it "
-            "with that version."
-        ) from error
-
-
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TrainedModel:
-    """A model with its parameters, on all devices of this process. Made by `load` and `wrap`.
+    """A model with its parameters, on all devices of this process. `load` and `wrap` make one.
 
     Images are integers `[N, H, W, C]` in 0 … V-1. Random numbers of an image depend on `key` and on
     its `index` alone: its place in a split, 0 … N-1 if not given. `conditioning` is `[N, K]`, zeros
@@ -148,11 +94,19 @@ class TrainedModel:
         Raises:
             ValueError: for an unknown split, data that cannot be read, or no run.
         """
-        if self.dataset is None:
-            raise ValueError("A function of your own has no dataset. Load its images yourself.")
-        quiet.silence_tensorflow()
-        loading.set_data_dirs(tfds_data_dir=tfds_data_dir)
-        return loading.load_split(dataclasses.replace(self.dataset, split=split)).images
+        return loading.load_split(self._dataset(split, tfds_data_dir)).images
+
+    def labels(self, split: str = "test", *, tfds_data_dir: str | None = None) -> np.ndarray:
+        """Return the class of each of `images`, integers `[N]`; arguments as there.
+
+        Raises:
+            ValueError: as `images`, or if the model is not conditioned on classes.
+        """
+        dataset, count = self._dataset(split, tfds_data_dir), self.model.num_classes
+        if not count:
+            raise ValueError(f"{self} is not conditioned on classes, so it takes no labels.")
+        found, what = loading.load_labels(dataset, count), f"{dataset.mixture_or_task_name}/{split}"
+        return labels.check(found, count, 0 if found is None else len(found), what)
 
     def log_prob(self, images: np.ndarray, **options: Any) -> np.ndarray:
         """Return a lower bound on log P(x), nats, `[N]`; arguments as in `bits_per_dim`."""
@@ -311,7 +265,14 @@ class TrainedModel:
         image_loop.check_solved(found["success"], "latents")
         return found["levels"]
 
-    def field(self, z: Array, gamma: Array, conditioning: Array | None = None) -> Array:
+    def field(
+        self,
+        z: Array,
+        gamma: Array,
+        conditioning: Array | None = None,
+        *,
+        params: types.Params | None = None,
+    ) -> Array:
         """Return the network's output: a plain function for `likelihood.log_prob`, and for jax.
 
             likelihood.log_prob(trained.field, x, key, **trained.field_options)
@@ -321,11 +282,14 @@ class TrainedModel:
             gamma: log(sigma^2 / alpha^2), `[B]`.
             conditioning: `[B, K]`; with classes `[B, K + C]`, which is needed then.
                 `args=(conditioning,)` of `log_prob`.
+            params: in place of `params` of this model, to differentiate by. Give them as an
+                argument to what `jax.jit` compiles: parameters that are not are constants of the
+                compiled program.
         """
         if conditioning is None:
             conditioning = jnp.asarray(self._conditioning(None, z.shape[0], None), z.dtype)
         time = self.model.time.rescale(gamma)
-        params = self.model.network_params(self._local_params)
+        params = self.model.network_params(self._local_params if params is None else params)
         return self.model.network(params, z, time, conditioning)
 
     @property
@@ -347,6 +311,13 @@ class TrainedModel:
         """Parameters that are bound to no device."""
         with jax.ensure_compile_time_eval():  # arrays, even if a transformation is under way
             return jax.tree.map(jnp.asarray, jax.device_get(self.params))
+
+    def _dataset(self, split: str, tfds_data_dir: str | None) -> data.DatasetConfig:
+        if self.dataset is None:
+            raise ValueError("A function of your own has no dataset. Load its images yourself.")
+        quiet.silence_tensorflow()
+        loading.set_data_dirs(tfds_data_dir=tfds_data_dir)
+        return dataclasses.replace(self.dataset, split=split)
 
     def _levels(self, found: Samples) -> Mapping[str, Array]:
         dtype = np.min_scalar_type(self.model.encoding.levels - 1)

@@ -28,8 +28,8 @@ class SaveCheckpointConfig:
             back on if that one is damaged.
         keep_period: steps that are multiples of it are never deleted.
         keep_best: number of checkpoints with the lowest bits per dim on the evaluation split to
-            keep as well, each judged by the evaluation of its own step, among those of as many
-            images.
+            keep as well, each judged by the evaluation of its own step. If evaluations differ in
+            their number of images, so many are kept for each number.
 
     Raises:
         ValueError: if a number is not positive, or a setting has no effect.

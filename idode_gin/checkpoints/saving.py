@@ -90,7 +90,7 @@ class Checkpoints:
         directory: run directory.
         config: when to save, what to restore.
         facts: JSON-serializable numbers and strings that describe the run, saved in every
-            checkpoint.
+            checkpoint as they are then.
         evaluated: bits per dim of a step, and of how many images; None without an evaluation.
             Decides which are best.
 
@@ -112,7 +112,7 @@ class Checkpoints:
         files.check_path(directory)
         orbax_internals.accept(self.directory)
         self._config = config
-        self._facts = dict(facts)
+        self._facts = facts
         self._evaluated = evaluated
         self._lazy_manager: ocp.CheckpointManager | None = None
         self._last_save: int | None = None

@@ -1,4 +1,4 @@
-"""Where a run begins and ends, from the names and descriptions of checkpoints alone."""
+"""Find where a run begins and ends, from the names and descriptions of checkpoints alone."""
 
 import dataclasses
 import pathlib

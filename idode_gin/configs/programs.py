@@ -48,7 +48,8 @@ def run(program: str, function: str, about: str, argv: Sequence[str] | None = No
     - 2: wrong configuration or input, or a file that cannot be read or written.
     - 3: a number became NaN or infinite.
     - 75: stopped by SIGTERM, Ctrl-C or another of `preemption.MORE_SIGNALS`, at any time. A second
-      signal, more than a second later, or Ctrl-C again ends the process at once, with 128 + signal.
+      signal (but SIGXCPU), more than a second later, or Ctrl-C again ends the process at once, with
+      128 + signal.
 
     Any other exception is a bug and is raised; where there are several processes it ends them with
     1. All processes end with the code of the first one that failed.

@@ -13,7 +13,7 @@ from idode_gin.reports import files
 ODE_EVALUATIONS = 50
 """Network evaluations of a solve whose steps a pilot will choose: mostly 25 to 60."""
 ADAPTIVE_EVALUATIONS = 440
-"""Those of an adaptive solve: of Dormand-Prince at 1e-5 on the 32x32 patches of
+"""Network evaluations of an adaptive solve: Dormand-Prince at 1e-5 on the 32x32 patches in
 `benchmarks/results/likelihood.md`."""
 _ASSUMED = (
     f"{ADAPTIVE_EVALUATIONS} evaluations are assumed for a solve, as measured at 1e-5 on 32x32 "
@@ -70,8 +70,8 @@ def in_words(
     ]
     if adaptive := [name for name, each in likelihoods.items() if _is_adaptive(each)]:
         lines.append(
-            f"Adaptive steps ({', '.join(adaptive)}): their number depends on the image and on the "
-            f"tolerance.\n  {_ASSUMED}"
+            f"Adaptive or unknown steps ({', '.join(adaptive)}): an adaptive number depends on the "
+            f"image and on the tolerance.\n  {_ASSUMED}"
         )
     classes = 0
     if classified is not None:

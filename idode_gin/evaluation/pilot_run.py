@@ -175,10 +175,9 @@ def in_words(report: Report, remedies: str = REMEDIES) -> str:
     if report.is_within:
         return shown
     shown += f" This exceeds the tolerance of {report.tolerance:.1e}"
-    if report.rounding >= report.tolerance:
+    if report.rounding >= report.error + report.reference_error:
         return (
-            f"{shown}, which float32 cannot reach: it rounds by {report.rounding:.1e}. Raise the "
-            "tolerance."
+            f"{shown}, mostly because float32 rounds by {report.rounding:.1e}. Raise the tolerance."
         )
     return f"{shown}: the network is rough between the steps. {remedies}"
 

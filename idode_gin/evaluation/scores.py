@@ -147,7 +147,7 @@ def check_scores(name: str, scores: Scores, places: np.ndarray) -> None:
         remedy = ", or raise `max_steps` or the tolerances"
     raise checks.NonFiniteError(
         f"{name}: {np.sum(failed)} of {failed.size} images have no finite bits per dim, the first "
-        f"at place {places[failed.argmax()]} of the split. The network gave NaN or infinity"
+        f"at place {places[failed.argmax()]}. The network gave NaN or infinity"
         f"{cause}. Evaluate an earlier checkpoint{remedy}."
     )
 

@@ -17,7 +17,8 @@ suit image networks for 256 levels. Both ends affect the result:
 
 The result can be differentiated with respect to x and to what `field` holds: in forward mode with
 every solver, in reverse mode with grids (`Adams`, `FixedGrid`), which keep the state of each step
-and compute the field again. Call it inside `jax.jit`: outside, every call compiles.
+and compute the field again. A field with side effects (`jax.experimental.io_callback`) has no
+gradient in reverse mode. Call `log_prob` inside `jax.jit`: outside, every call compiles.
 
 Refs: VDM, the prior loss.
 """

@@ -70,7 +70,7 @@ class MetricsLog:
             self._content = lines if paths.in_bucket(self._path) else ""
 
     def evaluated(self, step: int) -> tuple[float, int | None] | None:
-        """Return the bits per dim of `step`, and of how many images; None if it was not."""
+        """Return the bits per dim of `step`, and of how many images; None without any."""
         row = self.row(step) or {}
         return None if row.get(BPD) is None else (row[BPD], row.get(_IMAGES))
 
@@ -109,7 +109,7 @@ class MetricsLog:
 
 
 def evaluations(rows: Iterable[Row]) -> list[Row]:
-    """Return the rows of evaluations of as many images as the last one: others do not compare."""
+    """Return the evaluations of the number of images of the last one: others do not compare."""
     found = [row for row in rows if row.get(BPD) is not None]
     return [row for row in found if row.get(_IMAGES) == found[-1].get(_IMAGES)]
 

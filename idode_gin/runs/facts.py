@@ -36,7 +36,7 @@ UNRELATED = {
 def described(name: str, value: Any) -> dict[str, str]:
     """Flatten a dataclass into facts such as `model.network.channels`, defaults included.
 
-    Of a named tuple of functions, an optax transformation, also what they were made with.
+    An optax transformation, a named tuple of functions, gives the numbers that these hold as well.
     """
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         found = {name: shortened(value)}
@@ -50,7 +50,7 @@ def described(name: str, value: Any) -> dict[str, str]:
 
 
 def _enclosed(name: str, value: Any, inside: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
-    """Yield the variables that a function holds, and those of the functions among them."""
+    """Yield the numbers and texts that a function, or a container of some, was made with."""
     if any(value is each for each in inside):
         return
     inside = (*inside, value)
@@ -58,6 +58,10 @@ def _enclosed(name: str, value: Any, inside: tuple[Any, ...]) -> Iterator[tuple[
         parts: Mapping[Any, Any] = inspect.getclosurevars(value).nonlocals
     elif isinstance(value, functools.partial):
         parts = {**dict(enumerate(value.args)), **value.keywords, "func": value.func}
+    elif isinstance(value, types_lib.MethodType):
+        parts = vars(value.__self__) if hasattr(value.__self__, "__dict__") else {}
+    elif isinstance(value, Mapping):
+        parts = value
     elif isinstance(value, tuple | list):
         parts = dict(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
     else:

@@ -140,6 +140,7 @@ class PartialResults:
         def compare() -> None:
             saved = None if is_new else files.read_json(path)
             if saved is None:
+                run_lock.check(self._folder)
                 files.write_json_atomically(path, current)
             else:
                 _check_same(self._folder, saved, current)

@@ -39,10 +39,11 @@ def held(
 
     Raises:
         ValueError: if another program has the lock.
-        OSError: if the lock cannot be written.
+        OSError: if the lock cannot be written; if it is entered again and the folder was replaced.
     """
     path = paths.of(directory).absolute() / NAME
     if not is_first or path in _held:
+        check(directory)
         yield
         return
     if paths.in_bucket(path):

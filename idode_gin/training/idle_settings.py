@@ -11,7 +11,7 @@ from idode_gin.training.optimizers import WARMUP_START, AdamW
 def lines(
     model: DiffusionODE, optimizer: Any, save: SaveCheckpointConfig, train_steps: int
 ) -> list[str]:
-    """Return a line for each such setting of a run that ends at step `train_steps`."""
+    """Return a line for each setting that has no effect on a run that ends at `train_steps`."""
     found, ends = descriptions.warnings(model), f"training ends at step {train_steps}"
     if isinstance(optimizer, AdamW):
         last, every = optimizer.decay_steps, optimizer.accumulation_steps
@@ -23,7 +23,8 @@ def lines(
             )
         if every > train_steps:
             found.append(
-                f"No update is made: AdamW.accumulation_steps = {every}, and {ends}. Bind fewer."
+                f"No update is made: {ends}, and AdamW.accumulation_steps = {every}. Bind at most "
+                f"{train_steps}."
             )
     if beyond := [step for step in save.checkpoint_steps if step > train_steps]:
         found.append(

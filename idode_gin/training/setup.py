@@ -138,5 +138,7 @@ def resume_or_begin(setup: Setup, saved: Checkpoints) -> Start:
         resuming.check_resumed(directory, restored.facts, setup.facts, setup.model, is_done=is_done)
     elif restored is not None:  # may be another checkpoint than `Trainer.check_start` saw
         steps_left.check_step(restored.path, step, setup.train_steps)
+        began = {steps_left.FIRST_STEP: step, steps_left.STARTED_FROM: str(restored.path)}
+        setup.facts.update(began)  # before the first save
     has_trained = is_resumed and step not in (0, setup.facts.get(steps_left.FIRST_STEP))
     return Start(state, step, restored, is_resumed, has_trained)

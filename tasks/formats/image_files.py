@@ -27,7 +27,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
 """Number of channels of each colour mode that holds 8 bits per channel."""
 MAX_PIXELS = 1 << 27
-"""Of an image: more than cameras take. A small file can claim to be as large as memory."""
+"""Bound of an image, above most cameras. A small file can claim to be as large as memory."""
 MAX_BYTES = 256 << 20  # of a file
 
 _WAY_OUT = "Reduce it first, or remove it."

@@ -9,9 +9,9 @@ from gin import config
 from idode_gin import encode as encode_program
 from idode_gin import eval as eval_program
 from idode_gin import interpolate as interpolate_program
+from idode_gin import loaded
 from idode_gin import sample as sample_program
 from idode_gin import train as train_program
-from idode_gin import trained as trained_model
 from idode_gin.configs import building, from_training, loading, outputs, programs
 from idode_gin.configs.loading import ConfigError
 from idode_gin.networks.unet import UNet
@@ -258,7 +258,7 @@ def test_a_configuration_of_t5x_is_none(
     assert "(config.gin there is t5x's)" in errors
     assert "--gin_file=gin_configs/experiments/digits_eval.gin" in errors
     with pytest.raises(ValueError, match=r"config\.gin there is t5x's"):
-        trained_model.load(tmp_path)
+        loaded.load(tmp_path)
     (tmp_path / "operative_config.gin").write_text(f"include {DIGITS!r}\n")
     assert from_training.config_of(tmp_path) == tmp_path / "operative_config.gin"
     monkeypatch.chdir(tmp_path)  # gin_configs is found beside the package

@@ -1,6 +1,7 @@
 """`idode_gin.load`: a trained model in Python, with the figures of the programs."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -16,8 +17,7 @@ import pytest
 import tiny
 
 import idode_gin
-from idode_gin import likelihood
-from idode_gin import trained as trained_lib
+from idode_gin import likelihood, loaded
 from idode_gin.checkpoints import meta as checkpoint_meta
 from idode_gin.checkpoints.meta import DamagedError
 from idode_gin.checkpoints.saving import RestoredParams
@@ -104,6 +104,13 @@ def test_the_images_are_those_of_the_run(model, images):
     assert len(model.images()) == len(loading.load_labels(model.dataset, 10)) == 300
     with pytest.raises(ValueError, match="no split 'tset'"):
         model.images("tset")
+    with pytest.raises(ValueError, match=r"TrainedModel\(.*is not conditioned on classes"):
+        model.labels()
+    network = dataclasses.replace(model.model.network, num_classes=10)
+    of_classes = dataclasses.replace(model, model=dataclasses.replace(model.model, network=network))
+    expected = loading.load_labels(dataclasses.replace(model.dataset, split="validation"), 10)
+    np.testing.assert_array_equal(of_classes.labels("validation"), expected)
+    assert set(expected) == set(range(10))
     with pytest.raises(ValueError, match="no dataset"):
         dataclasses.replace(model, dataset=None).images()
 
@@ -241,6 +248,14 @@ def test_a_plain_function_for_log_prob(model, images):
     gradient = jax.jit(jax.grad(lambda x: log_prob(model.field, x).sum()))(x)
     assert jnp.isfinite(gradient).all()
 
+    def of_params(params):
+        return log_prob(functools.partial(model.field, params=params), x)
+
+    compiled = jax.jit(of_params).lower(model.params).compile()
+    np.testing.assert_allclose(compiled(model.params), expected, rtol=1e-5)
+    by_params = jax.jit(jax.grad(lambda params: of_params(params).sum()))(model.params)
+    assert any(jnp.any(each != 0) for each in jax.tree.leaves(by_params))
+
 
 @pytest.mark.parametrize(
     ("images", "options", "message"),
@@ -279,12 +294,12 @@ def test_a_gamma_of_t_is_loaded_as_it_was_learned(monkeypatch, tmp_path):
     restored = RestoredParams({**params, "time_schedule": {"ends": moved}}, 3, tmp_path, {})
     config = tmp_path / "config.gin"
     config.touch()
-    monkeypatch.setattr(trained_lib.from_training, "config_of", lambda path: config)
-    monkeypatch.setattr(trained_lib.saving, "find", lambda path: path)
+    monkeypatch.setattr(loaded.from_training, "config_of", lambda path: config)
+    monkeypatch.setattr(loaded.saving, "find", lambda path: path)
     monkeypatch.setattr(
-        trained_lib, "_built", lambda source: (model, {"mixture_or_task_name": "digits"})
+        loaded, "_built", lambda source: (model, {"mixture_or_task_name": "digits"})
     )
-    monkeypatch.setattr(trained_lib.run_inputs, "load_params", lambda *_: restored)
+    monkeypatch.setattr(loaded.run_inputs, "load_params", lambda *_: restored)
     options = idode_gin.load(tmp_path).field_options
     assert (options["gamma_min"], options["gamma_max"]) == (-7.0, 4.0)
 
@@ -340,7 +355,8 @@ def test_a_configuration_that_cannot_be_built(trained, tmp_path):
 def test_importing_the_package_is_cheap():
     code = "import sys, idode_gin; assert 'load' in dir(idode_gin); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"jax", "numpy", "gin", "idode_gin.trained"} & set(done.stdout.split())
+    heavy = {"jax", "numpy", "gin", "idode_gin.trained", "idode_gin.loaded"}
+    assert not heavy & set(done.stdout.split())
     with pytest.raises(AttributeError, match="has no attribute 'lod'"):
         idode_gin.lod  # noqa: B018
 

@@ -46,7 +46,7 @@ def test_adaptive_steps_are_counted_as_measured():
     bounds = {"own": own, "piloted": PILOTED}
     text = cost.in_words({}, bounds, 0, 1e6, None, {}, dims=48)
     assert "own 1,760, piloted 100;" in text  # 440 x 2 with the trace x 2 repeats
-    assert "Adaptive steps (own): their number depends on the image and on the tolerance." in text
+    assert "Adaptive or unknown steps (own): an adaptive number depends on the image" in text
     assert "440 evaluations are assumed for a solve" in text
     text = cost.in_words({}, {"piloted": PILOTED}, 0, 1e6, None, {}, dims=48)
     assert "Adaptive" not in text

@@ -350,3 +350,12 @@ def test_numbers_of_an_optax_transformation_are_facts():
     assert rate.endswith("learning_rate.init_value was 0.001 and is now 0.0005")
     (decay,) = facts.changed(made(1e-3), made(1e-3, b1=0.8))
     assert decay.endswith(".b1 was 0.9 and is now 0.8")
+
+    def accumulated(rate):
+        parts = {"a": optax.adam(rate), "b": optax.sgd(0.1)}
+        every = optax.MultiSteps(optax.partition(parts, lambda _: "a"), 2)
+        return facts.described("optimizer", every.gradient_transformation())
+
+    assert facts.changed(accumulated(1e-3), accumulated(1e-3)) == []
+    rates = facts.changed(accumulated(1e-3), accumulated(5e-4))
+    assert {each.partition(" was ")[2] for each in rates} == {"-0.001 and is now -0.0005"}
