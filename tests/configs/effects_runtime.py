@@ -21,7 +21,6 @@ from effects import Case, Refused, Room
 from PIL import Image
 
 from idode_gin import checks
-from idode_gin.checkpoints import files
 from idode_gin.checkpoints import series as checkpoint_series
 from idode_gin.checkpoints.saving import (
     CheckpointConfig,
@@ -71,7 +70,7 @@ def placed(partitioner: PjitPartitioner, _: Room) -> Any:
 def kept(config: SaveCheckpointConfig, room: Room) -> Any:
     """Return which steps are saved, and which saved steps are deleted; step 6 is the best."""
     saved = Checkpoints(room.folder, CheckpointConfig(save=config), {})
-    doomed = files.doomed(SAVED_STEPS, config, lambda step: abs(step - 6.0))
+    doomed = config.doomed(SAVED_STEPS, lambda step: (abs(step - 6.0), 8))
     return [saved.is_due(step) for step in range(13)], np.asarray(doomed)
 
 

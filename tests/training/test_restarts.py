@@ -254,6 +254,20 @@ def test_a_start_that_a_begun_run_did_not_have_is_said_to_have_no_effect(
     )
 
 
+def test_the_start_that_a_run_took_is_recorded(undisturbed, tmp_path):
+    """The newest checkpoint has intact facts, and damaged arrays: the one before it is taken."""
+    source = tmp_path / "source"
+    shutil.copytree(undisturbed[0], source)
+    for each in (source / "checkpoint_6").rglob("d/*"):
+        each.write_bytes(each.read_bytes()[:10])
+    run(tmp_path / "run", 7, restore=RestoreCheckpointConfig(path=str(source)))
+    found = steps_left.beginning(tmp_path / "run", RestoreCheckpointConfig())
+    assert found == {
+        steps_left.FIRST_STEP: 4,
+        steps_left.STARTED_FROM: str(source / "checkpoint_4"),
+    }
+
+
 def test_a_run_whose_checkpoints_are_gone_keeps_its_rows(undisturbed, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(undisturbed[0], folder)
