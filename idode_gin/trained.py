@@ -282,8 +282,8 @@ class TrainedModel:
             gamma: log(sigma^2 / alpha^2), `[B]`.
             conditioning: `[B, K]`; with classes `[B, K + C]`, which is needed then.
                 `args=(conditioning,)` of `log_prob`.
-            params: in place of `params` of this model, to differentiate by. Give them as an
-                argument to what `jax.jit` compiles: parameters that are not are constants of the
+            params: used in place of those of this model, to differentiate by them. Inside
+                `jax.jit`, pass them through its arguments: otherwise they become constants of the
                 compiled program.
         """
         if conditioning is None:
