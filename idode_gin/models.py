@@ -327,7 +327,8 @@ class DiffusionODE:
         self, params: types.Params, batch: types.Batch, key: types.PRNGKey, sampler: ODESampler
     ) -> Encoded:
         """Encode every image to its latent, keyed by its `index`."""
-        return latents.encode(*self._to_encode(params, batch, key), sampler)
+        field, end, gamma_max, x, keys = self._to_encode(params, batch, key)
+        return sampler.to_noise(field, end, gamma_max, latents.start(end, x, keys))
 
     def round_trip_fn(
         self, params: types.Params, batch: types.Batch, key: types.PRNGKey, sampler: ODESampler

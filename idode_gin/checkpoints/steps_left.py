@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from idode_gin import checks
@@ -33,41 +34,38 @@ def check(
         check_step(found[0], found[1]["step"], train_steps)
 
 
-def beginning(directory: str | pathlib.Path, restore: RestoreCheckpointConfig) -> dict[str, Any]:
-    """Return the facts `FIRST_STEP` and `STARTED_FROM` of the run that `directory` holds or will.
+def first_step(directory: str | pathlib.Path, restore: RestoreCheckpointConfig) -> int | None:
+    """Return the step that the run in `directory` started at, or will start at.
 
-    Checkpoints lack them that were converted, or written by an earlier version.
+    None for checkpoints that do not hold it: converted ones, and those of earlier versions.
     """
     if own := files.described(files.newest_first(directory)):
-        facts = own[1]["facts"]
-        return {name: facts[name] for name in (FIRST_STEP, STARTED_FROM) if name in facts}
-    if restore.path is None:
-        return {FIRST_STEP: 0, STARTED_FROM: None}
-    found = files.described(files.candidates(restore.path, restore.mode))
-    step = 0 if found is None or restore.step != warm_start.RESTORE else int(found[1]["step"])
-    return {FIRST_STEP: step, STARTED_FROM: None if found is None else str(found[0].absolute())}
+        found = own[1]["facts"].get(FIRST_STEP)
+        return found if type(found) is int else None
+    if restore.path is None or restore.step != warm_start.RESTORE:
+        return 0
+    start = files.described(files.candidates(restore.path, restore.mode))
+    return 0 if start is None else int(start[1]["step"])
 
 
-def first_step(directory: str | pathlib.Path, restore: RestoreCheckpointConfig) -> int | None:
-    """Return the step that the run in `directory` started at, or will start at, if it is known."""
-    found = beginning(directory, restore).get(FIRST_STEP)
-    return found if type(found) is int else None
+def other_start(
+    newest: pathlib.Path, facts: Mapping[str, Any], restore: RestoreCheckpointConfig
+) -> str | None:
+    """Return a warning if `restore` names a start that a run with these facts did not have.
 
-
-def other_start(directory: str | pathlib.Path, restore: RestoreCheckpointConfig) -> str | None:
-    """Return a warning if `restore` names a start that the run in `directory` did not have."""
-    own = files.described(files.newest_first(directory))
-    if restore.path is None or own is None or STARTED_FROM not in own[1]["facts"]:
+    `newest` is the run's newest checkpoint. Facts that do not hold the start give no warning.
+    """
+    if restore.path is None or STARTED_FROM not in facts:
         return None
-    started_from, newest = own[1]["facts"][STARTED_FROM], own[0]
+    started_from = facts[STARTED_FROM]
     same = [newest] if started_from is None else [newest, paths.of(started_from)]
     same = [each.resolve() for each in same]
     if paths.of(restore.path).resolve() in (*same, *(each.parent for each in same)):
         return None
     return (
-        f"INITIAL_CHECKPOINT_PATH = {restore.path!r} has no effect: {directory} holds a run that "
-        f"started from {started_from or 'scratch'}, and its newest checkpoint, {newest.name}, is "
-        "taken. To start from the path given, choose another MODEL_DIR."
+        f"INITIAL_CHECKPOINT_PATH = {restore.path!r} has no effect: {newest.parent} holds a run "
+        f"that started from {started_from or 'scratch'}, and its newest checkpoint, {newest.name}, "
+        "is taken. To start from the path given, choose another MODEL_DIR."
     )
 
 

@@ -39,9 +39,9 @@ def check_begun(
         if start:
             _warn_of_meaning(start[0], start[1]["facts"], model)
         return
-    if warning := steps_left.other_start(directory, restore):
-        logging.warning("%s", warning)
     path, meta = newest
+    if warning := steps_left.other_start(path, meta["facts"], restore):
+        logging.warning("%s", warning)
     _check_meaning(paths.of(directory), meta["facts"], model)
     if model.image_shape is not None:
         params = run_inputs.param_shapes(model, model.image_shape)

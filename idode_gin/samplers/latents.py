@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Integer
 from idode_gin import numerics, ode, types
 from idode_gin.dequantizers.base import CleanEnd
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
-from idode_gin.samplers.ode import Encoded, ODESampler
+from idode_gin.samplers.ode import ODESampler
 
 _PARALLEL = 1e-4
 """Sine of the angle below which interpolation between two latents is linear."""
@@ -41,8 +41,8 @@ def round_trip(
     keys: types.PRNGKeys,
     sampler: ODESampler,
 ) -> RoundTrip:
-    """Encode integer images to latents, as `encode` does, and decode them."""
-    z = _start(end, x, keys)
+    """Encode integer images to latents, from `start`, and decode them."""
+    z = start(end, x, keys)
     there = sampler.to_noise(field, end, gamma_max, z)
     back = sampler.from_noise(field, end, gamma_max, there.noise)
     squares = numerics.sum_pixels(((back.latent - z) / end.alpha) ** 2) / numerics.num_dims(z)
@@ -56,26 +56,15 @@ def round_trip(
     )
 
 
-def encode(
-    field: ode.Field,
-    end: CleanEnd,
-    gamma_max: float,
-    x: types.Pixels,
-    keys: types.PRNGKeys,
-    sampler: ODESampler,
-) -> Encoded:
-    """Encode integer images to latents.
+def start(end: CleanEnd, x: types.Pixels, keys: types.PRNGKeys) -> types.Images:
+    """Return the latents that integer images are encoded from.
 
-    An image starts at alpha_0 f + sigma_0 u with u truncated to the bin (`TruncatedNormal`). The
-    centres of the bins have less noise than any image of the model, so their latents would not be
-    typical noise.
+    They are alpha_0 f + sigma_0 u with u truncated to the bin (`TruncatedNormal`). The centres of
+    the bins have less noise than any image of the model, so their latents would not be typical
+    noise.
     """
-    return sampler.to_noise(field, end, gamma_max, _start(end, x, keys))
-
-
-def _start(end: CleanEnd, x: types.Pixels, keys: types.PRNGKeys) -> types.Images:
-    start = TruncatedNormal()
-    return start.start(x, start.draw(keys, x.shape[1:], end), end)
+    dequantizer = TruncatedNormal()
+    return dequantizer.start(x, dequantizer.draw(keys, x.shape[1:], end), end)
 
 
 def spherical(first: types.Images, second: types.Images, share: types.PerExample) -> types.Images:

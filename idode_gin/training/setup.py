@@ -133,12 +133,14 @@ def resume_or_begin(setup: Setup, saved: Checkpoints) -> Start:
     state, restored = saved.restore(program.abstract_state, program.init, program.init_optimizer)
     step = int(state.step)
     is_resumed = restored is not None and restored.path.parent == directory
+    began: dict[str, Any] = {steps_left.FIRST_STEP: step, steps_left.STARTED_FROM: None}
     if restored is not None and is_resumed:
         is_done = step >= setup.train_steps
         resuming.check_resumed(directory, restored.facts, setup.facts, setup.model, is_done=is_done)
+        began = {name: restored.facts[name] for name in began if name in restored.facts}
     elif restored is not None:  # may be another checkpoint than `Trainer.check_start` saw
         steps_left.check_step(restored.path, step, setup.train_steps)
-        began = {steps_left.FIRST_STEP: step, steps_left.STARTED_FROM: str(restored.path)}
-        setup.facts.update(began)  # before the first save
+        began[steps_left.STARTED_FROM] = str(restored.path)
+    setup.facts.update(began)  # before the first save
     has_trained = is_resumed and step not in (0, setup.facts.get(steps_left.FIRST_STEP))
     return Start(state, step, restored, is_resumed, has_trained)

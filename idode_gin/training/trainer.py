@@ -369,7 +369,6 @@ class Trainer:
         train, held_out, facts = images_of(model, self.partitioner, train_dataset, eval_dataset)
         size, shape = train_dataset.batch_size, train.split.image_shape
         facts |= self.settings(model, train_dataset)
-        facts |= steps_left.beginning(self.model_dir, self.checkpoints.restore)
         return Setup(
             directory=paths.of(self.model_dir).absolute(),
             model=model,

@@ -15,7 +15,7 @@ import tiny
 from tiny_runs import outcome, rows, run
 
 from idode_gin import checks
-from idode_gin.checkpoints import saving, steps_left
+from idode_gin.checkpoints import files, saving, steps_left
 from idode_gin.checkpoints.saving import RestoreCheckpointConfig
 from idode_gin.generation.sampler import Sampler
 from idode_gin.processes import preemption
@@ -249,9 +249,9 @@ def test_a_start_that_a_begun_run_did_not_have_is_said_to_have_no_effect(
         tiny.trainer(directory, 9, restore=restore).dry_run(model, tiny.config())
         said = f"INITIAL_CHECKPOINT_PATH = '{path}' has no effect: {directory} holds a run"
         assert (said not in caplog.text) == has_effect, (directory, path)
-    assert f"started from {folder / 'checkpoint_4'}" in steps_left.other_start(
-        own, RestoreCheckpointConfig(path="elsewhere")
-    )
+    elsewhere = tiny.trainer(own, 9, restore=RestoreCheckpointConfig(path="elsewhere"))
+    elsewhere.dry_run(model, tiny.config())
+    assert f"started from {folder / 'checkpoint_4'}" in caplog.text
 
 
 def test_the_start_that_a_run_took_is_recorded(undisturbed, tmp_path):
@@ -261,11 +261,9 @@ def test_the_start_that_a_run_took_is_recorded(undisturbed, tmp_path):
     for each in (source / "checkpoint_6").rglob("d/*"):
         each.write_bytes(each.read_bytes()[:10])
     run(tmp_path / "run", 7, restore=RestoreCheckpointConfig(path=str(source)))
-    found = steps_left.beginning(tmp_path / "run", RestoreCheckpointConfig())
-    assert found == {
-        steps_left.FIRST_STEP: 4,
-        steps_left.STARTED_FROM: str(source / "checkpoint_4"),
-    }
+    _, found = files.described(files.newest_first(tmp_path / "run"))
+    assert found["facts"][steps_left.FIRST_STEP] == 4
+    assert found["facts"][steps_left.STARTED_FROM] == str(source / "checkpoint_4")
 
 
 def test_a_run_whose_checkpoints_are_gone_keeps_its_rows(undisturbed, tmp_path):
