@@ -321,6 +321,15 @@ def test_the_step_limit_is_a_failure(max_steps):
     assert np.all(np.isfinite(np.asarray(short.state)))
 
 
+def test_steps_may_be_short_near_time_zero():
+    """16-bit images begin at kappa = 5e-6; y = sin(20 log t) needs steps far below 1e-6 there."""
+    start, wave = 5e-6, lambda t: np.sin(20 * np.log(t))
+    field = lambda t, y: 20 * jnp.cos(20 * jnp.log(t)) / t + 0 * y  # noqa: E731
+    solution = solve(DormandPrince(), field, np.asarray([wave(start)], np.float32), start, 1.0)
+    assert solution.success.all()
+    np.testing.assert_allclose(solution.state, [wave(1.0)], atol=1e-3)
+
+
 def test_a_wall_is_a_failure_not_an_endless_loop():
     """y' = y^2 from 1 diverges at t = 1."""
     solution = solve(DormandPrince(), lambda t, y: y * y, [1.0, -1.0])
