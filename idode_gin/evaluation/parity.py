@@ -76,6 +76,11 @@ def prefixed(parts: Parts) -> Parts:
     return {f"{PREFIX}{name}": each for name, each in parts.items()}
 
 
+def is_prefixed(name: str) -> bool:
+    """Return True for a name that `prefixed` gives."""
+    return name.startswith(PREFIX)
+
+
 def table(section: Mapping[str, Mapping[str, float]], legend: str) -> str:
     """Return the result of `AbstractParity.summarize` as text: bounds as columns, parts as lines.
 

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float
 
 from idode_gin import checks, numerics, types
 from idode_gin.devices.partitioning import PjitPartitioner
-from idode_gin.evaluation.parity import AbstractParity, prefixed
+from idode_gin.evaluation.parity import AbstractParity, is_prefixed, prefixed
 from idode_gin.evaluation.summary import VARIATIONAL_BOUND, Scores
 from idode_gin.feed import batches as batch_lib
 from idode_gin.feed import data
@@ -136,13 +136,16 @@ def score_split(
 def check_scores(name: str, scores: Scores, places: np.ndarray) -> None:
     """Raise NonFiniteError unless every image has a finite score and every solve succeeded.
 
-    `places` are those of the images in the split, `[N]`.
+    So must those of another program's evaluation. `places` are those of the images in the split,
+    `[N]`.
     """
-    failed = ~np.isfinite(scores["bpd"]) | (scores.get("success", np.ones(1)) == 0)
+    figures = [each for key, each in scores.items() if key == "bpd" or is_prefixed(key)]
+    unsolved = scores.get("success", np.ones(1)) == 0
+    failed = ~np.isfinite(figures).all(axis=0) | unsolved
     if not failed.any():
         return
     cause, remedy = "", ""
-    if "success" in scores:
+    if unsolved.any():
         cause = ", or an adaptive solver reached its `max_steps`"
         remedy = ", or raise `max_steps` or the tolerances"
     raise checks.NonFiniteError(

@@ -97,7 +97,7 @@ def summarize(
         found["stderr_dequantization"] = _root_of_sum(scores["repeats_sd"], count, num_repeats)
     if "trace_sd" in scores:
         found["stderr_probes"] = _root_of_sum(scores["trace_sd"], count, 1)
-    parts = {each for each in scores if not each.startswith(parity_lib.PREFIX)}
+    parts = {each for each in scores if not parity_lib.is_prefixed(each)}
     parts -= {"bpd", "nfe", "success", *_SPREADS}
     return found | {part: _known(float(np.mean(scores[part]))) for part in sorted(parts)}
 

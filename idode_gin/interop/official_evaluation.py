@@ -92,7 +92,9 @@ class OfficialParity(parity.AbstractParity):
         samples, dims = estimator.num_importance, numerics.num_dims(batch["image"])
         draws = self.num_draws(estimator)
         theirs = dataclasses.replace(estimator, num_repeats=draws // samples)
-        found = model.likelihood_fn(params, batch, key, theirs).log_weights.reshape(draws, -1)
+        likelihood = model.likelihood_fn(params, batch, key, theirs)
+        solved = jnp.where(likelihood.success, 0.0, jnp.nan)
+        found = likelihood.log_weights.reshape(draws, -1) + solved
         keys, numbers = numerics.fold_in_each(key, batch["index"]), jnp.arange(draws)
         noise = jax.lax.map(lambda each: theirs.draw(each, x.shape[1:], end, keys)[0], numbers)
         twice = found + jax.vmap(lambda each: _second_division(dequantizer, x, each, end))(noise)
@@ -148,7 +150,7 @@ class OfficialParity(parity.AbstractParity):
         parts = {
             name.removeprefix(parity.PREFIX): np.asarray(each, np.float64)
             for name, each in scores.items()
-            if name.startswith(parity.PREFIX)
+            if parity.is_prefixed(name)
         }
         published = np.asarray(scores["bpd"], np.float64) + sum(parts.values())
         count = whole or published.size

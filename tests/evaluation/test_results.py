@@ -256,6 +256,12 @@ def test_scores_that_are_not_finite_raise():
         scores_lib.check_scores("tn", scores, places)
 
 
+def test_figures_of_another_program_that_are_not_finite_raise():
+    scores = {"bpd": np.ones(3), "success": np.ones(3), "parity/a": np.array([0.0, 0.0, np.nan])}
+    with pytest.raises(checks.NonFiniteError, match="tn: 1 of 3 images .* at place 2"):
+        scores_lib.check_scores("tn", scores, np.arange(3))
+
+
 @pytest.mark.parametrize("whole", [None, 50])
 def test_a_parity_knows_of_how_many_images_the_scored_ones_are(whole):
     scores = {"variational_bound": {"bpd": np.ones(5), "nfe": np.ones(5)}}

@@ -77,7 +77,8 @@ def test_published_figure_is_the_recorded_one(name, float64, monkeypatch):
     def recorded(self, params, batch, key, estimator):
         shape = (estimator.num_repeats, estimator.num_importance)
         assert shape == ((len(noise), 1) if samples == 1 else (1, len(noise)))
-        return types.SimpleNamespace(log_weights=weights.reshape(*shape, -1))
+        success = jnp.ones(len(images), bool)
+        return types.SimpleNamespace(log_weights=weights.reshape(*shape, -1), success=success)
 
     monkeypatch.setattr(models.DiffusionODE, "likelihood_fn", recorded)
     monkeypatch.setattr(ODELikelihood, "draw", lambda self, number, *_: (noise[number], None))
@@ -92,6 +93,25 @@ def test_published_figure_is_the_recorded_one(name, float64, monkeypatch):
     np.testing.assert_allclose(parts[official_evaluation.LOG_K], expected, atol=1e-12)
     assert np.all((parts[official_evaluation.DECODER] != 0) == (dequantizer == Variational()))
     np.testing.assert_allclose(parts[official_evaluation.BITS_OF_BIN], 0, atol=1e-12)
+
+
+def test_a_solve_that_fails_has_no_figure(monkeypatch):
+    """One of the draws that ours does not make may reach `max_steps`."""
+    batch = {"image": jnp.zeros((2, *tiny.SHAPE), jnp.uint8), "index": jnp.arange(2)}
+    found = types.SimpleNamespace(
+        log_weights=jnp.ones((5, 1, 2)), success=jnp.asarray([True, False])
+    )
+    monkeypatch.setattr(models.DiffusionODE, "likelihood_fn", lambda *_: found)
+    parts = PARITY.likelihood_parts(
+        tiny.model(),
+        {},
+        batch,
+        jax.random.key(0),
+        ODELikelihood(dequantizer=Uniform()),
+        jnp.ones(2),
+    )
+    total = np.asarray(sum(parts.values()))
+    np.testing.assert_array_equal(np.isfinite(total), [True, False])
 
 
 @dataclasses.dataclass(frozen=True)
