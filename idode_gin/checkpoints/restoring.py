@@ -159,7 +159,7 @@ def start(
     follows = not is_continued or chosen.resets("optimizer") or _is_switched(meta, abstract, facts)
     if every is not None and follows:
         opt_state = _schedules_at(opt_state, step // int(every))
-    goes_on = is_continued and not chosen.resets("optimizer")
+    goes_on = is_continued and chosen.keeps_optimizer
     state = TrainState(
         step=reading.like(abstract.step, {"": step}),
         params=params,
@@ -186,7 +186,7 @@ def _read(
     saved, wanted = _saved_shapes(meta), _shapes(abstract)
     made = stacked_leaves.made(saved, wanted)
     placed: dict[str, dict[str, jax.sharding.Sharding]] = {}
-    if not chosen.resets("optimizer"):  # the counters too, if the optimizer has no state
+    if chosen.keeps_optimizer:  # the counters too, if the optimizer has no state
         placed["training"] = {}
     for name, fate in chosen.fates.items():
         if fate.source is None:

@@ -18,7 +18,7 @@ the run's leaf of that name another source.
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TypeAlias
 
 from idode_gin import checks
@@ -108,6 +108,11 @@ class Plan:
             for name, fate in self.fates.items()
             if fate.action == RESET and part_of(name) == part
         ]
+
+    @property
+    def keeps_optimizer(self) -> bool:
+        """True if nothing of the optimizer is reset, except gradients that were accumulated."""
+        return set(accumulation(self.fates)).issuperset(self.resets("optimizer"))
 
     def check(self, checkpoint: str) -> None:
         """Raise ValueError, with a list of them, if leaves are covered by no rule."""
@@ -285,7 +290,7 @@ def counterparts(
     return {**own, **moved}
 
 
-def accumulation(names: Mapping[str, Shape]) -> Iterator[str]:
+def accumulation(names: Collection[str]) -> Iterator[str]:
     """Yield the leaves of `optax.MultiSteps` itself: its counters and accumulated gradients."""
     roots = {name.partition("inner_opt_state/")[0] for name in names if "inner_opt_state/" in name}
     for name in names:

@@ -310,6 +310,19 @@ def test_a_run_skips_a_bad_step_and_resumes_bit_for_bit(tmp_path, monkeypatch, c
     assert row["train/learning_rate"] == pytest.approx(1e-2)
 
 
+@pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 4), (2, 1)])
+def test_guards_count_on_where_accumulation_changes(tmp_path, monkeypatch, before, now):
+    poison(monkeypatch, 1, 4)
+
+    def part(steps, number):
+        optimizer = optimizers.AdamW(learning_rate=1e-2, accumulation_steps=number)
+        return run(tmp_path, steps, non_finite=Skip(max_total=1), optimizer=optimizer)
+
+    part(4, before)
+    with pytest.raises(checks.NonFiniteError, match="max_total"):
+        part(6, now)
+
+
 def test_the_logged_learning_rate_is_that_of_the_last_update(tmp_path, monkeypatch):
     """In the warm-up, where every update has another; a skipped step is no update."""
     poison(monkeypatch, 1, 3)
