@@ -130,7 +130,8 @@ def stratified_bound(
     def one(number: Array) -> types.PerExample:
         keys_here = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_noise)
         noise = numerics.normal_each(keys_here, shape)
-        return diffusion(f, (offset + number) / num_times, noise)
+        u = jnp.minimum((offset + number) / num_times, 1 - jnp.finfo(f.dtype).epsneg)
+        return diffusion(f, u, noise)
 
     noise = numerics.normal_each(keys_reconstruction, shape)
     return BoundTerms(

@@ -39,8 +39,9 @@ class VPVelocityImportance(base.AbstractTimeSampler):
         """Return gamma at quantile u, and p there."""
         _check_weight(weight)
         log_mass = jnp.logaddexp(0.0, -jnp.asarray(time.gamma_min, u.dtype))
-        total = log_mass - jnp.logaddexp(0.0, -jnp.asarray(time.gamma_max, u.dtype))
-        exponent = log_mass - total * u
+        at_end = jnp.logaddexp(0.0, -jnp.asarray(time.gamma_max, u.dtype))
+        total = log_mass - at_end
+        exponent = jnp.maximum(log_mass - total * u, at_end)  # rounding would give gamma = infinity
         # log(e^x - 1) = x + log(1 - e^-x), which neither overflows nor cancels.
         gamma = -(exponent + jnp.log(-jnp.expm1(-exponent)))
         return gamma, jax.nn.sigmoid(-gamma) / total

@@ -106,6 +106,18 @@ def test_closed_form_equals_numeric_on_its_own_pair():
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("gamma_max", [5.0, 12.0, 15.0, 20.0])
+def test_closed_form_stays_within_the_ends_in_float32(gamma_max):
+    u = jnp.asarray([0.0, 0.5, 1 - 6e-8, 1.0], jnp.float32)
+    time = Linear(gamma_min=-13.3, gamma_max=gamma_max)
+    gamma, density = VPVelocityImportance().gamma_and_density(
+        u, time, weight_of(Velocity(), VariancePreserving())
+    )
+    assert (np.asarray(gamma) <= gamma_max + 1e-5).all()
+    assert np.isfinite(density).all()
+    assert gamma[0] == pytest.approx(-13.3, abs=1e-4)
+
+
 def test_closed_form_straight_path_distribution():
     """-4 [log(1 + e^{-gamma/2}) + 1 / (1 + e^{-gamma/2})] between its ends, a^2 = 2 alpha^2."""
 
