@@ -275,7 +275,9 @@ def test_the_histogram_may_be_of_other_images(monkeypatch):
     assert [(each.split, each.fingerprint) for each in asked] == [("train", None)]
 
 
-@pytest.mark.parametrize("scored", ["train", "same", "reordered", "part", "part of train"])
+@pytest.mark.parametrize(
+    "scored", ["train", "same", "reordered", "part", "part of train", "a split inside"]
+)
 def test_no_histogram_is_fitted_on_the_images_that_it_scores(scored, monkeypatch, capsys):
     """It would give fewer bits per dim than the images have; a split's name is not all it takes."""
     whole = tiny.split(number=30)
@@ -284,6 +286,9 @@ def test_no_histogram_is_fitted_on_the_images_that_it_scores(scored, monkeypatch
         images=whole.images[order], conditioning=whole.conditioning, name="tiny", split="other"
     )
     split = images.some(7) if "part" in scored else images
+    if scored == "a split inside":
+        some = whole.images[3:9].astype(np.int32)
+        split = dataclasses.replace(images, images=some, conditioning=whole.conditioning[3:9])
     monkeypatch.setattr(loading, "load_split", lambda _: whole)
     dataset = tiny.config(split="train" if "train" in scored else "other")
     assert histogram.baseline(dataset, "train", split, tiny.LEVELS) is None
