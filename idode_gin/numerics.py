@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jaxtyping import Array, Float, Shaped
 
 from idode_gin import types
@@ -56,6 +57,16 @@ def coarse_products() -> str | None:
     if exact or jax.config.jax_enable_x64 or jax.default_backend() == "cpu":  # type: ignore[attr-defined]
         return None
     return f"the {jax.default_backend()}'s coarse products of float32 numbers"
+
+
+def warn_if_coarse(dtype: np.dtype) -> None:
+    """Warn of a function of the user's own that returns floats of less than 32 bits."""
+    if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+        logging.warning(
+            "The function returns %s. Its error is not measured, and biases bits per dim: "
+            "compute in float32 to report a number.",
+            dtype,
+        )
 
 
 def random_numbers() -> str:

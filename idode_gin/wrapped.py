@@ -11,9 +11,7 @@ from collections.abc import Callable
 from typing import Any, final
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jaxtyping import Array
 
 from idode_gin import checks, numerics, types
@@ -254,10 +252,5 @@ class _Function(AbstractNetwork):
                 f"The function must return one number for each of z, {list(z.shape)}, got "
                 f"{getattr(output, 'shape', type(output).__name__)}."
             )
-        if jnp.issubdtype(output.dtype, jnp.floating) and jnp.finfo(output.dtype).bits < 32:
-            logging.warning(
-                "The function returns %s. Its error is not measured, and biases bits per dim: "
-                "compute in float32 to report a number.",
-                output.dtype,
-            )
+        numerics.warn_if_coarse(output.dtype)
         return output.astype(z.dtype)

@@ -1,5 +1,6 @@
 """Functions of NumPy arrays, such as a model in PyTorch, as functions of jax."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
+
+from idode_gin import numerics
 
 STEPS = (0.1, 0.03, 0.01, 0.003, 0.001, 3e-4, 1e-4)
 """Steps of finite differences: the best one is short for a function with fast sines."""
@@ -86,6 +89,8 @@ def _as_in_jax(values: npt.ArrayLike) -> np.ndarray:
 
 
 def _call(function: Callable[..., np.ndarray], name: str, like: Array, *arguments: Array) -> Array:
+    warn_if_coarse = functools.cache(numerics.warn_if_coarse)  # not at every step
+
     def on_arrays(*arrays: Any) -> np.ndarray:
         found = np.asarray(function(*map(np.asarray, arrays)))
         if found.shape != like.shape:
@@ -93,6 +98,7 @@ def _call(function: Callable[..., np.ndarray], name: str, like: Array, *argument
                 f"`{name}` must return an array of the shape of z, {list(like.shape)}, got "
                 f"{list(found.shape)}."
             )
+        warn_if_coarse(found.dtype)
         return found.astype(like.dtype)
 
     shape = jax.ShapeDtypeStruct(like.shape, like.dtype)

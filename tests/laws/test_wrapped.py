@@ -237,6 +237,14 @@ def test_a_coarse_function_is_reported(images, caplog):
         assert ("The function returns bfloat16" in caplog.text) == (dtype == jnp.bfloat16)
 
 
+def test_a_coarse_function_on_the_host_is_reported_once(images, caplog):
+    half = on_host(lambda z, t: z.astype(np.float16), lambda z, t, dz: dz.astype(np.float32))
+    flow = idode_gin.wrap_flow(half, SHAPE, data_at=0, levels=LEVELS)
+    with caplog.at_level(logging.WARNING, "absl"):
+        flow.bits_per_dim(images[:8], **SOLVER)
+    assert 1 <= caplog.text.count("The function returns float16") <= 4  # a compiled call each
+
+
 def test_a_likelihood_of_one_s_own_is_a_bound(images):
     """Importance samples tighten the bound; without, the numbers are those of the bound by name."""
     flow = idode_gin.wrap_flow(exact_velocity(None, 0), SHAPE, data_at=0, levels=LEVELS)
