@@ -8,18 +8,15 @@ import argparse
 import pathlib
 import re
 import shlex
-import signal
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import idode_gin
 from idode_gin import checks
-from idode_gin.processes import output, preemption
+from idode_gin.processes import output
 from idode_gin.reports import commands, paths, progress
-from tasks.prepare import datasets, splitting, targets
+from tasks.prepare import datasets, splitting, stopping, targets
 from tasks.prepare.datasets import Dataset
 from tasks.prepare.refusals import SourceError, TargetError
 
@@ -30,16 +27,14 @@ if TYPE_CHECKING:
 IMAGE_FOLDER = "image_folder"
 NO_EVALUATION = "--gin.train.train_eval_dataset_cfg=None"
 _NAME = "my_images"
-_SIGNALS = (*preemption.SIGNALS, *preemption.MORE_SIGNALS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     options = _parser().parse_args(arguments)
-    more = [each for each in preemption.MORE_SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
-    before = {number: signal.signal(number, _stop) for number in (*preemption.SIGNALS, *more)}
     try:
-        _run(options)
+        with stopping.on_signals():
+            _run(options)
     except (SourceError, TargetError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return checks.EXIT_BAD_INPUT
@@ -57,9 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return checks.EXIT_PREEMPTED
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     return checks.EXIT_DONE
 
 
@@ -227,21 +219,6 @@ def _evaluated(splits: Mapping[str, object]) -> list[str]:
     if "validation" in splits:
         return []
     return ["""--gin.EVAL_SPLIT="'test'\"""" if "test" in splits else NO_EVALUATION]
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    """Raise, so that unfinished files are removed; a second request ends the process at once."""
-    first = time.monotonic()
-
-    def again(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT or time.monotonic() - first >= preemption.SAME_REQUEST:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-
-    for each in _SIGNALS:
-        if signal.getsignal(each) == _stop:
-            signal.signal(each, again)
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from idode_gin.reports import files, paths
+from tasks.prepare import stopping
 from tasks.prepare.refusals import TargetError
 
 FINISHED = "dataset_info.json"
@@ -89,6 +90,7 @@ def staged(data_dir: pathlib.Path, folder: str, *, overwrite: bool) -> Iterator[
         yield aside
         with _explained(data_dir):
             _sync(aside / folder)
+            stopping.check()
             final.parent.mkdir(parents=True, exist_ok=True)
             if final.exists():
                 final.rename(replaced)

@@ -18,7 +18,7 @@ from idode_gin.feed.image_fingerprints import (
     ImageFingerprint,
 )
 from idode_gin.reports import progress
-from tasks.prepare import on_cpu, png
+from tasks.prepare import on_cpu, png, stopping
 from tasks.prepare.records import Source, check_size
 from tasks.prepare.refusals import SourceError, TargetError
 from tasks.prepare.targets import explain
@@ -118,6 +118,7 @@ def record(
         dataset = dataset.batch(count).prefetch(1)
         with progress.phase(f"reading back {split}", info.num_examples) as going_on:
             for images in dataset.as_numpy_iterator():
+                stopping.check()
                 fingerprinter.add(images)
                 going_on.advance(len(images))
         written[split] = fingerprinter.result()
@@ -135,6 +136,7 @@ def _examples(
     num_images, chunk = 0, []
     with progress.phase(f"writing {split}", source.sizes.get(split)) as going_on:
         for record in source.splits[split]():
+            stopping.check()
             num_images += 1
             chunk.append(record.image)
             if len(chunk) == _chunk(record.image):

@@ -1,5 +1,6 @@
 """The program as a process: early refusals, kills, signals, full disks, existing datasets."""
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -287,6 +288,23 @@ def test_asked_to_stop(when, number, cifar, tmp_path, capsys, monkeypatch):
     assert "nothing was left behind" in capsys.readouterr().err
     assert list((tmp_path / "data").iterdir()) == []
     assert signal.getsignal(number) == before
+
+
+def test_a_request_that_python_drops_still_counts(cifar, tmp_path, capsys, monkeypatch):
+    """It drops what a handler raises while it collects garbage."""
+    encode = writer.png.encode
+
+    def encode_and_be_asked(image):
+        monkeypatch.setattr(writer.png, "encode", encode)
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        return encode(image)
+
+    monkeypatch.setattr(writer.png, "encode", encode_and_be_asked)
+    prepare("cifar10", cifar[1], tmp_path / "data", "--allow_partial", code=75)
+    assert "nothing was left behind" in capsys.readouterr().err
+    assert list((tmp_path / "data").iterdir()) == []
+    prepare("cifar10", cifar[1], tmp_path / "data", "--allow_partial")
 
 
 @pytest.mark.full_cases("9")
