@@ -133,6 +133,14 @@ def _data_folders_of_its_own() -> Iterator[None]:
         seqio.set_global_cache_dirs(before)
 
 
+@pytest.fixture(autouse=True)
+def _configuration_of_its_own() -> Iterator[None]:
+    """gin's bindings are of the whole process: a later test would write them to its folder."""
+    yield
+    if (gin := sys.modules.get("gin.config")) is not None:
+        gin.clear_config()
+
+
 @contextlib.contextmanager
 def _width(double: bool) -> Iterator[None]:
     import jax

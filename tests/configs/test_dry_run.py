@@ -149,7 +149,12 @@ def test_published_experiment(name, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     root = ROOTS.get(name.rpartition("_")[2], train_program.train)
     file = f"gin_configs/experiments/{name}.gin"
-    building.load_and_check(root, [file], ["MESH_SHAPE = {'data': 2, 'fsdp': 16}"])
+    mesh = "MESH_SHAPE = {'data': 2, 'fsdp': 16}"
+    building.load_and_check(root, [file], [mesh])
+    if name.endswith("_finetune"):
+        with pytest.raises(ValueError, match="No checkpoint at .*/runs/"):
+            config.get_configurable(root)(dry_run=True)
+        building.load_and_check(root, [file], [mesh, "INITIAL_CHECKPOINT_PATH = None"])
     config.get_configurable(root)(dry_run=True)
     text = capsys.readouterr().out
     assert "Mesh: data=2 x fsdp=16 x model=1, 32 devices." in text
