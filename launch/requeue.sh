@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the last command of a SLURM batch script, and requeues the job if the command was stopped
-# (exit code 75: saved, can resume). The job exits with any other code: 0 is done, and 2 and 3 would
-# only occur again.
+# (exit code 75: saved, can resume). The job exits with any other code: 0 is done, and others need
+# someone who reads the error.
 #
 #   launch/requeue.sh srun … python -m idode_gin.train …
 set -uo pipefail

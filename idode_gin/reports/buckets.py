@@ -34,6 +34,8 @@ class Store(Protocol):
 
     package: str
     """Name of the package with its file system."""
+    extra: str
+    """Extra of this package that installs it, with what else the store needs."""
     bucket: str
     """Regular expression of a bucket's name."""
     rule: str
@@ -114,7 +116,7 @@ def checked(address: str, name: str) -> str:
     if importlib.util.find_spec(store.package) is None:
         raise ValueError(
             f"{name} = {address!r} needs the package {store.package}, which is not installed. Run "
-            f"pip install {store.package}."
+            f"pip install -e '.[{store.extra}]' in the clone."
         )
     return f"{scheme}{'/'.join([bucket, *parts])}"
 

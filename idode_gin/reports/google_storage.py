@@ -15,7 +15,7 @@ _REFUSED = (401, "401", 403, "403")
 class GoogleStorage:
     """A `buckets.Store` whose versions are generations."""
 
-    package = "gcsfs"
+    package, extra = "gcsfs", "gcs"
     bucket = r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
     rule = "3 or more lower-case letters, digits, '-', '_' and '.'"
     way_out = "in GOOGLE_APPLICATION_CREDENTIALS"

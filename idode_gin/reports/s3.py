@@ -18,7 +18,7 @@ _BUSY = ("ConditionalRequestConflict", "409")
 class S3:
     """A `buckets.Store` whose versions are ETags: the content must differ for them to differ."""
 
-    package = "s3fs"
+    package, extra = "s3fs", "s3"
     bucket = r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
     rule = "3 to 63 lower-case letters, digits, '-' and '.'"
     way_out = "in AWS_PROFILE, or in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"

@@ -28,6 +28,7 @@ FORMS = {
     "s3://bucket//Läufe/an a/": "s3://bucket/Läufe/an a",
 }
 PACKAGES = {"gs://": "gcsfs", "s3://": "s3fs"}
+EXTRA = {"gs://": "gcs", "s3://": "s3"}
 REFUSED = ("s3a://bucket/a", "hdfs://a/b", "https://host/a", "gs:/bucket/a", "file:///a")
 
 
@@ -92,7 +93,7 @@ def test_without_the_package(monkeypatch, scheme):
             values(program, macros, f"{scheme}bucket/a")
         for each in macros:
             assert f"{each} = '{scheme}bucket/a' needs the package {package}" in str(caught.value)
-        assert f"Run pip install {package}." in str(caught.value)
+        assert f"Run pip install -e '.[{EXTRA[scheme]}]' in the clone." in str(caught.value)
 
 
 @pytest.mark.usefixtures("installed")
