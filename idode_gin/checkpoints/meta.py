@@ -107,7 +107,7 @@ _OF_MACHINE_IN_WORDS = re.compile(
 def is_no_damage(error: BaseException) -> bool:
     """Return True for a failed read that says nothing about the files.
 
-    Memory or file handles have run out, the files may not be read, or their disk has not answered.
+    Memory or file handles have run out, permission is denied, or the disk has not answered.
     """
     in_words = _OF_MACHINE_IN_WORDS.search(str(error)) is not None
     return isinstance(error, MemoryError) or getattr(error, "errno", 0) in _OF_MACHINE or in_words

@@ -33,10 +33,10 @@ _NOISE = ("noise_by_pixels", "random_numbers")
 _PIXELS = ("channel_mean", "pixel_range")
 """Entries of a summary that are equal for equal pixels, whatever their order and dtype."""
 _MEANING = ("bound", "bound.num_importance", "bound.dequantizer")
-"""Settings of a bound, with parts of the last: the bound is another one if they differ."""
+"""Settings that identify a bound, the last with its parts; they must agree to compare it."""
 _TIMES = "bound.time_sampler"
 _CHAIN = (_TIMES, f"{_TIMES}.steps")
-"""Settings that make it another one if either is of a chain of discrete steps."""
+"""Settings that must also agree if the bound is a discrete chain's in either evaluation."""
 _NO_FIGURES = {"bpd", "nfe", "success", "repeats_sd", "trace_sd", "importance_bias"}
 
 

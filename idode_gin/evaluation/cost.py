@@ -21,14 +21,14 @@ _ASSUMED = (
     "(benchmarks/results/likelihood.md)."
 )
 _PILOT_EVALUATIONS = 512
-"""Those of all grids that a pilot tries on one image: of one draw, however many are scored."""
+"""Network evaluations of all grids that a pilot tries on one image, with one draw."""
 _TRAINING = 3
 """A training step costs about three network evaluations for each image of its batch."""
 QUICK_FILE, QUICK_IMAGES = "gin_configs/evaluations/quick.gin", 1000
 QUICK, BOUND = 8, 64
 """Evaluations for an image of the variational bound: of `QUICK_FILE`, and by default."""
 FULL = BOUND + 3 * 2 * ODE_EVALUATIONS
-"""Those of all bounds by default, in units of one without trace."""
+"""Network evaluations for an image of all default bounds; a derivative counts as another one."""
 CLASSIFIED = 1000
 """Largest number of images that are classified by default."""
 
@@ -52,8 +52,8 @@ def in_words(
         likelihoods: each an `ODELikelihood`, by name.
         pilot_images: images of each one's pilot; 0 for none.
         operations: floating-point operations of one network evaluation, for an image.
-        checkpoint: that is scored; None if it is not there yet.
-        facts: of the run that it is of.
+        checkpoint: the one that is scored; None if it does not exist yet.
+        facts: of the run that the checkpoint belongs to.
         dims: values of an image.
         classified: the bound that images are classified by, and the number of classes.
         parity: an `AbstractParity`, whose own solves of each likelihood are counted; None for none.

@@ -30,7 +30,7 @@ _MISREAD = re.compile(r"[\x00-\x1f\x7f?#*\[\]{}%\\]")
 
 @runtime_checkable
 class Store(Protocol):
-    """What a service that holds buckets does in its own way. Versions are its strings."""
+    """Operations that differ between bucket services. Versions are strings of the service."""
 
     package: str
     """Name of the package with its file system."""
@@ -49,7 +49,7 @@ class Store(Protocol):
         """Return the file system of fsspec: with no cached listing, and no endless wait."""
 
     def identity(self) -> str:
-        """Return in whose name the store is asked, as far as the libraries say."""
+        """Return the identity that sends the requests, as far as the libraries report it."""
 
     def is_refusal(self, error: Exception) -> bool:
         """Return True if the error says that this identity may not do what it asked for."""

@@ -64,7 +64,7 @@ def _of_each(
 ) -> np.ndarray:
     """Compute a value per leaf, one by one, so that only a small program per shape is compiled.
 
-    None is compiled for leaves in the host's memory, for which `on_host` computes it in NumPy.
+    For leaves in the host's memory nothing is compiled: `on_host` computes the value in NumPy.
 
     XLA would take minutes to compile one program for all leaves. Each result is awaited: with
     sharded leaves, a program waits for all devices, and waiting programs could otherwise occupy

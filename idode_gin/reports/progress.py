@@ -265,7 +265,7 @@ class Progress:
             _heart.say(text)
 
     def leave_out(self, seconds: float) -> None:
-        """Count phases inside training in the time left: there will be more of them."""
+        """Do nothing: phases inside training count in the time left, since more will come."""
 
     def line(self) -> str:
         """Return the last step that the device has finished, as text."""

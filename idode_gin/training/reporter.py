@@ -1,4 +1,4 @@
-"""Reports of a run, what it starts from, rows of metrics, summary and plots; and its saving."""
+"""Reporting and saving of a run: its start, rows of metrics, summary and plots."""
 
 import contextlib
 import dataclasses
@@ -50,7 +50,7 @@ class Saver:
     state: TrainState
 
     def save(self) -> None:
-        """Save the state, once `watch` has seen every step before it. Raises as it does."""
+        """Save the state, once `watch` has checked every step before it; raise what it raises."""
         self.watch.drain()
         saving = progress.phase(f"saving the state of step {int(self.state.step)}")
         with saving, self.meters.clock.inside("checkpoint"):
