@@ -2,16 +2,17 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib
 import os
+import pathlib
+import secrets
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, final
 
 from absl import logging
 
-from idode_gin.reports import paths
+from idode_gin.reports import files, paths
 from idode_gin.reports.metrics import numbers
 
 
@@ -20,7 +21,7 @@ from idode_gin.reports.metrics import numbers
 class WandB:
     """Settings of Weights & Biases. Log in with `wandb login` first.
 
-    A run directory is one W&B run, restarts included.
+    A run directory is one W&B run, restarts included. Its file `wandb_id` holds the run's id.
 
     Args:
         project: name of the project.
@@ -57,7 +58,7 @@ class WandB:
                 project=self.project,
                 entity=self.entity,
                 name=self.name or os.path.basename(directory),
-                id=hashlib.sha256(directory.encode()).hexdigest()[:16],
+                id=_id(paths.of(directory) / "wandb_id"),
                 resume="allow",
                 dir=None if in_bucket else directory,  # None: ./wandb, or $WANDB_DIR
                 config=dict(facts),
@@ -93,6 +94,13 @@ class WandBWriter:
             if not is_failing:
                 raise
             logging.warning("%s", error)
+
+
+def _id(file: pathlib.Path) -> str:
+    """Return the id that a run directory holds; make one if it holds none."""
+    if not file.exists():
+        files.write_atomically(file, secrets.token_hex(8))
+    return file.read_text(encoding="utf-8")
 
 
 @contextlib.contextmanager

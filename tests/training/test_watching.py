@@ -276,7 +276,7 @@ def test_a_watched_run(tmp_path, monkeypatch, capsys):
     assert summary["flops_share"] > 0
 
     settings = [each for each in fake.told if isinstance(each, dict)]
-    assert [each["id"] for each in settings] == [settings[0]["id"]] * 2
+    assert [each["id"] for each in settings] == [(folder / "wandb_id").read_text()] * 2
     assert settings[0]["name"] == "run"
     assert settings[0]["config"]["optimizer"] == "AdamW"
     assert fake.told.count("finished") == 2
