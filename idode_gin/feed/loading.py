@@ -306,9 +306,14 @@ def _check_rates(provider: Any, parts: list[TaskSplit], num_images: list[int]) -
 
 def _as_split(read: _Read, parts: list[TaskSplit], config: DatasetConfig) -> ImageSplit:
     facts = [part.facts for part in parts if part.facts is not None]
-    augmentation = config.augmentation or next(
-        filter(None, (each.augmentation for each in facts)), None
-    )
+    own = {part.facts.augmentation if part.facts is not None else None for part in parts}
+    if len(own) > 1 and config.augmentation is None:
+        raise ValueError(
+            f"All tasks of a mixture must be augmented alike, and those of {parts[0].split!r} of "
+            f"{config.mixture_or_task_name!r} are not: {', '.join(map(str, own))}. Bind "
+            "DatasetConfig.augmentation, or name one task."
+        )
+    augmentation = config.augmentation or own.pop()
     images, conditioning = read.images, _conditioning(read, augmentation, config)
     images.setflags(write=False)
     conditioning.setflags(write=False)

@@ -431,10 +431,14 @@ def test_a_fingerprint_can_be_insisted_on(knowing):
         load("made_pinned", cache_dir="", fingerprint="0123")
 
 
-def test_augmentation_is_the_tasks_or_the_configurations(knowing):
+def test_augmentation_is_the_tasks_or_the_configurations(knowing, register):
     images = random_images(9, (4, 4, 3))
     own = augmentation.Augmentation(channels=True)
     knowing("made_augmented", images, augmentation=own)
+    knowing("made_plain", images[:3])
+    register.mixture("made_both", {"made_augmented": 3.0, "made_plain": 1.0})
+    with pytest.raises(ValueError, match="'made_both' are not: .*, or name one task"):
+        load("made_both", cache_dir="")
     assert load("made_augmented", cache_dir="").augmentation == own
     other = augmentation.Augmentation(rotation=False, bits=augmentation.BitPerKind())
     split = load("made_augmented", cache_dir="", augmentation=other)
