@@ -1,8 +1,10 @@
 """The flags of all programs, and the text of --help."""
 
+import ast
 import difflib
 import pathlib
 import re
+import shlex
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -139,8 +141,20 @@ def _rewrite_gin_flag(argument: str, following: str) -> str:
     if not found:
         return argument
     if "=" not in found[1]:
-        value = "VALUE" if not following or following.startswith("-") else following
+        value = "VALUE" if not following or following.startswith("-") else _quoted(following)
         raise ConfigError(
             f"{argument} has no value. Write {argument}={value}, with an equals sign."
         )
     return f"--gin_bindings={found[1]}"
+
+
+def _quoted(value: str) -> str:
+    """Return a value that the shell has read as one writes it there, text in quotes of its own."""
+    if not value.startswith(("@", "%")):
+        try:
+            ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            value = repr(value)
+    if re.fullmatch(r"[\w@%+=:,./-]+", value):
+        return value
+    return shlex.quote(value) if re.search(r'["$`\\!]', value) else f'"{value}"'

@@ -188,7 +188,10 @@ def _report(
         print(f"  {split:10} {each.num_images:>9,} images of {size}, channel mean {mean}")
     train = f"python -m idode_gin.train --gin_file=gin_configs/experiments/{options.dataset}.gin"
     if options.dataset != IMAGE_FOLDER:
-        print(f"\nTrain on it:\n  {train} --tfds_data_dir={shlex.quote(str(data_dir))}")
+        if "train" in fingerprints:
+            more = [NO_EVALUATION] if len(fingerprints) == 1 else []
+            where = f"--tfds_data_dir={shlex.quote(str(data_dir))}"
+            print("\nTrain on it:\n  " + " ".join([train, where, *more]))
         return
     name = f"{dataset.name}/{dataset.config}:{dataset.version}"
     shape = next(iter(fingerprints.values())).image_shape

@@ -110,6 +110,9 @@ def test_dry_run_has_a_short_and_a_full_form(run) -> None:
         (["--gin.FOLDER=runs/b"], "--gin.FOLDER=\"'runs/b'\""),
         (["--gin.FOLDER"], "--gin.FOLDER has no value. Write --gin.FOLDER=VALUE, with an equals"),
         (["--gin.STEPS", "30"], "has no value. Write --gin.STEPS=30, with an equals sign."),
+        (["--gin.FOLDER", "runs/b"], "no value. Write --gin.FOLDER=\"'runs/b'\", with an equals"),
+        (["--gin.FOLDER", "'a b'"], "no value. Write --gin.FOLDER=\"'a b'\", with an equals"),
+        (["--gin.FOLDER", "'$a'"], "no value. Write --gin.FOLDER=''\"'\"'$a'\"'\"'', with"),
         (
             ["--gin.power=1.0"],
             "power is not used by anything [--gin.power=1.0]. Did you mean Engine.power?",

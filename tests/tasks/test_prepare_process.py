@@ -1,5 +1,6 @@
 """The program as a process: early refusals, kills, signals, full disks, existing datasets."""
 
+import argparse
 import contextlib
 import errno
 import os
@@ -13,11 +14,14 @@ import sys
 import time
 
 import archives
+import numpy as np
 import pytest
 from test_prepare import prepare, read, same_images
 
+from idode_gin.feed import image_fingerprints
 from idode_gin.reports import progress
-from tasks.prepare import png, targets, writer
+from tasks.prepare import __main__ as program
+from tasks.prepare import datasets, png, targets, writer
 from tasks.prepare.refusals import TargetError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -351,6 +355,17 @@ def test_stopped_half_way(number, tmp_path, capfd):
 
 
 # What it says
+
+
+@pytest.mark.parametrize("splits", [["train", "validation"], ["train"], ["validation"]])
+def test_a_command_is_printed_for_what_is_there(splits, tmp_path, capsys):
+    image = np.zeros((1, 32, 32, 3), np.uint8)
+    found = {each: image_fingerprints.fingerprint(image) for each in splits}
+    options = argparse.Namespace(dataset="imagenet32_old", allow_partial=True)
+    program._report(options, tmp_path, datasets.DATASETS["imagenet32_old"], found, 0)
+    printed = capsys.readouterr().out
+    assert ("idode_gin.train" in printed) == ("train" in splits)
+    assert ("train_eval_dataset_cfg=None" in printed) == (splits == ["train"])
 
 
 def test_lines_tell_how_far_it_is_and_are_the_only_ones(cifar, tmp_path, monkeypatch, capsys):
