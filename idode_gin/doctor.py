@@ -72,12 +72,16 @@ def findings(
     """Yield the result of every check. None stands for what the environment has by default."""
     yield from versions()
     yield devices()
+    default, images = pathlib.Path("tensorflow_datasets"), ""
+    elsewhere = "export IDODE_CACHE_DIR=/another/folder"
     try:
-        default = pathlib.Path.home() / "tensorflow_datasets"
-        images = str(image_cache.default_directory())
-    except (RuntimeError, ValueError):  # neither HOME nor an entry of the user
-        default, images = pathlib.Path("tensorflow_datasets"), os.environ.get("IDODE_CACHE_DIR", "")
+        default = pathlib.Path.home() / default
+    except RuntimeError:  # neither HOME nor an entry of the user
         yield Finding("HOME", "is not set", "export HOME=/a/folder/that/you/can/write/to")
+    try:
+        images = str(image_cache.default_directory())
+    except ValueError as error:
+        yield Finding("image cache", str(error), elsewhere)
     compiled = compilation_cache_dir or os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if compiled:
         fix = "bind COMPILATION_CACHE_DIR, or set JAX_COMPILATION_CACHE_DIR, to another folder"
@@ -85,7 +89,7 @@ def findings(
     else:
         yield Finding("compilation cache", "off; JAX_COMPILATION_CACHE_DIR=DIR switches it on")
     if images:
-        yield writable("image cache", images, "export IDODE_CACHE_DIR=/another/folder")
+        yield writable("image cache", images, elsewhere)
     yield from datasets(data_dir, default)
     if address:
         yield coordinator(address)

@@ -77,8 +77,13 @@ class Parts:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the settings of the moving average, and that t5x can train gamma(t)."""
+        """Check the settings of the moving average, and that t5x can train the model."""
         _ = self.update
+        if self.diffusion_ode.num_classes:
+            raise ValueError(
+                f"t5x reads no labels, and the model has {self.diffusion_ode.num_classes} classes. "
+                "Bind NUM_CLASSES = 0, or train by idode_gin.train."
+            )
         if self.diffusion_ode.adaptation is not None:
             raise ValueError(
                 f"t5x cannot train a {type(self.diffusion_ode.time).__name__}, whose interior "

@@ -127,6 +127,13 @@ def test_no_home(monkeypatch):
     assert "HOME" in {each.name for each in doctor.findings(None, None, None) if each.fix}
 
 
+def test_a_cache_that_cannot_be_used_is_the_fault(monkeypatch):
+    monkeypatch.setenv("IDODE_CACHE_DIR", "gs://bucket/cache")
+    faults = {each.name: each for each in doctor.findings(None, None, None) if each.fix}
+    assert "HOME" not in faults
+    assert "IDODE_CACHE_DIR" in faults["image cache"].text
+
+
 @pytest.mark.parametrize("address", ["localhost", "localhost:x", ":12", ""])
 def test_an_address_without_host_or_port_is_explained(address):
     assert "HOST:PORT" in doctor.coordinator(address).fix

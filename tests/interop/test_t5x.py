@@ -5,6 +5,7 @@ import inspect
 import pathlib
 import re
 
+import classes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,6 +112,8 @@ def test_what_t5x_cannot_train_is_refused():
     table = Tabulated(gamma_min=-7.9, adapt_period=2)
     with pytest.raises(ValueError, match="t5x cannot train a Tabulated"):
         parts(diffusion_ode=tiny.model(image_shape=tiny.SHAPE, time=table))
+    with pytest.raises(ValueError, match=f"no labels, and the model has {classes.COUNT} classes"):
+        parts(diffusion_ode=classes.model())
     with pytest.raises(ValueError, match=r"`ema_rate` must be in \[0, 1\)"):
         parts(ema_rate=1.5)
 
