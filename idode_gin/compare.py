@@ -10,8 +10,10 @@ nor devices. Exit codes: 0 done, 2 if they cannot be compared, with the reason.
 
 import argparse
 import ast
+import importlib
 import json
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -161,7 +163,9 @@ def _images(
     from idode_gin.feed import data, loading
 
     try:
-        bound = differences.bindings((folder / "operative_config.gin").read_text(encoding="utf-8"))
+        text = (folder / "operative_config.gin").read_text(encoding="utf-8")
+        _import_own(text)
+        bound = differences.bindings(text)
         fields = {
             name: ast.literal_eval(_value(bound, f"data.DatasetConfig.{name}"))
             for name in _DATA
@@ -173,6 +177,14 @@ def _images(
         return loading.load_split(config).images, ""
     except Exception as error:  # of the dataset's own code, of any type
         return None, f"{str(error) or type(error).__name__}"
+
+
+def _import_own(configuration: str) -> None:
+    """Import what a configuration does of a user's own modules: one may register the dataset."""
+    for package, name in re.findall(r"^(?:from ([\w.]+) )?import ([\w.]+)", configuration, re.M):
+        module = f"{package}.{name}" if package else name
+        if module.partition(".")[0] not in ("__gin__", "idode_gin", "tasks"):
+            importlib.import_module(module)
 
 
 def _value(bound: dict[str, str], name: str) -> str:

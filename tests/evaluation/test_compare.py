@@ -18,6 +18,7 @@ from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.evaluation import plots as eval_plots
 from idode_gin.evaluation import results
 from idode_gin.evaluation.evaluator import Evaluator
+from idode_gin.feed import image_fingerprints
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.runs import run_inputs
@@ -177,6 +178,31 @@ def test_the_solver_errors_of_both_add_up(both, share, notes):
     assert errors == {"variational_bound": None, "tn": pytest.approx(2 * error)}
     assert len(found["notes"]) == notes
     assert all("smaller than the solvers' errors together" in each for each in found["notes"])
+
+
+def test_images_of_a_task_of_the_user_s_own_are_found(tmp_path, monkeypatch):
+    (tmp_path / "data_of_mine.py").write_text(
+        "import seqio, numpy as np, tensorflow as tf\n"
+        "images = {'image': np.zeros((3, 2, 2, 1), np.uint8)}\n"
+        "read = lambda split, shuffle_files: tf.data.Dataset.from_tensor_slices(images)\n"
+        "feature = seqio.ContinuousFeature(dtype=tf.uint8, rank=3)\n"
+        "seqio.TaskRegistry.add('images_of_mine', preprocessors=[],\n"
+        "    source=seqio.FunctionDataSource(read, splits=['test']),\n"
+        "    output_features={'image': feature})\n"
+    )
+    (tmp_path / "operative_config.gin").write_text(
+        "from __gin__ import dynamic_registration\nimport data_of_mine\n\n"
+        "data.DatasetConfig.mixture_or_task_name = 'images_of_mine'\n"
+        "data.DatasetConfig.split = 'test'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    zeros = image_fingerprints.fingerprint(np.zeros((3, 2, 2, 1), np.uint8))
+    found, why = compare._images(tmp_path, {"sha256": zeros.sha256}, None)
+    assert why == ""
+    assert found.shape == (3, 2, 2, 1)
+    import seqio
+
+    seqio.TaskRegistry.remove("images_of_mine")
 
 
 def test_an_evaluation_and_itself_and_images_that_cannot_be_read(both, capsys):
