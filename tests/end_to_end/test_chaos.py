@@ -127,7 +127,7 @@ class Chaos:
 
     def _do(self, kind: str, started: Processes, victim: int) -> list[int]:
         if kind == "fill the disk":
-            _fill(self.folder.parent / "ballast")
+            _fill(self.folder.parent / "ballast", started)
         else:
             number = signal.SIGTERM if kind == "terminate" else signal.SIGKILL
             started.all[victim].send_signal(number)
@@ -213,10 +213,15 @@ def _begun_from(started: Processes) -> int | None:
     return None if found is None else int(found[2] or 0)
 
 
-def _fill(path: pathlib.Path) -> None:
-    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
+def _fill(path: pathlib.Path, started: Processes) -> None:
+    """Takes all space, and what a deleted checkpoint frees, until a process ends."""
+    deadline = time.monotonic() + PATIENCE
+    with path.open("wb", buffering=0) as file:
+        while time.monotonic() < deadline and all(each.poll() is None for each in started.all):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+            time.sleep(0.02)
 
 
 def _at_work_in(folder: pathlib.Path) -> list[str]:
