@@ -58,9 +58,9 @@ def load_split(config: DatasetConfig) -> ImageSplit:
 
     Raises:
       ValueError: for an unknown module, task or split (with the nearest name), `use_cached` for a
-        task that seqio cannot cache, a mixture with other rates, images that `ImageSplit` refuses
-        or that differ in size, and a split that differs from its published or recorded facts or
-        from `config.fingerprint`.
+        task that seqio cannot cache, a mixture with other rates or of several augmentations,
+        images that `ImageSplit` refuses or that differ in size, and a split that differs from its
+        published or recorded facts or from `config.fingerprint`.
     """
     provider, parts = _opened(config)
     split = _as_split(_read(provider, parts, config), parts, config)
