@@ -1,6 +1,7 @@
 """The log-density of latents under a probability-flow ODE."""
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -57,8 +58,8 @@ def log_density(
         log p(z) = log N(z_end; 0, sigma_end^2 I) + integral of the drift's divergence
 
     The ODE is integrated for y = z / m in the time of `variable`, and d log(m_end / m_start) is
-    added. The log-density per dim is part of the solver's state, once per probe, so its tolerances
-    are in nats per dim.
+    added. The log-density per dim is part of the solver's state, once per estimate of the trace, so
+    its tolerances are in nats per dim.
 
     Args:
         field: the ODE.
@@ -135,9 +136,10 @@ class Problem:
         return (self.variable.weight_fn(self.field), None)
 
     def start(self, z: types.Images, probes: Probes) -> tuple[Array, Array]:
-        """Return the state at the start: y, and the log-density per dim for every probe."""
-        estimates = max(probes.shape[0], 1)
-        return z / self.scale_start, jnp.zeros((z.shape[0], estimates), z.dtype)
+        """Return the state at the start: y, and the log-density per dim by each estimate."""
+        identity = functools.partial(self.divergence.value_and_traces, lambda x: x)
+        _, traces = jax.eval_shape(identity, z, probes)
+        return z / self.scale_start, jnp.zeros(traces.shape, z.dtype)
 
     def args(self, probes: Probes) -> tuple[Any, ...]:
         """Return the arguments of `rate`, one row per example."""

@@ -5,7 +5,6 @@ import re
 
 import numpy as np
 import pytest
-import tiny
 from gin import config
 
 from idode_gin import encode as encode_program
@@ -17,7 +16,6 @@ from idode_gin.configs import building, programs
 from idode_gin.feed import loading
 from idode_gin.feed.data import DatasetConfig
 from idode_gin.runs import descriptions, facts, image_loop, partial_results
-from idode_gin.schedules.time.linear import Linear
 from idode_gin.training import dry_run
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -126,16 +124,6 @@ def test_images_of_one_s_own_must_be_there(name, monkeypatch, tmp_path):
     given["early_stopping"] = None
     with pytest.raises(ValueError, match="no train of 3 classes"):
         dry_run.goal(train, None, num_classes=3, **given)
-
-
-def test_parts_and_parameters_of_a_model_in_outline():
-    long = type("Linear" * 9, (Linear,), {})()
-    text = descriptions.outline(tiny.model(time=long), {"a": np.ones((2, 3))})
-    first, *more, total = text.splitlines()
-    assert first.startswith("DiffusionODE: ")
-    assert more
-    assert all(each.startswith("  ") for each in more)
-    assert total == "Total: 6 parameters"
 
 
 @pytest.mark.parametrize("program", ["train", "eval"])

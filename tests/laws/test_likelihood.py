@@ -23,6 +23,7 @@ from idode_gin.schedules.straight_path import StraightPath
 from idode_gin.schedules.variance_preserving import VariancePreserving
 from idode_gin.solvers import probes as probe_lib
 from idode_gin.solvers import tableaus
+from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.adaptive import DormandPrince
 from idode_gin.solvers.divergence import AbstractDivergence, Exact, Hutchinson
 from idode_gin.solvers.fixed_grid import FixedGrid
@@ -56,6 +57,32 @@ def log_normal(z, mean, std):
 
 
 # --- the density of latents
+
+
+@dataclasses.dataclass(frozen=True)
+class OneEstimate(AbstractDivergence):
+    """Of two probes; `Hutchinson` has two."""
+
+    inner: Hutchinson = Hutchinson(num_probes=2)
+
+    def draw(self, keys, shape):
+        return self.inner.draw(keys, shape)
+
+    def value_and_traces(self, fn, x, probes):
+        value, traces = self.inner.value_and_traces(fn, x, probes)
+        return value, jnp.mean(traces, axis=1, keepdims=True)
+
+    def variance_of_mean(self, estimates, dims):
+        return jnp.full(estimates.shape[0], jnp.nan)
+
+
+@pytest.mark.parametrize("solver", [TIGHT, Adams(steps=16)])
+def test_a_divergence_may_have_fewer_estimates_than_probes(solver):
+    data = toys.mixture(VariancePreserving(), SHAPE)
+    field, z = data.field(Velocity()), jax.random.normal(jax.random.key(0), (BATCH, *SHAPE))
+    one = density_of(field, z, solver, OneEstimate())
+    two = density_of(field, z, solver, Hutchinson(num_probes=2))
+    np.testing.assert_allclose(one.log_p, two.log_p, rtol=1e-7)
 
 
 @pytest.mark.full_cases(r"(Variance\w*-[DNS]|Str\w*-[DSV])\w*")
