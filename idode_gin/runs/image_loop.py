@@ -158,6 +158,7 @@ def reopened(loop: ImageLoop) -> Iterator[ImageLoop]:
             raise checks.Preempted(interrupted(stop.reason)) from None
         except checks.NonFiniteError:
             kept.remove()
+            joining.wait_for_all("removed")  # the first of them to fail ends process 0
             raise
         finally:
             kept.write()

@@ -16,7 +16,7 @@ from idode_gin.checkpoints import steps_left
 from idode_gin.checkpoints.files import checkpoint_path
 from idode_gin.checkpoints.saving import Checkpoints
 from idode_gin.feed import batches as batch_lib
-from idode_gin.processes import exchange
+from idode_gin.processes import exchange, joining
 from idode_gin.processes.preemption import StopRequest
 from idode_gin.reports import files, fingerprints, metrics, plots, progress
 from idode_gin.reports.wandb_writer import WandB
@@ -190,6 +190,10 @@ class Reporter:
         summary = self.summarize(reason, str(error))
         good = summary["checkpoint"]
         self.plot_rows()
+        batch = None
+        if watch.bad_step is not None:  # else it was an evaluation
+            batch = replays.save_bad_step(self.setup, seed, watch)
+        joining.wait_for_all("reported")  # the first of them to fail ends process 0, which writes
         is_evaluation = isinstance(error, checks.NonFiniteEvaluationError)
         if is_evaluation and good == str(checkpoint_path(self.setup.directory, summary["step"])):
             raise type(error)(
@@ -207,9 +211,7 @@ class Reporter:
         )
         if watch.would_skip:
             text += " Or skip such steps: --gin_file=gin_configs/guards/skip.gin"
-        batch = None
-        if watch.bad_step is not None:  # else it was an evaluation
-            batch = replays.save_bad_step(self.setup, seed, watch)
+        if batch is not None:
             text += f" The batch is in {batch}, for Trainer.replay."
         raise type(error)(text, batch) from error
 

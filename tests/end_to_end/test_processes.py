@@ -267,11 +267,13 @@ def test_asked_in_the_first_compilation_all_leave_within_seconds(tmp_path, asked
 def test_a_bad_step_is_left_by_one_and_replayed_by_all(tmp_path, mesh):
     folder = tmp_path / "run"
     settings = ["--gin.LEARNING_RATE=1e30", "--gin.Trainer.num_microbatches=2"]
+    settings += ["--gin.AdamW.warmup_steps=3", "--gin.Trainer.log_period=1"]  # rows, which it plots
     command = train(folder, f"--gin.MESH_SHAPE={mesh}", *settings)
     with Processes(tmp_path / "logs", command, 2) as started:
         started.expect(checks.EXIT_NON_FINITE)
     (path,) = (folder / "train").glob("bad_step_*.npz")
     assert summary(folder)["exit_reason"] == "non_finite"
+    assert (folder / "train" / "bpd.png").exists()
     replaying = [*command, f"--gin.Trainer.replay={str(path)!r}"]
     with Processes(tmp_path / "logs", replaying, 2) as started:
         started.expect(0)  # the gradient was finite, and the parameters after the update not
