@@ -134,6 +134,7 @@ class _Backlog:
 
     def _oldest(self) -> int:
         there = files.saved_steps(self._directory)
+        self._done &= set(there)  # a run that repeats a step saves it again
         for step in sorted(self._todo - set(there)):
             print(
                 f"{files.checkpoint_path(self._directory, step)} was deleted before its turn and "

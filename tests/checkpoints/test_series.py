@@ -3,7 +3,7 @@
 import pytest
 
 from idode_gin.checkpoints import files
-from idode_gin.checkpoints.series import All, Watch
+from idode_gin.checkpoints.series import All, Watch, _Backlog
 
 
 @pytest.fixture
@@ -49,3 +49,16 @@ def test_one_that_is_not_done_is_given_again_when_it_changes(looks, monkeypatch)
     for checkpoint in All().each(str(directory), is_done):
         given.append(step_of(checkpoint))
     assert given == [7, 7]
+
+
+def test_a_step_that_is_saved_anew_is_given_again(looks):
+    """A run that diverged is resumed from an older checkpoint, and repeats its steps."""
+    directory, done, is_done, *_ = looks
+    done |= set(range(1, 21))
+    backlog = _Backlog(str(directory), is_done)
+    assert backlog.next() is None
+    (directory / "checkpoint_20").rename(directory / "aside")
+    assert backlog.next() is None
+    (directory / "checkpoint_20").mkdir()
+    done.remove(20)
+    assert step_of(backlog.next()) == 20
