@@ -42,10 +42,16 @@ class EarlyStopping:
                 f"{self.min_improvement}."
             )
 
-    def check(self, *, evaluates: bool, eval_period: int | None) -> None:
+    def check(self, *, evaluates: bool, eval_period: int | None, train_steps: int) -> None:
         """Raise ValueError if a run has no evaluations before its end."""
         if evaluates and eval_period is not None:
-            return
+            if eval_period < train_steps:
+                return
+            raise ValueError(
+                f"`early_stopping` needs evaluations during training, and the first, after "
+                f"EVAL_PERIOD = {eval_period} steps, is not before the last step, {train_steps}. "
+                "Evaluate more often, or leave early_stopping at None."
+            )
         missing = "EVAL_PERIOD" if evaluates else "train.train_eval_dataset_cfg"
         raise ValueError(
             f"`early_stopping` needs evaluations during training, and {missing} is None. Bind it, "

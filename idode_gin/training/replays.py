@@ -118,6 +118,12 @@ def replay(
         )
     _check_batch(path, bad.batch, setup)
     state = _state_before(bad.step, setup, config)
+    if int(state.step) > bad.step:
+        raise ValueError(
+            f"A step is replayed from a checkpoint before it, and {config.restore.path} is at step "
+            f"{int(state.step)} now, beyond step {bad.step + 1} of {path}. Bind "
+            "INITIAL_CHECKPOINT_PATH to the checkpoint_<step> that the run started from."
+        )
     logging.info("Replaying from step %s up to %s.", int(state.step), bad.step)
     for step in range(int(state.step), bad.step):
         state, _ = setup.program.step(state, setup.train.train_batch(step))

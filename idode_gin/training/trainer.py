@@ -392,8 +392,9 @@ class Trainer:
         check("batch_size", train_dataset.batch_size, self.num_microbatches)
         if eval_dataset is not None:
             check("batch_size of evaluation", eval_dataset.batch_size)
-        evaluates, at_start = eval_dataset is not None, self.run_eval_before_training
-        validation.check_wanted(self.early_stopping, self.eval_period, evaluates, at_start)
+        evaluates, wanted = eval_dataset is not None, (self.early_stopping, self.eval_period)
+        before = self.run_eval_before_training
+        validation.check_wanted(*wanted, evaluates, before, self.train_steps)
         self.checkpoints.save.check_best(
             evaluates=evaluates, eval_period=self.eval_period, last_step=self.train_steps
         )

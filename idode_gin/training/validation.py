@@ -88,7 +88,11 @@ class Validation:
 
 
 def check_wanted(
-    early_stopping: EarlyStopping | None, period: int | None, evaluates: bool, before: bool
+    early_stopping: EarlyStopping | None,
+    period: int | None,
+    evaluates: bool,
+    before: bool,
+    train_steps: int,
 ) -> None:
     """Raise ValueError if a setting needs evaluations that a run does not make.
 
@@ -97,9 +101,10 @@ def check_wanted(
         period: steps between evaluations.
         evaluates: True if the run has an evaluation split.
         before: True to evaluate before training.
+        train_steps: last step of the run.
     """
     if early_stopping is not None:
-        early_stopping.check(evaluates=evaluates, eval_period=period)
+        early_stopping.check(evaluates=evaluates, eval_period=period, train_steps=train_steps)
     if before and not evaluates:
         raise ValueError(
             "`run_eval_before_training` needs an evaluation split, got True and none. Bind "

@@ -6,6 +6,7 @@ import pytest
 import tiny
 from tiny_runs import rows, run
 
+from idode_gin.checkpoints import saving
 from idode_gin.training import early_stopping
 from idode_gin.training.early_stopping import EarlyStopping
 from idode_gin.training.trainer import Trainer
@@ -112,6 +113,7 @@ def test_dry_run_tells_the_rule_and_what_has_ended(tmp_path):
     ("changes", "words"),
     [
         ({"eval_period": None}, "EVAL_PERIOD is None"),
+        ({"eval_period": 6}, "EVAL_PERIOD = 6 steps, is not before the last step, 6"),
         ({}, "train.train_eval_dataset_cfg is None"),
     ],
 )
@@ -122,6 +124,12 @@ def test_it_needs_evaluations(tmp_path, changes, words):
             tiny.model(), tiny.config(), held_out
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_keeping_the_best_needs_evaluations(tmp_path):
+    config = saving.CheckpointConfig(save=saving.SaveCheckpointConfig(keep_best=2))
+    with pytest.raises(ValueError, match="`keep_best` needs an evaluation split"):
+        tiny.trainer(tmp_path, checkpoints=config).run(tiny.model(), tiny.config(), None)
 
 
 @pytest.mark.parametrize(

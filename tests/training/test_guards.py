@@ -397,6 +397,16 @@ def test_the_batch_of_a_step_that_stopped_the_run_can_be_replayed(tmp_path, monk
         np.testing.assert_allclose(loss, rows(tmp_path / "run")[3]["train/loss"], rtol=1e-6)
 
 
+def test_no_step_is_replayed_from_a_checkpoint_after_it(tmp_path):
+    """The run that it started from was trained on."""
+    run(tmp_path / "a", 5)
+    batch = batches.train_batch(tiny.split(), tiny.config(), 3)
+    replays.BadStep(step=3, seed=0, batch=batch, health={}).write(tmp_path / "bad.npz")
+    restore = saving.RestoreCheckpointConfig(path=str(tmp_path / "a"))
+    with pytest.raises(ValueError, match=r"a is at step 5 now, beyond step 4 of .*bad\.npz"):
+        run(tmp_path / "b", replay=str(tmp_path / "bad.npz"), restore=restore)
+
+
 def test_a_file_of_another_run_is_not_replayed(tmp_path):
     batch = batches.train_batch(tiny.split(), tiny.config(), 0)
     replays.BadStep(step=0, seed=7, batch=batch, health={}).write(tmp_path / "a.npz")
