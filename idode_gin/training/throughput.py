@@ -20,6 +20,7 @@ PEAK_FLOPS: PeakTable = {
     "NVIDIA H100 PCIe": {"bfloat16": 756e12, "float16": 756e12, "float32": 378e12},
     "NVIDIA H100 NVL": {"bfloat16": 835e12, "float16": 835e12, "float32": 417e12},
     "NVIDIA H200": {"bfloat16": 989e12, "float16": 989e12, "float32": 494e12},
+    "NVIDIA H200 NVL": {"bfloat16": 835e12, "float16": 835e12, "float32": 417e12},
     "TPU v4": {"bfloat16": 275e12},
     "TPU v5 lite": {"bfloat16": 197e12},
     "TPU v5e": {"bfloat16": 197e12},
@@ -51,7 +52,8 @@ def peak_flops(kind: str, dtype: str, table: PeakTable | None = None) -> float |
 
     `table` holds entries added to `PEAK_FLOPS`. The longest name that `kind` begins with is used.
     """
-    known = {**PEAK_FLOPS, **(table or {})}
+    own = (table or {}).items()
+    known = {**PEAK_FLOPS, **{name: {**PEAK_FLOPS.get(name, {}), **row} for name, row in own}}
     fitting = [name for name in known if kind.startswith(name)]
     return known[max(fitting, key=len)].get(dtype) if fitting else None
 

@@ -108,10 +108,14 @@ def test_the_dearer_branch_counts():
         ("cpu", "float32", None),
         ("Mine 2", "float32", 7.0),
         ("NVIDIA A100-SXM4-40GB", "bfloat16", 1.0),
+        ("NVIDIA A100-PCIE-40GB", "bfloat16", 2.0),
+        ("NVIDIA A100-PCIE-40GB", "float32", 156e12),
+        ("NVIDIA H200 NVL", "bfloat16", 835e12),
     ],
 )
 def test_peaks_by_the_longest_beginning(kind, dtype, expected):
     table = {"Mine": {"float32": 7.0}, "NVIDIA A100-SXM4": {"bfloat16": 1.0}}
+    table["NVIDIA A100"] = {"bfloat16": 2.0}
     assert throughput.peak_flops(kind, dtype, table) == expected
 
 
