@@ -36,6 +36,7 @@ def test_evaluations_of_each_bound_are_added(estimator, evaluations):
     assert f": {64 + evaluations:,} network evaluations, " in text
     assert f"variational_bound 64, own {evaluations:,}; an evaluation counts again" in text
     assert "Pilots" not in text
+    assert "Adaptive" not in text
     assert "Time" not in text
     assert cost.QUICK_FILE in text
 
