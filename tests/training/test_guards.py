@@ -397,6 +397,16 @@ def test_the_batch_of_a_step_that_stopped_the_run_can_be_replayed(tmp_path, monk
         np.testing.assert_allclose(loss, rows(tmp_path / "run")[3]["train/loss"], rtol=1e-6)
 
 
+def test_a_replay_begins_at_the_last_checkpoint_before_its_step(tmp_path):
+    run(tmp_path, 5)
+    trainer = tiny.trainer(tmp_path, 6)
+    setup = trainer._setup(tiny.model(), tiny.config(), None)
+    steps = [
+        int(replays._state_before(step, setup, trainer.checkpoints).step) for step in (1, 3, 4)
+    ]
+    assert steps == [0, 2, 4]
+
+
 def test_no_step_is_replayed_from_a_checkpoint_after_it(tmp_path):
     """The run that it started from was trained on."""
     run(tmp_path / "a", 5)
