@@ -7,6 +7,7 @@ import tiny
 from tiny_runs import rows, run
 
 from idode_gin.checkpoints import saving
+from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.training import early_stopping
 from idode_gin.training.early_stopping import EarlyStopping
 from idode_gin.training.trainer import Trainer
@@ -124,6 +125,14 @@ def test_it_needs_evaluations(tmp_path, changes, words):
             tiny.model(), tiny.config(), held_out
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_batches_of_evaluation_divide_among_devices(tmp_path):
+    mesh = PjitPartitioner(mesh_shape={"data": 2}).without_devices()
+    trainer = tiny.trainer(tmp_path, partitioner=mesh)
+    with pytest.raises(ValueError, match="`batch_size of evaluation` must be a multiple of `data`"):
+        trainer._check(tiny.config(4), tiny.config(3))
+    trainer._check(tiny.config(4), tiny.config(6))
 
 
 def test_keeping_the_best_needs_evaluations(tmp_path):
