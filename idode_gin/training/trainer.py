@@ -392,9 +392,9 @@ class Trainer:
         check("batch_size", train_dataset.batch_size, self.num_microbatches)
         if eval_dataset is not None:
             check("batch_size of evaluation", eval_dataset.batch_size)
-        evaluates, wanted = eval_dataset is not None, (self.early_stopping, self.eval_period)
-        before = self.run_eval_before_training
-        validation.check_wanted(*wanted, evaluates, before, self.train_steps)
+        evaluates, before = eval_dataset is not None, self.run_eval_before_training
+        rule, period = self.early_stopping, self.eval_period
+        validation.check_wanted(rule, period, evaluates, before, self.train_steps)
         self.checkpoints.save.check_best(
             evaluates=evaluates, eval_period=self.eval_period, last_step=self.train_steps
         )
