@@ -38,7 +38,7 @@ class Preempted(Exception):
     """The process was asked to stop and has saved its state. Programs exit with 75.
 
     Args:
-        message: what was saved, and how to go on.
+        message: what was saved, and how to resume.
         run: the run directory of a training that was stopped.
     """
 

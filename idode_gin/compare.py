@@ -75,7 +75,7 @@ def write(
         ValueError: if the evaluations cannot be compared.
         OSError: if a file cannot be written.
     """
-    from idode_gin.configs import quiet
+    from idode_gin.feed import quiet
 
     quiet.silence_tensorflow()
     if len(evaluations) < 2:

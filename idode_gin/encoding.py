@@ -104,7 +104,7 @@ class Encoding:
         return jax.lax.scan(jax.checkpoint(add), nothing, firsts.astype(y.dtype))[0]
 
     def _log_sum_near(self, y: types.Images, gamma: types.Gamma) -> types.Images:
-        """Return that sum over the levels nearest to y alone, which suffice if `_is_narrow`."""
+        """Return the sum over the levels nearest to y alone, which suffice if `_is_narrow`."""
         first = self.decode(y).astype(y.dtype)[..., None] - _AT_ONCE // 2
         return self._log_sum_from(first, y, gamma)
 

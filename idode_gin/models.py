@@ -1,4 +1,4 @@
-"""The model: `DiffusionODE` combines all parts of the maths and is built by gin files."""
+"""The model: `DiffusionODE` combines all parts of the maths."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -91,12 +91,12 @@ class DiffusionODE:
     @property
     def num_classes(self) -> int:
         """C, the classes that the network is conditioned on; 0 if it takes no labels."""
-        return int(getattr(self.network, "num_classes", 0))
+        return self.network.num_classes
 
     @property
     def conditioning_size(self) -> int:
         """Numbers per image in a batch's `conditioning`: those of images, then one per class."""
-        return int(getattr(self.network, "conditioning_size", 1)) + self.num_classes
+        return self.network.conditioning_size + self.num_classes
 
     @property
     def adaptation(self) -> Adaptation | None:

@@ -38,7 +38,7 @@ def number(value: types.GammaEnd, name: str) -> float:
 
 
 def known(value: Array | np.ndarray | float) -> Array | np.ndarray:
-    """Return an array as one of the host, unless its value is not known before compilation."""
+    """Return a NumPy array, or the tracer itself while a function is compiled."""
     return value if isinstance(value, jax.core.Tracer) else np.asarray(value)
 
 

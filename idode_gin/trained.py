@@ -1,4 +1,4 @@
-"""A trained model in Python: `idode_gin.load("runs/a")`.
+"""A trained model in Python, as `idode_gin.load("runs/a")` returns it.
 
     trained = idode_gin.load("runs/a")
     scored = trained.bits_per_dim(images)  # integers [N, H, W, C]
@@ -21,11 +21,10 @@ import numpy as np
 from jaxtyping import Array
 
 from idode_gin import checks, numerics, types
-from idode_gin.configs import quiet
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.evaluation import bits_per_dim
 from idode_gin.evaluation.bits_per_dim import BitsPerDim, Bound
-from idode_gin.feed import data, labels, loading
+from idode_gin.feed import data, labels, loading, quiet
 from idode_gin.models import DiffusionODE
 from idode_gin.runs import image_loop, in_memory, run_inputs
 from idode_gin.runs.in_memory import Seed

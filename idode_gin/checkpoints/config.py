@@ -16,7 +16,7 @@ _MODES = ("latest", "specific")
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SaveCheckpointConfig:
-    """When to save and which checkpoints to keep.
+    """Settings of saving: when, and which checkpoints are kept.
 
     Nothing is deleted before a newer checkpoint is complete and on disk, and no checkpoint in
     whose folder there is a file named PINNED.

@@ -159,8 +159,8 @@ def candidates(path: str | pathlib.Path, mode: str | None = None) -> list[pathli
     if is_specific:
         if not is_complete(path):
             raise ValueError(
-                f"No checkpoint at {path}: it is not complete. Its save, or its deletion, is going "
-                f"on or was interrupted. Saved steps beside it: {saved_steps(path.parent)}."
+                f"No checkpoint at {path}: it is not complete. Its save or deletion is in progress "
+                f"or was interrupted. Saved steps beside it: {saved_steps(path.parent)}."
             )
         return [path]
     if (path / "meta" / "metadata").is_file():

@@ -66,7 +66,7 @@ def restore_params(
 def first_whole(
     path: str | pathlib.Path, mode: str | None, load: Callable[[pathlib.Path], Found]
 ) -> Found:
-    """As `files.first_whole`, for a `load` that all processes call at the same checkpoint.
+    """Return `files.first_whole` of a `load` that all processes call at the same checkpoint.
 
     A run that is trained meanwhile adds and deletes checkpoints: process 0 lists them for all.
     """
@@ -80,7 +80,7 @@ def listed(find: Callable[[], Sequence[pathlib.Path]]) -> list[pathlib.Path]:
 
 
 def together(load: Callable[[pathlib.Path], Found]) -> Callable[[pathlib.Path], Found]:
-    """Return `load` for all processes, which read the description first: damaged for all, or none.
+    """Return `load` for all processes: if one cannot read the description, it fails on all.
 
     Only then may a process rename the checkpoint: the others have read it.
 

@@ -24,7 +24,7 @@ _OPTIMIZER, _OPT_STATE = "optimizer/", "training/opt_state/"
 
 
 class Fresh(NamedTuple):
-    """Make what is not restored; without `optimizer`, its state is that of a new `state`."""
+    """Functions that make what is not restored; without `optimizer`, `state` makes its state."""
 
     state: Callable[[], TrainState]
     optimizer: Callable[[types.Params], Any] | None

@@ -1,4 +1,4 @@
-"""Save and restore the checkpoints of a run. With `reading` and `plain_trees` alone uses orbax.
+"""Save and restore the checkpoints of a run, with orbax.
 
 A checkpoint is a directory `checkpoint_<step>` with four parts: `params`, `ema`, `training` (step,
 optimizer state, metrics window, state of the guards) and `meta`, a JSON file that describes the

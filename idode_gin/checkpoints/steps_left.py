@@ -136,7 +136,7 @@ def nothing(directory: str | pathlib.Path, step: int, train_steps: int) -> str:
 
 
 def instead(directory: str | pathlib.Path, train_steps: int) -> str | None:
-    """Return that message for a run directory with nothing left to train, else None."""
+    """Return the message of `nothing` if a run directory has nothing left to train, else None."""
     found = files.described(files.newest_first(directory))
     step = 0 if found is None else found[1]["step"]
     return nothing(directory, step, train_steps) if step >= train_steps else None

@@ -26,7 +26,7 @@ T = TypeVar("T")
 def while_answering(folder: pathlib.Path, act: Callable[[], T]) -> T:
     """Return `act()`; for a folder in a bucket, give up when the bucket does not answer.
 
-    What `act` does is not ended then: it goes on in a thread.
+    `act` is not interrupted then: it continues in a thread.
 
     Raises:
         paths.StoreError: if the bucket does not answer.

@@ -1,4 +1,4 @@
-"""How to write what the command line cannot express, or what gin cannot parse."""
+"""Advice on values that the command line cannot express or gin cannot parse."""
 
 import ast
 import operator
@@ -101,7 +101,7 @@ def lines_for_a_file(name: str, value: str, selector: str, modules: Sequence[str
 
 
 def lines_of_library(name: str, value: str) -> str:
-    """Return the like for a function of a library, such as `optax.lion`; else "".
+    """Return those lines for a function of a library, such as `optax.lion`; else "".
 
     The library must be imported already: a look at others would run them.
     """

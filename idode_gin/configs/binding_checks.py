@@ -89,7 +89,7 @@ def expand_paths(reach: Reach, bindings: Sequence[Binding]) -> None:
 
 
 def _without_effect(bindings: Sequence[Binding], reach: Reach) -> Iterator[str]:
-    """Report files and bindings of the command line of which the program reads nothing.
+    """Report files and bindings of the command line that the program never reads.
 
     Of a file it also reads nothing if later ones replaced all that it binds. A file that is
     included may bind what this program does not use, but it must not replace what is bound above

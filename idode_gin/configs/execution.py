@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from absl.flags import FlagValues
 from gin import config
@@ -17,10 +17,9 @@ from idode_gin.configs import (
     from_training,
     gin_internals,
     next_steps,
-    quiet,
 )
 from idode_gin.configs.loading import MACRO, ConfigError
-from idode_gin.feed import tasks_package
+from idode_gin.feed import quiet, tasks_package
 from idode_gin.processes import garbage, joining, output, places, preemption
 from idode_gin.reports import progress
 
@@ -51,11 +50,12 @@ def execute(program: str, function: str, about: str, arguments: Sequence[str]) -
 def _execute(program: str, function: str, options: FlagValues) -> None:
     quiet.silence_tensorflow()
     tasks_package.reserve()
-    paths = options.gin_search_paths
     try:
         with garbage.paused():
             root = getattr(importlib.import_module(program), function)
-            building.load_and_check(root, options.gin_file, options.gin_bindings, paths)
+            building.load_and_check(
+                root, options.gin_file, options.gin_bindings, options.gin_search_paths
+            )
     except from_training.NoRunError as error:
         if not options.dry_run:
             raise
@@ -66,18 +66,7 @@ def _execute(program: str, function: str, options: FlagValues) -> None:
         return
     building.refuse_bindings(root, ["dry_run"], "use the flag --dry_run")
     preemption.started()
-    devices = ""
-    if options.dry_run:
-        import jax
-
-        jax.config.update("jax_platforms", "cpu")  # accelerators may be in use
-    else:
-        initialize_processes(options)
-        if "jax" in sys.modules:
-            from idode_gin.devices import backends
-
-            backends.start()
-            devices = backends.described()
+    devices = _start_devices(options)
     if options.tfds_data_dir or options.seqio_additional_cache_dirs:
         from idode_gin.feed import loading
 
@@ -85,6 +74,38 @@ def _execute(program: str, function: str, options: FlagValues) -> None:
             tfds_data_dir=options.tfds_data_dir,
             seqio_cache_dirs=options.seqio_additional_cache_dirs,
         )
+    _print_screen(program, options, devices)
+    data_dirs = {
+        "tfds_data_dir": options.tfds_data_dir or "",
+        "seqio_additional_cache_dirs": ",".join(options.seqio_additional_cache_dirs),
+    }
+    folder = _run(root, options.dry_run, data_dirs)
+    if folder is not None:
+        print(next_steps.after(program.rpartition(".")[2], folder, data_dirs), flush=True)
+
+
+def _start_devices(options: FlagValues) -> str:
+    """Connect the processes and start the devices; a dry run takes the CPU, and starts none.
+
+    Returns:
+        The devices in words, "" if none were started.
+    """
+    if options.dry_run:
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")  # accelerators may be in use
+        return ""
+    initialize_processes(options)
+    if "jax" not in sys.modules:
+        return ""
+    from idode_gin.devices import backends
+
+    backends.start()
+    return backends.described()
+
+
+def _print_screen(program: str, options: FlagValues, devices: str) -> None:
+    """Print what is about to run, as long as --dry_run asks for."""
     files = [*from_training.configs_read(options.gin_file), *options.gin_file]
     if options.dry_run is True:
         print(short_screen(program, files), flush=True)
@@ -92,13 +113,19 @@ def _execute(program: str, function: str, options: FlagValues) -> None:
         print(first_screen(program, files, devices), flush=True)
     if options.dry_run == "full":
         print(f"\n{_MACROS.sub('', config.config_str())}", flush=True)
-    data_dirs = {
-        "tfds_data_dir": options.tfds_data_dir or "",
-        "seqio_additional_cache_dirs": ",".join(options.seqio_additional_cache_dirs),
-    }
+
+
+def _run(
+    root: Callable[..., str | None], dry_run: bool | str, data_dirs: Mapping[str, str]
+) -> str | None:
+    """Call the function of a program; its errors say what can be typed next.
+
+    Returns:
+        The output folder, None for a dry run.
+    """
     try:
-        with garbage.paused() if options.dry_run else contextlib.nullcontext():
-            folder = config.get_configurable(root)(dry_run=options.dry_run)
+        with garbage.paused() if dry_run else contextlib.nullcontext():
+            return config.get_configurable(root)(dry_run=dry_run)
     except checks.NonFiniteError as error:
         if error.batch is None:
             raise
@@ -109,8 +136,6 @@ def _execute(program: str, function: str, options: FlagValues) -> None:
             raise
         use = next_steps.stopped(stopped.run, data_dirs)
         raise checks.Preempted(f"{stopped}{use}") from stopped
-    if folder is not None:
-        print(next_steps.after(program.rpartition(".")[2], folder, data_dirs), flush=True)
 
 
 def first_screen(program: str, gin_files: Sequence[str], devices: str = "") -> str:
@@ -124,7 +149,7 @@ def first_screen(program: str, gin_files: Sequence[str], devices: str = "") -> s
 
 
 def short_screen(program: str, gin_files: Sequence[str]) -> str:
-    """Return what `first_screen` does for a dry run: several macros a line, long values cut."""
+    """Return the first screen of a dry run: several macros a line, long values cut."""
     title = f"{program} (idode_gin {idode_gin.__version__}), dry run. --dry_run=full prints more."
     lines = ["gin files: " + ", ".join(gin_files), ""]
     for name, value in _macros().items():

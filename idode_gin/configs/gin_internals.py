@@ -27,7 +27,7 @@ registry: selector_map.SelectorMap = config._REGISTRY
 function or class) and `import_source` (None if Python code registered it)."""
 
 operative: dict[tuple[str, str], dict[str, Any]] = config._OPERATIVE_CONFIG
-"""The like of `bindings`, defaults included, of what has been called."""
+"""Bindings and defaults of every function and class called so far, keyed as `bindings`."""
 
 lookup = config._inverse_lookup
 """Function or class -> its record; None if it is not registered."""

@@ -47,17 +47,17 @@ def _used() -> str:
 
 @contextlib.contextmanager
 def held(directory: str | os.PathLike[str], macro: str) -> Iterator[Callable[[], None]]:
-    """Context of a program that writes to a directory: its lock, and a configuration in it.
+    """Lock an output directory, and write the configuration if it holds none.
 
-    One that is there describes what the directory holds, and is left. Enter it in a program's
-    function, when gin has built the arguments, after `check_agreement`.
+    An earlier configuration is kept at first: it describes what the directory holds. Enter the
+    context in a program's function, when gin has built the arguments, after `check_agreement`.
 
     Args:
         directory: where to write; made if missing.
         macro: its name in the gin files.
 
     Yields:
-        What replaces it by the configuration of now: to be called when nothing can refuse.
+        A function that replaces it by the present configuration; call it when all checks are done.
 
     Raises:
         ConfigError: if the directory cannot be made or written to.
@@ -75,7 +75,7 @@ def held(directory: str | os.PathLike[str], macro: str) -> Iterator[Callable[[],
 
 @contextlib.contextmanager
 def begun(directory: str | os.PathLike[str], macro: str) -> Iterator[str]:
-    """Context as `held`, at whose end the configuration is written, stopped by a signal or not.
+    """Lock an output directory; at the end, or when stopped, write the configuration.
 
     Yields:
         SHA-256 of `operative_config.gin`.

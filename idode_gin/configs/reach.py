@@ -36,7 +36,7 @@ class Call:
 class Reach:
     """The calls that a program makes, each with the bindings it reads, by parameter.
 
-    `rings` are bindings each of which needs the next one, and the last the first.
+    `rings` are cycles: each binding in one needs the next, and the last needs the first.
     """
 
     calls: Mapping[Call, Mapping[str, Key]]

@@ -289,7 +289,7 @@ def about_macro(name: str) -> str:
 
 
 def about_bare(name: str) -> str:
-    """Return the like for a parameter of t5x that is written without its function or class."""
+    """Return what to write instead of a parameter of t5x without its function or class."""
     for parameter in SYNONYMS:
         owner, _, own = parameter.rpartition(".")
         if own == name:
@@ -298,7 +298,10 @@ def about_bare(name: str) -> str:
 
 
 def about_symbol(selector: str, parameter: str = "") -> str:
-    """Return the like for a function or class, with or without its module, or a parameter of it."""
+    """Return what to write instead of a function or class of t5x, or of a parameter of it.
+
+    The module may be left out.
+    """
     name = _without_t5x(selector)
     bare = name.rpartition(".")[2]
     whole = _BARE.get(name, name)
@@ -308,19 +311,19 @@ def about_symbol(selector: str, parameter: str = "") -> str:
 
 
 def about_idle(selector: str, scope: str = "") -> str:
-    """Return the like for a class or a scope that this program does not read."""
+    """Return what to write instead of a class or a scope that this program does not read."""
     scopes = scope.split("/")
     found = next((_about(each, _SCOPES) for each in scopes if each in _SCOPES), "")
     return found or _about(selector.rpartition(".")[2], _OF_TRAINING)
 
 
 def about_module(name: str) -> str:
-    """Return the like for a module."""
+    """Return what to write instead of a module of t5x."""
     return _about(name, _MODULES)
 
 
 def about_missing(name: str) -> str:
-    """Return the like for a module that is not installed, or a gin file that is not there."""
+    """Return what to write for a module that is not installed, or a gin file that is missing."""
     first = re.split(r"[./]", name)[0]
     if first == "t5x":
         return _of_t5x(name)
@@ -328,7 +331,7 @@ def about_missing(name: str) -> str:
 
 
 def about_parameter(owner: str, parameter: str) -> str:
-    """Return the like for a parameter that the function or class `owner` lacks."""
+    """Return what to write for a parameter that the function or class `owner` lacks."""
     if ours := SYNONYMS.get(f"{owner}.{parameter}"):
         return f"For t5x's {parameter}: write {ours}."
     if owner not in _PARAMETERS:

@@ -35,7 +35,7 @@ def facts() -> dict[str, Any]:
 
 
 def described() -> str:
-    """Return the same as text, such as `4 x NVIDIA H100 (gpu), 2 processes, jax 0.10.2`."""
+    """Return `facts` as text, such as `4 x NVIDIA H100 (gpu), 2 processes, jax 0.10.2`."""
     found = facts()
     is_named = found["kind"].lower() == found["platform"]
     kind = found["kind"] if is_named else f"{found['kind']} ({found['platform']})"

@@ -26,7 +26,7 @@ from idode_gin.runs.image_loop import Compute
 @final
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classification:
-    """Which bound classifies which images. A model without labels ignores it.
+    """Settings of classification: its bound and images. A model without labels ignores it.
 
     Args:
         by: name of a bound that is evaluated: `variational_bound` or a likelihood's.

@@ -160,7 +160,7 @@ class Evaluator:
         earlier_results.check(paths.of(self.output_dir), settings)
 
     def check_results(self, model: DiffusionODE, dataset: data.DatasetConfig) -> None:
-        """As `check_output`; where finished results are, the images are read, which count too."""
+        """Check the output folder as `check_output` does; compare finished results' images too."""
         self.check_output(model, dataset)
         if self.checkpoints is None and earlier_results.are_in(paths.of(self.output_dir)):
             self.check_output(model, dataset, run_inputs.load(dataset, model))

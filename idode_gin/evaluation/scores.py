@@ -39,13 +39,13 @@ from idode_gin.likelihood.ode_likelihood import ImageLikelihood, ODELikelihood
 from idode_gin.losses.base import AbstractBound
 from idode_gin.models import DiffusionODE
 from idode_gin.runs import image_loop
+from idode_gin.runs import integrand as integrand_lib
 from idode_gin.runs.image_loop import Compute
 from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.base import AbstractSolver
 
 Scored: TypeAlias = ODELikelihood | AbstractBound | None
 """Estimator of a bound; None for the variational bound of the evaluation."""
-INTEGRAND_IMAGES, INTEGRAND_POINTS = 32, 41
 GRID = 64
 """Grids of Adams methods are padded to a multiple of it, so that they share a program."""
 
@@ -96,21 +96,16 @@ def integrand(
     """Return a function of the parameters: gammas, the bound's integrand at them, number of images.
 
     The integrand is the mean over images spread evenly over the split, in bits per dim per nat of
-    gamma. It is computed on one device of this process.
+    gamma.
     """
-    gammas = np.linspace(model.end.gamma_number, model.gamma_max, INTEGRAND_POINTS)
     size = min(solve_size, split.num_images)
-    count = max(size, min(INTEGRAND_IMAGES, split.num_images) // size * size)
+    count = max(size, min(integrand_lib.IMAGES, split.num_images) // size * size)
     index = data.spread(count, split.num_images)
-    compiled = jax.jit(model.integrand)  # whole batches only: the mean includes padding
+    compute = integrand_lib.of_batches(model)
 
     def values(params: types.Params) -> tuple[np.ndarray, np.ndarray, int]:
-        params, key = jax.device_get(params), jax.random.key(seed)
-        found = [
-            np.asarray(compiled(params, batch, key, gammas))
-            for batch in batch_lib.eval_batches(split, size, index=index)
-        ]
-        return gammas, np.mean(found, axis=0), len(index)
+        batches = batch_lib.eval_batches(split, size, index=index)
+        return *compute(params, batches, jax.random.key(seed)), len(index)
 
     return values
 

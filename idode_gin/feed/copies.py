@@ -133,7 +133,7 @@ def _read(manifest: pathlib.Path) -> dict[str, tuple[int, str]]:
         found = json.loads(manifest.read_text(encoding="utf-8"))
         return {str(name): (int(size), str(version)) for name, (size, version) in found.items()}
     except (OSError, ValueError, TypeError, AttributeError):
-        return {}  # copied anew
+        return {}  # copied again
 
 
 def _write(manifest: pathlib.Path, known: Mapping[str, tuple[int, str]]) -> None:

@@ -200,8 +200,8 @@ class Pilot:
             "per dim of those in float32 (`Pilot.tolerance`), got a mean distance of "
             f"{report.precision_error:.1e} on {report.num_images} images. Evaluate in float32 "
             "(UNet.dtype = None, the checkpoint is the same; on an accelerator also "
-            "JAX_DEFAULT_MATMUL_PRECISION=highest in the environment), or allow more: by "
-            "`Pilot.tolerance` or `Pilot.precision_tolerance` in gin, by `tolerance` in Python."
+            "JAX_DEFAULT_MATMUL_PRECISION=highest in the environment), or raise "
+            "`Pilot.tolerance` or `Pilot.precision_tolerance` (in Python, `tolerance`)."
         )
 
     def _chosen(

@@ -31,7 +31,7 @@ def fit(defects: Float[np.ndarray, "times images"], order: int) -> Tabulated:
     if not np.all(np.isfinite(defects)):
         raise ValueError(
             "`defects` must be finite to fit a spacing, got NaN or infinity: the network gave such "
-            "values on the reference's grid. Use Pilot.fit_spacing = False."
+            "values on the reference's grid. Set `Pilot.fit_spacing` to False."
         )
     wanted = np.mean(np.abs(np.asarray(defects, np.float64)), axis=1) ** (1 / (order + 1))
     wanted = _smoothed(wanted)

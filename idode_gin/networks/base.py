@@ -30,6 +30,12 @@ class AbstractNetwork(abc.ABC):
     computation: ClassVar[tuple[str, ...]] = ("dropout_rate", "remat", "scan", "dtype")
     """Fields, also of a part such as a module, that say how F is computed: trained parameters keep
     their meaning under any value."""
+    conditioning_size: int = 1
+    """K, the numbers per image in `conditioning` beside those of its class."""
+    num_classes: int = 0
+    """C, the classes of labels; 0 for none."""
+    needs_whole_channels: bool = False
+    """True if all channels of an image must be on one device."""
 
     @abc.abstractmethod
     def init(self, key: types.PRNGKey, image_shape: tuple[int, int, int]) -> types.Params:
@@ -58,6 +64,15 @@ class AbstractNetwork(abc.ABC):
         """Return this function for a gradient alone: it may have no forward-mode derivative."""
         return self
 
+    def idle_settings(self, *, reverse_mode_only: bool) -> list[str]:
+        """Return a sentence for each setting without effect on a training; none by default.
+
+        Args:
+            reverse_mode_only: the loss takes no forward-mode derivative of the network.
+        """
+        del reverse_mode_only
+        return []
+
     @abc.abstractmethod
     def __call__(
         self,
@@ -74,7 +89,7 @@ class AbstractNetwork(abc.ABC):
             z: latents.
             time: gamma as a fraction of its range, in [0, 1].
             conditioning: K numbers per image, zeros if the dataset has none; then one for each
-                class of `num_classes`, if the network has such an attribute: 1 for the image's own.
+                class of `num_classes`: 1 for the image's own.
             key: one key per image, for dropout; None for no dropout.
         """
 

@@ -110,7 +110,7 @@ def attention(
 
 
 def compute_capability() -> float:
-    """Return that of the first device, such as 9.0; 0 unless it is an NVIDIA GPU."""
+    """Return CUDA's version of the first device, such as 9.0; 0 unless it is an NVIDIA GPU."""
     found = str(getattr(jax.devices()[0], "compute_capability", ""))
     return float(found) if re.fullmatch(r"\d+\.\d+", found) else 0.0
 

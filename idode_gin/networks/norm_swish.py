@@ -55,7 +55,7 @@ Pixels: TypeAlias = Float[Array, "batch pixels channels"]
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What a call computes, besides its arrays.
+    """Settings of a kernel call, besides its arrays.
 
     Attributes:
         inputs: number of inputs, normalized as if side by side.

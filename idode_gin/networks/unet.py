@@ -136,9 +136,21 @@ class UNet(base.AbstractNetwork):
         return self if self.coarse_dtype is None else dataclasses.replace(self, dtype=None)
 
     @property
-    def needs_whole_channels(self) -> bool:
+    def needs_whole_channels(self) -> bool:  # type: ignore[override]
         """True if all channels of an image must be on one device."""
         return self.fused
+
+    def idle_settings(self, *, reverse_mode_only: bool) -> list[str]:
+        """Return why `fused` has no effect, if it has none."""
+        if not self.fused or (reverse_mode_only and blocks.can_fuse()):
+            return []
+        if reverse_mode_only:
+            needed = "it needs an NVIDIA GPU from Ampere on"
+            return [f"`UNet.fused` has no effect on this device: {needed}."]
+        return [
+            "`UNet.fused` has no effect: the loss may take forward-mode derivatives, and the "
+            "kernels have none (its `reverse_mode_only` is False)."
+        ]
 
     @property
     def _width(self) -> int:

@@ -40,7 +40,7 @@ def from_first(make: Callable[[], bytes | None]) -> bytes:
 
 
 def _broadcast(content: bytes) -> bytes:
-    """Return the bytes of process 0, of which all have as many."""
+    """Return the bytes of process 0; all processes pass equally many."""
     sent = np.frombuffer(content, np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(sent), np.uint8).tobytes()
 

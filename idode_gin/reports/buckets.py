@@ -283,7 +283,8 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):  # type: ignore[misc]
     def delete(self, *first: str) -> None:
         """Delete all objects below the path, those of the names `first` before the others.
 
-        Whoever takes a folder for complete when it holds one of them never takes half of one.
+        A folder that is complete while it holds one of them is then never partly deleted and
+        complete.
         """
         for name in first:
             (self / name).unlink(missing_ok=True)

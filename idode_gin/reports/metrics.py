@@ -29,7 +29,7 @@ class MetricsLog:
     """The file metrics.jsonl: one JSON object per line, `step` first, in order of steps.
 
     A row is on disk before the next step begins. An object in a bucket cannot be appended to: it is
-    written anew with every row, and beyond `SMALL` bytes once in `UPLOAD_PERIOD` seconds and in
+    rewritten with every row, and beyond `SMALL` bytes once in `UPLOAD_PERIOD` seconds and in
     `flush`. Opening the file drops a truncated last line and rows after the step that training
     resumes from.
 

@@ -1,6 +1,6 @@
 """Progress of a program: what it does and how far it is, on a terminal and elsewhere.
 
-A phase that goes on for `LINE_PERIOD` seconds without a line prints one, from a thread: code in
+A phase that prints nothing for `LINE_PERIOD` seconds prints a line, from a thread: code in
 C++, such as a compilation, reports nothing itself. Only process 0 prints.
 """
 
@@ -19,7 +19,7 @@ LINE_PERIOD = 10.0
 
 
 class _Heart:
-    """The phases that go on, each inside the one before, and the thread that reports the innermost.
+    """The stack of open phases, and the thread that reports the innermost.
 
     The thread ends with the last phase.
     """
@@ -166,7 +166,7 @@ class Phase:
 def phase(
     what: str, total: int | None = None, *, done: int = 0, unit: str = "images", bar: bool = True
 ) -> Iterator[Phase]:
-    """A context that is reported while it goes on, unless another one is entered inside it.
+    """A context whose progress is reported until it ends; one entered inside it takes its place.
 
     With a `total`, of which some may be `done`, a terminal shows a bar; without one (`bar`), and
     elsewhere, lines show how many are done and the time left, from the mean so far.

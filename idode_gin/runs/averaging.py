@@ -26,7 +26,7 @@ def initial_share(rate: float, updates: int, first: int = 0, *, warms_up: bool =
 def warning(facts: Mapping[str, Any], step: int) -> str | None:
     """Return a sentence if the average at `step` still holds a large share of what it began with.
 
-    `facts` are those of a run (`Trainer.settings`); None if they do not tell the rate.
+    `facts` are those of a run (`Trainer.settings`); None if they do not hold the rate.
     """
     rate = facts.get("ema_rate")
     if not isinstance(rate, int | float):

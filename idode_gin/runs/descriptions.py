@@ -16,14 +16,10 @@ from idode_gin.devices import accounting, flops
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.feed import data, loading
 from idode_gin.models import DiffusionODE
-from idode_gin.networks import blocks
-from idode_gin.networks.unet import UNet
 from idode_gin.reports import paths
 from idode_gin.runs import facts as facts_lib
 from idode_gin.runs import image_loop, partial_results, run_inputs
 from idode_gin.schedules.time.base import AbstractLearnedTime
-from idode_gin.schedules.time.learned_linear import LearnedLinear
-from idode_gin.schedules.time.linear import Linear
 
 
 def describe(model: DiffusionODE, params: types.Params, logical_axes: Any = None) -> str:
@@ -50,21 +46,13 @@ def warnings(model: DiffusionODE) -> list[str]:
             f"{time} keeps its initial or restored parameters: the loss {loss} is no bound, and "
             "does not train gamma(t)."
         )
-    if isinstance(model.network, UNet) and model.network.fused:
-        if not model.loss.reverse_mode_only:
-            found.append(
-                f"`UNet.fused` changes nothing: {loss} may take forward-mode derivatives, and the "
-                "kernels have none (its `reverse_mode_only` is False)."
-            )
-        elif not blocks.can_fuse():
-            needed = "it needs an NVIDIA GPU from Ampere on"
-            found.append(f"`UNet.fused` changes nothing on this device: {needed}.")
-    if model.time_sampler.uses_gamma_of_t or isinstance(model.time, Linear | LearnedLinear):
+    found += model.network.idle_settings(reverse_mode_only=model.loss.reverse_mode_only)
+    if model.time_sampler.uses_gamma_of_t or model.time.is_linear:
         return found
     return [
         *found,
-        f"{time} changes nothing of training but by its ends: {sampler} draws gamma by the weight "
-        "of the loss, not by gamma(t). To train with gamma(t), write into a gin file: from "
+        f"Only the ends of {time} affect training: {sampler} draws gamma by the weight of the "
+        "loss, not by gamma(t). To train with gamma(t), write into a gin file: from "
         "idode_gin.time_samplers import uniform, and TIME_SAMPLER = @uniform.Uniform().",
     ]
 

@@ -142,7 +142,7 @@ class _Lease:
 
 
 def _machine() -> str:
-    """Return what tells machines, and containers on them, apart; "" if the system does not."""
+    """Return an identifier of this machine or container; "" if the system has none."""
     with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
         return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
     return ""

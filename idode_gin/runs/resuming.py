@@ -97,9 +97,9 @@ def _check_not_emptied(directory: pathlib.Path) -> None:
     if reason not in (None, *_DIVERGED) and known and not files.saved_steps(directory):
         raise ValueError(
             f"A run continues from its checkpoints, and {directory} has none, though its "
-            f"summary.json names {known}. Training would begin anew, and replace summary.json and "
-            "metrics.jsonl. Put the checkpoint back or choose another MODEL_DIR; or move "
-            "summary.json away to train from the beginning."
+            f"summary.json names {known}. Training would start from scratch, and replace "
+            "summary.json and metrics.jsonl. Put the checkpoint back or choose another MODEL_DIR; "
+            "or move summary.json away to train from the beginning."
         )
 
 

@@ -115,6 +115,21 @@ def traced_once(model: DiffusionODE) -> DiffusionODE:
 class _TracedOnce(AbstractNetwork):
     network: AbstractNetwork
 
+    @property
+    def conditioning_size(self) -> int:  # type: ignore[override]
+        return self.network.conditioning_size
+
+    @property
+    def num_classes(self) -> int:  # type: ignore[override]
+        return self.network.num_classes
+
+    @property
+    def needs_whole_channels(self) -> bool:  # type: ignore[override]
+        return self.network.needs_whole_channels
+
+    def idle_settings(self, *, reverse_mode_only: bool) -> list[str]:
+        return self.network.idle_settings(reverse_mode_only=reverse_mode_only)
+
     @functools.cached_property
     def _traced(self) -> Any:
         return jax.jit(self.network.__call__)
@@ -142,6 +157,3 @@ class _TracedOnce(AbstractNetwork):
     ) -> types.Images:
         output: types.Images = self._traced(params, z, time, conditioning, key)
         return output
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.network, name)

@@ -19,8 +19,8 @@ SINCE_BEST = "eval/evaluations_since_best"
 class EarlyStopping:
     """Ends training after `patience` evaluations in a row without a new best one.
 
-    The count is a function of the rows of metrics.jsonl, so a resumed run continues it. It starts
-    anew if the number of images of an evaluation has changed.
+    The count is a function of the rows of metrics.jsonl, so a resumed run continues it. It
+    restarts at zero if the number of images of an evaluation has changed.
 
     Args:
         patience: evaluations.

@@ -93,7 +93,7 @@ def build(
 
 def _check_fused(model: DiffusionODE, partitioner: partitioning.PjitPartitioner) -> None:
     parts = partitioner.mesh.shape[mesh.MODEL]
-    if parts > 1 and getattr(model.network, "needs_whole_channels", False):
+    if parts > 1 and model.network.needs_whole_channels:
         raise ValueError(
             "`UNet.fused` needs all channels of an image on one device, got a mesh whose axis "
             f"'{mesh.MODEL}' has size {parts}. Set it to 1 (num_partitions=1), or fused=False."

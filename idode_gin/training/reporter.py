@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, final
 
 import jax
-import numpy as np
 
 from idode_gin import checks, types
 from idode_gin.checkpoints import steps_left
@@ -20,7 +19,7 @@ from idode_gin.processes import exchange, joining
 from idode_gin.processes.preemption import StopRequest
 from idode_gin.reports import files, fingerprints, metrics, plots, progress
 from idode_gin.reports.wandb_writer import WandB
-from idode_gin.runs import averaging, descriptions, run_lock
+from idode_gin.runs import averaging, descriptions, integrand, run_lock
 from idode_gin.training import early_stopping, guards, replays, train_state
 from idode_gin.training.meters import Meters
 from idode_gin.training.optimizers import AdamW
@@ -28,11 +27,8 @@ from idode_gin.training.setup import Setup, Start
 from idode_gin.training.validation import Validation
 from idode_gin.types import TrainState
 
-INTEGRAND_POINTS = 41
-_AT_A_TIME = 32
-"""Images whose integrand is computed together, on one device and beside the training state."""
 PLOT_PERIOD = 60.0
-"""Seconds between two plots of the rows while training goes on."""
+"""Seconds between two plots of the rows during training."""
 
 
 @final
@@ -102,7 +98,7 @@ class Reporter:
         for each in setup.warnings:
             say(f"WARNING: {each}")
         if restored is not None and restored.report is not None:
-            say("Of that checkpoint\n" + restored.report.partition("\n\n")[0])
+            say("Parts of that checkpoint:\n" + restored.report.partition("\n\n")[0])
             text = f"Warm start from {restored.path}.\n{restored.report}"
             self._write("warm-start.txt", text)
 
@@ -206,7 +202,7 @@ class Reporter:
         source = f" from INITIAL_CHECKPOINT_PATH = {good!r}" if good else ""
         text = (
             f"{error} {found}. Lower the learning rate or set AdamW.clip_norm, and run the same "
-            "command again, which resumes. To warm up anew, start in a new MODEL_DIR"
+            "command again, which resumes. To repeat the warm-up, start in a new MODEL_DIR"
             f"{source}, with --gin_file=gin_configs/runs/finetune.gin first."
         )
         if watch.would_skip:
@@ -275,20 +271,18 @@ class Reporter:
         # A training batch, which has no padding, of the first images of the split.
         images = self.setup.eval or self.setup.train
         split = dataclasses.replace(images.split, augmentation=None)
-        size = min(images.config.batch_size, split.num_images, _AT_A_TIME)
+        size = min(images.config.batch_size, split.num_images, integrand.IMAGES)
         count = min(images.config.batch_size, split.num_images) // size * size
         config = dataclasses.replace(images.config, shuffle=False, batch_size=count)
         batch = batch_lib.train_batch(split, config, 0)
-        gammas = np.linspace(model.end.gamma_number, model.gamma_max, INTEGRAND_POINTS)
-        params, key = jax.device_get(params), jax.random.key(0)
-        compute = jax.jit(model.integrand)
-        values = [
-            np.asarray(compute(params, {k: v[i : i + size] for k, v in batch.items()}, key, gammas))
+        parts = (
+            {name: each[i : i + size] for name, each in batch.items()}
             for i in range(0, count, size)
-        ]
+        )
+        gammas, values = integrand.of_batches(model)(params, parts, jax.random.key(0))
         path = self.setup.directory / "train" / "integrand.png"
         some = None if count == split.num_images else count
-        plots.plot_integrand(gammas, np.mean(values, axis=0), path, some)
+        plots.plot_integrand(gammas, values, path, some)
 
     def _write(self, name: str, text: str) -> None:
         if jax.process_index() == 0:

@@ -177,7 +177,7 @@ def _summed(state: TrainState, added: Metrics, config: UpdateConfig) -> Metrics:
 def _adapted(
     adaptation: Adaptation, params: types.Params, window: Metrics, is_due: Array
 ) -> types.Params:
-    """Return the parameters with the interior of gamma(t) set anew, if that is due."""
+    """Return the parameters, with the interior of gamma(t) recomputed if that is due."""
     old = params[PARAMS][INTERIOR]
     new = adaptation.adapted(old, window[train_state.SQUARES], window[train_state.SAMPLES])
     interior = jax.tree.map(lambda before, after: jnp.where(is_due, after, before), old, new)

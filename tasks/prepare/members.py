@@ -270,7 +270,7 @@ class _Header(tarfile.TarInfo):
 
     @classmethod
     def _frombuf(cls, buf: Any, encoding: str, errors: str, **more: Any) -> "_Header":
-        """Do the same where Python's own reader calls this instead, from 3.12.14 on."""
+        """Return the header as `frombuf` does; Python's reader calls this from 3.12.14 on."""
         read = getattr(super(), "_frombuf")  # noqa: B009  older versions have none
         return cls._read(functools.partial(read, **more), buf, encoding, errors)
 
@@ -302,7 +302,7 @@ class _Limited:
         self._left -= len(content)
         if self._left < 0:
             raise SourceError(
-                f"{self._path} goes on for more than {self._more:,} bytes of headers or padding. "
+                f"{self._path} has more than {self._more:,} bytes of headers or padding. "
                 "This is not the published archive: download it again."
             )
         return content

@@ -3,8 +3,7 @@
 import functools
 from typing import Any
 
-from idode_gin.configs import quiet
-from idode_gin.feed import lean_tensorflow
+from idode_gin.feed import lean_tensorflow, quiet
 
 
 @functools.cache

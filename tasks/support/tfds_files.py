@@ -62,7 +62,7 @@ class TfdsFiles:
 
     @property
     def changes(self) -> list[str]:
-        """What `tasks.prepare` did to the images: to their pixels, then to their splits."""
+        """Changes that `tasks.prepare` made: to pixels, then to splits."""
         try:
             recorded = json.loads((self.folder / RECORD).read_text())
         except (OSError, ValueError):

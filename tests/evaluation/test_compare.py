@@ -116,7 +116,7 @@ def test_tensorflow_is_silenced_before_jax_sets_its_log_level(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.startswith("False ['idode_gin.configs.quiet', ")
+    assert done.stdout.startswith("False ['idode_gin.feed.quiet', ")
 
 
 def test_two_evaluations_are_compared_image_by_image(both, capsys, monkeypatch):

@@ -72,7 +72,7 @@ def test_time_is_that_of_the_training(tmp_path):
     place, facts = tmp_path / "checkpoint_3", {"batch_size": 16}
     speed = 6e9 * 60 / 16
     text = cost.in_words({"bound": 8}, {}, 16, speed / 80, place, facts, dims=48)
-    assert text.endswith("Time as fast as in training: 1.7 min for 1,000 images.\n")  # 8,000 / 80
+    assert text.endswith("Time at the speed of training: 1.7 min for 1,000 images.\n")  # 8,000 / 80
     text = cost.in_words({"bound": 8}, {"own": PILOTED}, 16, speed / 80, place, facts, dims=48)
     assert "Pilots, once: 16,384 network evaluations." in text
     assert "22 min for 1,000 images, and 3.4 min for the pilots." in text

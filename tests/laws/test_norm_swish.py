@@ -228,7 +228,7 @@ def test_without_a_gpu_nothing_changes():
     given = (perturbed(network, (4, 4, 3)), *inputs(network, 2, (4, 4, 3)))
     assert not is_fused(network.in_reverse_mode(), *given)
     (warning,) = descriptions.warnings(tiny.model(network=network))
-    assert "`UNet.fused` changes nothing on this device: it needs an NVIDIA" in warning
+    assert "`UNet.fused` has no effect on this device: it needs an NVIDIA" in warning
 
 
 @pytest.mark.parametrize(("found", "expected"), [("9.0", 9.0), ("12.1", 12.1), ("gfx942", 0.0)])

@@ -107,7 +107,7 @@ def test_a_tar_that_goes_on_after_its_end_mark(tmp_path, monkeypatch):
         if fits:
             assert list(found) == [b"b"]
         else:
-            with pytest.raises(SourceError, match="t.tar.gz goes on for more than 20,480 bytes"):
+            with pytest.raises(SourceError, match="t.tar.gz has more than 20,480 bytes"):
                 list(found)
 
 

@@ -410,7 +410,7 @@ class CosineTime(AbstractTime):
 
 
 def test_an_own_gamma_of_t_that_changes_nothing_is_reported(tmp_path, monkeypatch, capsys):
-    line = "WARNING: CosineTime changes nothing of training but by its ends: Importance draws"
+    line = "WARNING: Only the ends of CosineTime affect training: Importance draws"
     shape = {"image_shape": tiny.SHAPE}
     trainer = tiny.trainer(tmp_path / "run", 1, eval_period=None)
     ignored = tiny.model(time=CosineTime(), time_sampler=Importance(), **shape)

@@ -16,8 +16,8 @@ from idode_gin import checks
 from idode_gin.devices import flops
 from idode_gin.losses import first_order
 from idode_gin.reports import metrics, plots, wandb_writer
-from idode_gin.runs import run_inputs
-from idode_gin.training import meters, profiling, reporter, setup, throughput
+from idode_gin.runs import integrand, run_inputs
+from idode_gin.training import meters, profiling, setup, throughput
 from idode_gin.training.profiling import ProfileWindow
 
 
@@ -378,7 +378,7 @@ def test_the_integrand_is_that_of_the_first_images(
 ):
     """Whatever the order of the split in an evaluation; of each once, if a batch is larger."""
     drawn = []
-    monkeypatch.setattr(reporter, "_AT_A_TIME", together)
+    monkeypatch.setattr(integrand, "IMAGES", together)
     monkeypatch.setattr(plots, "plot_integrand", lambda *given: drawn.append(given))
     model, split = tiny.model(), tiny.split()
     tiny.trainer(tmp_path, 2).run(

@@ -50,6 +50,8 @@ class AbstractTime(abc.ABC):
     integrated in t, with d gamma / dt as a factor of its drift; and the two ends are images.
     """
 
+    is_linear: ClassVar[bool] = False
+    """True if gamma(t) is linear in t for all parameters, so that only its ends matter."""
     learns_interior: ClassVar[bool] = False
     """True if parameters beside the ends shape gamma(t)."""
 
@@ -98,7 +100,7 @@ class AbstractTime(abc.ABC):
 
 
 class AbstractLearnedTime(AbstractTime):
-    """A gamma(t) with parameters, of which an object is the one with the initial parameters.
+    """A gamma(t) with trained parameters; an instance holds their initial values.
 
         gamma(t) = gamma_min + (gamma_max - gamma_min) fraction(t)
 
@@ -172,7 +174,7 @@ class _Bound(AbstractTime):
 
 
 def without_gradient(params: types.Params, part: str) -> types.Params:
-    """Return the parameters of a gamma(t), through one part of which no gradient flows."""
+    """Return the parameters of a gamma(t), with the gradient through `part` stopped."""
     return {
         name: jax.lax.stop_gradient(each) if name == part else each for name, each in params.items()
     }

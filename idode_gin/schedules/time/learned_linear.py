@@ -1,7 +1,7 @@
 """gamma(t) linear in t, with learned ends."""
 
 import dataclasses
-from typing import final
+from typing import ClassVar, final
 
 from idode_gin import types
 from idode_gin.schedules.time import base
@@ -21,6 +21,8 @@ class LearnedLinear(base.AbstractLearnedTime):
         ValueError: unless gamma_min < gamma_max.
     Refs: VDM, learned linear schedule.
     """
+
+    is_linear: ClassVar[bool] = True
 
     gamma_min: float = -13.3
     gamma_max: float = 5.0

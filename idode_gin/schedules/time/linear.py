@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import final
+from typing import ClassVar, final
 
 from idode_gin import checks, types
 from idode_gin.schedules.time import base
@@ -33,6 +33,8 @@ class Linear(base.AbstractTime):
         ValueError: unless gamma_min < gamma_max.
     Refs: i-DODE, experimental settings; VDM, fixed linear schedule.
     """
+
+    is_linear: ClassVar[bool] = True
 
     gamma_min: float = -13.3
     gamma_max: float = 5.0

@@ -33,7 +33,7 @@ class Tabulated(base.AbstractLearnedTime):
         learn_ends: train the ends; if not, they stay as given.
         bins: number of bins.
         adapt_period: training steps between two adaptations.
-        floor: share of a uniform density in it, in (0, 1], so that every bin goes on being sampled.
+        floor: share of a uniform density in it, in (0, 1], so that every bin is still sampled.
 
     Raises:
         ValueError: for a number out of range.

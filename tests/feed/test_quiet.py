@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from idode_gin.configs import quiet
+from idode_gin.feed import quiet
 
 GREETING = (
     "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\\n"
@@ -24,7 +24,7 @@ if os.environ.get("FAIL"): raise ImportError("broken")
 if os.environ.get("ABORT"): os.abort()
 """
 PROGRAM = """
-from idode_gin.configs import quiet
+from idode_gin.feed import quiet
 quiet.silence_tensorflow(); quiet.silence_tensorflow()
 import sys
 print(sum(type(each).__module__ == quiet.__name__ for each in sys.meta_path))
