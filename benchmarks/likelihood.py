@@ -14,7 +14,8 @@ images of |bpd - reference|.
     c   network evaluations per image for errors of 1e-2, 1e-3 and 1e-4, by log-log interpolation
         between the last setting above the error and the next one
     d   time per image of a whole solve divided by (mean evaluations x time per image of one call of
-        the network with its trace, at the fastest batch size); `--only=d` measures only this
+        the network with its trace, at the fastest batch size), and the evaluations that the same
+        lanes would take if none was refilled; `--only=d` measures only this
 
 Compilation is not timed. Timed runs alternate; medians of `repeats` are printed.
 """
@@ -216,6 +217,12 @@ class Report:
                     )
 
 
+def in_groups(evaluations: np.ndarray, size: int) -> float:
+    """Return the mean cost of an image if groups of `size` end with their slowest image."""
+    groups = np.array_split(evaluations, math.ceil(len(evaluations) / size))
+    return float(sum(len(each) * each.max() for each in groups) / len(evaluations))
+
+
 def overhead(case: Case, repeats: int) -> None:
     """Print table d; calls and solves alternate, and the ratio is a median."""
     calls = solves.calls(case)
@@ -225,7 +232,8 @@ def overhead(case: Case, repeats: int) -> None:
     lanes = min(best, case.count)
     for name, setting in (("Adams", 32), ("Dormand-Prince", 1e-3)):
         family = solves.FAMILIES[name][0](case, solves.VARIABLES["exponential"], lanes)
-        evaluations = float(np.mean(family(setting).evaluations))
+        of_images = np.asarray(family(setting).evaluations)
+        evaluations, together = float(np.mean(of_images)), in_groups(of_images, lanes)
         found = []
         for _ in range(repeats):
             before = [calls[best]() for _ in range(3)]
@@ -236,7 +244,8 @@ def overhead(case: Case, repeats: int) -> None:
         ratio = statistics.median(whole / (evaluations * call) for whole, call in found)
         print(
             f"d. {name}, {solve.setting}, {case.count} images on {lanes} lanes: {evaluations:.1f} "
-            f"evaluations, {1e3 * whole:.1f} ms per image; a call of the network with its trace "
+            f"evaluations, {together:.1f} if all of a group waited for its slowest image; "
+            f"{1e3 * whole:.1f} ms per image; a call of the network with its trace "
             f"{1e3 * call:.2f} ms per image in batches of {best}; ratio {ratio:.2f}.",
             flush=True,
         )

@@ -54,11 +54,11 @@ from idode_gin.schedules.time.monotone import Monotone
 from idode_gin.schedules.time.straight import Straight
 from idode_gin.schedules.time.tabulated import Tabulated
 from idode_gin.schedules.variance_preserving import VariancePreserving
-from idode_gin.time_samplers.base import AbstractTimeSampler
 from idode_gin.time_samplers.closed_form_importance import VPVelocityImportance
 from idode_gin.time_samplers.discrete_steps import DiscreteSteps
 from idode_gin.time_samplers.importance import Importance
 from idode_gin.time_samplers.uniform import Uniform
+from idode_gin.time_samplers.uniform_in_gamma import UniformInGamma
 from idode_gin.training.optimizers import AdamW
 from idode_gin.training.trainer import Trainer
 
@@ -110,16 +110,6 @@ TASKS = {
         ),
     )
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class UniformInGamma(AbstractTimeSampler):
-    """gamma uniform between the ends, so that every model is scored at the same gammas."""
-
-    def gamma_and_density(self, u: Any, time: Any, weight: Any) -> Any:
-        """Return gamma and 1 / (gamma_max - gamma_min)."""
-        span = time.gamma_max - time.gamma_min
-        return time.gamma_min + span * u, jnp.full_like(u, 1 / span)
 
 
 def model_of(

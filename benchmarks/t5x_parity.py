@@ -91,7 +91,7 @@ def bits_per_dim(ode: models.DiffusionODE, params: types.Params) -> np.ndarray:
     """Return our bound of every test image, with the noise of the adapter, `[N]`."""
     images = jax.numpy.asarray(digits.load_split("test"))
     batch = {"image": images, "conditioning": np.zeros((len(images), 1), np.float32)}
-    bound = VariationalBound(num_times=64, time_sampler=ode.time_sampler)
+    bound = VariationalBound(num_times=64, time_sampler=ode.bound_sampler)
     score = pixel_keys.by_pixels(scores.of_bound(ode, bound, seed=0))
     return np.asarray(jax.jit(score)(params, batch)["bpd"])
 

@@ -30,6 +30,7 @@ from idode_gin.schedules.time.base import (
     without_gradient,
 )
 from idode_gin.time_samplers.base import AbstractTimeSampler
+from idode_gin.time_samplers.uniform_in_gamma import for_bound
 
 _KEY_OF_TIME = 0x7153
 """Folded into the key of initial parameters for those of gamma(t)."""
@@ -97,6 +98,11 @@ class DiffusionODE:
     def conditioning_size(self) -> int:
         """Numbers per image in a batch's `conditioning`: those of images, then one per class."""
         return self.network.conditioning_size + self.num_classes
+
+    @property
+    def bound_sampler(self) -> AbstractTimeSampler:
+        """The time sampler for estimates of the bound, see `uniform_in_gamma.for_bound`."""
+        return for_bound(self.time_sampler, self.time)
 
     @property
     def adaptation(self) -> Adaptation | None:
@@ -290,7 +296,7 @@ class DiffusionODE:
         self, params: types.Params, batch: types.Batch, key: types.PRNGKey
     ) -> dict[str, types.PerExample]:
         """Return `bound_fn` with 8 gammas per image, which is monitored during training."""
-        estimator = bound.VariationalBound(num_times=8, time_sampler=self.time_sampler)
+        estimator = bound.VariationalBound(num_times=8, time_sampler=self.bound_sampler)
         return self.bound_fn(params, batch, key, estimator)
 
     def likelihood_fn(
@@ -374,8 +380,7 @@ class DiffusionODE:
     ) -> tuple[types.PerExample, types.PerExample]:
         """Return gammas and densities, without a gradient through one part of gamma(t)."""
         if without is not None:
-            of_time = without_gradient(params[PARAMS], without)
-            params = {**params, PARAMS: of_time}
+            params = {**params, PARAMS: without_gradient(params[PARAMS], without)}
         return self.time_sampler.gamma_and_density(u, self.at(params).time, self._weight)
 
     def _terms(

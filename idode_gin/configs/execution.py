@@ -112,7 +112,7 @@ def _print_screen(program: str, options: FlagValues, devices: str) -> None:
     else:
         print(first_screen(program, files, devices), flush=True)
     if options.dry_run == "full":
-        print(f"\n{_MACROS.sub('', config.config_str())}", flush=True)
+        print(f"\n{_MACROS.sub('', gin_internals.given_text())}", flush=True)
 
 
 def _run(

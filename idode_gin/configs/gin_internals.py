@@ -6,8 +6,10 @@ missing.
 """
 
 import contextlib
+import functools
+import pprint
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from gin import config, selector_map
@@ -40,6 +42,35 @@ file_scope = config._parse_scope
 def imported(context: Any) -> dict[str, Any] | None:
     """Return the modules that a file imports, by name; None without dynamic registration."""
     return context._symbol_table if context._dynamic_registration else None
+
+
+def given_text() -> str:
+    """Return the file that binds what is bound; dicts keep their order, unlike in gin's own.
+
+    Order has a meaning where a setting says so: of rules, the first that matches applies.
+    """
+    return _in_order(config.config_str)
+
+
+def used_text() -> str:
+    """Return the file that binds what is used, with defaults; dicts keep their order."""
+    return _in_order(config.operative_config_str)
+
+
+def _in_order(text: Callable[[], str]) -> str:
+    with _LOCK:
+        printer = config.pprint
+        config.pprint = _InOrder
+        try:
+            return text()
+        finally:
+            config.pprint = printer
+
+
+class _InOrder:
+    """gin's `pprint`, which sorts the keys of dicts, without the sorting."""
+
+    pformat = staticmethod(functools.partial(pprint.pformat, sort_dicts=False))
 
 
 _STATE: tuple[dict[Any, Any] | set[Any], ...] = (

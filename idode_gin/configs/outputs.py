@@ -7,8 +7,6 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator
 
-from gin import config
-
 from idode_gin import checks
 from idode_gin.configs import gin_internals, loading
 from idode_gin.configs.loading import ConfigError
@@ -42,7 +40,7 @@ def _used() -> str:
     for (scope, selector), bound in gin_internals.bindings.items():
         if selector not in called:
             gin_internals.operative.setdefault((scope, selector), dict(bound))
-    return config.operative_config_str()
+    return gin_internals.used_text()
 
 
 @contextlib.contextmanager
@@ -66,7 +64,7 @@ def held(directory: str | os.PathLike[str], macro: str) -> Iterator[Callable[[],
     is_first = joining.index() == 0
     if is_first:
         make_folder(directory, macro)
-    write = functools.partial(_write, directory, macro, config.config_str(), _used())
+    write = functools.partial(_write, directory, macro, gin_internals.given_text(), _used())
     with run_lock.held(os.fspath(directory), is_first=is_first, macro=macro):
         if is_first and not (paths.of(directory) / "config.gin").exists():
             write()

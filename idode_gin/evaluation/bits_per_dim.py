@@ -74,7 +74,7 @@ def score(
 ) -> BitsPerDim:
     """Score images; see `trained.TrainedModel.bits_per_dim`."""
     if bound == VARIATIONAL_BOUND:
-        bound = VariationalBound(num_times=_BOUND_TIMES, time_sampler=model.time_sampler)
+        bound = VariationalBound(num_times=_BOUND_TIMES, time_sampler=model.bound_sampler)
     if isinstance(bound, AbstractBound):
         if solver is not None:
             raise ValueError(

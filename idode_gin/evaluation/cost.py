@@ -83,8 +83,8 @@ def in_words(
         counts = {"for 1,000 images": 1000 * total}
         counts |= {"to classify 1,000": 1000 * classes} if classes else {}
         counts |= {"for the pilots": pilots} if pilots else {}
-        told = [f"{roughly(n * operations / speed)} {what}" for what, n in counts.items()]
-        lines.append(f"Time at the speed of training: {', and '.join(told)}.")
+        needed = [f"{roughly(n * operations / speed)} {what}" for what, n in counts.items()]
+        lines.append(f"Time at the speed of training: {', and '.join(needed)}.")
     if total > QUICK and likelihoods:
         lines.append(
             f"For the variational bound alone, of {QUICK_IMAGES:,} images: --gin_file={QUICK_FILE}."

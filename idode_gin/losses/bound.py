@@ -22,7 +22,8 @@ class VariationalBound(base.AbstractBound):
 
     Args:
         num_times: gammas per image.
-        time_sampler: distribution of the gammas.
+        time_sampler: distribution of the gammas; `uniform_in_gamma.for_bound` chooses one for a
+            trained model.
     Refs: VDM, continuous-time bound; maximum-likelihood training of score-based models.
     """
 

@@ -46,6 +46,7 @@ from idode_gin.time_samplers.discrete_steps import DiscreteSteps
 from idode_gin.time_samplers.importance import Importance
 from idode_gin.time_samplers.quantiles.independent import Independent
 from idode_gin.time_samplers.uniform import Uniform as UniformTime
+from idode_gin.time_samplers.uniform_in_gamma import UniformInGamma, for_bound
 
 KEY = jax.random.key(0)
 MODEL = tiny.model(image_shape=tiny.SHAPE)
@@ -179,6 +180,12 @@ CASES = {
     gamma_min_for_levels: Case(lambda made, _: made(), {"levels": 256}, {"levels": 17}),
     UniformTime: Case(loss_with("time_sampler"), {}, QUANTILES),
     VPVelocityImportance: Case(loss_with("time_sampler"), {}, QUANTILES),
+    UniformInGamma: Case(loss_with("time_sampler"), {}, QUANTILES),
+    for_bound: Case(
+        lambda made, _: repr(made()),
+        {"time_sampler": UniformTime(), "time": LinearBeta()},
+        {"time_sampler": Importance(), "time": Linear()},
+    ),
     DiscreteSteps: Case(loss_with("time_sampler"), {"steps": 4}, {**QUANTILES, "steps": 5}),
     Importance: Case(loss_with("time_sampler"), {}, {**QUANTILES, "panels": 1}),
     SecondOrder: Case(

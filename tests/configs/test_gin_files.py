@@ -17,7 +17,7 @@ from idode_gin import interpolate as interpolate_program
 from idode_gin import sample as sample_program
 from idode_gin import train as train_program
 from idode_gin.checkpoints.series import All, Watch
-from idode_gin.configs import building, value_types
+from idode_gin.configs import building, gin_internals, value_types
 from idode_gin.configs.loading import MACRO, ConfigError
 from idode_gin.configs.reach import Reach
 from idode_gin.networks.unet import UNet
@@ -170,7 +170,7 @@ def test_every_bound_parameter_has_an_annotation_to_check(name: str) -> None:
 def test_config_text_repeats_the_experiment(name: str, tmp_path: pathlib.Path) -> None:
     _, root = load_experiment(name)
     expected = building.build(root)
-    (tmp_path / "config.gin").write_text(config.config_str())
+    (tmp_path / "config.gin").write_text(gin_internals.given_text())
     building.load_and_check(root, [str(tmp_path / "config.gin")])
     found = building.build(root)
     for each in (expected, found):
