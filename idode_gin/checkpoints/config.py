@@ -177,16 +177,21 @@ class RestoreCheckpointConfig:
             )
         if self.path is not None:
             return
-        idle = [
-            field.name
-            for field in dataclasses.fields(self)
-            if getattr(self, field.name) not in (None, warm_start.RESTORE, {})
-        ]
-        if idle:
+        if idle := self.exceptions:
             raise ValueError(
                 f"{', '.join(map(repr, idle))} apply to the checkpoint at `path`, and `path` is "
                 "None. Bind INITIAL_CHECKPOINT_PATH, or leave them out."
             )
+
+    @property
+    def exceptions(self) -> list[str]:
+        """Names of the settings beside `path` that are not at their defaults."""
+        return [
+            field.name
+            for field in dataclasses.fields(self)
+            if field.name != "path"
+            and getattr(self, field.name) not in (None, warm_start.RESTORE, {})
+        ]
 
     @property
     def defaults(self) -> dict[str, str]:

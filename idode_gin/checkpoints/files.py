@@ -294,13 +294,21 @@ def delete(directory: pathlib.Path, steps: Sequence[int]) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def delete_unfinished(directory: pathlib.Path) -> None:
-    """Delete what interrupted saves and deletions left in a bucket, of our checkpoints alone.
+def delete_unfinished(directory: pathlib.Path, suffix: str) -> None:
+    """Delete what interrupted saves and deletions left, of our checkpoints alone.
 
-    orbax's own cleaning would take every folder without its mark for an unfinished checkpoint:
-    results of an evaluation, events, other runs. On a disk it goes by a suffix, and is left to it.
+    orbax's own cleaning runs beside the first save, which may need the room. In a bucket it would
+    take every folder without its mark for an unfinished checkpoint: results of an evaluation,
+    events, other runs.
+
+    Args:
+        directory: the run directory.
+        suffix: what orbax adds to the name of a folder that it writes on a disk.
     """
-    if paths.in_bucket(directory):
+    if not paths.in_bucket(directory):
+        for path in directory.glob(f"{PREFIX}_*{suffix}*"):
+            shutil.rmtree(path, ignore_errors=True)
+    else:
         for checkpoint, is_whole in _by_completeness(directory):
             if not is_whole and any((checkpoint / name).exists() for name in _PARTS):
                 _in_bucket(checkpoint).delete()

@@ -127,13 +127,12 @@ class Checkpoints:
         if self._lazy_manager is None:
             if jax.process_index() == 0:
                 files.delete(self.directory, ())
-                files.delete_unfinished(self.directory)
+                files.delete_unfinished(self.directory, ocp.utils.TMP_DIR_SUFFIX)
             self._lazy_manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
                     step_prefix=PREFIX,
                     max_to_keep=None,
-                    cleanup_tmp_directories=not paths.in_bucket(self.directory),
                     async_options=ocp.AsyncOptions(barrier_sync_fn=_wait_for_others),
                 ),
             )
@@ -193,8 +192,9 @@ class Checkpoints:
         sums = {name: fingerprints.checksums(part) for name, part in parts.items()}
         meta = checkpoint_meta.describe(parts, sums, step=step, facts=self._facts)
         with self._explained(step):
+            manager = self._manager  # which first removes what a killed save left
             self._check_space(parts)
-            self._manager.save(
+            manager.save(
                 step,
                 args=ocp.args.Composite(
                     meta=ocp.args.JsonSave(meta),

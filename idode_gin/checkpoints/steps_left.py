@@ -57,16 +57,29 @@ def other_start(
     """
     if restore.path is None or STARTED_FROM not in facts:
         return None
-    started_from = facts[STARTED_FROM]
-    same = [newest] if started_from is None else [newest, paths.of(started_from)]
-    same = [each.resolve() for each in same]
-    if paths.of(restore.path).resolve() in (*same, *(each.parent for each in same)):
+    started_from, given = facts[STARTED_FROM], paths.of(restore.path).resolve()
+    if started_from is not None and _is_or_holds(given, paths.of(started_from)):
         return None
+    if _is_or_holds(given, newest):
+        idle = [each for each in restore.exceptions if each != "mode"]
+        if not idle:
+            return None
+        return (
+            f"INITIAL_CHECKPOINT_PATH names the run in MODEL_DIR itself, which resumes from "
+            f"{newest.name} as it is: RestoreCheckpointConfig has no effect ({', '.join(idle)}). "
+            "To start again from there, choose another MODEL_DIR."
+        )
     return (
         f"INITIAL_CHECKPOINT_PATH = {restore.path!r} has no effect: {newest.parent} holds a run "
         f"that started from {started_from or 'scratch'}, and its newest checkpoint, {newest.name}, "
         "is taken. To start from the path given, choose another MODEL_DIR."
     )
+
+
+def _is_or_holds(given: Any, checkpoint: Any) -> bool:
+    """Return True if `given` is the checkpoint or the run directory that holds it."""
+    whole = checkpoint.resolve()
+    return given in (whole, whole.parent)
 
 
 def last_step(

@@ -11,6 +11,7 @@ whose size or time changed is compared pixel by pixel before it is used again.
 """
 
 import contextlib
+import glob
 import hashlib
 import io
 import json
@@ -233,14 +234,19 @@ def _header(chunk: np.ndarray, num_images: int) -> bytes:
 
 @contextlib.contextmanager
 def only_one(folder: pathlib.Path, stem: str) -> Iterator[None]:
-    """Let in one process at a time, of all that share the folder."""
+    """Let in one process at a time, of all that share the folder.
+
+    What killed processes left of the same file goes first: it may fill the disk.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for partial in folder.glob(".*.partial"):  # left behind by killed processes
         with contextlib.suppress(OSError):
             if time.time() - partial.stat().st_mtime > _STALE_SECONDS:
                 partial.unlink()
     with (folder / f".{stem}.lock").open("w") as lock:
-        files.lock(lock.fileno(), lock.name, wait=True)
+        if files.lock(lock.fileno(), lock.name, wait=True):
+            for partial in folder.glob(f".{glob.escape(stem)}.*.partial"):
+                partial.unlink(missing_ok=True)
         yield
 
 

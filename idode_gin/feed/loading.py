@@ -94,14 +94,16 @@ def load_labels(config: DatasetConfig, num_classes: int) -> np.ndarray | None:
 def check_there(config: DatasetConfig, num_classes: int) -> None:
     """Check that a user's own files of a split are there, and have as many classes as the model.
 
-    Decodes nothing, and looks for no data without a `data_path`.
+    Decodes nothing, and looks for no data without a `data_path`: then only the names of module,
+    task and split are checked.
 
     Raises:
       ValueError: as `load_split` and `load_labels`.
     """
+    _, parts = _opened(config)
     if config.data_path is None:
         return
-    for part in _opened(config)[1]:
+    for part in parts:
         if part.source is not None:
             part.source.check_there(config.split)
     names = class_names(config) if num_classes else ()

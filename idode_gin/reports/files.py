@@ -106,11 +106,12 @@ def side_by_side(function: Callable[[T], Found], items: Sequence[T]) -> Iterator
             yield from pool.map(function, items[start : start + _UNDER_WAY])
 
 
-def lock(number: int, path: str | os.PathLike[str], *, wait: bool) -> None:
+def lock(number: int, path: str | os.PathLike[str], *, wait: bool) -> bool:
     """Lock the open file `number` at `path` until it is closed, or the process dies.
 
-    Only a warning is logged where the file system has no locks, as some that are mounted over a
-    network.
+    Returns:
+        True; False, with a warning in the log, where the file system has no locks, as some that
+        are mounted over a network.
 
     Raises:
         OSError: if it is locked and this does not `wait`: EWOULDBLOCK, on some systems EACCES.
@@ -121,6 +122,8 @@ def lock(number: int, path: str | os.PathLike[str], *, wait: bool) -> None:
         if error.errno not in _WITHOUT_LOCKS:
             raise
         logging.warning("%s: %s. Another run there is not noticed.", path, error.strerror)
+        return False
+    return True
 
 
 def remove_folder(path: str | os.PathLike[str]) -> None:

@@ -50,12 +50,18 @@ def stored(path: str | os.PathLike[str], name: str) -> str:
     """Return a path as `local` does; gs:// and s3://bucket/folder are accepted as well.
 
     Raises:
-        ValueError: as `local` for other addresses; for a bucket's address that is incomplete or
-            has characters that its libraries misread; or if these are not installed.
+        ValueError: as `local` for other addresses; for an empty text; for a bucket's address that
+            is incomplete or has characters that its libraries misread; or if these are not
+            installed.
     """
     if not isinstance(path, str | os.PathLike):
         raise ValueError(f"{name} must be text or a pathlib.Path, got {path!r}.")
     text = os.fspath(path)
+    if not text:  # pathlib would take it for the current folder
+        raise ValueError(
+            f"{name} must be a path, got an empty text. Was a variable of the shell not set? The "
+            "current folder is '.'."
+        )
     if in_bucket(text):
         from idode_gin.reports import buckets
 

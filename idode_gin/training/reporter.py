@@ -99,17 +99,16 @@ class Reporter:
             say(f"WARNING: {each}")
         if restored is not None and restored.report is not None:
             say("Parts of that checkpoint:\n" + restored.report.partition("\n\n")[0])
-            text = f"Warm start from {restored.path}.\n{restored.report}"
-            self._write("warm-start.txt", text)
+            if not start.is_resumed:
+                text = f"Warm start from {restored.path}.\n{restored.report}"
+                self._write("warm-start.txt", text)
 
     def begin(self, step: int) -> None:
-        """Replace what earlier processes wrote of the whole run, if there is a step to train."""
+        """Prepare the meters, and write the configuration, if there is a step to train."""
         if step >= self.setup.train_steps:
             return
         if self.setup.settled is not None:
             self.setup.settled()
-        if jax.process_index() == 0:
-            (self.setup.directory / "summary.json").unlink(missing_ok=True)
         self.meters.profiler.begin(step)
 
     def report(self, step: int, *, log_due: bool = True) -> None:
@@ -144,7 +143,7 @@ class Reporter:
     def first_update(
         self, state: TrainState, batch: types.Batch, stop: StopRequest
     ) -> tuple[TrainState, guards.Health]:
-        """Make the update that compiles."""
+        """Make the update that compiles, and remove the summary of an earlier process."""
         step, program = int(state.step) + 1, self.setup.program
         with stop.with_last_words(
             lambda reason: (
@@ -157,7 +156,10 @@ class Reporter:
                 with progress.phase("compiling the evaluation"):
                     self.validation.compile(state.ema)
             with progress.phase("compiling the update"):
-                return program.step(state, batch)
+                made = program.step(state, batch)
+        if jax.process_index() == 0:
+            (self.setup.directory / "summary.json").unlink(missing_ok=True)
+        return made
 
     def ends_early(self, step: int) -> bool:
         """Return True, and print why, if the evaluation after `step` is the last one wanted."""

@@ -59,7 +59,10 @@ def read(
             f"{count} refused; repair or move what is named:{listed}{more}"
         )
     classes_of = image_files.classes_of if shares is None else _classes
-    names, labels = classes_of(source, files)
+    try:
+        names, labels = classes_of(source, files)
+    except ValueError as error:
+        raise SourceError(str(error)) from error
     for name in names:
         if "\n" in name or name != name.encode("utf-8", "replace").decode():
             raise SourceError(

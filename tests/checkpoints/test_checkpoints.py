@@ -19,8 +19,8 @@ import pytest
 from states import FACTS, abstract_of, assert_same, config, restore, save, state_of
 
 from idode_gin import checks
+from idode_gin.checkpoints import files, orbax_logging, reading, saving
 from idode_gin.checkpoints import meta as checkpoint_meta
-from idode_gin.checkpoints import orbax_logging, reading, saving
 
 
 def array_files(checkpoint, part):
@@ -259,16 +259,21 @@ def test_a_damaged_one_that_was_asked_for_is_an_error(tmp_path):
     assert newest.is_dir()
 
 
-def test_a_half_written_directory_is_not_a_checkpoint(tmp_path):
+def test_a_half_written_directory_is_not_a_checkpoint(tmp_path, monkeypatch):
     save(tmp_path, 2)
     half = tmp_path / "checkpoint_4.orbax-checkpoint-tmp-123"
     shutil.copytree(tmp_path / "checkpoint_2", half)
     shutil.rmtree(half / "training")
     assert saving.saved_steps(tmp_path) == [2]
     assert int(restore(tmp_path)[0].step) == 2
+    deleted = tmp_path / "deleted_checkpoint_1"
+    deleted.mkdir()
+    seen = []
+    left = lambda *_: seen.append([each for each in (half, deleted) if each.exists()])  # noqa: E731
+    monkeypatch.setattr(files, "check_space", left)
     save(tmp_path, 4)
     assert saving.saved_steps(tmp_path) == [2, 4]
-    assert not half.exists()
+    assert seen == [[]]  # gone before the room for another one is checked
 
 
 def test_another_architecture_is_named_leaf_by_leaf(tmp_path):

@@ -127,6 +127,24 @@ def test_images_of_one_s_own_must_be_there(name, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("program", ["train", "eval"])
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("MIXTURE_OR_TASK_NAME='digit'", "No seqio task or mixture named 'digit' .*'digits'"),
+        ("EVAL_SPLIT='valid'", "'digits' has no split 'valid'. Its splits: 'test', 'train'"),
+        ("DatasetConfig.module='tusks'", "`module` must name an importable module"),
+    ],
+)
+def test_names_of_data_are_checked(program, binding, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = {"train": "digits", "eval": "digits_eval"}[program]
+    root = {"train": train_program.train, **ROOTS}[program]
+    building.load_and_check(root, [f"gin_configs/experiments/{file}.gin"], [binding])
+    with pytest.raises(ValueError, match=message):
+        config.get_configurable(root)(dry_run=True)
+
+
+@pytest.mark.parametrize("program", ["train", "eval"])
 def test_a_path_without_images_yet_is_a_warning(program, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = {"train": "image_npz", "eval": "image_npz_eval"}[program]

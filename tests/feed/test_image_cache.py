@@ -48,6 +48,18 @@ def test_any_number_and_type_of_images(tmp_path, dtype):
         assert found.images.dtype == dtype
 
 
+def test_what_killed_processes_left_is_gone_before_the_room_is_checked(tmp_path, monkeypatch):
+    """Of this split alone: another one may be decoded at the same time."""
+    for name in ("made_train-k1", "made_train-k2"):
+        (tmp_path / f".{name}.1_ab.partial").touch()
+    seen = []
+    monkeypatch.setattr(
+        image_cache, "check_space", lambda *_: seen.extend(tmp_path.glob(".*.partial"))
+    )
+    load(tmp_path)
+    assert [each.name for each in seen] == [".made_train-k2.1_ab.partial"]
+
+
 def test_other_files_are_decoded_for_themselves(tmp_path):
     load(tmp_path)
     other = load(tmp_path, lambda: [IMAGES[:3]], key="k2")

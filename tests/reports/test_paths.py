@@ -37,6 +37,11 @@ def test_the_right_address_is_suggested(path):
         paths.stored(path, "M")
 
 
+def test_an_empty_path_is_not_the_current_folder():
+    with pytest.raises(ValueError, match=r"^M must be a path, got an empty text\. .*'\.'"):
+        paths.stored("", "M")
+
+
 def test_without_a_home_folder(monkeypatch):
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("os.path.expanduser", lambda text: text)  # as for a user without an entry

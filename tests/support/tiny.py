@@ -117,3 +117,4 @@ def use_tiny_data(monkeypatch, number=20, seed=0):
         return whole.some(config.num_images or number)
 
     monkeypatch.setattr(loading, "load_split", load)
+    monkeypatch.setattr(loading, "check_there", lambda *_: None)

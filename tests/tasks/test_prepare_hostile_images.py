@@ -156,6 +156,16 @@ def test_all_problems_of_a_folder_are_told_at_once(tmp_path):
     assert source.dataset.image_shape == (8, 8, 3)
 
 
+@pytest.mark.parametrize("shares", [None, (0.5, 0.0, 0.5)])
+def test_classes_that_look_alike(shares, tmp_path):
+    """Names from a Mac, whose accents are characters of their own."""
+    inside = tmp_path if shares else tmp_path / "train"
+    for name in ("caf\u00e9", "cafe\u0301"):
+        archives.image_folder(inside, {name: 4})
+    with pytest.raises(SourceError, match="look alike and would be two classes"):
+        image_folder.read(datasets.image_folder("mine"), [tmp_path], partial=False, shares=shares)
+
+
 def test_an_image_file_of_gigabytes(tmp_path):
     archives.image_folder(tmp_path, {"train": 2})
     with (tmp_path / "train" / "huge.bmp").open("wb") as file:

@@ -185,6 +185,15 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
     assert tree(tmp_path) == {pathlib.Path("cifar10/3.0.2/old"): b""}
 
 
+def test_what_a_killed_process_left_counts_as_free(cifar, tmp_path, monkeypatch):
+    left = tmp_path / "data" / ".preparing.cifar10.3.0.2" / "cifar10"
+    left.mkdir(parents=True)
+    seen = []
+    monkeypatch.setattr(targets, "check_free", lambda *_: seen.append(left.exists()))
+    prepare("cifar10", cifar[1], tmp_path / "data", "--allow_partial")
+    assert seen == [False]
+
+
 def test_two_processes_do_not_write_one_dataset(tmp_path):
     with (
         targets.staged(tmp_path, "a/1.0.0", overwrite=False) as aside,

@@ -249,6 +249,12 @@ def test_a_start_that_a_begun_run_did_not_have_is_said_to_have_no_effect(
         tiny.trainer(directory, 9, restore=restore).dry_run(model, tiny.config())
         said = f"INITIAL_CHECKPOINT_PATH = '{path}' has no effect: {directory} holds a run"
         assert (said not in caplog.text) == has_effect, (directory, path)
+    reset = RestoreCheckpointConfig(path=str(own), mode="latest", optimizer="reset", step="reset")
+    for directory, names in ((own, "optimizer, step"), (tmp_path / "elsewhere", None)):
+        caplog.clear()
+        tiny.trainer(directory, 9, restore=reset).dry_run(model, tiny.config())
+        said = f"checkpoint_6 as it is: RestoreCheckpointConfig has no effect ({names})."
+        assert (said in caplog.text) == (names is not None)
     elsewhere = tiny.trainer(own, 9, restore=RestoreCheckpointConfig(path="elsewhere"))
     elsewhere.dry_run(model, tiny.config())
     assert f"started from {folder / 'checkpoint_4'}" in caplog.text
@@ -409,13 +415,18 @@ def test_a_run_under_way_has_no_summary_of_an_earlier_end(tmp_path, monkeypatch)
     assert after["images_per_second"] > 0
     assert after["step"] == before["step"] == 4
 
-    def killed(*_):
-        raise KeyError
+    read = Images.train_batch
+    for last_read, is_there in ((3, True), (4, False)):  # before the first update, and after it
 
-    monkeypatch.setattr(Images, "train_batch", killed)
-    with pytest.raises(KeyError):
-        run(tmp_path / "run", 6)
-    assert not (tmp_path / "run/summary.json").exists()
+        def killed(images, step, last_read=last_read):
+            if step > last_read:
+                raise KeyError
+            return read(images, step)
+
+        monkeypatch.setattr(Images, "train_batch", killed)
+        with pytest.raises(KeyError):
+            run(tmp_path / "run", 8)
+        assert (tmp_path / "run/summary.json").exists() == is_there
 
 
 @pytest.mark.parametrize(
