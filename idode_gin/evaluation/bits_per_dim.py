@@ -13,7 +13,6 @@ from idode_gin import checks, types
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.dequantizers.uniform import Uniform
 from idode_gin.dequantizers.variational import Variational
-from idode_gin.devices import partitioning
 from idode_gin.evaluation import pilot_run, scores
 from idode_gin.evaluation.summary import VARIATIONAL_BOUND
 from idode_gin.feed import data
@@ -23,7 +22,7 @@ from idode_gin.losses.base import AbstractBound
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.models import DiffusionODE
 from idode_gin.reports import progress
-from idode_gin.runs import means
+from idode_gin.runs import in_memory, means
 from idode_gin.runs.in_memory import InMemory
 from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.base import AbstractSolver
@@ -124,7 +123,7 @@ def _piloted(
     chosen = {name: jnp.asarray(each[places]) for name, each in batch.items()}
     with progress.phase(f"pilot of {bound}"):
         params = jax.device_get(memory.params)
-        how = pilot_run.watched(bound), partitioning.over_local_devices
+        how = pilot_run.watched(bound), pilot_run.spread(in_memory.SOLVE_SIZE, estimator)
         found, report = pilot.run(model, params, chosen, key, estimator, *how)
     pilot.check_precision(model, report)
     if not report.is_within:

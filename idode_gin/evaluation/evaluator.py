@@ -255,7 +255,8 @@ class Evaluator:
             if self.classification is not None and count:
                 classifier = scores.scorers(model, bound, self.seed, devices, size, wrap=of_classes)
             return Functions(
-                pilot=self.pilot and pilot_run.runner(self.pilot, model, split, key_of, indexed),
+                pilot=self.pilot
+                and pilot_run.runner(self.pilot, model, split, key_of, size, indexed),
                 scorer=scores.scorers(model, bound, self.seed, devices, size, self.parity, keyed),
                 classifier=classifier,
                 integrand=scores.integrand(model, split, self.seed, size),

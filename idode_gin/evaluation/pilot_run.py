@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from idode_gin import types
+from idode_gin import numerics, types
 from idode_gin.devices import partitioning
 from idode_gin.feed import batches as batch_lib
 from idode_gin.feed import data
 from idode_gin.integration_variables.exponential import Exponential
+from idode_gin.likelihood import pilot_grids
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.likelihood.pilot import Pilot, Report
 from idode_gin.models import DiffusionODE
@@ -90,14 +91,16 @@ def runner(
     model: DiffusionODE,
     split: data.ImageSplit,
     key_of: Callable[[str], types.PRNGKey],
+    solve_size: int,
     indexed: Callable[[types.Batch], types.Batch] | None = None,
 ) -> Run:
     """Return a function that runs the pilot and prints its report; compiled once for all calls.
 
     The pilot's images are spread evenly over the split. Every process runs it, on devices of its
     own whatever the mesh; all use the outcome of process 0.
-    `key_of` gives the evaluation's random key of a likelihood by its name, and `indexed` replaces
-    the `index` of a batch, which keys its noise, if the evaluation does.
+    `key_of` gives the evaluation's random key of a likelihood by its name, `solve_size` the images
+    that a device solves together, and `indexed` replaces the `index` of a batch, which keys its
+    noise, if the evaluation does.
 
     Raises:
         ValueError: if the network's arithmetic is too coarse: see `Pilot.check_precision`.
@@ -128,13 +131,31 @@ def runner(
                 batch = jax.device_put(batch)
                 batch = batch if indexed is None else jax.jit(indexed)(batch)
                 key = jax.jit(lambda: key_of(name))()  # one program, not one for each operation
-                how = watched(name), partitioning.over_local_devices
+                how = watched(name), spread(solve_size, estimator)
                 prepared[known] = pilot.prepared(model, batch, key, estimator, *how)
             found, report = prepared[known](jax.device_get(params))
         # Of process 0: rounding may lead the others to a different one.
         return exchange.from_first(lambda: _packed(found, report, estimator.solver is None))
 
     return run
+
+
+def spread(solve_size: int, estimator: ODELikelihood) -> pilot_grids.Spread:
+    """Return what divides a pilot's images among the devices of this process.
+
+    A device computes at most `solve_size` of them together, or the `lanes` of the likelihood.
+    """
+    size = min(solve_size, estimator.lanes or solve_size)
+
+    def over_devices(fn: pilot_grids.PerImage) -> pilot_grids.PerImage:
+        def in_parts(given: Any, batch: types.Batch) -> Any:
+            if len(batch["index"]) <= size:
+                return fn(given, batch)
+            return numerics.map_chunks(lambda part: fn(given, part), batch, size)
+
+        return partitioning.over_local_devices(in_parts)
+
+    return over_devices
 
 
 def watched(name: str) -> Callable[[str], contextlib.AbstractContextManager[Any]]:

@@ -88,7 +88,7 @@ def draw(
     integrand: Integrand,
 ) -> None:
     """Plot the distribution of bits per dim and of the NFE, and the integrand of the bound."""
-    with progress.phase("plotting"):
+    with progress.phase("plotting"), plots.optional(f"Distributions in {folder}"):
         places = split.place_of(np.arange(split.num_images))
         for name, each in scores.items():
             path = folder / f"bpd_{name}.png"
@@ -97,7 +97,7 @@ def draw(
             )
         nfe = {name: each["nfe"] for name, each in scores.items()}
         eval_plots.plot_nfe_histogram(nfe, folder / "nfe.png")
-    with progress.phase("computing the integrand of the bound"):
+    path = folder / "integrand.png"
+    with progress.phase("computing the integrand of the bound"), plots.optional(str(path)):
         gammas, values, count = integrand()
-    some = None if count == split.num_images else count
-    plots.plot_integrand(gammas, values, folder / "integrand.png", some)
+        plots.plot_integrand(gammas, values, path, None if count == split.num_images else count)

@@ -4,11 +4,13 @@ matplotlib and Pillow are imported by the functions that draw. Figures use matpl
 interface: no pyplot, no global state, no display.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 from numpy.typing import ArrayLike
 
 from idode_gin import checks
@@ -47,6 +49,15 @@ def plot_bpd_curve(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[st
         axes.set_yscale("log")
     axes.legend(frameon=False)
     save_figure(figure, path)
+
+
+@contextlib.contextmanager
+def optional(what: str) -> Iterator[None]:
+    """A context that logs a failure to compute or draw `what`: no figure is lost by a picture."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:  # jax's errors are RuntimeErrors
+        logging.warning("%s: not drawn: %s", what, str(error).partition("\n")[0])
 
 
 def plot_integrand(

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, final
@@ -249,8 +250,9 @@ class Reporter:
         self.plot_rows()
         params = self.setup.train.partitioner.whole(self.saver.state.ema)
         if jax.process_index() == 0:
-            with progress.phase("computing the integrand of the bound"):
-                self._plot_integrand(params)
+            path = self.setup.directory / "train" / "integrand.png"
+            with progress.phase("computing the integrand of the bound"), plots.optional(str(path)):
+                self._plot_integrand(params, path)
         if warning := averaging.warning(self.setup.facts, summary["step"]):
             self.meters.bar.say(f"WARNING: {warning}")
         return summary
@@ -262,13 +264,13 @@ class Reporter:
             name.endswith("/bpd") for row in rows for name in row
         ):
             return
-        with progress.phase("plotting"):
+        with progress.phase("plotting"), plots.optional(f"Curves in {folder}"):
             plots.plot_bpd_curve(rows, folder / "bpd.png")
             if any("train/loss_by_gamma" in row for row in rows):
                 model, path = self.setup.model, folder / "loss_by_gamma.png"
                 plots.plot_loss_by_gamma(rows, model.end.gamma_number, model.gamma_max, path)
 
-    def _plot_integrand(self, params: types.Params) -> None:
+    def _plot_integrand(self, params: types.Params, path: pathlib.Path) -> None:
         model = self.setup.model.at(params)
         # A training batch, which has no padding, of the first images of the split.
         images = self.setup.eval or self.setup.train
@@ -282,7 +284,6 @@ class Reporter:
             for i in range(0, count, size)
         )
         gammas, values = integrand.of_batches(model)(params, parts, jax.random.key(0))
-        path = self.setup.directory / "train" / "integrand.png"
         some = None if count == split.num_images else count
         plots.plot_integrand(gammas, values, path, some)
 

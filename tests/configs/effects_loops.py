@@ -151,7 +151,7 @@ def piloted(pilot: Pilot, _: Room) -> Any:
     """Return what a pilot chooses and measures for a likelihood."""
     estimator = ODELikelihood(dequantizer=TruncatedNormal(), divergence=Exact())
     params = MODEL.init(jax.random.key(0), tiny.SHAPE)
-    run = pilot_run.runner(pilot, MODEL, tiny.split(), lambda _: jax.random.key(0))
+    run = pilot_run.runner(pilot, MODEL, tiny.split(), lambda _: jax.random.key(0), 32)
     found = run(params, "tn", estimator)[1]
     return found.solver, found.error, found.bias, found.reference_evaluations
 

@@ -52,7 +52,7 @@ def chosen(folder, facts=None, likelihoods=None, number=20, num_images=5):
     """Run the pilot of a new process for the likelihoods; return what it chose."""
     key_of = functools.partial(scores.key_of, 3)
     pilot = Pilot(num_images=num_images)
-    run = pilot_run.runner(pilot, tiny.model(), tiny.split(number=number), key_of)
+    run = pilot_run.runner(pilot, tiny.model(), tiny.split(number=number), key_of, 32)
     kept = pilot_run.Kept(folder, facts or FACTS)
     params = tiny.model().init(jax.random.key(0), tiny.SHAPE)
     return pilot_run.choose(run, params, likelihoods or {"tn": UNDECIDED}, kept)
@@ -70,10 +70,27 @@ def test_images_are_spread_over_the_split_and_have_the_key_of_the_evaluation(
 
 def test_noise_by_pixels_is_that_of_the_pilot_too(measured, tmp_path):
     key_of, indexed = functools.partial(scores.key_of, 3), pixel_keys.indexed
-    run = pilot_run.runner(Pilot(num_images=3), tiny.model(), tiny.split(), key_of, indexed)
+    run = pilot_run.runner(Pilot(num_images=3), tiny.model(), tiny.split(), key_of, 32, indexed)
     run(tiny.model().init(jax.random.key(0), tiny.SHAPE), "tn", DECIDED)
     chosen = tiny.split().images[[0, 10, 19]]
     np.testing.assert_array_equal(measured[0][0], pixel_keys.hashes(jax.numpy.asarray(chosen)))
+
+
+@pytest.mark.parametrize(("lanes", "size"), [(None, 4), (3, 3), (8, 4)])
+def test_a_pilot_computes_no_more_images_together_than_the_evaluation(lanes, size):
+    together = []
+
+    def score(scale, batch):
+        together.append(len(batch["index"]))
+        return scale * batch["index"] ** 2
+
+    estimator = dataclasses.replace(UNDECIDED, lanes=lanes)
+    index = jax.numpy.arange(7)
+    found = pilot_run.spread(4, estimator)(score)(2, {"index": index})
+    np.testing.assert_array_equal(found, 2 * index**2)
+    assert set(together) == {size}
+    pilot_run.spread(8, UNDECIDED)(score)(2, {"index": index})
+    assert together[-1] == 7
 
 
 @pytest.mark.parametrize("given", [DECIDED, GIVEN_GRID])

@@ -166,6 +166,17 @@ def test_plots_of_every_bound(evaluated):
     assert names == {"bpd_tn.png", "bpd_variational_bound.png", "nfe.png", "integrand.png"}
 
 
+def test_figures_do_not_depend_on_plots(tmp_path, evaluated, rows, caplog):
+    """A network that is infinite at the very end of its range has a bound, but no plot of it."""
+    scores = {name: rows[f"variational_bound/{name}"] for name in ("bpd", "nfe")}
+    given = evaluated[1], {"variational_bound": scores}, None, tiny.split(number=NUMBER)
+    integrand = lambda: (np.arange(3.0), np.array([1.0, 2.0, np.inf]), NUMBER)  # noqa: E731
+    results.write(tmp_path, *given, integrand, {})
+    assert json.loads((tmp_path / "summary.json").read_text()) == evaluated[1]
+    assert "integrand.png: not drawn: `values` must be finite" in caplog.text
+    assert (tmp_path / "plots" / "nfe.png").exists()
+
+
 def test_unknown_errors_are_none():
     scores = {name: np.ones(4) for name in ("bpd", "nfe")}
     unknown = {name: np.full(4, np.nan) for name in ERRORS}

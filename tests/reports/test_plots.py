@@ -152,6 +152,15 @@ def test_a_bad_integrand_is_refused(tmp_path, gammas, values):
         plots.plot_integrand(gammas, values, tmp_path / "integrand.png")
 
 
+@pytest.mark.parametrize("error", [ValueError, RuntimeError])
+def test_a_figure_that_cannot_be_drawn_ends_nothing(error, caplog):
+    with plots.optional("a.png"):
+        raise error("no memory\nfor it")
+    assert "a.png: not drawn: no memory" in caplog.text
+    with pytest.raises(OSError, match="full"), plots.optional("a.png"):
+        raise OSError("full")
+
+
 def test_drawing_needs_no_display_and_no_pyplot(tmp_path):
     program = (
         "import sys\n"

@@ -26,7 +26,7 @@ from idode_gin.evaluation import evaluator, results
 from idode_gin.feed import batches, loading
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.losses.second_order import SecondOrder
-from idode_gin.reports import fingerprints, metrics
+from idode_gin.reports import fingerprints, metrics, plots
 from idode_gin.runs import means as evaluation
 from idode_gin.runs import resuming, run_inputs
 from idode_gin.schedules.time.base import AbstractTime
@@ -65,6 +65,17 @@ def test_what_a_run_leaves_behind(undisturbed):
     assert "hidden/kernel" in info
     assert "AffineNetwork" in info
     assert json.loads((folder / "summary.json").read_text()) == summary
+
+
+def test_a_run_ends_well_without_its_last_plot(tmp_path, monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    monkeypatch.setattr(plots, "plot_integrand", fail)
+    monkeypatch.setattr(plots, "plot_bpd_curve", fail)
+    summary = tiny.trainer(tmp_path, 2).run(tiny.model(), tiny.config(), tiny.config())
+    assert summary["exit_reason"] == "done"
+    assert caplog.text.count("not drawn: RESOURCE_EXHAUSTED") >= 2
 
 
 def test_summary_describes_the_last_state(undisturbed):
