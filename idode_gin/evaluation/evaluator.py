@@ -340,15 +340,22 @@ class Evaluator:
                 name, functions.scorer(name, bound), params, prepared.split, loop
             )
 
-        # These bounds need no pilot: their figures come first, before the pilots compile.
+        of_pilot = {**known, **facts.described("pilot", self.pilot)}
+        kept = pilot_run.Kept(directory / image_loop.FOLDER, of_pilot)
+
+        def choose() -> dict[str, pilot_run.Chosen]:
+            return pilot_run.choose(functions.pilot, params, self.likelihoods, kept)
+
+        # Bounds without a pilot come first, before the pilots compile; but a pilot may refuse
+        # coarse arithmetic, and with it every score.
+        is_coarse = pilot_grids.coarse_arithmetic(prepared.model) is not None
+        chosen = choose() if is_coarse else None
         with image_loop.opened(
             directory, known, prepared.split.num_images, self.partitioner, prepared.batch_size
         ) as loop:
             bounds = {VARIATIONAL_BOUND: None, **self._discrete}
             found = {name: score(name, each, loop) for name, each in bounds.items()}
-        of_pilot = {**known, **facts.described("pilot", self.pilot)}
-        kept = pilot_run.Kept(directory / image_loop.FOLDER, of_pilot)
-        chosen = pilot_run.choose(functions.pilot, params, self.likelihoods, kept)
+        chosen = choose() if chosen is None else chosen
         estimators = {name: each.estimator for name, each in chosen.items()}
         if functions.pilot is not None:
             solvers = {name: facts.shortened(each) for name, each in estimators.items()}

@@ -236,6 +236,7 @@ def test_the_error_of_bfloat16_is_in_the_summary_and_is_limited(
     with pytest.raises(ValueError, match="bfloat16 .*UNet.dtype = None.*Pilot.precision_tolerance"):
         summary("refused", network, tolerance=0.5, precision_tolerance=small)
     assert not (tmp_path / "refused" / "summary.json").exists()
+    summary("refused", network.in_full_precision(), tolerance=0.5)  # nothing is in its way
 
 
 @pytest.mark.parametrize(
@@ -349,7 +350,7 @@ def test_conditioning_must_match_the_network(monkeypatch):
         run_inputs.load(tiny.config(), tiny.model(network=network))
     split = dataclasses.replace(tiny.split(), conditioning=np.zeros((20, 3), np.float32))
     monkeypatch.setattr(loading, "load_split", lambda _: split)
-    assert not hasattr(tiny.model().network, "conditioning_size")
+    assert tiny.model().network.conditioning_size == 1  # the default of every network
     with pytest.raises(ValueError, match=r"3 conditioning numbers.*takes 1.*without this field"):
         run_inputs.load(tiny.config(), tiny.model())
 
