@@ -103,17 +103,7 @@ def test_private_names_are_those_listed() -> None:
     )
 
 
-OTHERS = {  # module, and the name in it: what the files of `ALLOWED` replace, call or override
-    "jax": [
-        ("jax._src.distributed", "global_state.client"),
-        ("jax._src.distributed", "global_state.coordinator_address"),
-        ("jax._src.clusters", "ClusterEnv.auto_detect_unset_distributed_params"),
-    ],
-    "orbax-checkpoint": [
-        ("orbax.checkpoint._src.path.gcs_utils", "_GCS_PATH_PREFIX"),
-        ("orbax.checkpoint._src.path.gcs_utils", "get_kvstore_for_gcs"),
-        ("orbax.checkpoint._src.serialization.tensorstore_utils", "_use_gcs_driver"),
-    ],
+OTHERS = {  # module, and the name in it; for jax and orbax see `test_joining`, `test_orbax_internals`
     "etils": [("etils.epath.gpath", "_GPath._backend")],
     "s3fs": [("s3fs.core", "S3FileSystem._call_s3"), ("s3fs.core", "S3FileSystem.set_session")],
 }
