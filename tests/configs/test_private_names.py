@@ -103,7 +103,7 @@ def test_private_names_are_those_listed() -> None:
     )
 
 
-OTHERS = {  # module, and the name in it; for jax and orbax see `test_joining`, `test_orbax_internals`
+OTHERS = {  # module, and the name in it; of jax and orbax other tests: `test_joining` and so on
     "etils": [("etils.epath.gpath", "_GPath._backend")],
     "s3fs": [("s3fs.core", "S3FileSystem._call_s3"), ("s3fs.core", "S3FileSystem.set_session")],
 }
