@@ -163,7 +163,9 @@ def _images(
     from idode_gin.feed import data, loading
 
     try:
-        text = (folder / "operative_config.gin").read_text(encoding="utf-8")
+        is_step = (folder.parent / "series.json").exists()  # a series has one configuration
+        config_folder = folder.parent if is_step else folder
+        text = (config_folder / "operative_config.gin").read_text(encoding="utf-8")
         _import_own(text)
         bound = differences.bindings(text)
         fields = {

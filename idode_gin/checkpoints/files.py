@@ -95,7 +95,7 @@ def checkpoint_path(directory: str | pathlib.Path, step: int) -> pathlib.Path:
 
 
 def check_path(directory: str | pathlib.Path) -> None:
-    """Raise ValueError for a directory in which orbax would write checkpoints that nobody can read.
+    """Raise ValueError for a run directory whose checkpoints nobody could read.
 
     orbax looks for what it has written by a pattern that begins with the whole path. If the pattern
     matches nothing, it takes the checkpoint for finished; if it matches another folder too, it
@@ -107,6 +107,11 @@ def check_path(directory: str | pathlib.Path) -> None:
             "The path of a directory for checkpoints must not have `*`, `?`, `[` or a backslash, "
             f"which orbax takes for a pattern, got {path}. Choose another name, or name a symbolic "
             "link to it."
+        )
+    if _STEP_DIRECTORY.fullmatch(paths.of(directory).name):
+        raise ValueError(
+            f"A run directory must not be named like a checkpoint in one, got {path}: programs "
+            "would take it for that. Choose another name."
         )
 
 

@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -48,8 +48,8 @@ def score_each(
         checks.NonFiniteError: after all are scored, if some scores are not finite.
     """
     _check_settings(directory / SETTINGS, settings)
-    failed, prefix = list[str](), "Nothing left to score. "
-    scored = {row["step"]: row for row in curve(directory)}
+    failed, prefix = dict[str, None](), "Nothing left to score. "
+    _write_curve(directory)  # which a process that was killed may not have done
 
     def is_done(checkpoint: pathlib.Path) -> bool:
         found = _summary(folder(directory, checkpoint))
@@ -61,14 +61,14 @@ def score_each(
         if restored is None:
             continue
         try:
-            found = score(restored, folder(directory, checkpoint), more)
+            score(restored, folder(directory, checkpoint), more)
         except checks.NonFiniteError as error:
             logging.error("%s: %s", checkpoint, error)
-            failed.append(checkpoint.name)
+            failed[checkpoint.name] = None
         else:
             prefix = ""
-            scored[found["step"]] = _row(found)
-            _write_curve(directory, sorted(scored.values(), key=_step))
+            failed.pop(checkpoint.name, None)  # a checkpoint that was saved again
+            _write_curve(directory)
     if failed:
         raise checks.NonFiniteError(
             f"The scores of {', '.join(failed)} are not finite; all others are in {directory}."
@@ -108,15 +108,21 @@ def _row(found: Mapping[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _write_curve(directory: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    if jax.process_index() != 0:
+def _write_curve(directory: pathlib.Path) -> None:
+    """Write the curve of what is scored, unless it is there."""
+    if jax.process_index() != 0 or not (rows := curve(directory)):
         return
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[-1]), restval="", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
-    files.write_atomically(directory / "curve.csv", text.getvalue())
-    plots.plot_bpd_curve(rows, directory / "curve.png")
+    table, plot = directory / "curve.csv", directory / "curve.png"
+    content = text.getvalue().encode()
+    if table.exists() and table.read_bytes() == content and plot.exists():
+        return
+    files.write_atomically(table, content)
+    with plots.optional(str(plot)):
+        plots.plot_bpd_curve(rows, plot)
 
 
 def _loaded(checkpoint: pathlib.Path, load: Load) -> RestoredParams | None:

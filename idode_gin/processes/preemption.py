@@ -4,6 +4,7 @@ Light to import: a program handles signals before it knows whether it needs jax.
 """
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -105,11 +106,15 @@ class _Listener:
 
     def _receive(self) -> None:
         with self._reader:
+            asked = math.inf  # when the process should end, or be asked again
             while True:
+                if self._heard is not None:  # signals that are repeated do not prolong the wait
+                    self._reader.settimeout(max(0.01, asked - time.monotonic()))
                 try:
                     numbers = self._reader.recv(64)
                 except TimeoutError:
                     self._say_last_words()
+                    asked = time.monotonic() + GRACE
                     continue
                 if not numbers:
                     return
@@ -124,7 +129,7 @@ class _Listener:
                     notice = loops[-1].notice if loops else "stopping. Again to stop at once."
                     if loops and joining.count() > 1:
                         failures.ask_to_stop()
-                    self._reader.settimeout(GRACE)
+                    asked = self._heard + GRACE
                     output.complain(f"\n{name}: {notice}")
 
     def _say_last_words(self) -> None:
@@ -303,7 +308,8 @@ class StopRequest:
             self.last_words = None
             if self._listener is not None:
                 self._listener.loops.remove(self)
-                self._listener.is_answered = self._received != 0
+                # A loop that ends well has not polled since: what follows it must stop as well.
+                self._listener.is_answered = self._received != 0 and error[0] is not None
         failures.before_leaving(None)
         self._stack.__exit__(*error)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import json
 import re
 import sys
 import types as types_lib
@@ -36,17 +37,33 @@ UNRELATED = {
 def described(name: str, value: Any) -> dict[str, str]:
     """Flatten a dataclass into facts such as `model.network.channels`, defaults included.
 
-    An optax transformation, a named tuple of functions, gives the numbers that these hold as well.
+    An object of a plain class, whose `repr` says nothing, gives its attributes. An optax
+    transformation, a named tuple of functions, gives the numbers that these hold as well.
     """
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        found = {name: shortened(value)}
+    return _described(name, value, ())
+
+
+def _described(name: str, value: Any, inside: tuple[Any, ...]) -> dict[str, str]:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        found = {name: type(value).__name__}
+        parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    else:
+        found, parts = {name: shortened(value)}, _attributes(value)
         if isinstance(value, tuple) and hasattr(value, "_fields") and all(map(callable, value)):
             found |= dict(_enclosed(name, value, ()))
-        return found
-    found = {name: type(value).__name__}
-    for field in dataclasses.fields(value):
-        found |= described(f"{name}.{field.name}", getattr(value, field.name))
+    if not any(value is each for each in inside):
+        for part, each in parts.items():
+            found |= _described(f"{name}.{part}", each, (*inside, value))
     return found
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """Return the attributes of an object without a `repr` of its own, those it caches left out."""
+    kind = type(value)
+    if kind.__repr__ is not object.__repr__ or not hasattr(value, "__dict__"):
+        return {}
+    is_cached = lambda name: isinstance(getattr(kind, name, None), functools.cached_property)  # noqa: E731
+    return {name: each for name, each in vars(value).items() if not is_cached(name)}
 
 
 def _enclosed(name: str, value: Any, inside: tuple[Any, ...]) -> Iterator[tuple[str, str]]:
@@ -124,8 +141,16 @@ def setting_facts(model: DiffusionODE, settings: Any) -> dict[str, Any]:
         for key, each in value.items() if isinstance(value, dict) else [("", value)]:
             full = f"{name}.{key}".rstrip(".")
             if name not in UNRELATED:
-                found |= described(full, each) if dataclasses.is_dataclass(each) else {full: each}
+                found |= {full: each} if _is_json(each) else described(full, each)
     return found
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
 
 
 def result_facts(

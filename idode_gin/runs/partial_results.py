@@ -180,6 +180,8 @@ class PartialResults:
                 section.unwritten.clear()
             if jax.process_index() == 0:
                 run_lock.check(self._folder)
+                # Without it, what a kill leaves of the rest is in nobody's way.
+                (self._folder / "facts.json").unlink(missing_ok=True)
                 files.remove_folder(self._folder)
 
     def _section(self, name: str) -> _Section:

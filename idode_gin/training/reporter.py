@@ -202,12 +202,15 @@ class Reporter:
                 "network is in bfloat16, UNet.dtype = 'float32' may be enough."
             ) from error
         found = f"The last good checkpoint is {good}" if good else "No checkpoint had been saved"
-        source = f" from INITIAL_CHECKPOINT_PATH = {good!r}" if good else ""
         text = (
             f"{error} {found}. Lower the learning rate or set AdamW.clip_norm, and run the same "
-            "command again, which resumes. To repeat the warm-up, start in a new MODEL_DIR"
-            f"{source}, with --gin_file=gin_configs/runs/finetune.gin first."
+            f"command again{', which resumes' if good else ''}."
         )
+        if good:
+            text += (
+                " To repeat the warm-up, start in a new MODEL_DIR from INITIAL_CHECKPOINT_PATH = "
+                f"{good!r}, with --gin_file=gin_configs/runs/finetune.gin first."
+            )
         if watch.would_skip:
             text += " Or skip such steps: --gin_file=gin_configs/guards/skip.gin"
         if batch is not None:

@@ -133,3 +133,9 @@ def test_a_checkpoint_without_its_index_is_not_taken_for_saved(tmp_path, monkeyp
     ):
         saved.save(state_of(4))
     assert saving.saved_steps(tmp_path) == [2, 4]
+
+
+def test_a_run_that_is_named_like_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="must not be named like a checkpoint in one, got .*_7:"):
+        saving.Checkpoints(tmp_path / "checkpoint_7", config(), FACTS)
+    saving.Checkpoints(tmp_path / "checkpoint_7" / "run", config(), FACTS)

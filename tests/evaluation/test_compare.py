@@ -154,6 +154,17 @@ def test_two_evaluations_are_compared_image_by_image(both, capsys, monkeypatch):
         assert picture.format == "PNG"
 
 
+def test_images_of_a_step_of_a_series_are_shown(both):
+    """All steps have one configuration, that of the series."""
+    series = both[0].with_name("curve")
+    series.mkdir()
+    (series / "series.json").write_text("{}")
+    step = shutil.move(both[0], series / "step_3")
+    shutil.move(step / "operative_config.gin", series)
+    assert run(step, both[1]) == 0
+    assert json.loads((series / "step_3_compared" / "compare.json").read_text())["notes"] == []
+
+
 def test_rows_in_another_order_give_the_same(both, tmp_path):
     rows = dict(np.load(both[1] / "results.npz"))
     order = np.random.default_rng(0).permutation(NUMBER)

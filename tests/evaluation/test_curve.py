@@ -28,6 +28,7 @@ from idode_gin.likelihood.ode_likelihood import ODELikelihood
 from idode_gin.likelihood.pilot import Pilot
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.processes import preemption
+from idode_gin.reports import plots
 from idode_gin.runs import image_loop
 from idode_gin.solvers.adams import Adams
 from idode_gin.solvers.divergence import Exact
@@ -350,6 +351,39 @@ def test_scores_that_are_not_finite_do_not_stop_the_others(score, add, monkeypat
         score(All())
     assert (tmp_path / "out/step_4/summary.json").exists()
     assert score(All()) == steps(2)  # tried again
+
+
+def test_scores_that_are_finite_at_last_are_no_failure(score, add, monkeypatch, tmp_path):
+    """A resumed run has saved the checkpoint again while its series was watched."""
+    add(2)
+    run, tries = Evaluator._score, []
+
+    def failing(made, prepared, *given):
+        tries.append(given)
+        if len(tries) == 1:
+            raise checks.NonFiniteError("no finite bits per dim")
+        return run(made, prepared, *given)
+
+    twice = lambda _, run_dir, is_done: iter([tmp_path / "run/checkpoint_2"] * 2)  # noqa: E731
+    monkeypatch.setattr(All, "each", twice)
+    monkeypatch.setattr(Evaluator, "_score", failing)
+    score(All())
+    assert len(tries) == 2
+
+
+@pytest.mark.parametrize("lost", ["curve.csv", "curve.png"])
+def test_a_curve_that_was_not_written_is(lost, score, add, tmp_path, capsys, monkeypatch):
+    """A process that is stopped after the scores of a checkpoint has not drawn the curve."""
+    add(2)
+    score(All())
+    before = (tmp_path / "out" / "curve.csv").read_bytes()
+    (tmp_path / "out" / lost).unlink()
+    assert score(All()) == []
+    assert (tmp_path / "out" / "curve.csv").read_bytes() == before
+    assert (tmp_path / "out" / "curve.png").exists()
+    draw = lambda *_: pytest.fail("drawn again")  # noqa: E731
+    monkeypatch.setattr(plots, "plot_bpd_curve", draw)
+    assert score(All()) == []
 
 
 def test_a_curve_of_other_settings_raises(score, add, tmp_path, monkeypatch):

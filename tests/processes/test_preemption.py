@@ -202,6 +202,46 @@ def test_one_signal_leaves_the_context_to_finish():
     assert process.returncode == 0
 
 
+def test_what_follows_a_loop_that_ended_well_stops_too():
+    """The request came after the last poll: nothing has answered it."""
+    code = textwrap.dedent(
+        """
+        import signal, time
+        from idode_gin.processes import preemption
+        preemption.GRACE = 0.3
+        with preemption.stoppable():
+            with preemption.StopRequest() as stop:
+                signal.raise_signal(signal.SIGTERM)
+            print("left", flush=True)
+            time.sleep(30)
+        """
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (75, "left\n")
+    assert "stopped: Stopped by SIGTERM" in found.stderr
+
+
+def test_a_signal_that_the_kernel_repeats_does_not_prolong_the_wait():
+    code = textwrap.dedent(
+        """
+        import signal, threading, time
+        from idode_gin.processes import preemption
+        preemption.GRACE = 0.5
+        def repeat():
+            while True:
+                time.sleep(0.1)
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGXCPU)
+        with preemption.StopRequest(preemption.RESULTS, lambda name: "last words"):
+            threading.Thread(target=repeat, daemon=True).start()
+            began = time.monotonic()
+            while time.monotonic() < began + 30:
+                time.sleep(0.1)
+        """
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (found.returncode, "stopped: last words" in found.stderr) == (75, True), found.stderr
+
+
 def test_a_limit_of_cpu_time_asks_once_though_the_kernel_repeats_it():
     """Its signal comes again for every second that the process computes beyond the limit."""
     code = BUSY.format(seconds=0) + textwrap.dedent(

@@ -1,6 +1,9 @@
 """Everything that a result depends on is a fact, and every fact is compared on resume."""
 
 import dataclasses
+import functools
+import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -335,6 +338,37 @@ def test_processes_agree_on_images_and_checkpoint(monkeypatch, tmp_path):
     monkeypatch.setattr(saving, "restore_params", lambda *_, **__: restored)
     run_inputs.load_params(tiny.model(), tiny.SHAPE, str(tmp_path), True)
     assert agreed == {"path": str(tmp_path / "checkpoint_3"), "step": 3}
+
+
+class Plain:
+    """A part that is no dataclass."""
+
+    def __init__(self, size, inner=None):
+        self.size, self.inner, self.own = size, inner, self
+
+    @functools.cached_property
+    def table(self):
+        """Computed when it is used, so no fact."""
+        return [self.size] * 3
+
+
+def test_attributes_of_a_plain_object_are_facts():
+    assert facts.described("a", Plain(2, Plain(3))) == {
+        "a": "<test_facts.Plain object>",
+        "a.size": "2",
+        "a.own": "<test_facts.Plain object>",
+        "a.inner": "<test_facts.Plain object>",
+        "a.inner.size": "3",
+        "a.inner.inner": "None",
+        "a.inner.own": "<test_facts.Plain object>",
+    }
+    used = Plain(2)
+    before = facts.described("a", used)
+    assert used.table == [2, 2, 2]
+    assert facts.described("a", used) == before
+    found = facts.setting_facts(tiny.model(), types.SimpleNamespace(method=Plain(2), seed=3))
+    assert (found["method.size"], found["seed"]) == ("2", 3)
+    json.dumps(found)
 
 
 def test_numbers_of_an_optax_transformation_are_facts():

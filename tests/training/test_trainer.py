@@ -173,9 +173,11 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path, at_step, good):
     assert summary["error"].startswith(f"Step {at_step} is not finite")
     if good is None:
         assert "No checkpoint had been saved" in str(error.value)
+        assert "finetune.gin" not in str(error.value)  # which needs a checkpoint
         assert saving.saved_steps(folder) == []
         return
     assert f"The last good checkpoint is {folder / f'checkpoint_{good}'}" in str(error.value)
+    assert "which resumes. To repeat the warm-up" in str(error.value)
     assert saving.saved_steps(folder)[-1] == good
     shapes = jax.eval_shape(lambda: tiny.model().init(jax.random.key(0), tiny.SHAPE))
     params = saving.restore_params(folder, shapes, ema=False).params
