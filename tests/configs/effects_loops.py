@@ -174,7 +174,7 @@ def interpolated(interpolator: Interpolator, room: Room) -> Any:
 UPDATE = {"model_dir": "run", "train_steps": 8, "gamma_bins": 0}
 RUN = {
     "model_dir": "run",
-    "train_steps": 2,
+    "train_steps": 3,
     "log_period": 1,
     "eval_period": 2,
     "tensorboard": False,
@@ -236,7 +236,7 @@ CASES: dict[Any, Any] = {
             RUN,
             {
                 "model_dir": "elsewhere",
-                "train_steps": 3,
+                "train_steps": 4,
                 "checkpoints": CheckpointConfig(save=SaveCheckpointConfig(period=1)),
                 "eval_period": 1,
                 "eval_steps": 1,
