@@ -2,48 +2,24 @@
 
 import io
 import json
-import os
-import pathlib
-import re
 import signal
 import socket
-import subprocess
-import sys
-import time
-import urllib.parse
 
 import networks
 import numpy as np
 import pytest
+from bucket_programs import ROOT, TRAIN, announced, kill_when, start, wait_until
 
 import idode_gin
-from idode_gin import checks
 from idode_gin.checkpoints import files
 from idode_gin.reports import metrics, paths
 
 pytestmark = pytest.mark.full
 
-ROOT = pathlib.Path(__file__).parents[2]
-TRAIN = [
-    f"--gin_file={ROOT / 'gin_configs/experiments/digits.gin'}",
-    *("--gin.TRAIN_STEPS=12", "--gin.BATCH_SIZE=16", "--gin.EVAL_PERIOD=6", "--gin.EVAL_STEPS=2"),
-    *("--gin.CHECKPOINT_PERIOD=4", "--gin.Trainer.log_period=3", "--gin.Trainer.gamma_bins=4"),
-    *("--gin.UNet.channels=8", "--gin.UNet.levels=1", "--gin.UNet.groups=2"),
-    *("--gin.SaveCheckpointConfig.keep=1", "--gin.SaveCheckpointConfig.keep_best=1"),
-]
-SECONDS = {"refused": 120, "silent": 420}
 SCORE = [
     *("--gin.EVAL_SPLIT='validation'", "--gin.BATCH_SIZE=16", "--gin.PILOT=None"),
     f"--gin_file={ROOT / 'gin_configs/solvers/dormand_prince.gin'}",
 ]
-
-
-def start(program, *arguments):
-    command = [sys.executable, "-m", f"idode_gin.{program}", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
 
 
 def finish(program, *arguments):
@@ -51,22 +27,6 @@ def finish(program, *arguments):
     output = process.communicate(timeout=400)[0].decode()
     assert process.returncode == 0, output
     return output
-
-
-def kill_when(is_moment, program, *arguments):
-    process = start(program, *arguments)
-    wait_until(is_moment, [process])
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-
-
-def wait_until(is_moment, processes):
-    deadline = time.monotonic() + 300
-    while not is_moment():
-        ended = [each for each in processes if each.poll() is not None]
-        assert not ended, ended[0].communicate()[0].decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_train_kill_resume_evaluate_sample_and_load(bucket, tmp_path):
@@ -129,54 +89,6 @@ def test_two_processes_and_a_bad_network(network, root, tmp_path, monkeypatch):
         assert json.dumps(metrics.reproducible(json.loads(line))) in kept
     written = there / f"checkpoint_{files.saved_steps(there)[-1]}" / "params"
     assert {each.name for each in written.iterdir()} >= {"ocdbt.process_0", "ocdbt.process_1"}
-
-
-def announced(known):
-    """Return the steps whose checkpoints are known to be complete."""
-    found = [re.fullmatch(r"run/checkpoint_(\d+)/commit_success.txt", name) for name, _ in known]
-    return [int(each[1]) for each in found if each]
-
-
-@pytest.mark.parametrize("gone", ["refused", "silent"])
-@pytest.mark.parametrize("moment", ["a save", "a row", "a restore"])
-def test_a_bucket_that_is_gone_for_good(gone, moment, network, root, monkeypatch):
-    """A program ends in the time that the page of buckets states."""
-    known, since, is_resumed = [], [], []
-
-    def lose(is_moment):
-        if is_moment and not since:
-            since.append(time.monotonic())
-            network.gone = gone
-
-    def asked(command, path):
-        name = urllib.parse.unquote(path)
-        if moment == "a save":
-            lose("checkpoint_8/params" in name and announced(known))
-        elif moment == "a restore":
-            lose(is_resumed and command == "GET" and "/params/" in name and "/d/" in name)
-
-    def acknowledged(*written):
-        known.append(written)
-        if moment == "a row":
-            lose([name for name, _ in known].count("run/metrics.jsonl") == 2)
-
-    monkeypatch.setattr(network, "acknowledged", acknowledged)
-    monkeypatch.setattr(network, "asked", asked)
-    arguments = [*TRAIN, f"--gin.MODEL_DIR='{root}/run'"]
-    if moment == "a restore":
-        kill_when(lambda: announced(known), "train", *arguments)
-        is_resumed.append(True)
-    process = start("train", *arguments)
-    output = process.communicate(timeout=500)[0].decode()
-    took = time.monotonic() - since[0]
-    assert process.returncode == checks.EXIT_BAD_INPUT, output
-    assert "Traceback" not in output, output
-    error = output[output.index("error: ") :]
-    print(f"{moment}, {gone}: {took:.0f} s\n{error}")
-    good = rf"(No checkpoint|checkpoint_\d+ of {root}/run) is known to be complete"
-    assert re.search(good, error), output
-    assert moment != "a save" or "checkpoint_4 of" in error
-    assert took < SECONDS[gone]
 
 
 def two(folder):
