@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -148,6 +149,7 @@ def spread(solve_size: int, estimator: ODELikelihood) -> pilot_grids.Spread:
     size = min(solve_size, estimator.lanes or solve_size)
 
     def over_devices(fn: pilot_grids.PerImage) -> pilot_grids.PerImage:
+        @functools.wraps(fn)
         def in_parts(given: Any, batch: types.Batch) -> Any:
             if len(batch["index"]) <= size:
                 return fn(given, batch)

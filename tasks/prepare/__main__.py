@@ -139,8 +139,8 @@ def _run(options: argparse.Namespace) -> None:
     own = {"size": options.size, "shares": shares}
     with progress.phase(f"preparing {dataset.name}"):
         source = _open(dataset, options.source, partial=options.allow_partial, own=own)
+        targets.check_free(data_dir, dataset.folder, source.bytes_needed())
         with targets.staged(data_dir, dataset.folder, overwrite=options.overwrite) as aside:
-            targets.check_free(data_dir, source.bytes_needed())  # without what was left there
             from tasks.prepare import writer
 
             fingerprints = writer.write(source, aside)

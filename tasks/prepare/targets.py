@@ -19,6 +19,8 @@ from tasks.prepare import stopping
 from tasks.prepare.refusals import TargetError
 
 FINISHED = "dataset_info.json"
+REPLACED = "replaced"
+"""Folder of a dataset that is being replaced, below the place where the other one is written."""
 
 
 def default_data_dir() -> pathlib.Path:
@@ -34,12 +36,18 @@ def default_data_dir() -> pathlib.Path:
         raise TargetError(str(error)) from error
 
 
-def check_free(data_dir: pathlib.Path, needed: int) -> None:
-    """Raise TargetError unless the disk has room for `needed` bytes."""
+def check_free(data_dir: pathlib.Path, folder: str, needed: int) -> None:
+    """Raise TargetError unless the disk has room for `needed` bytes.
+
+    What a killed process left counts as free: `staged` removes it first.
+    """
     existing = data_dir.absolute()
     while not os.path.exists(existing):  # False too where it may not be looked
         existing = existing.parent
     free = shutil.disk_usage(existing).free
+    aside = _aside(data_dir, folder)
+    left = (each for each in aside.glob("*") if each != aside / REPLACED)
+    free += sum(each.stat().st_size for part in left for each in part.rglob("*") if each.is_file())
     if free < needed:
         raise TargetError(
             f"The dataset may need {needed / 1e9:.1f} GB in {data_dir}, where {free / 1e9:.1f} GB "
@@ -75,8 +83,8 @@ def staged(data_dir: pathlib.Path, folder: str, *, overwrite: bool) -> Iterator[
         TargetError: if the place is taken, not writable, or written to by another process.
     """
     final = data_dir / folder
-    aside = data_dir / f".preparing.{folder.replace('/', '.')}"
-    replaced = aside / "replaced"
+    aside = _aside(data_dir, folder)
+    replaced = aside / REPLACED
     with _explained(data_dir):
         aside.mkdir(parents=True, exist_ok=True)
         lock = _lock(aside)
@@ -99,6 +107,10 @@ def staged(data_dir: pathlib.Path, folder: str, *, overwrite: bool) -> Iterator[
         _put_back(final, replaced)
         shutil.rmtree(aside, ignore_errors=True)
         lock.close()
+
+
+def _aside(data_dir: pathlib.Path, folder: str) -> pathlib.Path:
+    return data_dir / f".preparing.{folder.replace('/', '.')}"
 
 
 @contextlib.contextmanager

@@ -97,7 +97,7 @@ MISUSE = {
     "restore path empty": (
         "train",
         [DRY, "INITIAL_CHECKPOINT_PATH=''"],
-        "`path` must name a run directory or a checkpoint_<step> in one, got an empty string.",
+        "INITIAL_CHECKPOINT_PATH must be a path, got an empty text.",
     ),
     "restore path an empty directory": (
         "train",
@@ -112,12 +112,12 @@ MISUSE = {
     "checkpoint path empty in eval": (
         "eval",
         ["CHECKPOINT_PATH=''"],
-        "No checkpoint at '': the path must be a run directory",
+        "CHECKPOINT_PATH must be a path, got an empty text.",
     ),
     "checkpoint path empty in sample": (
         "sample",
         ["CHECKPOINT_PATH=''"],
-        "No checkpoint at '': the path must be a run directory",
+        "CHECKPOINT_PATH must be a path, got an empty text.",
     ),
     "order of a sampler out of range": (
         "sample",
@@ -145,7 +145,11 @@ MISUSE = {
         [DRY, "NUM_POINTS=1"],
         "`num_points` must be an integer, 2 or more, got num_points=1.",
     ),
-    "nothing to encode with": ("encode", ["CHECKPOINT_PATH=''"], "No checkpoint at ''"),
+    "nothing to encode with": (
+        "encode",
+        ["CHECKPOINT_PATH=''"],
+        "must be a path, got an empty text",
+    ),
     "steps of a solver that was not chosen": (
         "eval",
         [DRY, "Adams.steps=8"],

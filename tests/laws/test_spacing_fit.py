@@ -26,5 +26,5 @@ def test_no_time_is_without_steps():
 
 
 def test_what_is_not_finite_is_refused():
-    with pytest.raises(ValueError, match="`defects` must be finite .*fit_spacing = False"):
+    with pytest.raises(ValueError, match="`defects` must be finite .*fit_spacing` to False"):
         spacing_fit.fit(np.full((9, 2), np.nan), order=4)

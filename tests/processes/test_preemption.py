@@ -227,10 +227,9 @@ def test_a_signal_that_the_kernel_repeats_does_not_prolong_the_wait():
         import signal, threading, time
         from idode_gin.processes import preemption
         preemption.GRACE = 0.5
-        def repeat():
-            while True:
-                time.sleep(0.1)
-                signal.pthread_kill(threading.main_thread().ident, signal.SIGXCPU)
+        def repeat(thread=threading.main_thread().ident):
+            while not time.sleep(0.1):
+                signal.pthread_kill(thread, signal.SIGXCPU)
         with preemption.StopRequest(preemption.RESULTS, lambda name: "last words"):
             threading.Thread(target=repeat, daemon=True).start()
             began = time.monotonic()

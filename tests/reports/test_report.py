@@ -266,7 +266,7 @@ def test_an_empty_name_is_no_folder(capsys, tmp_path, monkeypatch):
     """As of a shell's variable that is not set."""
     monkeypatch.chdir(tmp_path)
     assert report.main([""]) == 2
-    assert "and '' does not exist" in capsys.readouterr().err
+    assert "A report's folder must be a path, got an empty text" in capsys.readouterr().err
 
 
 def test_it_starts_without_gin_jax_and_tensorflow(whole):

@@ -185,13 +185,16 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
     assert tree(tmp_path) == {pathlib.Path("cifar10/3.0.2/old"): b""}
 
 
-def test_what_a_killed_process_left_counts_as_free(cifar, tmp_path, monkeypatch):
-    left = tmp_path / "data" / ".preparing.cifar10.3.0.2" / "cifar10"
-    left.mkdir(parents=True)
-    seen = []
-    monkeypatch.setattr(targets, "check_free", lambda *_: seen.append(left.exists()))
-    prepare("cifar10", cifar[1], tmp_path / "data", "--allow_partial")
-    assert seen == [False]
+def test_what_a_killed_process_left_counts_as_free(tmp_path, monkeypatch):
+    aside = tmp_path / "data" / ".preparing.cifar10.3.0.2"
+    (aside / "cifar10").mkdir(parents=True)
+    (aside / "replaced").mkdir()
+    for name in ("cifar10/half", "replaced/old"):
+        (aside / name).write_bytes(bytes(600))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: _usage(1000))
+    targets.check_free(tmp_path / "data", "cifar10/3.0.2", 1600)
+    with pytest.raises(TargetError, match="may need"):
+        targets.check_free(tmp_path / "data", "cifar10/3.0.2", 1601)
 
 
 def test_two_processes_do_not_write_one_dataset(tmp_path):
