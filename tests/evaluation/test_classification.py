@@ -42,13 +42,13 @@ def inputs(monkeypatch):
     monkeypatch.setattr(saving, "find", lambda path: path)
 
 
-def evaluate(folder, model=None, setting=None, **changes):
+def evaluate(folder, model=None, setting=Classification(by="tn"), **changes):  # noqa: B008
     made = Evaluator(
         output_dir=str(folder),
         checkpoint_path="made",
         likelihoods={"tn": TN},
         variational_bound=BOUND,
-        classification=setting or Classification(by="tn"),
+        classification=setting,
         histogram_split=None,
         **changes,
     )
@@ -140,6 +140,12 @@ def test_a_prior_adds_its_logarithm():
     prior = (0.5, 0.0, 0.5)
     found = Classification(prior=prior).posterior(log_p)
     np.testing.assert_allclose(found, [[-3 + np.log(0.5), -np.inf, -2 + np.log(0.5)]])
+
+
+def test_a_model_of_classes_need_not_classify(tmp_path):
+    summary, rows = evaluate(tmp_path, setting=None)
+    assert "classification" not in summary
+    assert not any("classification" in name for name in rows)
 
 
 def test_a_model_without_labels_is_not_classified(tmp_path):

@@ -235,6 +235,7 @@ def test_a_coarse_function_is_reported(images, caplog):
         with caplog.at_level(logging.WARNING, "absl"):
             flow.bits_per_dim(images[:8], **SOLVER)
         assert ("The function returns bfloat16" in caplog.text) == (dtype == jnp.bfloat16)
+        assert ("The function returns" in caplog.text) == (dtype == jnp.bfloat16)
 
 
 def test_a_coarse_function_on_the_host_is_reported_once(images, caplog):
