@@ -216,3 +216,11 @@ def test_low_discrepancy_puts_one_quantile_in_every_stratum():
     for seed in range(5):
         u = LowDiscrepancy().draw(jax.random.key(seed), jnp.arange(64), 64)
         np.testing.assert_array_equal(np.sort(np.floor(np.asarray(u) * 64)), np.arange(64))
+
+
+def test_a_single_panel_is_enough_for_a_constant_weight():
+    u, time = jnp.linspace(0.0, 0.99, 12), Linear()
+    gamma, density = Importance(panels=1).gamma_and_density(u, time, jnp.ones_like)
+    span = time.gamma_max - time.gamma_min
+    np.testing.assert_allclose(gamma, time.gamma_min + span * u, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(density, 1 / span, rtol=1e-5)
