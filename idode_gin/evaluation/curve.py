@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -49,7 +49,8 @@ def score_each(
     """
     _check_settings(directory / SETTINGS, settings)
     failed, prefix = dict[str, None](), "Nothing left to score. "
-    _write_curve(directory)  # which a process that was killed may not have done
+    scored = {row["step"]: row for row in curve(directory)}
+    _write_curve(directory, scored.values())  # which a killed process may not have done
 
     def is_done(checkpoint: pathlib.Path) -> bool:
         found = _summary(folder(directory, checkpoint))
@@ -61,14 +62,15 @@ def score_each(
         if restored is None:
             continue
         try:
-            score(restored, folder(directory, checkpoint), more)
+            found = score(restored, folder(directory, checkpoint), more)
         except checks.NonFiniteError as error:
             logging.error("%s: %s", checkpoint, error)
             failed[checkpoint.name] = None
         else:
             prefix = ""
             failed.pop(checkpoint.name, None)  # a checkpoint that was saved again
-            _write_curve(directory)
+            scored[found["step"]] = _row(found)
+            _write_curve(directory, scored.values())
     if failed:
         raise checks.NonFiniteError(
             f"The scores of {', '.join(failed)} are not finite; all others are in {directory}."
@@ -108,9 +110,10 @@ def _row(found: Mapping[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _write_curve(directory: pathlib.Path) -> None:
-    """Write the curve of what is scored, unless it is there."""
-    if jax.process_index() != 0 or not (rows := curve(directory)):
+def _write_curve(directory: pathlib.Path, scored: Iterable[Mapping[str, Any]]) -> None:
+    """Write the curve of these rows, in any order, unless it is there or there are none."""
+    rows = sorted(scored, key=_step)
+    if jax.process_index() != 0 or not rows:
         return
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[-1]), restval="", extrasaction="ignore")
