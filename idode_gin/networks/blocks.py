@@ -19,9 +19,21 @@ Features = layers.Features
 def kept(keys: types.PRNGKeys, rate: float, shape: tuple[int, ...]) -> Bool[Array, "batch ..."]:
     """Return True where dropout keeps a feature; `shape` is that of an example.
 
-    Each example has its own key, so that its mask does not depend on the batch.
+    Each example has its own key, so that its mask does not depend on the batch. A feature takes 16
+    random bits, so that `rate` is rounded to a multiple of 2^-16.
     """
-    return jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape))(keys)
+    size = math.prod(shape)
+    limit = jnp.uint32(round((1 - rate) * 2**16))
+
+    def of_example(key: types.PRNGKey) -> Bool[Array, "..."]:
+        words = jax.random.bits(key, (-(-size // 2),), jnp.uint32)
+        low, high = words & 0xFFFF < limit, words >> 16 < limit
+        # Two bytes of one number: XLA otherwise writes the words, or draws each of them twice.
+        pairs = low.astype(jnp.uint16) | high.astype(jnp.uint16) << 8
+        features = jax.lax.bitcast_convert_type(pairs, jnp.uint8).reshape(-1)
+        return (features[:size] != 0).reshape(shape)
+
+    return jax.vmap(of_example)(keys)
 
 
 def dropout(x: Features, keys: types.PRNGKeys, rate: float) -> Features:

@@ -38,7 +38,8 @@ class UNet(base.AbstractNetwork):
         fourier_exponents: k of the input features sin, cos(2 pi 2^k z); () for none.
         attention_everywhere: attention after every block, not only in the middle.
         attention_heads: number of heads; must divide `channels`.
-        dropout_rate: in [0, 1), inside every block, applied only if keys are given.
+        dropout_rate: in [0, 1), inside every block, applied only if keys are given; rounded to a
+            multiple of 2^-16.
         conditioning_size: K, the numbers per image in `conditioning` beside those of its class.
         num_classes: C, classes of labels; each adds a number to `conditioning`, 1 for the image's
             own class and 0 for the others, whose weights in the first dense layer are a learned

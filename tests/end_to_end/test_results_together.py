@@ -171,7 +171,7 @@ def test_evaluation_and_sampling_stop_together(checkpoint, tmp_path, name):
 )
 def test_stopped_in_the_first_compilation_all_exit_within_seconds(tmp_path, name, pilot, asked):
     """Many blocks and no cache make the compilation long. A pilot has no loop that polls."""
-    levels = 24
+    levels = 48
     cache = f"--gin.COMPILATION_CACHE_DIR={str(tmp_path / 'cache')!r}"
     given = [
         *command(name, several.made(tmp_path / "run", levels=levels), tmp_path / "out"),
@@ -182,7 +182,7 @@ def test_stopped_in_the_first_compilation_all_exit_within_seconds(tmp_path, name
     with Processes(tmp_path / "logs", given, 2, 2) as started:
         begins = "pilot of" if pilot else BEGINS[name]
         started.wait_until(lambda: begins in started.outputs()[0])
-        time.sleep(2)  # for the compilation to begin
+        time.sleep(3)  # for the compilation to begin
         started.all[asked].send_signal(signal.SIGTERM)
         began = time.monotonic()
         started.expect(checks.EXIT_PREEMPTED, timeout=60)

@@ -24,6 +24,7 @@ from idode_gin.losses.base import AbstractBound
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.losses.first_order import FirstOrder
 from idode_gin.losses.second_order import SecondOrder
+from idode_gin.networks import blocks
 from idode_gin.networks.unet import UNet
 from idode_gin.runs import run_inputs
 from idode_gin.samplers.ancestral import Ancestral
@@ -110,6 +111,15 @@ def test_every_dropout_of_a_network_has_its_own_key(ledger):
     run(keys)
     down, middle, up = levels, 2, levels + 1
     assert len(ledger.keys()) == size * (down + middle + up)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.9])
+def test_dropout_keeps_features_independently(rate):
+    """Also two that share a random word; and of a number of features that is odd."""
+    mask = blocks.kept(jax.random.split(jax.random.key(1), 3), rate, (99, 101, 7))
+    first, second = np.asarray(mask).reshape(3, -1)[:, :-1].reshape(-1, 2).T - (1 - rate)
+    for moment in (first, second, first * second / np.sqrt(rate * (1 - rate))):
+        assert abs(moment.mean()) < 5 * np.sqrt(rate * (1 - rate) / moment.size)
 
 
 @pytest.mark.parametrize("update_period", [1, 2])
