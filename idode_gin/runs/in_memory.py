@@ -35,7 +35,7 @@ class InMemory:
 
     params: types.Params
     partitioner: PjitPartitioner
-    _compiled: dict[tuple[Any, ...], tuple[image_loop.Compute, Any]] = dataclasses.field(
+    _compiled: dict[tuple[Any, ...], image_loop.Compute] = dataclasses.field(
         default_factory=dict, init=False
     )
 
@@ -53,8 +53,7 @@ class InMemory:
         Args:
             what: what is done, for lines that show progress.
             method: how; calls with the same `what` and equal `method` must have the same function.
-                A part of it that cannot be hashed, such as a solver with an array, equals itself
-                alone.
+                A part of it that cannot be hashed, such as an array of jax, equals itself alone.
             compute: the function.
             batch: of all N images.
             key: passed on as a key.
@@ -70,9 +69,8 @@ class InMemory:
         size = SOLVE_SIZE * self.partitioner.mesh.size
         known = (what, implementation, *map(_hashable, method))
         if known not in self._compiled:
-            compiled = image_loop.compiled(with_key, self.partitioner, SOLVE_SIZE)
-            self._compiled[known] = compiled, method  # kept, so that no other takes its id
-        compiled, _ = self._compiled[known]
+            self._compiled[known] = image_loop.compiled(with_key, self.partitioner, SOLVE_SIZE)
+        compiled = self._compiled[known]
         given = {"network": self.params, "key": np.asarray(jax.random.key_data(key)), **more}
         rows, count = self.partitioner.local_rows(size), len(next(iter(batch.values())))
         parts = (
@@ -88,19 +86,44 @@ class InMemory:
         return {k: np.concatenate([each[k] for each in found])[:count] for k in found[0]}
 
 
-def _hashable(value: Any) -> Any:
-    """Return a key for a value that changes with what it holds, if that is changed in place."""
-    kind = type(value)
+class _Identity:
+    """A key of an object that equals itself alone. It keeps the object, so that none takes its id."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __hash__(self) -> int:
+        return id(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and self._value is other._value
+
+
+def _hashable(value: Any, within: tuple[int, ...] = ()) -> Any:
+    """Return a key for a value that changes with what it holds, if that is changed in place.
+
+    Args:
+        value: any object.
+        within: ids of the objects that hold it.
+    """
+    kind, same, parts = type(value), None, {}
+    if id(value) in within:
+        return kind, within.index(id(value))
+    if isinstance(value, np.ndarray):
+        return value.dtype, value.shape, value.tobytes()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = (getattr(value, each.name) for each in dataclasses.fields(value))
-        return kind, tuple(map(_hashable, fields))
-    try:
-        hash(value)
-    except TypeError:
-        return kind, id(value)
-    if kind.__hash__ is not object.__hash__ or callable(value) or not hasattr(value, "__dict__"):
+        parts = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+    elif isinstance(value, list | tuple):
+        parts = dict(enumerate(value))
+    elif isinstance(value, dict):
+        parts = value
+    elif kind.__hash__ not in (None, object.__hash__):
         return value
-    return kind, id(value), tuple((name, _hashable(v)) for name, v in sorted(vars(value).items()))
+    else:
+        same = _Identity(value)
+        parts = {} if isinstance(value, type) else getattr(value, "__dict__", {})
+    within = (*within, id(value))
+    return kind, same, tuple((name, _hashable(part, within)) for name, part in parts.items())
 
 
 def key_of(seed: Seed) -> types.PRNGKey:

@@ -14,12 +14,13 @@ import idode_gin
 from idode_gin.dequantizers.truncated_normal import TruncatedNormal
 from idode_gin.interop.host import on_host
 from idode_gin.likelihood.ode_likelihood import ODELikelihood
+from idode_gin.losses.base import AbstractBound
 from idode_gin.losses.bound import VariationalBound
 from idode_gin.networks.base import AbstractNetwork
 from idode_gin.parameterizations.data import Data
 from idode_gin.parameterizations.noise import Noise
 from idode_gin.samplers.ancestral import Ancestral
-from idode_gin.samplers.base import start_noise
+from idode_gin.samplers.base import AbstractSampler, start_noise
 from idode_gin.samplers.dpm_solver import DPMSolverPlusPlus
 from idode_gin.samplers.ode import ODESampler
 from idode_gin.schedules.straight_path import StraightPath
@@ -267,11 +268,11 @@ def test_a_likelihood_of_one_s_own_is_a_bound(images):
 
 
 @pytest.mark.parametrize("decorate", [dataclasses.dataclass, lambda kind: kind])
-def test_a_solver_that_changed_is_not_taken_for_the_one_before(images, decorate):
+def test_parts_that_changed_are_not_taken_for_those_before(images, decorate):
     """Of a user, and not frozen; also within a sampler, which is equal to one of equal parts."""
 
     @decorate
-    class Changing(AbstractSolver):
+    class Solver(AbstractSolver):
         steps: int
 
         def __init__(self, steps):
@@ -280,16 +281,35 @@ def test_a_solver_that_changed_is_not_taken_for_the_one_before(images, decorate)
         def solve(self, *given, **more):
             return Adams(steps=self.steps).solve(*given, **more)
 
-    flow = idode_gin.wrap_flow(exact_velocity(None, 0), SHAPE, data_at=0, levels=LEVELS)
-    solver = Changing(2)
+    class Bound(AbstractBound):
+        num_times = 1
+
+        def num_evaluations(self):
+            return self.num_times
+
+        def __call__(self, *given):
+            return VariationalBound(num_times=self.num_times)(*given)
+
+    class Sampler(AbstractSampler):
+        def __init__(self):
+            self.settings = {"steps": [2]}
+
+        def __call__(self, *given):
+            return ODESampler(solver=Adams(steps=self.settings["steps"][0]))(*given)
+
+    flow = idode_gin.wrap_flow(exact_velocity((-1.0, 1.0), 0), SHAPE, data_at=0, levels=LEVELS)
+    solver, bound, sampler = Solver(2), Bound(), Sampler()
     calls = {
         "score": lambda: flow.bits_per_dim(images[:8], solver=solver, tolerance=None).mean,
-        "sample": lambda: flow.encode(images[:8], method=ODESampler(solver=solver)).mean(),
+        "bound": lambda: flow.bits_per_dim(images[:8], bound=bound).mean,
+        "encode": lambda: flow.encode(images[:8], method=ODESampler(solver=solver)).mean(),
+        "sample": lambda: flow.sample(2, method=sampler).mean(),
     }
     first = {name: call() for name, call in calls.items()}
     assert {name: call() for name, call in calls.items()} == first
-    solver.steps = 32
-    assert all(call() != first[name] for name, call in calls.items())
+    solver.steps = bound.num_times = sampler.settings["steps"][0] = 32
+    unchanged = [name for name, call in calls.items() if call() == first[name]]
+    assert not unchanged
 
 
 def test_what_sampling_encoding_and_decoding_cost_and_take(images):
