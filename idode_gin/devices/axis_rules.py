@@ -105,7 +105,7 @@ def spec(
                 raise ValueError(_uneven(name, shape[place], sizes[axis], what))
     if not any(split):
         return PartitionSpec()
-    return PartitionSpec(*[_entry(each) for each in split])
+    return PartitionSpec(*split)
 
 
 def like_parameters(tree: Any, params: Any, whole: Any, of_params: Any) -> Any:
@@ -133,7 +133,7 @@ def like_parameters(tree: Any, params: Any, whole: Any, of_params: Any) -> Any:
 def only(axis: str, full: PartitionSpec) -> PartitionSpec:
     """Return the spec with every other mesh axis removed."""
     kept = [[each for each in _axes(entry) if each == axis] for entry in full]
-    return PartitionSpec(*[_entry(each) for each in kept]) if any(kept) else PartitionSpec()
+    return PartitionSpec(*kept) if any(kept) else PartitionSpec()
 
 
 def axes_of(full: PartitionSpec) -> set[str]:
@@ -145,12 +145,6 @@ def _axes(target: Any) -> tuple[Any, ...]:
     if target is None:
         return ()
     return target if isinstance(target, tuple) else (target,)
-
-
-def _entry(axes: list[str]) -> str | tuple[str, ...] | None:
-    if len(axes) > 1:
-        return tuple(axes)
-    return axes[0] if axes else None
 
 
 def _uneven(name: str, size: int, devices: int, what: str) -> str:

@@ -280,17 +280,8 @@ def over_local_devices(fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
 
 
 def _shard_map(fn: Callable[..., Any], mesh: Any, in_specs: Any, out_specs: Any) -> Any:
-    try:
-        from jax import shard_map
-
-        unchecked = {"check_vma": False}
-    except ImportError:  # jax before 0.7
-        from jax.experimental.shard_map import shard_map  # type: ignore[no-redef]
-
-        unchecked = {"check_rep": False}
     # The check does not support loops whose length differs between devices.
-    mapped: Any = shard_map
-    return mapped(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **unchecked)
+    return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def abstract(tree: Any, shardings: Any) -> Any:

@@ -126,7 +126,7 @@ def _of_draw(estimator: Any, dims: int) -> int:
 
 def _speed(run: pathlib.Path, facts: Mapping[str, Any]) -> float | None:
     """Return the floating-point operations per second of a finished run; None if unknown."""
-    found = _summary(run)
+    found = files.read_json(run / "summary.json") or {}
     try:
         return float(found["flops_per_step"] * found["images_per_second"] / facts["batch_size"])
     except (LookupError, TypeError, ZeroDivisionError):
@@ -138,7 +138,7 @@ def compared_with_training(run: pathlib.Path) -> str:
 
     For as many images as the split has that the run evaluated on, at the speed of its training.
     """
-    found = _summary(run)
+    found = files.read_json(run / "summary.json") or {}
     try:
         images, speed = found["eval_data"]["num_images"], found["images_per_second"]
         few, cost = min(images, QUICK_IMAGES), _TRAINING * speed
@@ -164,7 +164,3 @@ def roughly(seconds: float) -> str:
             number = seconds / size
             return f"{number:.0f} {unit}" if number >= 10 else f"{number:.1f} {unit}"
     return f"{max(math.ceil(seconds), 1)} s"
-
-
-def _summary(run: pathlib.Path) -> dict[str, Any]:
-    return files.read_json(run / "summary.json") or {}

@@ -53,7 +53,7 @@ def score_each(
     _write_curve(directory, scored.values())  # which a killed process may not have done
 
     def is_done(checkpoint: pathlib.Path) -> bool:
-        found = _summary(folder(directory, checkpoint))
+        found = files.read_json(folder(directory, checkpoint) / "summary.json")
         return found is not None and found.get(DIGEST) == _digest(checkpoint)
 
     for checkpoint in series.each(run_dir, is_done):
@@ -93,7 +93,7 @@ def folder(directory: pathlib.Path, checkpoint: pathlib.Path) -> pathlib.Path:
 
 def curve(directory: pathlib.Path) -> list[dict[str, Any]]:
     """Return one row per finished checkpoint, sorted by step."""
-    found = [_summary(each) for each in directory.glob("step_*")]
+    found = [files.read_json(each / "summary.json") for each in directory.glob("step_*")]
     rows = [_row(each) for each in found if each is not None]
     return sorted(rows, key=_step)
 
@@ -141,11 +141,6 @@ def _loaded(checkpoint: pathlib.Path, load: Load) -> RestoredParams | None:
             logging.warning("%s It is skipped.", error)
             return None
         raise
-
-
-def _summary(folder: pathlib.Path) -> dict[str, Any] | None:
-    """Return the summary of a finished checkpoint; None for an unfinished one."""
-    return files.read_json(folder / "summary.json")
 
 
 def _digest(checkpoint: pathlib.Path) -> str | None:

@@ -199,16 +199,8 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):  # type: ignore[misc]
         """Return False: buckets have none."""
         return False
 
-    def absolute(self) -> "BucketPath":
-        """Return the path, which is absolute."""
-        return self
-
     def resolve(self, strict: bool = False) -> "BucketPath":
         """Return the path, which holds no links."""
-        return self
-
-    def expanduser(self) -> "BucketPath":
-        """Return the path, which has no home folder."""
         return self
 
     def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:

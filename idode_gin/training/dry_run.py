@@ -108,24 +108,17 @@ def goal(
 
 def traced_once(model: DiffusionODE) -> DiffusionODE:
     """Return the model with a network that equal calls trace only once."""
-    return dataclasses.replace(model, network=_TracedOnce(model.network))
+    own = model.network
+    once = _TracedOnce(own, own.conditioning_size, own.num_classes, own.needs_whole_channels)
+    return dataclasses.replace(model, network=once)
 
 
 @dataclasses.dataclass(frozen=True)
 class _TracedOnce(AbstractNetwork):
     network: AbstractNetwork
-
-    @property
-    def conditioning_size(self) -> int:  # type: ignore[override]
-        return self.network.conditioning_size
-
-    @property
-    def num_classes(self) -> int:  # type: ignore[override]
-        return self.network.num_classes
-
-    @property
-    def needs_whole_channels(self) -> bool:  # type: ignore[override]
-        return self.network.needs_whole_channels
+    conditioning_size: int
+    num_classes: int
+    needs_whole_channels: bool
 
     def idle_settings(self, *, reverse_mode_only: bool) -> list[str]:
         return self.network.idle_settings(reverse_mode_only=reverse_mode_only)
