@@ -6,10 +6,10 @@
 
 XLA compiles for a described card; nothing is run. Of the scheduled program, loops taken as often as
 they run, a kernel moves its operands and its results once, which is what is summed by kind; a slice
-of an operand counts as the slice. Convolutions and products are timed at `--peak_share` of the
-card's peak, all other kernels by their bytes at `--bandwidth_share`, and a kernel costs at least
-`--kernel_us`. The algorithms of convolutions are not searched (that needs the card), so that their
-scratch memory is unknown.
+of an operand counts as the slice. Convolutions, and the operations of products and attention, are
+timed at `--peak_share` of the card's peak; all other kernels, and products and attention once more,
+by their bytes at `--bandwidth_share`. A kernel costs at least `--kernel_us`. The algorithms of
+convolutions are not searched (that needs the card), so that their scratch memory is unknown.
 
 Needed beside the test packages, in a folder DIR of their own; no driver:
 
@@ -206,7 +206,7 @@ def peak_of(card: Card, args: argparse.Namespace) -> float:
 def seconds_by_kind(
     found: list[Kernel], step: Step, card: Card, args: argparse.Namespace
 ) -> dict[str, float]:
-    """Return the estimated time of each kind; products are counted with the convolutions."""
+    """Return the estimated time of each kind; all operations are counted with the convolutions."""
     seconds: dict[str, float] = collections.defaultdict(float)
     for each in found:
         by_bytes = each.bytes / (card.bandwidth * args.bandwidth_share)

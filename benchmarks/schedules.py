@@ -300,7 +300,7 @@ def main() -> None:
         for seed in seeds:
             for name, model in cases(task, args.steps)[group].items():
                 own = name.replace(", ", "_").replace(" ", "_")
-                folder = args.folder / task.name / f"{own}_{seed}"
+                folder = args.folder / task.name / f"{own}_{args.steps}_{seed}"
                 runs = found.setdefault(name, [])
                 runs.append(measured(model, task, seed, args.steps, folder))
                 print(f"{name}, seed {seed}: {np.mean(runs[-1]['bpd']):.4f}", flush=True)
