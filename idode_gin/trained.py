@@ -284,7 +284,17 @@ class TrainedModel:
             params: used in place of those of this model, to differentiate by them. Inside
                 `jax.jit`, pass them through its arguments: otherwise they become constants of the
                 compiled program.
+
+        Raises:
+            ValueError: without `conditioning`, if the model has classes.
         """
+        if conditioning is None and self.model.num_classes:
+            size = self.model.conditioning_size
+            raise ValueError(
+                f"A field of a model with classes needs `conditioning` [B, {size}], whose last "
+                f"{self.model.num_classes} numbers are 1 for the class of the image and 0 for the "
+                "others. `log_prob` passes it on as args=(conditioning,)."
+            )
         if conditioning is None:
             conditioning = jnp.asarray(self._conditioning(None, z.shape[0], None), z.dtype)
         time = self.model.time.rescale(gamma)

@@ -230,7 +230,7 @@ def learning_rate(optimizer: AdamW) -> Callable[[Any], Any]:
 def logical_axis_rules() -> list[tuple[str, str | None]]:
     """Return rules for t5x's mesh of `data` and `model`: blocks are split over `model`.
 
-    A batch is split over `data`. t5x needs a rule for every name of an axis.
+    A batch is split over `data`. Axes whose names have no rule are replicated.
     """
     split = {name for name, axis in axis_rules.DEFAULT if axis == mesh.MODEL}
     names = dict.fromkeys(name for name, _ in axis_rules.DEFAULT)
