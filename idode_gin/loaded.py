@@ -1,10 +1,11 @@
 """Load a trained model: `idode_gin.load("runs/a")`."""
 
 import pathlib
+import re
 from typing import Any
 
 from idode_gin import checks
-from idode_gin.checkpoints import saving
+from idode_gin.checkpoints import names, saving
 from idode_gin.configs import from_training, gin_internals
 from idode_gin.devices.partitioning import PjitPartitioner
 from idode_gin.feed import data
@@ -33,12 +34,15 @@ def load(path: str | pathlib.Path, step: int | None = None, ema: bool = True) ->
     if step is not None:
         checks.check_integer("step", step, at_least=0)
         run, path = paths.of(path), saving.checkpoint_path(path, step)
-        if run.name.startswith("checkpoint_") and not path.exists():
+        if names.is_checkpoint(run.name) and not path.exists():
             raise ValueError(f"`step` needs a run directory, got the checkpoint {run}.")
     source = from_training.config_of(path)
     saving.find(path)
     with gin_internals.isolated():
         model, dataset = _built(source)
+        # of a file that includes others, everything that these bind
+        text = source.read_text("utf-8")
+        text = gin_internals.given_text() if re.search(r"^\s*include\b", text, re.M) else text
     if not isinstance(model, DiffusionODE) or model.image_shape is None:
         raise ValueError(f"{source} must declare a DiffusionODE with an image_shape, got {model}.")
     shape, partitioner = model.image_shape, PjitPartitioner()
@@ -46,7 +50,7 @@ def load(path: str | pathlib.Path, step: int | None = None, ema: bool = True) ->
     return TrainedModel(
         model=model.at(restored.params),
         params=restored.params,
-        config=differences.bindings(source.read_text("utf-8")),
+        config=differences.bindings(text),
         step=restored.step,
         path=restored.path,
         partitioner=partitioner,

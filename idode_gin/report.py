@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import idode_gin
 from idode_gin import checks
+from idode_gin.checkpoints import names
 from idode_gin.processes import output
 from idode_gin.reports import files, paths, run_folders, run_report
 from idode_gin.runs import output_folders
@@ -74,8 +75,8 @@ def _outputs(folder: pathlib.Path, depth: int) -> list[tuple[pathlib.Path, str]]
     try:
         owner = output_folders.owner(folder)
         there = sorted(folder.iterdir()) if depth and folder.is_dir() else []
-        others = [each for each in there if not each.name.startswith(("checkpoint_", "."))]
-        inner = [each for each in others if each.is_dir()]
+        hidden = [each for each in there if each.name[0] == "." or names.is_checkpoint(each.name)]
+        inner = [each for each in there if each.is_dir() and each not in hidden]
     except PermissionError:  # a neighbour's folder; an outage is no such error
         return []
     found = [] if owner is None else [(folder, owner)]

@@ -6,22 +6,21 @@ import errno
 import glob
 import json
 import pathlib
-import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import logging
 
-from idode_gin.checkpoints import meta
+from idode_gin.checkpoints import meta, names
 from idode_gin.checkpoints.meta import DamagedError
+from idode_gin.checkpoints.names import PREFIX
 from idode_gin.reports import files as report_files
 from idode_gin.reports import paths
 
 if TYPE_CHECKING:
     from idode_gin.reports import buckets
 
-PREFIX = "checkpoint"
 DAMAGED_PREFIX = "damaged_"
 DELETED_PREFIX = "deleted_"
 COMMITTED = "commit_success.txt"
@@ -37,9 +36,6 @@ PIN = "PINNED"
 SPACE_MARGIN = 1.1
 """Disk space reserved for a checkpoint, relative to the bytes of its arrays."""
 _INDEX = "manifest.ocdbt"
-_STEP_DIRECTORY = re.compile(rf"{PREFIX}_(0|[1-9][0-9]*)")
-_MISNAMED = re.compile(rf"{PREFIX}_[-+]?\d+")
-"""With `_STEP_DIRECTORY` taken out: names such as `checkpoint_007`."""
 
 Found = TypeVar("Found")
 
@@ -54,7 +50,7 @@ def _by_completeness(directory: pathlib.Path) -> list[tuple[pathlib.Path, bool]]
     """Return the checkpoints of a directory, and whether each is complete; [] without one."""
     if not directory.is_dir():
         return []
-    found = [each for each in directory.iterdir() if _STEP_DIRECTORY.fullmatch(each.name)]
+    found = [each for each in directory.iterdir() if names.is_checkpoint(each.name)]
     if not paths.in_bucket(directory):
         return [(each, True) for each in found]
     return list(zip(found, report_files.side_by_side(is_complete, found), strict=True))
@@ -81,7 +77,7 @@ def warn_of_misnamed(directory: str | pathlib.Path) -> None:
     """Log a warning for each folder such as `checkpoint_007`, which is not a checkpoint's name."""
     directory = paths.of(directory)
     for name in sorted(each.name for each in directory.iterdir()) if directory.is_dir() else ():
-        if _MISNAMED.fullmatch(name) and not _STEP_DIRECTORY.fullmatch(name):
+        if names.is_misnamed(name):
             logging.warning(
                 "%s is ignored: a checkpoint's folder is named %s_<step>, without leading zeros.",
                 directory / name,
@@ -108,7 +104,7 @@ def check_path(directory: str | pathlib.Path) -> None:
             f"which orbax takes for a pattern, got {path}. Choose another name, or name a symbolic "
             "link to it."
         )
-    if _STEP_DIRECTORY.fullmatch(paths.of(directory).name):
+    if names.is_checkpoint(paths.of(directory).name):
         raise ValueError(
             f"A run directory must not be named like a checkpoint in one, got {path}: programs "
             "would take it for that. Choose another name."
@@ -146,7 +142,7 @@ def candidates(path: str | pathlib.Path, mode: str | None = None) -> list[pathli
             "directories, or one of those, got an empty string."
         )
     path = paths.of(paths.stored(path, "The path of a checkpoint")).absolute()
-    is_specific = _STEP_DIRECTORY.fullmatch(path.name) is not None
+    is_specific = names.is_checkpoint(path.name)
     if path.is_file():
         raise ValueError(
             f"No checkpoint at {path}: it is a file. Give a run directory with {PREFIX}_<step> "
@@ -175,8 +171,8 @@ def candidates(path: str | pathlib.Path, mode: str | None = None) -> list[pathli
             f"{meta.read(path)['step']}."
         )
     if not saved_steps(path):
-        names = sorted(each.name for each in path.iterdir())
-        shown = ", ".join(names[:8]) or "nothing"
+        held = sorted(each.name for each in path.iterdir())
+        shown = ", ".join(held[:8]) or "nothing"
         raise ValueError(
             f"No checkpoint in {path}: it holds {shown}. Give a run directory with {PREFIX}_<step> "
             "directories, or one of those."

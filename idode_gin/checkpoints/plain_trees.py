@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from idode_gin.checkpoints import files, orbax_logging
+from idode_gin.checkpoints import files, names, orbax_logging
 from idode_gin.checkpoints.meta import DamagedError
 
 
@@ -21,9 +21,9 @@ def read(folder: pathlib.Path) -> Any:
     try:
         with orbax_logging.silent_stragglers():
             found = handler.metadata(folder)
-            names = getattr(found, "tree", found)
-            whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
-            wanted = ocp.args.PyTreeRestore(item=names, restore_args=whole)
+            tree = getattr(found, "tree", found)
+            whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            wanted = ocp.args.PyTreeRestore(item=tree, restore_args=whole)
             return handler.restore(folder, args=wanted)
     except Exception as error:  # orbax and tensorstore raise errors of many types
         reason = orbax_logging.reason(error)
@@ -40,7 +40,7 @@ def write(directory: pathlib.Path, step: int, name: str, tree: Any) -> pathlib.P
         OSError: if it cannot be written.
     """
     files.check_path(directory)
-    options = ocp.CheckpointManagerOptions(step_prefix=files.PREFIX, max_to_keep=None)
+    options = ocp.CheckpointManagerOptions(step_prefix=names.PREFIX, max_to_keep=None)
     try:
         with ocp.CheckpointManager(directory.absolute(), options=options) as manager:
             saved = ocp.args.Composite(**{name: ocp.args.PyTreeSave(tree)})

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, final
 import jax
 
 from idode_gin import checks
-from idode_gin.checkpoints import files
+from idode_gin.checkpoints import files, names
 from idode_gin.processes import exchange, preemption
 from idode_gin.reports import paths, progress
 
@@ -84,7 +84,8 @@ class Watch(AbstractSeries):
 
     def check(self, directory: str) -> None:
         """Raise ValueError for a single checkpoint or a file; the directory need not exist yet."""
-        is_single = paths.of(directory).name.startswith(f"{files.PREFIX}_")
+        name = paths.of(directory).name
+        is_single = names.is_checkpoint(name) or names.is_misnamed(name)
         if directory == "" or is_single or _local(directory).is_file():
             files.find(directory, "latest")
 

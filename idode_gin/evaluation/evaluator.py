@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from idode_gin import checks, types
-from idode_gin.checkpoints import saving
+from idode_gin.checkpoints import names, saving
 from idode_gin.checkpoints.saving import RestoredParams
 from idode_gin.checkpoints.series import AbstractSeries
 from idode_gin.devices.partitioning import PjitPartitioner
@@ -115,7 +115,7 @@ class Evaluator:
         for each in self.likelihoods.values():
             checks.check_lanes_fit(each.lanes, self.solve_size)
         run = paths.of(self.checkpoint_path)
-        if self.checkpoints is not None and run.name.startswith("checkpoint_"):
+        if self.checkpoints is not None and names.is_checkpoint(run.name):
             raise ValueError(
                 f"A series of checkpoints requires a run directory, got `checkpoint_path` = {run}. "
                 f"Name {run.parent}, or score this checkpoint alone by `checkpoints` = None."
@@ -379,7 +379,7 @@ class Evaluator:
         found = facts.result_facts(model, {}, self, split) | facts.described("pilot", self.pilot)
         del found[facts.digest_name(self.use_ema)], found["code_sha256"]
         checkpoint = paths.of(self.checkpoint_path).absolute()
-        is_step = checkpoint.name.startswith("checkpoint_")
+        is_step = names.is_checkpoint(checkpoint.name)
         return {
             **found,
             "likelihoods": sorted(self.likelihoods),

@@ -87,7 +87,7 @@ class InMemory:
 
 
 class _Identity:
-    """A key of an object that equals itself alone. It keeps the object, so that none takes its id."""
+    """A key of an object that equals itself alone; it keeps the object, and so the id."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -106,7 +106,8 @@ def _hashable(value: Any, within: tuple[int, ...] = ()) -> Any:
         value: any object.
         within: ids of the objects that hold it.
     """
-    kind, same, parts = type(value), None, {}
+    kind, same = type(value), None
+    parts: Mapping[Any, Any]
     if id(value) in within:
         return kind, within.index(id(value))
     if isinstance(value, np.ndarray):

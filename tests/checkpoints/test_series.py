@@ -41,6 +41,14 @@ def test_each_checkpoint_is_looked_at_before_and_after_it_is_given(looks, series
     assert stamped == given
 
 
+def test_a_run_may_be_named_almost_like_a_checkpoint(tmp_path):
+    watch = Watch(period=0.01, timeout=0.05)
+    watch.check(str(tmp_path / "checkpoint_a"))
+    for name in ("checkpoint_7", "checkpoint_007"):
+        with pytest.raises(ValueError, match="No checkpoint at"):
+            watch.check(str(tmp_path / name))
+
+
 def test_one_that_is_not_done_is_given_again_when_it_changes(looks, monkeypatch):
     directory, done, is_done, *_ = looks
     given, changes = [], iter([(1, 1), (1, 2)])

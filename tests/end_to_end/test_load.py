@@ -37,14 +37,15 @@ TINY = {"UNet.channels": 8, "UNet.levels": 1, "UNet.groups": 2, "TRAIN_STEPS": 4
     "EVAL_PERIOD": None,
     "EMA_RATE": 0.5,
 }
-OWN = """
+INCLUDED = "include 'gin_configs/experiments/digits.gin'"
+OWN = f"""
 from __gin__ import dynamic_registration
 import own_networks
 from idode_gin.networks import flax_module
-include 'gin_configs/experiments/digits.gin'
+{INCLUDED}
 NETWORK = @flax_module.FlaxNetwork()
-flax_module.FlaxNetwork.module = @own_networks.{module}
-own_networks.{name}.width = 6
+flax_module.FlaxNetwork.module = @own_networks.{{module}}
+own_networks.{{name}}.width = 6
 """
 GRID = Adams(steps=9)
 
@@ -304,6 +305,19 @@ def test_a_gamma_of_t_is_loaded_as_it_was_learned(monkeypatch, tmp_path):
     assert (options["gamma_min"], options["gamma_max"]) == (-7.0, 4.0)
 
 
+def test_a_configuration_that_includes_a_file(trained, tmp_path):
+    """As written beside a converted checkpoint."""
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    for each in copy.glob("*config.gin"):
+        each.unlink()
+    network = [f"unet.{name} = {value}" for name, value in TINY.items() if name[:4] == "UNet"]
+    lines = ["from idode_gin.networks import unet", INCLUDED, *network]
+    (copy / "operative_config.gin").write_text("\n".join(lines))
+    loaded = idode_gin.load(copy)
+    assert loaded.config["MIXTURE_OR_TASK_NAME"] == "'digits'"
+    assert loaded.config["UNet.channels"] == "8"
+
+
 def test_what_cannot_be_loaded(trained, tmp_path):
     with pytest.raises(ValueError, match="there is no such directory"):
         idode_gin.load(tmp_path / "nowhere")
@@ -313,7 +327,9 @@ def test_what_cannot_be_loaded(trained, tmp_path):
         idode_gin.load(trained, step=3)
     with pytest.raises(ValueError, match="`step` needs a run directory"):
         idode_gin.load(trained / "checkpoint_2", step=2)
-    copy = shutil.copytree(trained, tmp_path / "copy")
+    copy = shutil.copytree(trained, tmp_path / "checkpoint_copy")
+    with pytest.raises(ValueError, match=r"Saved steps beside it: \[2, 4\]"):
+        idode_gin.load(copy, step=3)
     for each in (copy / "checkpoint_4").rglob("*"):
         if each.is_file() and "ocdbt" not in each.name:
             each.write_bytes(b"")
@@ -328,7 +344,9 @@ def test_what_cannot_be_loaded(trained, tmp_path):
 
 
 def test_a_configuration_that_cannot_be_built(trained, tmp_path):
-    copy = shutil.copytree(trained, tmp_path / "copy")
+    copy = shutil.copytree(trained, tmp_path / "checkpoint_copy")
+    with pytest.raises(ValueError, match=r"Saved steps beside it: \[2, 4\]"):
+        idode_gin.load(copy, step=3)
     config = copy / "operative_config.gin"
     text = config.read_text()
     for old, new, message in (

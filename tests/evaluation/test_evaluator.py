@@ -330,6 +330,7 @@ def test_an_output_folder_holds_one_evaluation(monkeypatch, tmp_path, capsys):
     for changes, said in [
         ({"seed": 1}, "seed was 0 and is now 1"),
         ({"checkpoint_path": "other"}, "run was .*made and is now .*other"),
+        ({"checkpoint_path": "made/checkpoint_a"}, "run was .*made and is now .*checkpoint_a"),
         ({"use_ema": False}, "parameters was ema and is now raw"),
         ({"likelihoods": {}}, r"likelihoods was \['tn'\] and is now \[\]"),
     ]:

@@ -262,6 +262,14 @@ def test_a_folder_that_may_not_be_read_is_left_out(whole, monkeypatch):
     assert report._outputs(whole, 2) == left
 
 
+def test_checkpoints_are_not_searched_and_runs_of_like_names_are(whole):
+    for name in ("checkpoint_7", "checkpoint_a"):
+        shutil.copytree(whole / "eval", whole / name)
+    found = {folder.name for folder, _ in report._outputs(whole, 2)}
+    assert "checkpoint_a" in found
+    assert "checkpoint_7" not in found
+
+
 def test_an_empty_name_is_no_folder(capsys, tmp_path, monkeypatch):
     """As of a shell's variable that is not set."""
     monkeypatch.chdir(tmp_path)
