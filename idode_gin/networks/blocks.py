@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, UInt8
 
 from idode_gin import types
 from idode_gin.networks import layers
@@ -16,8 +16,8 @@ from idode_gin.networks import layers
 Features = layers.Features
 
 
-def kept(keys: types.PRNGKeys, rate: float, shape: tuple[int, ...]) -> Bool[Array, "batch ..."]:
-    """Return True where dropout keeps a feature; `shape` is that of an example.
+def kept(keys: types.PRNGKeys, rate: float, shape: tuple[int, ...]) -> UInt8[Array, "batch ..."]:
+    """Return 1 where dropout keeps a feature, 0 elsewhere; `shape` is that of an example.
 
     Each example has its own key, so that its mask does not depend on the batch. A feature takes 16
     random bits, so that `rate` is rounded to a multiple of 2^-16.
@@ -25,20 +25,19 @@ def kept(keys: types.PRNGKeys, rate: float, shape: tuple[int, ...]) -> Bool[Arra
     size = math.prod(shape)
     limit = jnp.uint32(round((1 - rate) * 2**16))
 
-    def of_example(key: types.PRNGKey) -> Bool[Array, "..."]:
+    def of_example(key: types.PRNGKey) -> UInt8[Array, "..."]:
         words = jax.random.bits(key, (-(-size // 2),), jnp.uint32)
         low, high = words & 0xFFFF < limit, words >> 16 < limit
         # Two bytes of one number: XLA otherwise writes the words, or draws each of them twice.
         pairs = low.astype(jnp.uint16) | high.astype(jnp.uint16) << 8
-        features = jax.lax.bitcast_convert_type(pairs, jnp.uint8).reshape(-1)
-        return (features[:size] != 0).reshape(shape)
+        return jax.lax.bitcast_convert_type(pairs, jnp.uint8).reshape(-1)[:size].reshape(shape)
 
     return jax.vmap(of_example)(keys)
 
 
 def dropout(x: Features, keys: types.PRNGKeys, rate: float) -> Features:
     """Zero a fraction `rate` of the features and scale the others to preserve the mean."""
-    return jnp.where(kept(keys, rate, x.shape[1:]), x / (1 - rate), jnp.zeros_like(x))
+    return jnp.where(kept(keys, rate, x.shape[1:]) != 0, x / (1 - rate), jnp.zeros_like(x))
 
 
 class ResNetBlock(nn.Module):

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, UInt8
 
 from idode_gin import types
 
@@ -110,7 +110,7 @@ class NormSwish(nn.Module):
         self,
         inputs: Sequence[Features],
         shift: Float[Array, "batch _"] | None = None,
-        keep: Bool[Array, "batch height width _"] | None = None,
+        keep: UInt8[Array, "batch height width _"] | None = None,
     ) -> Features:
         """Return features of the inputs side by side; `shift` and `keep` as in `norm_swish`."""
         from idode_gin.networks import norm_swish
@@ -120,7 +120,7 @@ class NormSwish(nn.Module):
         scale = self.param("scale", _named(nn.initializers.ones, self.axis), (count,))
         bias = self.param("bias", _named(ZEROS, self.axis), (count,))
         flat = [each.reshape(image[0], -1, channels) for each in inputs]
-        kept = None if keep is None else keep.reshape(flat[0].shape).astype(jnp.uint8)
+        kept = None if keep is None else keep.reshape(flat[0].shape)
         y = norm_swish.norm_swish(
             flat,
             scale,
