@@ -191,6 +191,7 @@ def steps(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Compiled
     yield "first", lambda: trained(args, first)
     if "first" in args.only:
         yield "first, gradient alone", lambda: gradient(args)
+        yield "first, dropout 0.1", lambda: trained(args, first, dropout_rate=0.1)
         yield "second", lambda: trained(args, SecondOrder())
     if "memory" in args.only:
         yield "first, 2 microbatches", lambda: trained(args, first, parts=2)
@@ -239,7 +240,11 @@ def report_steps(args: argparse.Namespace) -> None:
         )
     paired = [b / f for b, f in zip(times["bare"], times["first"], strict=True)]
     print(f"\nimages/s of `first` over those of `bare`: {statistics.median(paired):.3f}")
-    for name in ("second", *(f"first, {type(each).__name__}" for each in LEARNED)):
+    for name in (
+        "second",
+        "first, dropout 0.1",
+        *(f"first, {type(each).__name__}" for each in LEARNED),
+    ):
         if name in times:
             paired = [s / f for s, f in zip(times[name], times["first"], strict=True)]
             print(f"seconds of `{name}` over those of `first`: {statistics.median(paired):.3f}")
