@@ -41,6 +41,14 @@ def test_evaluations_of_each_bound_are_added(estimator, evaluations):
     assert cost.QUICK_FILE in text
 
 
+@pytest.mark.parametrize(("steps", "is_offered"), [(4, False), (5, True)])
+def test_a_quicker_evaluation_is_offered_if_there_is_one(steps, is_offered):
+    assert cost.QUICK == 2 * 4
+    own = dataclasses.replace(PILOTED, solver=adams.Adams(steps=steps))
+    text = cost.in_words({}, {"own": own}, 0, 1e6, None, {}, dims=48)
+    assert (cost.QUICK_FILE in text) == is_offered
+
+
 def test_adaptive_steps_are_counted_as_measured():
     """More than a pilot's: 8x8 digits took 278 evaluations at 1e-5, 32x32 patches 440."""
     own = dataclasses.replace(PILOTED, solver=adaptive.DormandPrince(), num_repeats=2)

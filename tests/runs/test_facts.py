@@ -393,3 +393,17 @@ def test_numbers_of_an_optax_transformation_are_facts():
     assert facts.changed(accumulated(1e-3), accumulated(1e-3)) == []
     rates = facts.changed(accumulated(1e-3), accumulated(5e-4))
     assert {each.partition(" was ")[2] for each in rates} == {"-0.001 and is now -0.0005"}
+
+
+def test_methods_of_an_object_without_attributes_have_no_numbers():
+    class Slots:
+        __slots__ = ()
+
+        def init(self, params):
+            """Not called."""
+
+        update = init
+
+    own = optax.GradientTransformation(Slots().init, Slots().update)
+    (name,) = facts.described("optimizer", own)
+    assert name == "optimizer"
