@@ -75,8 +75,8 @@ def _outputs(folder: pathlib.Path, depth: int) -> list[tuple[pathlib.Path, str]]
     try:
         owner = output_folders.owner(folder)
         there = sorted(folder.iterdir()) if depth and folder.is_dir() else []
-        hidden = [each for each in there if each.name[0] == "." or names.is_checkpoint(each.name)]
-        inner = [each for each in there if each.is_dir() and each not in hidden]
+        others = [each for each in there if not each.name.startswith(".")]
+        inner = [each for each in others if not names.is_checkpoint(each.name) and each.is_dir()]
     except PermissionError:  # a neighbour's folder; an outage is no such error
         return []
     found = [] if owner is None else [(folder, owner)]

@@ -1,6 +1,7 @@
 """Values of images in memory, for Python: computed on all devices, as the image loop does."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -67,7 +68,7 @@ class InMemory:
             return compute(given, batch, key)
 
         size = SOLVE_SIZE * self.partitioner.mesh.size
-        known = (what, implementation, *map(_hashable, method))
+        known = (what, implementation, _hashable(method, {}))
         if known not in self._compiled:
             self._compiled[known] = image_loop.compiled(with_key, self.partitioner, SOLVE_SIZE)
         compiled = self._compiled[known]
@@ -99,17 +100,17 @@ class _Identity:
         return isinstance(other, _Identity) and self._value is other._value
 
 
-def _hashable(value: Any, within: tuple[int, ...] = ()) -> Any:
+def _hashable(value: Any, seen: dict[int, int]) -> Any:
     """Return a key for a value that changes with what it holds, if that is changed in place.
 
     Args:
         value: any object.
-        within: ids of the objects that hold it.
+        seen: numbers of the objects that have been entered, by id; added to.
     """
     kind, same = type(value), None
     parts: Mapping[Any, Any]
-    if id(value) in within:
-        return kind, within.index(id(value))
+    if id(value) in seen:
+        return kind, seen[id(value)]
     if isinstance(value, np.ndarray):
         return value.dtype, value.shape, value.tobytes()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -122,9 +123,10 @@ def _hashable(value: Any, within: tuple[int, ...] = ()) -> Any:
         return value
     else:
         same = _Identity(value)
-        parts = {} if isinstance(value, type) else getattr(value, "__dict__", {})
-    within = (*within, id(value))
-    return kind, same, tuple((name, _hashable(part, within)) for name, part in parts.items())
+        is_code = isinstance(value, type) or inspect.ismodule(value)
+        parts = {} if is_code else getattr(value, "__dict__", {})
+    seen[id(value)] = len(seen)
+    return kind, same, tuple((name, _hashable(part, seen)) for name, part in parts.items())
 
 
 def key_of(seed: Seed) -> types.PRNGKey:
