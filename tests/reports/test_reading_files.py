@@ -23,7 +23,7 @@ READERS = {
     "config.gin": lambda folder: output_folders.owner(folder),
     "pilot_tn.json": lambda folder: pilot_run.Kept(folder, {}).read("tn"),
     "more_facts.json": lambda folder: resumed(folder),
-    "cost/summary.json": lambda folder: cost._summary(folder / "cost"),
+    "cost/summary.json": lambda folder: cost.compared_with_training(folder / "cost"),
 }
 
 
